@@ -1,0 +1,27 @@
+// Logging: diagnostics to stderr as text or JSON lines. spdlog and fmt stay behind this header. Never log prompts, outputs
+// or keys.
+#pragma once
+
+#include <fmt/format.h>
+
+#include <string_view>
+
+namespace moectl::log {
+
+enum class Level { kDebug, kInfo, kWarn, kError };
+enum class Format { kText, kJson };
+
+// Once, from cmd/main, before threads start. Colour is used only on a terminal and when NO_COLOR is unset.
+void init(Format format, Level level, bool color);
+void write(Level level, std::string_view message);
+
+template <class... Args>
+void debug(fmt::format_string<Args...> f, Args&&... a) { write(Level::kDebug, fmt::format(f, std::forward<Args>(a)...)); }
+template <class... Args>
+void info(fmt::format_string<Args...> f, Args&&... a) { write(Level::kInfo, fmt::format(f, std::forward<Args>(a)...)); }
+template <class... Args>
+void warn(fmt::format_string<Args...> f, Args&&... a) { write(Level::kWarn, fmt::format(f, std::forward<Args>(a)...)); }
+template <class... Args>
+void error(fmt::format_string<Args...> f, Args&&... a) { write(Level::kError, fmt::format(f, std::forward<Args>(a)...)); }
+
+}  // namespace moectl::log
