@@ -16,7 +16,7 @@ function(moectl_cpu_path path)
 endfunction()
 moectl_cpu_path(portable)
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
-  moectl_cpu_path(avx512 -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512cd -mfma -mf16c -mbmi2 -mprefer-vector-width=512)
+  moectl_cpu_path(avx512)  # the target is set by kernels/cpu/path_begin.h
 endif()
 
 file(GLOB ops_sources CONFIGURE_DEPENDS kernels/*.cpp)
