@@ -1,6 +1,6 @@
-// Config: everything a checkpoint's config.json says about the arithmetic, as data. One reader an architecture fills it;
-// the decoder (model.h) never asks which architecture it runs. A field whose value changes the arithmetic and is not
-// understood stops the load with its name.
+// Config: everything a checkpoint's config.json says about the arithmetic, as data. One reader an architecture fills
+// it; the decoder (model.h) never asks which architecture it runs. A field whose value changes the arithmetic and is
+// not understood stops the load with its name.
 #pragma once
 
 #include <cstdint>
@@ -22,25 +22,26 @@ enum class GateScoring { kSigmoid, kSoftmax };
 enum class GateSelect { kGreedy, kGroupMax, kGroupTop2 };
 
 struct RopeConfig {
-  int dim = 0;                       // rotated components a head (qk_rope_head_dim)
+  int dim = 0;  // rotated components a head (qk_rope_head_dim)
   float theta = 10000.0f;
-  bool interleaved = false;          // pairs (2i, 2i+1), DeepSeek; else halves (i, i + dim/2)
+  bool interleaved = false;  // pairs (2i, 2i+1), DeepSeek; else halves (i, i + dim/2)
   // YaRN (arXiv 2309.00071); factor 1: plain RoPE
   float factor = 1.0f, beta_fast = 32.0f, beta_slow = 1.0f;
   int original_max_position = 0;
   float mscale = 0.0f, mscale_all_dim = 0.0f;
-  std::optional<float> attention_factor;   // multiplies cos and sin; derived from mscale when not given
+  std::optional<float> attention_factor;  // multiplies cos and sin; derived from mscale when not given
   bool truncate = true;
 };
 
 struct MlaConfig {
-  int q_lora_rank = 0;               // 0: q_proj is one full matrix
+  int q_lora_rank = 0;  // 0: q_proj is one full matrix
   int kv_lora_rank = 0, qk_nope_head_dim = 0, qk_rope_head_dim = 0, v_head_dim = 0;
+  float latent_norm_eps = 1e-6f;  // of q_a_layernorm and kv_a_layernorm: fixed there, whatever rms_norm_eps says
 };
 
 struct MoeConfig {
   int num_experts = 0, num_experts_per_tok = 0, moe_intermediate_size = 0;
-  int num_shared_experts = 0;        // one shared MLP of num_shared_experts * moe_intermediate_size
+  int num_shared_experts = 0;  // one shared MLP of num_shared_experts * moe_intermediate_size
   GateScoring scoring = GateScoring::kSoftmax;
   GateSelect select = GateSelect::kGreedy;
   int num_groups = 1, num_topk_groups = 1;
@@ -55,32 +56,33 @@ struct LayerConfig {
 };
 
 struct QuantConfig {
-  DType dtype = DType::kF32;         // kF8E4M3 when quantization_config says fp8, else no quantisation
-  int block_n = 0, block_k = 0;      // weight_block_size; 0: not block-quantised
+  DType dtype = DType::kF32;     // kF8E4M3 when quantization_config says fp8, else no quantisation
+  int block_n = 0, block_k = 0;  // weight_block_size; 0: not block-quantised
 };
 
 struct Config {
-  std::string model_type;            // "deepseek_v3"
-  std::string architecture;          // "DeepseekV3ForCausalLM"
-  DType dtype = DType::kBF16;        // of unquantised tensors (torch_dtype / dtype)
+  std::string model_type;      // "deepseek_v3"
+  std::string architecture;    // "DeepseekV3ForCausalLM"
+  DType dtype = DType::kBF16;  // of unquantised tensors (torch_dtype / dtype)
   int32_t vocab_size = 0;
   int hidden_size = 0, intermediate_size = 0, num_layers = 0, num_heads = 0;
   int max_position_embeddings = 0;
   float rms_norm_eps = 1e-6f;
   bool tie_word_embeddings = false;
-  int num_mtp_layers = 0;            // num_nextn_predict_layers; their weights are layers num_layers ...
+  int num_mtp_layers = 0;  // num_nextn_predict_layers; their weights are layers num_layers ...
   int32_t bos_token_id = -1;
   std::vector<int32_t> eos_token_ids;
   MlaConfig mla;
   RopeConfig rope;
   MoeConfig moe;
   QuantConfig quant;
-  std::vector<LayerConfig> layers;   // num_layers + num_mtp_layers entries
+  std::vector<LayerConfig> layers;  // num_layers + num_mtp_layers entries
 
-  float softmax_scale = 0.0f;        // of attention scores, YaRN's mscale^2 included
+  float softmax_scale = 0.0f;  // of attention scores, YaRN's mscale^2 included
 };
 
-// Parses and checks config.json. Throws Error{kBadData} that names the file, the field, what was expected and what to do.
+// Parses and checks config.json. Throws Error{kBadData} that names the file, the field, what was expected and what to
+// do.
 Config read_config(const std::filesystem::path& checkpoint_dir);
 Config parse_config(const nlohmann::json& json, const std::string& origin);
 
@@ -88,7 +90,7 @@ Config parse_config(const nlohmann::json& json, const std::string& origin);
 struct GenerationDefaults {
   std::optional<float> temperature, top_p, min_p, repetition_penalty;
   std::optional<int> top_k;
-  std::vector<int32_t> eos_token_ids;      // empty: config.json's
+  std::vector<int32_t> eos_token_ids;  // empty: config.json's
 };
 GenerationDefaults read_generation_defaults(const std::filesystem::path& checkpoint_dir);
 

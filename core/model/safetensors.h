@@ -19,17 +19,18 @@ struct TensorInfo {
   std::string name;
   DType dtype = DType::kF32;
   std::vector<int64_t> shape;
-  const std::byte* data = nullptr;   // not aligned; points into the mapping
+  const std::byte* data = nullptr;  // not aligned; points into the mapping
   int64_t num_bytes = 0;
-  std::string file;                  // file name for messages
+  std::string file;  // file name for messages
 };
 
 class Checkpoint {
  public:
-  // Opens `dir`/model.safetensors or every file that model.safetensors.index.json names. Throws Error{kNotFound} (no such
-  // folder or file) or Error{kBadData} naming file and tensor: header too large (> 100 MB), malformed or nested JSON, unknown
-  // dtype, a shape whose product overflows or disagrees with the byte range, reversed, overlapping or uncovered ranges,
-  // a truncated file, a path in weight_map that leaves the folder, a tensor that its file lacks or that two files hold.
+  // Opens `dir`/model.safetensors or every file that model.safetensors.index.json names. Throws Error{kNotFound} (no
+  // such folder or file) or Error{kBadData} naming file and tensor: header too large (> 100 MB), malformed or nested
+  // JSON, unknown dtype, a shape whose product overflows or disagrees with the byte range, reversed, overlapping or
+  // uncovered ranges, a truncated file, a path in weight_map that leaves the folder, a tensor that its file lacks or
+  // that two files hold.
   static Checkpoint open(const std::filesystem::path& dir);
 
   Checkpoint(Checkpoint&&) noexcept;
@@ -40,9 +41,10 @@ class Checkpoint {
   const TensorInfo* find(std::string_view name) const;
   // The tensor, or Error{kBadData} that prints expected and actual. A dimension of -1 accepts any size.
   const TensorInfo& get(std::string_view name, std::span<const int64_t> shape) const;
-  int64_t total_bytes() const;       // of all tensors
+  int64_t total_bytes() const;  // of all tensors
   const std::filesystem::path& dir() const;
-  // Gives the file pages of a tensor back to the system after it was packed (keeps resident memory near the weights' size).
+  // Gives the file pages of a tensor back to the system after it was packed (keeps resident memory near the weights'
+  // size).
   void release(const TensorInfo& tensor) const;
 
  private:

@@ -1,0 +1,144 @@
+#include "core/model/config.h"
+
+#include <array>
+#include <nlohmann/json.hpp>
+
+#include "core/base/error.h"
+#include "core/model/config_readers.h"
+
+namespace moectl {
+
+namespace {
+
+constexpr int64_t kMaxConfigBytes = 16 << 20;
+constexpr int64_t kMaxTokenId = limits::kVocab - 1;
+
+// A new architecture is one more line here and its reader.
+struct Architecture {
+  std::string_view model_type;
+  void (*read)(const Fields&, Config&);
+};
+constexpr std::array kArchitectures = {
+    Architecture{"deepseek_v2", read_deepseek_v2},
+    Architecture{"deepseek_v3", read_deepseek_v3},
+    Architecture{"kimi_k2", read_deepseek_v3},
+};
+
+const Architecture& find_architecture(const Fields& f, const std::string& model_type) {
+  std::string supported;
+  for (const Architecture& a : kArchitectures) {
+    if (a.model_type == model_type) return a;
+    supported += fmt::format("{}{}", supported.empty() ? "" : ", ", a.model_type);
+  }
+  f.fail("model_type", "one of the supported architectures: " + supported);
+}
+
+std::string read_architecture_name(const Fields& f) {
+  const nlohmann::json* names = f.find("architectures");
+  if (!names) return {};
+  if (!names->is_array() || names->size() != 1 || !names->front().is_string() ||
+      !names->front().get_ref<const std::string&>().ends_with("ForCausalLM"))
+    f.fail("architectures", "a list of one name that ends in ForCausalLM (a text generation model)");
+  return names->front().get<std::string>();
+}
+
+DType read_dtype(const Fields& f) {
+  const std::string_view field = f.either({"dtype", "torch_dtype"});
+  const std::string name = f.text_or(field, "bfloat16");
+  if (name == "bfloat16") return DType::kBF16;
+  if (name == "float16") return DType::kF16;
+  if (name == "float32") return DType::kF32;
+  f.fail(field, "\"bfloat16\", \"float16\" or \"float32\"");
+}
+
+// Weights only: activations are never quantised here, so the activation side (activation_scheme dynamic, scale_fmt) is
+// not needed. Which tensors are quantised is seen from their dtype.
+QuantConfig read_quant(const Fields& f) {
+  QuantConfig quant;
+  std::optional<Fields> q = f.object("quantization_config");
+  if (!q) return quant;
+  if (q->text("quant_method") != "fp8") q->fail("quant_method", "\"fp8\": other quantisations are not supported");
+  if (q->text_or("fmt", "e4m3") != "e4m3") q->fail("fmt", "\"e4m3\"");
+  if (q->text_or("activation_scheme", "dynamic") != "dynamic") q->fail("activation_scheme", "\"dynamic\"");
+  if (q->text_or("scale_fmt", "ue8m0") != "ue8m0" && q->text("scale_fmt") != "float")
+    q->fail("scale_fmt", "\"ue8m0\" or \"float\"");
+  const std::vector<int32_t> block = q->integers("weight_block_size", 1, 1 << 16);
+  if (block.size() != 2 || !q->find("weight_block_size")->is_array())
+    q->fail("weight_block_size", "[rows, columns] of the blocks that share a scale");
+  quant.dtype = DType::kF8E4M3;
+  quant.block_n = block[0];
+  quant.block_k = block[1];
+  return quant;
+}
+
+void read_common(const Fields& f, Config& c) {
+  c.dtype = read_dtype(f);
+  c.vocab_size = int32_t(f.integer("vocab_size", 1, limits::kVocab));
+  c.hidden_size = int(f.integer("hidden_size", 1, limits::kHidden));
+  c.intermediate_size = int(f.integer("intermediate_size", 1, limits::kIntermediate));
+  c.num_layers = int(f.integer("num_hidden_layers", 1, limits::kLayers));
+  c.num_heads = int(f.integer("num_attention_heads", 1, limits::kHeads));
+  c.max_position_embeddings = int(f.integer("max_position_embeddings", 1, limits::kPositions));
+  c.rms_norm_eps = float(f.number_or("rms_norm_eps", 1e-6, 1e-20, 1.0));
+  c.tie_word_embeddings = f.boolean_or("tie_word_embeddings", false);
+  if (f.text_or("hidden_act", "silu") != "silu") f.fail("hidden_act", "\"silu\": other activations are not supported");
+  c.quant = read_quant(f);
+  c.bos_token_id = int32_t(f.integer_or("bos_token_id", -1, -1, kMaxTokenId));
+  c.eos_token_ids = f.integers("eos_token_id", 0, kMaxTokenId);
+}
+
+}  // namespace
+
+void require_false(const Fields& f, std::string_view name, std::string_view meaning) {
+  if (f.boolean_or(name, false))
+    f.fail(name, fmt::format("false: {} are not supported for this architecture", meaning));
+}
+
+void require_absent(const Fields& f, std::string_view name, std::string_view meaning) {
+  if (f.has(name)) f.fail(name, fmt::format("null: {} are not supported for this architecture", meaning));
+}
+
+Config parse_config(const nlohmann::json& json, const std::string& origin) {
+  const Fields fields(json, origin);
+  Config config;
+  config.model_type = fields.text("model_type");
+  const Architecture& architecture = find_architecture(fields, config.model_type);
+  config.architecture = read_architecture_name(fields);
+  read_common(fields, config);
+  architecture.read(fields, config);
+  return config;
+}
+
+Config read_config(const std::filesystem::path& checkpoint_dir) {
+  std::error_code ec;
+  if (!std::filesystem::is_directory(checkpoint_dir, ec))
+    throw Error(
+        Code::kNotFound,
+        fmt::format("{}: {}; expected a checkpoint folder (config.json and *.safetensors)", checkpoint_dir.string(),
+                    std::filesystem::exists(checkpoint_dir, ec) ? "is not a folder" : "there is no such folder"));
+  const std::filesystem::path file = checkpoint_dir / "config.json";
+  return parse_config(read_untrusted_json(file, kMaxConfigBytes), file.string());
+}
+
+// do_sample is not read: as in other servers, a request's own fields decide, and these are its defaults.
+GenerationDefaults read_generation_defaults(const std::filesystem::path& checkpoint_dir) {
+  GenerationDefaults out;
+  const std::filesystem::path file = checkpoint_dir / "generation_config.json";
+  std::error_code ec;
+  if (!std::filesystem::exists(file, ec)) return out;
+  const nlohmann::json json = read_untrusted_json(file, kMaxConfigBytes);
+  const Fields f(json, file.string());
+  auto number = [&](std::string_view name, double min, double max) -> std::optional<float> {
+    if (!f.has(name)) return std::nullopt;
+    return float(f.number(name, min, max));
+  };
+  out.temperature = number("temperature", 0.0, 100.0);
+  out.top_p = number("top_p", 0.0, 1.0);
+  out.min_p = number("min_p", 0.0, 1.0);
+  out.repetition_penalty = number("repetition_penalty", 1e-3, 100.0);
+  if (f.has("top_k")) out.top_k = int(f.integer("top_k", -1, limits::kVocab));  // 0 and -1: off
+  out.eos_token_ids = f.integers("eos_token_id", 0, kMaxTokenId);
+  return out;
+}
+
+}  // namespace moectl

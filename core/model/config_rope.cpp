@@ -1,0 +1,68 @@
+#include <fmt/format.h>
+
+#include <cmath>
+
+#include "core/model/config_readers.h"
+
+namespace moectl {
+
+double yarn_mscale(double factor, double mscale) {
+  return factor <= 1 ? 1.0 : 0.1 * mscale * std::log(factor) + 1.0;
+}
+
+namespace {
+
+void read_yarn(const Fields& yarn, int max_position_embeddings, RopeConfig& rope) {
+  rope.original_max_position =
+      int(yarn.integer_or("original_max_position_embeddings", max_position_embeddings, 1, limits::kPositions));
+  const double factor = yarn.number("factor", 1.0, 1e6);
+  rope.factor = float(factor);
+  // 0 stands for the default, as in transformers (`get("beta_fast") or 32`).
+  auto beta = [&](const char* name, double fallback) {
+    double x = yarn.number_or(name, 0.0, 0.0, 1e6);
+    return float(x == 0.0 ? fallback : x);
+  };
+  rope.beta_fast = beta("beta_fast", 32.0);
+  rope.beta_slow = beta("beta_slow", 1.0);
+  if (rope.beta_fast < rope.beta_slow) yarn.fail("beta_fast", fmt::format("at least beta_slow, {}", rope.beta_slow));
+  rope.truncate = yarn.boolean_or("truncate", true);
+  const double mscale = yarn.number_or("mscale", 0.0, 0.0, 100.0);
+  const double all_dim = yarn.number_or("mscale_all_dim", 0.0, 0.0, 100.0);
+  rope.mscale = float(mscale);
+  rope.mscale_all_dim = float(all_dim);
+  // cos and sin are multiplied by the ratio of the two, or by the paper's value when one is missing.
+  if (yarn.has("attention_factor"))
+    rope.attention_factor = float(yarn.number("attention_factor", 1e-6, 1e6));
+  else if (mscale != 0.0 && all_dim != 0.0)
+    rope.attention_factor = float(yarn_mscale(factor, mscale) / yarn_mscale(factor, all_dim));
+  else
+    rope.attention_factor = float(yarn_mscale(factor, 1.0));
+}
+
+}  // namespace
+
+RopeConfig read_rope(const Fields& fields, int dim, int max_position_embeddings) {
+  constexpr double kMaxTheta = 1e12;
+  RopeConfig rope;
+  rope.dim = dim;
+  if (dim % 2 != 0) fields.fail("qk_rope_head_dim", "an even number: RoPE rotates pairs");
+  double theta = fields.number_or("rope_theta", 10000.0, 1.001, kMaxTheta);
+
+  if (auto scaling = fields.object(fields.either({"rope_parameters", "rope_scaling"})); scaling && !scaling->empty()) {
+    double inner = scaling->number_or("rope_theta", theta, 1.001, kMaxTheta);
+    if (fields.has("rope_theta") && inner != theta) scaling->fail("rope_theta", "the same as `rope_theta` outside");
+    theta = inner;
+    if (scaling->number_or("partial_rotary_factor", 1.0, 0.0, 1.0) != 1.0)
+      scaling->fail("partial_rotary_factor", "1: a partial rotation is not supported here");
+    const std::string_view type_field = scaling->either({"rope_type", "type"});
+    const std::string type = scaling->text_or(type_field, "default");
+    if (type == "yarn" || type == "deepseek_yarn")
+      read_yarn(*scaling, max_position_embeddings, rope);
+    else if (type != "default")
+      scaling->fail(type_field, "\"default\" or \"yarn\": other kinds of RoPE scaling are not supported");
+  }
+  rope.theta = float(theta);
+  return rope;
+}
+
+}  // namespace moectl

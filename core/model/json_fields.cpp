@@ -1,0 +1,198 @@
+#include "core/model/json_fields.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cmath>
+#include <cstring>
+#include <nlohmann/json.hpp>
+#include <set>
+
+#include "core/base/error.h"
+#include "core/base/json_depth.h"
+
+namespace moectl {
+
+using nlohmann::json;
+
+namespace {
+
+// Names seen in the objects that are open, one set a level.
+class DuplicateNames {
+ public:
+  explicit DuplicateNames(const std::string& origin) : origin_(origin) {}
+
+  bool operator()(int, json::parse_event_t event, json& parsed) {
+    if (event == json::parse_event_t::object_start) open_.emplace_back();
+    if (event == json::parse_event_t::object_end) open_.pop_back();
+    if (event == json::parse_event_t::key && !open_.back().insert(parsed.get_ref<const std::string&>()).second)
+      throw Error(Code::kBadData, fmt::format("{}: the name {} stands twice in one object; write it once", origin_,
+                                              brief_json(parsed)));
+    return true;
+  }
+
+ private:
+  const std::string& origin_;
+  std::vector<std::set<std::string>> open_;
+};
+
+std::string read_regular_file(const std::filesystem::path& file, int64_t max_bytes) {
+  // Non-blocking, so that a FIFO in the folder cannot hang the load before fstat tells what it is.
+  int fd = ::open(file.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+  if (fd < 0) {
+    int error = errno;
+    throw Error(error == ENOENT || error == ENOTDIR ? Code::kNotFound : Code::kBadData,
+                fmt::format("{}: cannot be opened: {}", file.string(), std::strerror(error)));
+  }
+  struct Closer {
+    int fd;
+    ~Closer() { ::close(fd); }
+  } closer{fd};
+  struct stat st {};
+  if (::fstat(fd, &st) != 0 || !S_ISREG(st.st_mode))
+    throw Error(Code::kBadData, fmt::format("{}: is not a regular file", file.string()));
+  if (st.st_size > max_bytes)
+    throw Error(Code::kBadData,
+                fmt::format("{}: is {} bytes long; at most {} are read", file.string(), st.st_size, max_bytes));
+  std::string text(size_t(st.st_size), '\0');
+  size_t done = 0;
+  while (done < text.size()) {
+    ssize_t n = ::read(fd, text.data() + done, text.size() - done);
+    if (n < 0 && errno == EINTR) continue;
+    if (n <= 0) throw Error(Code::kBadData, fmt::format("{}: cannot be read to its end", file.string()));
+    done += size_t(n);
+  }
+  return text;
+}
+
+}  // namespace
+
+json parse_untrusted_json(std::string_view text, const std::string& origin) {
+  check_json_depth(text, kMaxJsonDepth, origin);
+  try {
+    return json::parse(text, DuplicateNames(origin));
+  } catch (const json::exception& e) {
+    throw Error(Code::kBadData, fmt::format("{}: is not valid JSON: {}", origin, e.what()));
+  }
+}
+
+json read_untrusted_json(const std::filesystem::path& file, int64_t max_bytes) {
+  return parse_untrusted_json(read_regular_file(file, max_bytes), file.string());
+}
+
+std::string brief_json(const json& value) {
+  if (value.is_discarded()) return "nothing";
+  constexpr size_t kMax = 80;
+  // A large value is not dumped whole only to be cut.
+  if (value.is_object() && value.size() > 8) return fmt::format("an object of {} fields", value.size());
+  if (value.is_array() && value.size() > 16) return fmt::format("a list of {} values", value.size());
+  std::string s = value.dump(-1, ' ', true, json::error_handler_t::replace);  // ASCII: no control bytes on a terminal
+  if (s.size() > kMax) s = s.substr(0, kMax) + "...";
+  return s;
+}
+
+Fields::Fields(const json& json, std::string origin, std::string prefix)
+    : json_(&json), origin_(std::move(origin)), prefix_(std::move(prefix)) {
+  if (json.is_object()) return;
+  std::string what = prefix_.empty() ? "" : fmt::format(" `{}`", prefix_.substr(0, prefix_.size() - 1));
+  throw Error(Code::kBadData, fmt::format("{}:{} is {}; expected an object", origin_, what, brief_json(json)));
+}
+
+const json* Fields::find(std::string_view name) const {
+  auto it = json_->find(name);
+  return it == json_->end() || it->is_null() ? nullptr : &*it;
+}
+
+bool Fields::contains(std::string_view name) const {
+  return json_->contains(name);
+}
+bool Fields::empty() const {
+  return json_->empty();
+}
+
+void Fields::fail(std::string_view name, std::string_view expected) const {
+  const json* value = find(name);
+  std::string is = value ? "is " + brief_json(*value) : contains(name) ? "is null" : "is missing";
+  throw Error(Code::kBadData, fmt::format("{}: `{}{}` {}; expected {}", origin_, prefix_, name, is, expected));
+}
+
+int64_t Fields::integer(std::string_view name, int64_t min, int64_t max) const {
+  const json* value = find(name);
+  bool in_range = false;
+  if (value && value->is_number_unsigned())
+    in_range =
+        max >= 0 && value->get<uint64_t>() <= uint64_t(max) && (min <= 0 || value->get<uint64_t>() >= uint64_t(min));
+  else if (value && value->is_number_integer())
+    in_range = value->get<int64_t>() >= min && value->get<int64_t>() <= max;
+  if (!in_range) fail(name, fmt::format("an integer from {} to {}", min, max));
+  return value->get<int64_t>();
+}
+
+int64_t Fields::integer_or(std::string_view name, int64_t fallback, int64_t min, int64_t max) const {
+  return has(name) ? integer(name, min, max) : fallback;
+}
+
+double Fields::number(std::string_view name, double min, double max) const {
+  const json* value = find(name);
+  double x = value && value->is_number() ? value->get<double>() : std::nan("");
+  if (!(x >= min && x <= max)) fail(name, fmt::format("a number from {} to {}", min, max));  // NaN fails as well
+  return x;
+}
+
+double Fields::number_or(std::string_view name, double fallback, double min, double max) const {
+  return has(name) ? number(name, min, max) : fallback;
+}
+
+bool Fields::boolean_or(std::string_view name, bool fallback) const {
+  const json* value = find(name);
+  if (!value) return fallback;
+  if (!value->is_boolean()) fail(name, "true or false");
+  return value->get<bool>();
+}
+
+std::string Fields::text(std::string_view name) const {
+  const json* value = find(name);
+  if (!value || !value->is_string()) fail(name, "a string");
+  return value->get<std::string>();
+}
+
+std::string Fields::text_or(std::string_view name, std::string_view fallback) const {
+  return has(name) ? text(name) : std::string(fallback);
+}
+
+std::optional<Fields> Fields::object(std::string_view name) const {
+  const json* value = find(name);
+  if (!value) return std::nullopt;
+  return Fields(*value, origin_, fmt::format("{}{}.", prefix_, name));
+}
+
+std::vector<int32_t> Fields::integers(std::string_view name, int64_t min, int64_t max) const {
+  constexpr size_t kMaxCount = 1024;
+  const json* value = find(name);
+  if (!value) return {};
+  if (!value->is_array()) return {int32_t(integer(name, min, max))};
+  std::string expected = fmt::format("an integer from {} to {}, or a list of up to {} of them", min, max, kMaxCount);
+  if (value->size() > kMaxCount) fail(name, expected);
+  std::vector<int32_t> out;
+  for (const json& item : *value) {
+    bool ok = item.is_number_unsigned() ? item.get<uint64_t>() <= uint64_t(max) : item.is_number_integer();
+    if (!ok || item.get<int64_t>() < min || item.get<int64_t>() > max) fail(name, expected);
+    out.push_back(int32_t(item.get<int64_t>()));
+  }
+  return out;
+}
+
+std::string_view Fields::either(std::initializer_list<std::string_view> names) const {
+  std::string_view chosen;
+  for (std::string_view name : names) {
+    if (!has(name)) continue;
+    if (chosen.empty()) chosen = name;
+    if (*find(name) != *find(chosen))
+      fail(name, fmt::format("the same as `{}{}`, which is {}", prefix_, chosen, brief_json(*find(chosen))));
+  }
+  return chosen.empty() ? *names.begin() : chosen;
+}
+
+}  // namespace moectl
