@@ -1,6 +1,7 @@
 #include "core/base/parallel.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace moectl {
 namespace {
