@@ -1,0 +1,18 @@
+#include "kernels/cpu/cpu_ops.h"
+#include "kernels/cpu/gemm.h"
+
+#include "kernels/cpu/path_begin.h"
+
+void CpuOps::linear(const LinearArgs& a, Stream) {
+  const PackedMatrix& w = cpu::packed(a.weight).matrices[0];
+  const int64_t num_rows = a.x.dim(0);
+  CHECK(a.x.row_size() == w.k && a.out.row_size() == w.n, "linear: x has {} columns and out {}, the weight is [{}, {}]",
+        a.x.row_size(), a.out.row_size(), w.n, w.k);
+  const float* const* x = row_pointers(a.x.data, num_rows, w.k);
+  pool_.parallel_for(w.num_tiles, min_tiles_per_thread(w.k, num_rows), [&](int64_t begin, int64_t end) {
+    gemm(w, begin, end, x, num_rows,
+         [&](int64_t row, int64_t tile, F32x16 value) { store_tile(a.out.row(row), tile, w.n, value); });
+  });
+}
+
+#include "kernels/cpu/path_end.h"

@@ -1,0 +1,6 @@
+#if defined(MOECTL_CPU_PATH_avx512)
+}  // namespace moectl::cpu_avx512
+#pragma GCC pop_options
+#else
+}  // namespace moectl::cpu_portable
+#endif

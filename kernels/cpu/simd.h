@@ -1,0 +1,126 @@
+// F32x16: sixteen floats, the unit in which every CPU kernel is written. Two definitions: AVX-512 and plain loops. The order of
+// every sum is part of the definition; the two paths differ in fused multiply-add and are therefore two numerics ids.
+// This file and path_begin.h are the only ones that know the instruction set.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "core/base/dtype.h"
+#if defined(MOECTL_CPU_PATH_avx512)
+#include <immintrin.h>
+#endif
+
+#include "kernels/cpu/path_begin.h"
+
+inline constexpr int kLanes = 16;
+
+#if defined(MOECTL_CPU_PATH_avx512)
+
+inline constexpr const char* kPathName = "avx512";
+// load_f8 gives value / kF8Factor: e4m3 bits moved into f16 are off by 2^8, which packing folds into the block scales.
+inline constexpr float kF8Factor = 256.0f;
+
+struct F32x16 {
+  __m512 v;
+};
+inline F32x16 zero() { return {_mm512_setzero_ps()}; }
+inline F32x16 broadcast(float x) { return {_mm512_set1_ps(x)}; }
+inline F32x16 load(const float* p) { return {_mm512_loadu_ps(p)}; }
+inline void store(float* p, F32x16 a) { _mm512_storeu_ps(p, a.v); }
+inline F32x16 load_part(const float* p, int n) { return {_mm512_maskz_loadu_ps(__mmask16((1u << n) - 1), p)}; }
+inline void store_part(float* p, F32x16 a, int n) { _mm512_mask_storeu_ps(p, __mmask16((1u << n) - 1), a.v); }
+inline F32x16 operator+(F32x16 a, F32x16 b) { return {_mm512_add_ps(a.v, b.v)}; }
+inline F32x16 operator-(F32x16 a, F32x16 b) { return {_mm512_sub_ps(a.v, b.v)}; }
+inline F32x16 operator*(F32x16 a, F32x16 b) { return {_mm512_mul_ps(a.v, b.v)}; }
+inline F32x16 operator/(F32x16 a, F32x16 b) { return {_mm512_div_ps(a.v, b.v)}; }
+inline F32x16 fma(F32x16 a, F32x16 b, F32x16 c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+inline F32x16 max(F32x16 a, F32x16 b) { return {_mm512_max_ps(a.v, b.v)}; }
+inline F32x16 min(F32x16 a, F32x16 b) { return {_mm512_min_ps(a.v, b.v)}; }
+inline F32x16 round_even(F32x16 a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
+// x * 2^n for integral n in the normal range
+inline F32x16 scale_pow2(F32x16 x, F32x16 n) { return {_mm512_scalef_ps(x.v, n.v)}; }
+inline F32x16 load_bf16(const uint16_t* p) {
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16))};
+}
+inline F32x16 load_f16(const uint16_t* p) { return {_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p))}; }
+inline F32x16 load_f8(const uint8_t* p) {
+  __m256i x = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)p));  // sign in the upper byte and in bit 7
+  x = _mm256_and_si256(_mm256_slli_epi16(x, 7), _mm256_set1_epi16(short(0xBFFF)));
+  return {_mm512_cvtph_ps(x)};
+}
+inline float first(F32x16 a) { return _mm512_cvtss_f32(a.v); }
+
+#else
+
+inline constexpr const char* kPathName = "portable";
+inline constexpr float kF8Factor = 1.0f;
+
+struct F32x16 {
+  float v[16];
+};
+#define MOECTL_LANES(expr)                      \
+  F32x16 r;                                     \
+  for (int i = 0; i < 16; ++i) r.v[i] = (expr); \
+  return r
+inline F32x16 zero() { MOECTL_LANES(0.0f); }
+inline F32x16 broadcast(float x) { MOECTL_LANES(x); }
+inline F32x16 load(const float* p) { MOECTL_LANES(p[i]); }
+inline void store(float* p, F32x16 a) { std::memcpy(p, a.v, sizeof a.v); }
+inline F32x16 load_part(const float* p, int n) { MOECTL_LANES(i < n ? p[i] : 0.0f); }
+inline void store_part(float* p, F32x16 a, int n) { std::memcpy(p, a.v, size_t(n) * sizeof(float)); }
+inline F32x16 operator+(F32x16 a, F32x16 b) { MOECTL_LANES(a.v[i] + b.v[i]); }
+inline F32x16 operator-(F32x16 a, F32x16 b) { MOECTL_LANES(a.v[i] - b.v[i]); }
+inline F32x16 operator*(F32x16 a, F32x16 b) { MOECTL_LANES(a.v[i] * b.v[i]); }
+inline F32x16 operator/(F32x16 a, F32x16 b) { MOECTL_LANES(a.v[i] / b.v[i]); }
+inline F32x16 fma(F32x16 a, F32x16 b, F32x16 c) { MOECTL_LANES(a.v[i] * b.v[i] + c.v[i]); }
+inline F32x16 max(F32x16 a, F32x16 b) { MOECTL_LANES(a.v[i] > b.v[i] ? a.v[i] : b.v[i]); }
+inline F32x16 min(F32x16 a, F32x16 b) { MOECTL_LANES(a.v[i] < b.v[i] ? a.v[i] : b.v[i]); }
+inline F32x16 round_even(F32x16 a) { MOECTL_LANES(std::nearbyint(a.v[i])); }
+inline F32x16 scale_pow2(F32x16 x, F32x16 n) { MOECTL_LANES(std::ldexp(x.v[i], int(n.v[i]))); }
+inline F32x16 load_bf16(const uint16_t* p) { MOECTL_LANES(bf16_to_f32(p[i])); }
+inline F32x16 load_f16(const uint16_t* p) { MOECTL_LANES(f16_to_f32(p[i])); }
+inline F32x16 load_f8(const uint8_t* p) { MOECTL_LANES(f8_e4m3_to_f32(p[i])); }
+inline float first(F32x16 a) { return a.v[0]; }
+#undef MOECTL_LANES
+
+#endif
+
+// Sum of the lanes as a fixed tree: (i, i + 8), (i, i + 4), (i, i + 2), (i, i + 1).
+inline float reduce_add(F32x16 a) {
+  float t[16];
+  store(t, a);
+  for (int half = 8; half; half /= 2)
+    for (int i = 0; i < half; ++i) t[i] = t[i] + t[i + half];
+  return t[0];
+}
+
+// e^x with a relative error below 2e-7 for x in [-87.33, 88]; saturates outside.
+inline F32x16 exp(F32x16 x) {
+  x = min(max(x, broadcast(-87.33f)), broadcast(88.0f));
+  F32x16 n = round_even(x * broadcast(1.44269504f));
+  F32x16 r = fma(n, broadcast(-0.693359375f), x);
+  r = fma(n, broadcast(2.12194440e-4f), r);
+  F32x16 p = broadcast(1.9875691500e-4f);
+  p = fma(p, r, broadcast(1.3981999507e-3f));
+  p = fma(p, r, broadcast(8.3334519073e-3f));
+  p = fma(p, r, broadcast(4.1665795894e-2f));
+  p = fma(p, r, broadcast(1.6666665459e-1f));
+  p = fma(p, r, broadcast(5.0000001201e-1f));
+  p = fma(p, r * r, r) + broadcast(1.0f);
+  return scale_pow2(p, n);
+}
+
+inline F32x16 silu(F32x16 x) { return x / (broadcast(1.0f) + exp(zero() - x)); }
+
+// Sum of a[i] * b[i], i = 0 .. n-1: lane l sums i = l mod 16 in ascending order, then the tree.
+inline float dot(const float* a, const float* b, int64_t n) {
+  F32x16 acc = zero();
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) acc = fma(load(a + i), load(b + i), acc);
+  if (i < n) acc = fma(load_part(a + i, int(n - i)), load_part(b + i, int(n - i)), acc);
+  return reduce_add(acc);
+}
+
+#include "kernels/cpu/path_end.h"

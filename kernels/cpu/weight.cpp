@@ -1,0 +1,126 @@
+// Packing of checkpoint matrices into the CPU layout (weight.h), once at load.
+#include "kernels/cpu/weight.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "kernels/cpu/cpu_ops.h"
+#include "kernels/cpu/simd.h"
+
+#include "kernels/cpu/path_begin.h"
+
+using cpu::PackedMatrix;
+using cpu::PackedRows;
+using cpu::PackedWeight;
+
+namespace {
+
+// Ends of the stretches of k that share a scale, for a rectangle that starts anywhere in the block grid.
+std::vector<int32_t> scale_segments(const MatrixSpec& m, int64_t k) {
+  if (!m.scales) return {int32_t(k)};
+  int64_t block = m.transpose ? m.block_n : m.block_k, begin = m.transpose ? m.row_begin : m.col_begin;
+  std::vector<int32_t> ends;
+  for (int64_t end = block - begin % block; end < k; end += block) ends.push_back(int32_t(end));
+  ends.push_back(int32_t(k));
+  return ends;
+}
+
+float scale_at(const MatrixSpec& m, int64_t row, int64_t col) {
+  int64_t cols = (m.cols + m.block_k - 1) / m.block_k;
+  float s;
+  std::memcpy(&s, m.scales + ((row / m.block_n) * cols + col / m.block_k) * int64_t(sizeof s), sizeof s);
+  if (!std::isfinite(s))
+    throw Error(Code::kBadData, fmt::format("{}: the scale of block ({}, {}) is not a finite number; the file is damaged: "
+                                            "download the checkpoint again",
+                                            m.name, row / m.block_n, col / m.block_k));
+  return s;
+}
+
+void check_no_f8_nan(const MatrixSpec& m) {
+  const auto* p = reinterpret_cast<const uint8_t*>(m.data);
+  for (int64_t i = 0; i < m.rows * m.cols; ++i)
+    if ((p[i] & 0x7f) == 0x7f)
+      throw Error(Code::kBadData, fmt::format("{}: element ({}, {}) is NaN; the file is damaged: download the checkpoint again",
+                                              m.name, i / m.cols, i % m.cols));
+}
+
+void pack_one(const MatrixSpec& m, PackedMatrix& p, std::byte* data, float* scales) {
+  const int size = dtype_bytes(m.dtype);
+  for (int64_t tile = 0; tile < p.num_tiles; ++tile) {
+    std::byte* out = data + tile * p.k * 16 * size;
+    const int lanes = int(std::min<int64_t>(16, p.n - tile * 16));
+    for (int lane = 0; lane < lanes; ++lane) {
+      int64_t n = tile * 16 + lane;
+      for (int64_t k = 0; k < p.k; ++k) {
+        int64_t row = m.row_begin + (m.transpose ? k : n), col = m.col_begin + (m.transpose ? n : k);
+        std::memcpy(out + (k * 16 + lane) * size, m.data + (row * m.cols + col) * size, size_t(size));
+      }
+      if (!scales) continue;
+      float* s = scales + tile * int64_t(p.segment_end.size()) * 16 + lane;
+      int64_t k = 0;
+      for (int32_t end : p.segment_end) {
+        int64_t row = m.row_begin + (m.transpose ? k : n), col = m.col_begin + (m.transpose ? n : k);
+        *s = scale_at(m, row, col) * kF8Factor;
+        s += 16;
+        k = end;
+      }
+    }
+  }
+}
+
+}  // namespace
+
+Weight CpuOps::pack(std::span<const MatrixSpec> batch) {
+  CHECK(!batch.empty(), "pack needs at least one matrix");
+  auto weight = std::make_shared<PackedWeight>();
+  const MatrixSpec& first = batch[0];
+  const int size = dtype_bytes(first.dtype);
+  const int64_t n = first.transpose ? first.num_cols : first.num_rows, k = first.transpose ? first.num_rows : first.num_cols;
+  CHECK(n > 0 && k > 0, "{}: cannot pack a {} x {} matrix", first.name, n, k);
+  const int64_t num_tiles = (n + 15) / 16, matrix_bytes = num_tiles * k * 16 * size;
+  int64_t scale_floats = 0;
+  for (const MatrixSpec& m : batch) {
+    PackedMatrix p;
+    p.dtype = m.dtype;
+    p.n = m.transpose ? m.num_cols : m.num_rows;
+    p.k = m.transpose ? m.num_rows : m.num_cols;
+    CHECK(p.n == n && p.k == k && m.dtype == first.dtype, "{} differs in shape or dtype from {}", m.name, first.name);
+    CHECK((m.dtype == DType::kF8E4M3) == (m.scales != nullptr), "{}: FP8 and scales go together", m.name);
+    p.num_tiles = num_tiles;
+    p.segment_end = scale_segments(m, k);
+    if (m.scales) scale_floats += num_tiles * int64_t(p.segment_end.size()) * 16;
+    weight->matrices.push_back(std::move(p));
+  }
+  weight->data = alloc(matrix_bytes * int64_t(batch.size()));
+  if (scale_floats) weight->scales = alloc(scale_floats * int64_t(sizeof(float)));
+  float* scales = reinterpret_cast<float*>(weight->scales.get());
+  for (size_t i = 0; i < batch.size(); ++i) {
+    const MatrixSpec& m = batch[i];
+    PackedMatrix& p = weight->matrices[i];
+    std::byte* data = weight->data.get() + matrix_bytes * int64_t(i);
+    // A rectangle is checked with its whole tensor only once: by the entry that holds its first row.
+    if (m.dtype == DType::kF8E4M3 && m.row_begin == 0 && m.col_begin == 0) check_no_f8_nan(m);
+    pack_one(m, p, data, m.scales ? scales : nullptr);
+    p.data = data;
+    if (m.scales) {
+      p.scales = scales;
+      scales += num_tiles * int64_t(p.segment_end.size()) * 16;
+    }
+  }
+  return {int64_t(batch.size()), n, k, first.dtype, matrix_bytes * int64_t(batch.size()) + scale_floats * 4, weight};
+}
+
+Weight CpuOps::pack_rows(const MatrixSpec& table) {
+  CHECK(!table.scales, "{}: tables with scales are not supported", table.name);
+  auto rows = std::make_shared<PackedRows>();
+  rows->dtype = table.dtype;
+  rows->rows = table.rows;
+  rows->cols = table.cols;
+  int64_t num_bytes = table.rows * table.cols * dtype_bytes(table.dtype);
+  rows->data = alloc(num_bytes);
+  std::memcpy(rows->data.get(), table.data, size_t(num_bytes));
+  return {1, table.rows, table.cols, table.dtype, num_bytes, rows};
+}
+
+#include "kernels/cpu/path_end.h"
