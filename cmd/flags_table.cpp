@@ -1,0 +1,463 @@
+// The tables: every command and every flag, with the words that --help and the man pages print. See flags.h for the
+// meaning of the fields and CONTRIBUTING.md for how to add one.
+#include "cmd/flags.h"
+
+namespace moectl {
+namespace {
+
+constexpr std::string_view kModel = "Model", kParallel = "Parallelism", kBatching = "Memory and batching",
+                           kHardware = "Hardware", kServer = "Server", kLoad = "Load", kDocs = "Documentation",
+                           kOutput = "Output and configuration";
+
+using Names = std::vector<std::string_view>;
+const Names kServe = {"serve-decode"};
+const Names kBench = {"bench engine"};
+const Names kDocgen = {"docgen"};
+const Names kEngines = {"serve-decode", "bench engine"};
+const Names kReports = {"inspect", "bench engine"};
+const Names kCheckpoints = {"serve-decode", "inspect", "bench engine"};
+const Names kEvery = {"serve-decode", "inspect", "bench engine", "docgen"};
+
+constexpr int64_t kMiB = 1ll << 20, kTiB = 1ll << 40;
+constexpr int kMaxRanks = 1024, kMaxTokens = 1 << 24;
+
+// The member a flag sets, as a plain function pointer whose type tells the table how to read the text.
+#define MEMBER(type, path)                                     \
+  Target {                                                     \
+    MemberOf<type>([](Options& o) -> type& { return o.path; }) \
+  }
+
+std::vector<Flag> model_flags() {
+  return {
+      {.name = "model",
+       .metavar = "MODEL",
+       .group = kModel,
+       .commands = kCheckpoints,
+       .target = MEMBER(std::string, engine.model_dir),
+       .help = "Checkpoint folder in Hugging Face layout",
+       .doc =
+           "The folder holds config.json, the safetensors files and, except with --skip-tokenizer-init, "
+           "tokenizer.json. "
+           "Nothing is downloaded and no code of the checkpoint is run. Without this flag the demo checkpoint is "
+           "taken: models/demo below the current directory, else beside the executable's source tree or installation.",
+       .shown_default = "models/demo",
+       .completes = Completes::kFolder,
+       .positional = true},
+      {.name = "served-model-name",
+       .metavar = "NAME",
+       .group = kModel,
+       .commands = kServe,
+       .target = MEMBER(std::string, api.served_model_name),
+       .help = "The name clients send as `model`",
+       .doc = "Shown by GET /v1/models; a request with another name gets 404.",
+       .shown_default = "the folder's name"},
+      {.name = "max-model-len",
+       .metavar = "N",
+       .group = kModel,
+       .commands = kEngines,
+       .target = MEMBER(int, engine.max_model_len),
+       .help = "Longest prompt and answer together, in tokens",
+       .doc = "Never more than the checkpoint was made for.",
+       .min = 1,
+       .max = kMaxTokens,
+       .shown_default = "the checkpoint's"},
+      {.name = "skip-tokenizer-init",
+       .group = kModel,
+       .commands = kServe,
+       .target = MEMBER(bool, api.skip_tokenizer_init),
+       .help = "Load no tokenizer: prompts and answers are token ids",
+       .doc = "For checkpoints without tokenizer.json. Only /v1/completions with lists of ids is served then."},
+      {.name = "reasoning-parser",
+       .metavar = "NAME",
+       .group = kModel,
+       .commands = kServe,
+       .target = MEMBER(std::string, api.reasoning_parser),
+       .help = "How reasoning is told apart from the answer",
+       .doc =
+           "deepseek_r1 takes what stands between <think> and </think> as reasoning; none leaves the text alone; auto "
+           "decides by the checkpoint's chat template. Names are accepted with `-` for `_`.",
+       .choices = {"auto", "deepseek_r1", "none"}},
+  };
+}
+
+std::vector<Flag> parallel_flags() {
+  return {
+      {.name = "tensor-parallel-size",
+       .aliases = {"tp-size"},
+       .metavar = "N",
+       .group = kParallel,
+       .commands = kEngines,
+       .target = MEMBER(int, parallel.tp_size),
+       .help = "Ranks that share one attention layer; 1 is the only one yet",
+       .min = 1,
+       .max = kMaxRanks,
+       .shown_default = "1",
+       .environment = {"TP_SIZE"}},
+      {.name = "data-parallel-size",
+       .aliases = {"dp-size"},
+       .metavar = "N",
+       .group = kParallel,
+       .commands = kEngines,
+       .target = MEMBER(int, parallel.dp_size),
+       .help = "Ranks that each run attention for their own requests",
+       .doc = "Follows from the expert parallel size when that alone is given.",
+       .min = 1,
+       .max = kMaxRanks,
+       .shown_default = "EP / TP",
+       .environment = {"DP_SIZE"}},
+      {.name = "expert-parallel-size",
+       .aliases = {"ep-size"},
+       .metavar = "N",
+       .group = kParallel,
+       .commands = kEngines,
+       .target = MEMBER(int, parallel.ep_size),
+       .help = "Ranks that the experts are spread over; must be TP x DP",
+       .doc = "The number of experts of the checkpoint must be a multiple of it. Answers do not depend on it.",
+       .min = 1,
+       .max = kMaxRanks,
+       .shown_default = "TP x DP",
+       .environment = {"EP_SIZE"}},
+  };
+}
+
+std::vector<Flag> batching_flags() {
+  return {
+      {.name = "max-num-seqs",
+       .metavar = "N",
+       .group = kBatching,
+       .commands = kEngines,
+       .target = MEMBER(int, engine.max_num_seqs),
+       .help = "Requests that run at once, over all ranks",
+       .doc = "Further ones wait.",
+       .min = 1,
+       .max = 65536},
+      {.name = "max-num-batched-tokens",
+       .metavar = "N",
+       .group = kBatching,
+       .commands = kEngines,
+       .target = MEMBER(int, engine.max_num_batched_tokens),
+       .help = "Tokens a rank computes in one step",
+       .doc = "Longer prompts are computed in chunks of this size, between the steps of running answers.",
+       .min = 1,
+       .max = 1 << 20},
+      {.name = "kv-cache-memory-bytes",
+       .metavar = "BYTES",
+       .group = kBatching,
+       .commands = kEngines,
+       .target = MEMBER(int64_t, engine.kv_cache_bytes),
+       .help = "Memory of the KV cache, over all ranks: 512M, 2G, 1GiB",
+       .doc = "K, M, G, T and KiB, MiB, GiB, TiB are powers of 1024; k, m, g, t and KB, MB, GB, TB powers of 1000.",
+       .min = kMiB,
+       .max = 64 * kTiB},
+      {.name = "kv-cache-dtype",
+       .metavar = "TYPE",
+       .group = kBatching,
+       .commands = kEngines,
+       .target = MEMBER(std::string, engine.kv_cache_dtype),
+       .help = "Number format of the KV cache; auto is f32 on CPU",
+       .choices = {"auto", "f32"}},
+      {.name = "block-size",
+       .metavar = "N",
+       .group = kBatching,
+       .commands = kEngines,
+       .target = MEMBER(int, block_size),
+       .help = "Tokens a page of the KV cache; 64 is the only one",
+       .min = 1,
+       .max = 1 << 20},
+      {.name = "enable-prefix-caching",
+       .group = kBatching,
+       .commands = kServe,
+       .target = MEMBER(bool, engine.enable_prefix_caching),
+       .help = "Reuse the KV of prompts that begin alike",
+       .doc = "Changes no answer, only the time to the first token.",
+       .negatable = true},
+  };
+}
+
+std::vector<Flag> hardware_flags() {
+  return {
+      {.name = "device",
+       .metavar = "DEVICE",
+       .group = kHardware,
+       .commands = kEngines,
+       .target = MEMBER(std::string, engine.device),
+       .help = "Where the model runs; auto takes the best that serves",
+       .choices = {"auto", "cpu", "cuda"},
+       .shown_default = "auto"},
+      {.name = "cpu-path",
+       .metavar = "PATH",
+       .group = kHardware,
+       .commands = kEngines,
+       .target = MEMBER(std::string, engine.cpu_path),
+       .help = "Instruction set of the CPU backend",
+       .doc = "Answers are bit-identical within one path, not between paths.",
+       .choices = {"auto", "avx512", "portable"}},
+      {.name = "threads",
+       .metavar = "N",
+       .group = kHardware,
+       .commands = kEngines,
+       .target = MEMBER(int, engine.num_threads),
+       .help = "Compute threads, over all ranks",
+       .min = 1,
+       .max = 4096,
+       .shown_default = "one a core"},
+      {.name = "deterministic",
+       .group = kHardware,
+       .commands = kEngines,
+       .target = MEMBER(bool, deterministic),
+       .help = "Same output bits whatever runs beside a request",
+       .doc = "The CPU backend is always so: batch, chunks, prefix hits, threads and ranks change no bit."},
+  };
+}
+
+std::vector<Flag> server_flags() {
+  return {
+      {.name = "host",
+       .metavar = "ADDRESS",
+       .group = kServer,
+       .commands = kServe,
+       .target = MEMBER(std::string, api.host),
+       .help = "Address to listen on; 0.0.0.0 for every interface"},
+      {.name = "port",
+       .metavar = "PORT",
+       .group = kServer,
+       .commands = kServe,
+       .target = MEMBER(int, api.port),
+       .help = "Port of the API; 0 lets the system pick one",
+       .doc = "The line {\"ready\":true,\"url\":...} on stdout tells which.",
+       .min = 0,
+       .max = 65535},
+      {.name = "ops-port",
+       .metavar = "PORT",
+       .group = kServer,
+       .commands = kServe,
+       .target = MEMBER(int, api.ops_port),
+       .help = "Second port for health, metrics and admin, on loopback",
+       .doc =
+           "Health and metrics are on the API port too; /server_info, /drain and /flush_cache are on this port only. "
+           "0 lets the system pick one.",
+       .min = 0,
+       .max = 65535,
+       .shown_default = "off"},
+      {.name = "api-key",
+       .metavar = "KEY",
+       .group = kServer,
+       .commands = kServe,
+       .target = MEMBER(std::vector<std::string>, api.api_keys),
+       .help = "Ask clients for this key; may be given repeatedly",
+       .doc =
+           "Sent as `Authorization: Bearer KEY`. Better set as MOECTL_API_KEY (several separated by commas): a command "
+           "line is visible to other users of the machine.",
+       .secret = true},
+      {.name = "ssl-certfile",
+       .metavar = "FILE",
+       .group = kServer,
+       .commands = kServe,
+       .target = MEMBER(std::string, api.ssl_certfile),
+       .help = "Certificate chain (PEM); serves HTTPS",
+       .doc = "Goes with --ssl-keyfile.",
+       .completes = Completes::kFile},
+      {.name = "ssl-keyfile",
+       .metavar = "FILE",
+       .group = kServer,
+       .commands = kServe,
+       .target = MEMBER(std::string, api.ssl_keyfile),
+       .help = "Private key (PEM) of the certificate",
+       .completes = Completes::kFile},
+      {.name = "shutdown-timeout",
+       .metavar = "SECONDS",
+       .group = kServer,
+       .commands = kServe,
+       .target = MEMBER(std::chrono::seconds, api.shutdown_timeout),
+       .help = "Time that running answers get after SIGTERM",
+       .doc = "A second signal ends the server at once.",
+       .min = 0,
+       .max = 86400},
+  };
+}
+
+std::vector<Flag> load_flags() {
+  return {
+      {.name = "input-len",
+       .metavar = "N",
+       .group = kLoad,
+       .commands = kBench,
+       .target = MEMBER(int, load.input_len),
+       .help = "Prompt tokens a request",
+       .min = 1,
+       .max = kMaxTokens},
+      {.name = "output-len",
+       .metavar = "N",
+       .group = kLoad,
+       .commands = kBench,
+       .target = MEMBER(int, load.output_len),
+       .help = "Tokens generated a request",
+       .min = 1,
+       .max = kMaxTokens},
+      {.name = "concurrency",
+       .metavar = "N,N,...",
+       .group = kLoad,
+       .commands = kBench,
+       .target = MEMBER(std::vector<int>, load.concurrency),
+       .help = "Requests in flight, one measurement each",
+       .min = 1,
+       .max = 65536},
+      {.name = "num-requests",
+       .metavar = "N",
+       .group = kLoad,
+       .commands = kBench,
+       .target = MEMBER(int, load.num_requests),
+       .help = "Requests a measurement",
+       .min = 1,
+       .max = 1 << 20,
+       .shown_default = "2 x concurrency"},
+      {.name = "seed",
+       .metavar = "N",
+       .group = kLoad,
+       .commands = kBench,
+       .target = MEMBER(uint64_t, load.seed),
+       .help = "Picks the prompts",
+       .doc = "Equal seeds give equal prompts and, on one path, equal output hashes.",
+       .max = INT64_MAX},
+  };
+}
+
+std::vector<Flag> docgen_flags() {
+  return {
+      {.name = "root",
+       .metavar = "DIR",
+       .group = kDocs,
+       .commands = kDocgen,
+       .target = MEMBER(std::string, docgen.root),
+       .help = "Source tree that holds man/ and completions/",
+       .completes = Completes::kFolder},
+      {.name = "check",
+       .group = kDocs,
+       .commands = kDocgen,
+       .target = MEMBER(bool, docgen.check),
+       .help = "Write nothing; fail and name the files that differ"},
+  };
+}
+
+std::vector<Flag> output_flags() {
+  return {
+      {.name = "json",
+       .group = kOutput,
+       .commands = kReports,
+       .target = MEMBER(bool, common.json),
+       .help = "Print the result as JSON"},
+      {.name = "config",
+       .metavar = "FILE",
+       .group = kOutput,
+       .commands = kCheckpoints,
+       .target = MEMBER(std::string, common.config_file),
+       .help = "Read flags from a YAML file",
+       .doc = "One `name: value` a line, named like the flags without dashes in front. A flag on the command line wins "
+              "over the environment, and the environment over the file. A name that no flag has is an error.",
+       .sources = Sources::kNotFile,
+       .completes = Completes::kFile},
+      {.name = "log-format",
+       .metavar = "FORMAT",
+       .group = kOutput,
+       .commands = kCheckpoints,
+       .target = MEMBER(std::string, common.log_format),
+       .help = "Format of diagnostics on stderr",
+       .choices = {"text", "json"}},
+      {.name = "log-level",
+       .metavar = "LEVEL",
+       .group = kOutput,
+       .commands = kCheckpoints,
+       .target = MEMBER(std::string, common.log_level),
+       .help = "Least important diagnostics shown",
+       .choices = {"debug", "info", "warn", "error"}},
+      {.name = "no-color",
+       .group = kOutput,
+       .commands = kCheckpoints,
+       .target = MEMBER(bool, common.no_color),
+       .help = "No colours on a terminal",
+       .environment = {"NO_COLOR"}},
+      {.name = "help",
+       .short_name = 'h',
+       .group = kOutput,
+       .commands = kEvery,
+       .target = MEMBER(bool, help),
+       .help = "Show this help",
+       .sources = Sources::kArgvOnly},
+      {.name = "version",
+       .group = kOutput,
+       .commands = kEvery,
+       .target = MEMBER(bool, version),
+       .help = "Show the version",
+       .sources = Sources::kArgvOnly},
+  };
+}
+#undef MEMBER
+
+}  // namespace
+
+const std::vector<Command>& commands() {
+  static const std::vector<Command> table = {
+      {.name = "serve-decode",
+       .summary = "Serve a checkpoint over the OpenAI API",
+       .doc =
+           "Loads a Mixture-of-Experts checkpoint and answers POST /v1/chat/completions and /v1/completions, streamed "
+           "or not. When it is ready it prints one line of JSON with its URL on stdout. SIGTERM lets running answers "
+           "finish.",
+       .examples = {{"moectl serve-decode --port 8000", "the demo model"},
+                    {"moectl serve-decode /data/model --ep-size 4 --kv-cache-memory-bytes 8G",
+                     "experts over four ranks"},
+                    {"MOECTL_API_KEY=secret moectl serve-decode --host 0.0.0.0", "open to the network, with a key"}},
+       .run =
+           [](const Options& o) {
+             return serve_decode({o.common, o.engine, o.api});
+           }},
+      {.name = "inspect",
+       .summary = "Show what a checkpoint holds and needs",
+       .doc = "Prints a checkpoint's architecture, parameters in total and at work on each token, tensors by number "
+              "format, "
+              "memory, and KV cache bytes a token. Reads headers only, so it takes no time on large checkpoints.",
+       .examples = {{"moectl inspect models/demo", "a table"},
+                    {"moectl inspect models/demo --json | jq .parameters", "for scripts"}},
+       .run =
+           [](const Options& o) {
+             return inspect({o.common, o.engine.model_dir});
+           }},
+      {.name = "bench engine",
+       .summary = "Measure prefill and decode speed without a server",
+       .doc = "Runs made-up prompts through the engine and prints tokens a second of prefill and decode for each "
+              "concurrency, with a hash of the output: equal hashes mean equal answers.",
+       .examples = {{"moectl bench engine --concurrency 1,4,16", "the demo model under growing load"},
+                    {"moectl bench engine models/demo --ep-size 2 --json", "for scripts"}},
+       .run =
+           [](const Options& o) {
+             return bench_engine({o.common, o.engine, o.load});
+           }},
+      {.name = "docgen",
+       .summary = "Write man pages and completions from the table of flags",
+       .doc = "For developers. Writes man/ and completions/ of the source tree.",
+       .examples = {{"moectl docgen", "write the files"}, {"moectl docgen --check", "compare only"}},
+       .run = [](const Options& o) { return docgen(o.docgen); },
+       .hidden = true},
+  };
+  return table;
+}
+
+const std::vector<Flag>& flags() {
+  static const std::vector<Flag> table = [] {
+    std::vector<Flag> all;
+    for (auto part : {model_flags(), parallel_flags(), batching_flags(), hardware_flags(), server_flags(), load_flags(),
+                      docgen_flags(), output_flags()})
+      all.insert(all.end(), part.begin(), part.end());
+    return all;
+  }();
+  return table;
+}
+
+std::vector<std::string_view> groups() {
+  std::vector<std::string_view> result;
+  for (const Flag& flag : flags())
+    if (result.empty() || result.back() != flag.group) result.push_back(flag.group);
+  return result;
+}
+
+}  // namespace moectl

@@ -1,0 +1,100 @@
+# bash completion for moectl. Written by `moectl docgen`; do not edit.
+
+_moectl() {
+  local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD-1]} command=${COMP_WORDS[1]} words='' kind=''
+  COMPREPLY=()
+  # bash splits --device=cpu at the equals sign.
+  if [[ $cur == '=' ]]; then
+    cur=''
+  elif [[ $prev == '=' ]]; then
+    prev=${COMP_WORDS[COMP_CWORD-2]}
+  fi
+  if (( COMP_CWORD == 1 )); then
+    mapfile -t COMPREPLY < <(compgen -W 'serve-decode inspect bench --help --version' -- "$cur")
+    return
+  fi
+  if [[ $command == bench ]]; then
+    if (( COMP_CWORD == 2 )); then
+      mapfile -t COMPREPLY < <(compgen -W 'engine' -- "$cur")
+      return
+    fi
+    command="bench ${COMP_WORDS[2]}"
+  fi
+  # The value of a flag.
+  case "$command:$prev" in
+    'serve-decode:--model') kind='folder' ;;
+    'serve-decode:--served-model-name') return ;;
+    'serve-decode:--max-model-len') return ;;
+    'serve-decode:--reasoning-parser') words='auto deepseek_r1 none' ;;
+    'serve-decode:--tensor-parallel-size'|'serve-decode:--tp-size') return ;;
+    'serve-decode:--data-parallel-size'|'serve-decode:--dp-size') return ;;
+    'serve-decode:--expert-parallel-size'|'serve-decode:--ep-size') return ;;
+    'serve-decode:--max-num-seqs') return ;;
+    'serve-decode:--max-num-batched-tokens') return ;;
+    'serve-decode:--kv-cache-memory-bytes') return ;;
+    'serve-decode:--kv-cache-dtype') words='auto f32' ;;
+    'serve-decode:--block-size') return ;;
+    'serve-decode:--device') words='auto cpu cuda' ;;
+    'serve-decode:--cpu-path') words='auto avx512 portable' ;;
+    'serve-decode:--threads') return ;;
+    'serve-decode:--host') return ;;
+    'serve-decode:--port') return ;;
+    'serve-decode:--ops-port') return ;;
+    'serve-decode:--api-key') return ;;
+    'serve-decode:--ssl-certfile') kind='file' ;;
+    'serve-decode:--ssl-keyfile') kind='file' ;;
+    'serve-decode:--shutdown-timeout') return ;;
+    'serve-decode:--config') kind='file' ;;
+    'serve-decode:--log-format') words='text json' ;;
+    'serve-decode:--log-level') words='debug info warn error' ;;
+    'inspect:--model') kind='folder' ;;
+    'inspect:--config') kind='file' ;;
+    'inspect:--log-format') words='text json' ;;
+    'inspect:--log-level') words='debug info warn error' ;;
+    'bench engine:--model') kind='folder' ;;
+    'bench engine:--max-model-len') return ;;
+    'bench engine:--tensor-parallel-size'|'bench engine:--tp-size') return ;;
+    'bench engine:--data-parallel-size'|'bench engine:--dp-size') return ;;
+    'bench engine:--expert-parallel-size'|'bench engine:--ep-size') return ;;
+    'bench engine:--max-num-seqs') return ;;
+    'bench engine:--max-num-batched-tokens') return ;;
+    'bench engine:--kv-cache-memory-bytes') return ;;
+    'bench engine:--kv-cache-dtype') words='auto f32' ;;
+    'bench engine:--block-size') return ;;
+    'bench engine:--device') words='auto cpu cuda' ;;
+    'bench engine:--cpu-path') words='auto avx512 portable' ;;
+    'bench engine:--threads') return ;;
+    'bench engine:--input-len') return ;;
+    'bench engine:--output-len') return ;;
+    'bench engine:--concurrency') return ;;
+    'bench engine:--num-requests') return ;;
+    'bench engine:--seed') return ;;
+    'bench engine:--config') kind='file' ;;
+    'bench engine:--log-format') words='text json' ;;
+    'bench engine:--log-level') words='debug info warn error' ;;
+  esac
+  # A flag, or the positional argument.
+  if [[ -z $words$kind ]]; then
+    case "$command" in
+      'serve-decode')
+        words='--model --served-model-name --max-model-len --skip-tokenizer-init --reasoning-parser --tensor-parallel-size --tp-size --data-parallel-size --dp-size --expert-parallel-size --ep-size --max-num-seqs --max-num-batched-tokens --kv-cache-memory-bytes --kv-cache-dtype --block-size --enable-prefix-caching --no-enable-prefix-caching --device --cpu-path --threads --deterministic --host --port --ops-port --api-key --ssl-certfile --ssl-keyfile --shutdown-timeout --config --log-format --log-level --no-color --help --version -h'
+        [[ $cur == -* ]] || kind='folder'
+        ;;
+      'inspect')
+        words='--model --json --config --log-format --log-level --no-color --help --version -h'
+        [[ $cur == -* ]] || kind='folder'
+        ;;
+      'bench engine')
+        words='--model --max-model-len --tensor-parallel-size --tp-size --data-parallel-size --dp-size --expert-parallel-size --ep-size --max-num-seqs --max-num-batched-tokens --kv-cache-memory-bytes --kv-cache-dtype --block-size --device --cpu-path --threads --deterministic --input-len --output-len --concurrency --num-requests --seed --json --config --log-format --log-level --no-color --help --version -h'
+        [[ $cur == -* ]] || kind='folder'
+        ;;
+    esac
+  fi
+  case "$kind" in
+    file) mapfile -t COMPREPLY < <(compgen -f -- "$cur") ;;
+    folder) mapfile -t COMPREPLY < <(compgen -d -- "$cur") ;;
+    *) mapfile -t COMPREPLY < <(compgen -W "$words" -- "$cur") ;;
+  esac
+  [[ -z $kind ]] || compopt -o filenames 2>/dev/null
+}
+complete -F _moectl moectl
