@@ -110,12 +110,7 @@ Config parse_config(const nlohmann::json& json, const std::string& origin) {
 }
 
 Config read_config(const std::filesystem::path& checkpoint_dir) {
-  std::error_code ec;
-  if (!std::filesystem::is_directory(checkpoint_dir, ec))
-    throw Error(
-        Code::kNotFound,
-        fmt::format("{}: {}; expected a checkpoint folder (config.json and *.safetensors)", checkpoint_dir.string(),
-                    std::filesystem::exists(checkpoint_dir, ec) ? "is not a folder" : "there is no such folder"));
+  require_checkpoint_dir(checkpoint_dir);
   const std::filesystem::path file = checkpoint_dir / "config.json";
   return parse_config(read_untrusted_json(file, kMaxConfigBytes), file.string());
 }

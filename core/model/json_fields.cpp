@@ -82,6 +82,14 @@ json read_untrusted_json(const std::filesystem::path& file, int64_t max_bytes) {
   return parse_untrusted_json(read_regular_file(file, max_bytes), file.string());
 }
 
+void require_checkpoint_dir(const std::filesystem::path& dir) {
+  std::error_code ec;
+  if (std::filesystem::is_directory(dir, ec)) return;
+  throw Error(Code::kNotFound,
+              fmt::format("{}: {}; expected a checkpoint folder (config.json and *.safetensors)", dir.string(),
+                          std::filesystem::exists(dir, ec) ? "is not a folder" : "there is no such folder"));
+}
+
 std::string brief_json(const json& value) {
   if (value.is_discarded()) return "nothing";
   constexpr size_t kMax = 80;

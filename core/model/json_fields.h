@@ -24,6 +24,9 @@ nlohmann::json parse_untrusted_json(std::string_view text, const std::string& or
 // not a regular file or too large.
 nlohmann::json read_untrusted_json(const std::filesystem::path& file, int64_t max_bytes);
 
+// Throws Error{kNotFound} unless `dir` is a folder.
+void require_checkpoint_dir(const std::filesystem::path& dir);
+
 // A value as a message shows it: one line, at most about 80 characters.
 std::string brief_json(const nlohmann::json& value);
 

@@ -255,11 +255,8 @@ Checkpoint& Checkpoint::operator=(Checkpoint&&) noexcept = default;
 Checkpoint::~Checkpoint() = default;
 
 Checkpoint Checkpoint::open(const std::filesystem::path& dir) {
+  require_checkpoint_dir(dir);
   std::error_code ec;
-  if (!std::filesystem::is_directory(dir, ec))
-    throw Error(Code::kNotFound,
-                fmt::format("{}: {}; expected a checkpoint folder (config.json and *.safetensors)", dir.string(),
-                            std::filesystem::exists(dir, ec) ? "is not a folder" : "there is no such folder"));
   auto impl = std::make_unique<Impl>();
   impl->dir = dir;
   // The single file first, as transformers does when both are there.

@@ -1,0 +1,194 @@
+#include "core/model/inspect.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <unordered_set>
+
+#include "core/base/error.h"
+#include "core/model/json_fields.h"
+#include "core/model/safetensors.h"
+#include "core/model/tensor_names.h"
+
+namespace moectl {
+
+namespace {
+
+constexpr int64_t kMaxConfigBytes = 16 << 20;
+
+int64_t count_elements(const std::vector<int64_t>& shape) {
+  int64_t n = 1;
+  for (int64_t d : shape) n *= d;
+  return n;
+}
+
+std::string shape_text(const std::vector<int64_t>& shape) {
+  return fmt::format("[{}]", fmt::join(shape, ", "));
+}
+
+void read_config_part(const std::filesystem::path& dir, InspectReport& r) {
+  const std::filesystem::path file = dir / "config.json";
+  const nlohmann::json json = read_untrusted_json(file, kMaxConfigBytes);
+  const Fields fields(json, file.string());
+  r.model_type = fields.text_or("model_type", "");
+  try {
+    r.config = parse_config(json, file.string());
+    r.architecture = r.config->architecture;
+    r.supported = true;
+  } catch (const Error& e) {
+    r.unsupported = e.what();
+  }
+}
+
+void add_files(const Checkpoint& checkpoint, InspectReport& r) {
+  std::map<std::string, InspectReport::File> files;
+  std::map<DType, InspectReport::DTypeTotal> dtypes;
+  for (const auto& [name, t] : checkpoint.tensors()) {
+    InspectReport::File& f = files[t.file];
+    f.name = std::filesystem::path(t.file).filename().string();
+    f.num_tensors += 1;
+    f.num_bytes += t.num_bytes;
+    InspectReport::DTypeTotal& d = dtypes[t.dtype];
+    d.dtype = t.dtype;
+    d.num_tensors += 1;
+    d.num_elements += count_elements(t.shape);
+    d.num_bytes += t.num_bytes;
+  }
+  for (auto& [name, f] : files) r.files.push_back(std::move(f));
+  for (auto& [dtype, d] : dtypes) r.dtypes.push_back(d);
+  std::stable_sort(r.dtypes.begin(), r.dtypes.end(), [](auto& a, auto& b) { return a.num_bytes > b.num_bytes; });
+  r.has_weights = true;
+  r.num_tensors = int64_t(checkpoint.tensors().size());
+  r.num_bytes = checkpoint.total_bytes();
+}
+
+// Goes through the tensors that the config implies, beside those that the checkpoint has.
+class Account {
+ public:
+  Account(const Config& config, const Checkpoint* checkpoint, InspectReport& report)
+      : config_(config), checkpoint_(checkpoint), r_(report) {}
+
+  void run() {
+    for (int i = 0; i < int(config_.layers.size()); ++i)
+      r_.layers.push_back(
+          {.index = i, .mtp = i >= config_.num_layers, .moe = config_.layers[i].feed_forward == FeedForwardKind::kMoe});
+    for_each_tensor(config_, [this](const TensorSpec& spec) { add(spec); });
+    r_.parameters.total = r_.parameters.main + r_.parameters.mtp;
+    const int64_t looked_up = config_.tie_word_embeddings ? 0 : r_.parameters.embedding;
+    r_.parameters.active =
+        r_.parameters.main - looked_up - r_.parameters.routed_experts + active(r_.parameters.routed_experts);
+    for (InspectReport::Layer& layer : r_.layers)
+      layer.active = layer.parameters - routed_[layer.index] + active(routed_[layer.index]);
+    if (checkpoint_)
+      for (const auto& [name, t] : checkpoint_->tensors())
+        if (!seen_.contains(&t)) r_.unexpected.add(name);
+  }
+
+ private:
+  int64_t active(int64_t routed) const {
+    return config_.moe.num_experts > 0 ? routed / config_.moe.num_experts * config_.moe.num_experts_per_tok : 0;
+  }
+
+  void add(const TensorSpec& spec) {
+    const TensorInfo* t = checkpoint_ ? checkpoint_->find(spec.name) : nullptr;
+    if (checkpoint_ && !t) return r_.missing.add(fmt::format("{} {}", spec.name, shape_text(spec.shape)));
+    int64_t bytes = t ? t->num_bytes : 0;
+    if (t) {
+      seen_.insert(t);
+      check(spec, *t);
+      if (t->dtype == DType::kF8E4M3) bytes += check_scales(spec);
+    }
+    count(spec, count_elements(t ? t->shape : spec.shape), bytes);
+  }
+
+  void check(const TensorSpec& spec, const TensorInfo& t) {
+    if (t.shape != spec.shape)
+      r_.wrong.add(fmt::format("{} has shape {}; expected {}", spec.name, shape_text(t.shape), shape_text(spec.shape)));
+    const bool plain = t.dtype == DType::kF32 || t.dtype == DType::kBF16 || t.dtype == DType::kF16;
+    const bool fp8 = t.dtype == DType::kF8E4M3 && spec.linear && config_.quant.dtype == DType::kF8E4M3;
+    if (!plain && !fp8)
+      r_.wrong.add(fmt::format("{} has dtype {}; expected f32, bf16{}", spec.name, dtype_name(t.dtype),
+                               !spec.linear ? " or f16"
+                               : config_.quant.dtype == DType::kF8E4M3
+                                   ? ", f16 or f8_e4m3"
+                                   : " or f16 (config.json has no quantization_config)"));
+  }
+
+  // Bytes of the scales.
+  int64_t check_scales(const TensorSpec& spec) {
+    if (config_.quant.block_n == 0 || spec.shape.size() != 2) return 0;
+    const std::string name = scale_name(spec.name);
+    const std::vector<int64_t> shape = scale_shape(config_.quant, spec.shape);
+    const TensorInfo* t = checkpoint_->find(name);
+    if (!t) {
+      r_.missing.add(fmt::format("{} {}", name, shape_text(shape)));
+      return 0;
+    }
+    seen_.insert(t);
+    if (t->shape != shape || t->dtype != DType::kF32)
+      r_.wrong.add(fmt::format("{} has {} {}; expected f32 {}", name, dtype_name(t->dtype), shape_text(t->shape),
+                               shape_text(shape)));
+    return t->num_bytes;
+  }
+
+  void count(const TensorSpec& spec, int64_t n, int64_t bytes) {
+    InspectReport::Parameters& p = r_.parameters;
+    if (spec.layer >= 0) r_.layers[spec.layer].num_bytes += bytes;
+    if (spec.shared_copy) {
+      p.shared_copies += n;
+      return;
+    }
+    if (spec.layer >= 0) r_.layers[spec.layer].parameters += n;
+    if (spec.role == TensorRole::kRoutedExpert) routed_[spec.layer] += n;
+    if (spec.layer >= config_.num_layers) {
+      p.mtp += n;
+      return;
+    }
+    p.main += n;
+    if (spec.role == TensorRole::kEmbedding) p.embedding += n;
+    if (spec.role == TensorRole::kOutputHead) p.output_head += n;
+    if (spec.role == TensorRole::kRoutedExpert) p.routed_experts += n;
+  }
+
+  const Config& config_;
+  const Checkpoint* checkpoint_;
+  InspectReport& r_;
+  std::unordered_set<const TensorInfo*> seen_;
+  std::map<int, int64_t> routed_;  // by layer
+};
+
+}  // namespace
+
+void InspectReport::NameList::add(std::string name) {
+  if (++count <= kMaxListed) names.push_back(std::move(name));
+}
+
+InspectReport inspect_checkpoint(const std::filesystem::path& dir) {
+  InspectReport r;
+  r.path = dir.string();
+  require_checkpoint_dir(dir);
+  read_config_part(dir, r);
+
+  std::optional<Checkpoint> checkpoint;
+  try {
+    checkpoint = Checkpoint::open(dir);
+    add_files(*checkpoint, r);
+  } catch (const Error& e) {
+    if (e.code() != Code::kNotFound) throw;  // damaged; no weights at all is told by has_weights
+  }
+  if (r.config) {
+    Account(*r.config, checkpoint ? &*checkpoint : nullptr, r).run();
+    const int64_t values =
+        int64_t(r.config->layers.size()) * (r.config->mla.kv_lora_rank + r.config->mla.qk_rope_head_dim);
+    r.kv_bytes_f32 = values * dtype_bytes(DType::kF32);
+    r.kv_bytes_bf16 = values * dtype_bytes(DType::kBF16);
+  } else if (checkpoint) {
+    for (const auto& [name, t] : checkpoint->tensors())
+      if (!is_scale_name(name)) r.parameters.total += count_elements(t.shape);
+  }
+  return r;
+}
+
+}  // namespace moectl

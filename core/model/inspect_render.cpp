@@ -1,0 +1,266 @@
+// The report in words and as JSON. Untrusted strings in it (names, messages) are escaped before they reach a terminal.
+#include <fmt/format.h>
+
+#include <nlohmann/json.hpp>
+
+#include "core/model/inspect.h"
+#include "core/model/json_fields.h"
+
+namespace moectl {
+
+using nlohmann::json;
+
+namespace {
+
+std::string thousands(int64_t n) {
+  std::string digits = std::to_string(n), out;
+  for (size_t i = 0; i < digits.size(); ++i) {
+    if (i > 0 && (digits.size() - i) % 3 == 0) out += ',';
+    out += digits[i];
+  }
+  return out;
+}
+
+std::string bytes_text(int64_t n) {
+  if (n < 1000) return fmt::format("{} B", n);
+  double x = double(n);
+  const char* unit = "";
+  for (const char* u : {"kB", "MB", "GB", "TB"}) {
+    if (x < 1000) break;
+    x /= 1000;
+    unit = u;
+  }
+  return fmt::format("{:.{}f} {}", x, x < 10 ? 2 : 1, unit);
+}
+
+std::string plural(int64_t n, const char* one, const char* many) {
+  return fmt::format("{} {}", thousands(n), n == 1 ? one : many);
+}
+
+// Printable ASCII; the rest as \xNN, so that a name from a checkpoint cannot drive the terminal.
+std::string printable(std::string_view s) {
+  std::string out;
+  for (unsigned char ch : s) out += ch >= 0x20 && ch < 0x7f ? std::string(1, char(ch)) : fmt::format("\\x{:02x}", ch);
+  return out;
+}
+
+class Text {
+ public:
+  void section(const char* title) { out_ += fmt::format("{}{}\n", out_.empty() ? "" : "\n", title); }
+  void line(const char* label, const std::string& value) { out_ += fmt::format("  {:<17} {}\n", label, value); }
+  // A line whose number is aligned with its neighbours'.
+  void number(const char* label, int64_t n, const std::string& note) {
+    std::string s = fmt::format("  {:<17} {:>17}  {}", label, thousands(n), note);
+    out_ += s.substr(0, s.find_last_not_of(' ') + 1) + "\n";
+  }
+  std::string take() { return std::move(out_); }
+
+ private:
+  std::string out_;
+};
+
+const char* scoring_name(GateScoring s) {
+  return s == GateScoring::kSigmoid ? "sigmoid" : "softmax";
+}
+
+const char* select_name(GateSelect s) {
+  switch (s) {
+    case GateSelect::kGreedy:
+      return "greedy";
+    case GateSelect::kGroupMax:
+      return "group_limited_greedy";
+    case GateSelect::kGroupTop2:
+      return "noaux_tc";
+  }
+  return "?";
+}
+
+int count_layers(const Config& c, FeedForwardKind kind) {
+  int n = 0;
+  for (int i = 0; i < c.num_layers; ++i) n += c.layers[i].feed_forward == kind;
+  return n;
+}
+
+std::string quant_text(const Config& c) {
+  if (c.quant.dtype != DType::kF8E4M3) return "none";
+  return fmt::format("FP8 e4m3, one scale for each {} x {} block", c.quant.block_n, c.quant.block_k);
+}
+
+std::string rope_text(const RopeConfig& r) {
+  std::string s = fmt::format("theta {}", r.theta);
+  if (r.factor > 1.0f) s += fmt::format(", YaRN {}x beyond {}", r.factor, thousands(r.original_max_position));
+  return s;
+}
+
+void model_section(const Config& c, Text& t) {
+  t.section("Model");
+  std::string layers = fmt::format("{} ({} dense, {} MoE)", c.num_layers, count_layers(c, FeedForwardKind::kDense),
+                                   count_layers(c, FeedForwardKind::kMoe));
+  if (c.num_mtp_layers > 0) layers += fmt::format(" + {}", plural(c.num_mtp_layers, "MTP module", "MTP modules"));
+  t.line("layers", layers);
+  t.line("hidden size", thousands(c.hidden_size));
+  t.line("attention", fmt::format("MLA, {} heads; cached for each token: latent {} + RoPE key {}", c.num_heads,
+                                  c.mla.kv_lora_rank, c.mla.qk_rope_head_dim));
+  const MoeConfig& m = c.moe;
+  std::string experts = fmt::format("{} routed, {} for each token", m.num_experts, m.num_experts_per_tok);
+  if (m.num_groups > 1) experts += fmt::format(" from {} of {} groups", m.num_topk_groups, m.num_groups);
+  experts += fmt::format("; {} shared", m.num_shared_experts);
+  t.line("experts", experts);
+  t.line("gate", fmt::format("{} scores, {}{}", scoring_name(m.scoring), select_name(m.select),
+                             m.has_correction_bias ? " with correction bias" : ""));
+  t.line("vocabulary", thousands(c.vocab_size));
+  t.line("context", fmt::format("{} tokens (RoPE {})", thousands(c.max_position_embeddings), rope_text(c.rope)));
+}
+
+void parameters_section(const InspectReport& r, Text& t) {
+  const InspectReport::Parameters& p = r.parameters;
+  t.section(r.has_weights ? "Parameters" : "Parameters (as config.json implies: no weights here)");
+  if (!r.config) return t.number("all tensors", p.total, "block scales not counted");
+  const Config& c = *r.config;
+  t.number("total", p.total,
+           c.num_mtp_layers > 0 ? "main model + MTP; block scales not counted" : "block scales not counted");
+  t.number("main model", p.main,
+           fmt::format("embedding ({}){} included", thousands(p.embedding),
+                       c.tie_word_embeddings ? ", also the output head," : " and output head"));
+  if (c.num_mtp_layers > 0)
+    t.number("MTP", p.mtp,
+             fmt::format("its copies of embedding and output head ({}) not counted", thousands(p.shared_copies)));
+  t.number("active per token", p.active,
+           fmt::format("main model with {} of {} routed experts{}", c.moe.num_experts_per_tok, c.moe.num_experts,
+                       c.tie_word_embeddings ? "" : "; embedding table (looked up) not counted"));
+}
+
+void weights_section(const InspectReport& r, Text& t) {
+  t.section("Weights");
+  t.line("files",
+         fmt::format("{}, {}, {} ({} bytes)", plural(int64_t(r.files.size()), "file", "files"),
+                     plural(r.num_tensors, "tensor", "tensors"), bytes_text(r.num_bytes), thousands(r.num_bytes)));
+  if (r.config) t.line("quantisation", quant_text(*r.config));
+  for (const InspectReport::DTypeTotal& d : r.dtypes)
+    t.number(std::string(dtype_name(d.dtype)).c_str(), d.num_bytes,
+             fmt::format("bytes in {}", plural(d.num_tensors, "tensor", "tensors")));
+}
+
+void memory_section(const InspectReport& r, Text& t) {
+  t.section("Memory");
+  if (r.has_weights) t.line("weights", fmt::format("{} in the checkpoint's own precision", bytes_text(r.num_bytes)));
+  if (!r.config) return;
+  t.line("KV cache", fmt::format("{} bytes a token in f32 (CPU), {} in bf16{}", thousands(r.kv_bytes_f32),
+                                 thousands(r.kv_bytes_bf16), r.config->num_mtp_layers > 0 ? "; MTP included" : ""));
+  t.line("at full context",
+         fmt::format("{} a sequence in f32, {} in bf16", bytes_text(r.kv_bytes_f32 * r.config->max_position_embeddings),
+                     bytes_text(r.kv_bytes_bf16 * r.config->max_position_embeddings)));
+}
+
+void add_names(const char* label, const InspectReport::NameList& list, Text& t) {
+  if (list.count == 0) return;
+  t.line(label, thousands(list.count));
+  for (const std::string& name : list.names) t.line("", printable(name));
+  if (list.count > int64_t(list.names.size()))
+    t.line("", fmt::format("... and {} more", thousands(list.count - int64_t(list.names.size()))));
+}
+
+void check_section(const InspectReport& r, Text& t) {
+  t.section("Check against config.json");
+  if (r.missing.count == 0 && r.wrong.count == 0)
+    t.line("tensors", "all that it implies are here, with the shapes and dtypes it implies");
+  add_names("missing", r.missing, t);
+  add_names("wrong", r.wrong, t);
+  add_names("not used", r.unexpected, t);
+}
+
+json names_json(const InspectReport::NameList& list) {
+  return {{"count", list.count}, {"names", list.names}};
+}
+
+json config_json(const Config& c) {
+  json rope = {{"theta", c.rope.theta}, {"factor", c.rope.factor}};
+  json quant = nullptr;
+  if (c.quant.dtype == DType::kF8E4M3)
+    quant = {{"dtype", dtype_name(c.quant.dtype)}, {"weight_block_size", {c.quant.block_n, c.quant.block_k}}};
+  return {{"dtype", dtype_name(c.dtype)},
+          {"hidden_size", c.hidden_size},
+          {"num_layers", c.num_layers},
+          {"num_dense_layers", count_layers(c, FeedForwardKind::kDense)},
+          {"num_moe_layers", count_layers(c, FeedForwardKind::kMoe)},
+          {"num_mtp_layers", c.num_mtp_layers},
+          {"attention", "mla"},
+          {"num_heads", c.num_heads},
+          {"q_lora_rank", c.mla.q_lora_rank},
+          {"kv_lora_rank", c.mla.kv_lora_rank},
+          {"qk_nope_head_dim", c.mla.qk_nope_head_dim},
+          {"qk_rope_head_dim", c.mla.qk_rope_head_dim},
+          {"v_head_dim", c.mla.v_head_dim},
+          {"num_experts", c.moe.num_experts},
+          {"num_experts_per_tok", c.moe.num_experts_per_tok},
+          {"num_shared_experts", c.moe.num_shared_experts},
+          {"num_groups", c.moe.num_groups},
+          {"num_topk_groups", c.moe.num_topk_groups},
+          {"gate_scoring", scoring_name(c.moe.scoring)},
+          {"gate_select", select_name(c.moe.select)},
+          {"vocab_size", c.vocab_size},
+          {"max_position_embeddings", c.max_position_embeddings},
+          {"rope", std::move(rope)},
+          {"quantization", std::move(quant)}};
+}
+
+}  // namespace
+
+std::string to_text(const InspectReport& r) {
+  Text t;
+  t.section("Checkpoint");
+  t.line("path", printable(r.path));
+  t.line("architecture", r.architecture.empty()
+                             ? printable(r.model_type.empty() ? "unknown" : r.model_type)
+                             : fmt::format("{} ({})", printable(r.architecture), printable(r.model_type)));
+  t.line("supported", r.supported ? "yes" : "no: " + printable(r.unsupported));
+  if (r.config) model_section(*r.config, t);
+  if (r.config || r.has_weights) parameters_section(r, t);
+  if (r.has_weights) weights_section(r, t);
+  if (r.config || r.has_weights) memory_section(r, t);
+  if (r.config && r.has_weights) check_section(r, t);
+  return t.take();
+}
+
+json to_json(const InspectReport& r) {
+  json out = {{"path", r.path},           {"model_type", r.model_type}, {"architecture", r.architecture},
+              {"supported", r.supported}, {"usable", r.usable()},       {"has_weights", r.has_weights}};
+  if (!r.supported) out["unsupported"] = r.unsupported;
+  if (r.config) out["config"] = config_json(*r.config);
+  out["parameters"] = {{"total", r.parameters.total}};
+  if (r.config) {
+    const InspectReport::Parameters& p = r.parameters;
+    out["parameters"] = {{"total", p.total},
+                         {"main_model", p.main},
+                         {"mtp", p.mtp},
+                         {"active_per_token", p.active},
+                         {"embedding", p.embedding},
+                         {"output_head", p.output_head},
+                         {"routed_experts", p.routed_experts},
+                         {"mtp_copies_not_counted", p.shared_copies}};
+    out["kv_bytes_per_token"] = {{"f32", r.kv_bytes_f32}, {"bf16", r.kv_bytes_bf16}};
+    out["layers"] = json::array();
+    for (const InspectReport::Layer& l : r.layers)
+      out["layers"].push_back({{"index", l.index},
+                               {"mtp", l.mtp},
+                               {"feed_forward", l.moe ? "moe" : "dense"},
+                               {"parameters", l.parameters},
+                               {"active", l.active},
+                               {"bytes", l.num_bytes}});
+  }
+  if (r.has_weights) {
+    json dtypes = json::object(), files = json::array();
+    for (const InspectReport::DTypeTotal& d : r.dtypes)
+      dtypes[std::string(dtype_name(d.dtype))] = {
+          {"tensors", d.num_tensors}, {"elements", d.num_elements}, {"bytes", d.num_bytes}};
+    for (const InspectReport::File& f : r.files)
+      files.push_back({{"name", f.name}, {"tensors", f.num_tensors}, {"bytes", f.num_bytes}});
+    out["weights"] = {{"tensors", r.num_tensors}, {"bytes", r.num_bytes}, {"dtypes", dtypes}, {"files", files}};
+    if (r.config)
+      out["check"] = {
+          {"missing", names_json(r.missing)}, {"wrong", names_json(r.wrong)}, {"unexpected", names_json(r.unexpected)}};
+  }
+  return out;
+}
+
+}  // namespace moectl
