@@ -210,7 +210,9 @@ void random_texts(PrefixCache::HashFunction hash, bool expect_hits) {
   cache.flush();
   EXPECT_EQ(pool.num_free(), kPages);
   EXPECT_EQ(cache.num_entries(), 0);
-  if (expect_hits) EXPECT_GT(num_hits, 1000);
+  if (expect_hits) {
+    EXPECT_GT(num_hits, 1000);
+  }
 }
 
 TEST(PrefixCache, RandomTexts) {
