@@ -56,12 +56,12 @@ struct EmbedArgs {
   View<float> out;                   // [num_tokens, hidden_size]
 };
 
-// RMSNorm of the residual stream, after an optional update of it: residual += delta; out = norm(residual) * weight.
+// out = norm(x) * weight, norm(x) = x / sqrt(mean(x^2) + eps). With a residual stream: residual += x, and the sum is normed.
 struct RmsNormArgs {
-  View<float> residual;              // [num_rows, size] in, and out where delta is given
-  View<const float> delta;           // [num_rows, size]; empty: no update
+  View<const float> x;               // [num_rows, size]
+  View<float> residual;              // [num_rows, size] in and out; empty: none
   View<const float> weight;          // [size]
-  View<float> out;                   // [num_rows, size]; may be `residual` itself
+  View<float> out;                   // [num_rows, size]; may be `x` itself
   float eps = 1e-6f;
 };
 

@@ -5,13 +5,14 @@
 #include "kernels/cpu/path_begin.h"
 
 void CpuOps::rms_norm(const RmsNormArgs& a, Stream) {
-  const int64_t size = a.residual.row_size();
-  pool_.parallel_for(a.residual.dim(0), kMinWorkPerThread / (size + 1) + 1, [&](int64_t begin, int64_t end) {
+  const int64_t size = a.x.row_size();
+  pool_.parallel_for(a.x.dim(0), kMinWorkPerThread / (size + 1) + 1, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
-      float* x = a.residual.row(row);
-      if (a.delta) {
-        const float* delta = a.delta.row(row);
-        for (int64_t i = 0; i < size; ++i) x[i] = x[i] + delta[i];
+      const float* x = a.x.row(row);
+      if (a.residual) {
+        float* residual = a.residual.row(row);
+        for (int64_t i = 0; i < size; ++i) residual[i] = residual[i] + x[i];
+        x = residual;
       }
       rms_norm_row(x, a.weight.data, size, a.eps, a.out.row(row));
     }

@@ -45,17 +45,17 @@ void check_no_f8_nan(const MatrixSpec& m) {
                                               m.name, i / m.cols, i % m.cols));
 }
 
+// T: an unsigned integer as large as the matrix's elements.
+template <class T>
 void pack_one(const MatrixSpec& m, PackedMatrix& p, std::byte* data, float* scales) {
-  const int size = dtype_bytes(m.dtype);
   for (int64_t tile = 0; tile < p.num_tiles; ++tile) {
-    std::byte* out = data + tile * p.k * 16 * size;
+    T* out = reinterpret_cast<T*>(data) + tile * p.k * 16;
     const int lanes = int(std::min<int64_t>(16, p.n - tile * 16));
     for (int lane = 0; lane < lanes; ++lane) {
-      int64_t n = tile * 16 + lane;
-      for (int64_t k = 0; k < p.k; ++k) {
-        int64_t row = m.row_begin + (m.transpose ? k : n), col = m.col_begin + (m.transpose ? n : k);
-        std::memcpy(out + (k * 16 + lane) * size, m.data + (row * m.cols + col) * size, size_t(size));
-      }
+      const int64_t n = tile * 16 + lane;
+      const std::byte* in = m.data + ((m.row_begin + (m.transpose ? 0 : n)) * m.cols + m.col_begin + (m.transpose ? n : 0)) * int64_t(sizeof(T));
+      const int64_t step = (m.transpose ? m.cols : 1) * int64_t(sizeof(T));
+      for (int64_t k = 0; k < p.k; ++k) std::memcpy(out + k * 16 + lane, in + k * step, sizeof(T));
       if (!scales) continue;
       float* s = scales + tile * int64_t(p.segment_end.size()) * 16 + lane;
       int64_t k = 0;
@@ -96,18 +96,27 @@ Weight CpuOps::pack(std::span<const MatrixSpec> batch) {
   if (scale_floats) weight->scales = alloc(scale_floats * int64_t(sizeof(float)));
   float* scales = reinterpret_cast<float*>(weight->scales.get());
   for (size_t i = 0; i < batch.size(); ++i) {
-    const MatrixSpec& m = batch[i];
     PackedMatrix& p = weight->matrices[i];
-    std::byte* data = weight->data.get() + matrix_bytes * int64_t(i);
-    // A rectangle is checked with its whole tensor only once: by the entry that holds its first row.
-    if (m.dtype == DType::kF8E4M3 && m.row_begin == 0 && m.col_begin == 0) check_no_f8_nan(m);
-    pack_one(m, p, data, m.scales ? scales : nullptr);
-    p.data = data;
-    if (m.scales) {
-      p.scales = scales;
-      scales += num_tiles * int64_t(p.segment_end.size()) * 16;
-    }
+    p.data = weight->data.get() + matrix_bytes * int64_t(i);
+    if (!batch[i].scales) continue;
+    p.scales = scales;
+    scales += num_tiles * int64_t(p.segment_end.size()) * 16;
   }
+  pool_.parallel_for(int64_t(batch.size()), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const MatrixSpec& m = batch[size_t(i)];
+      PackedMatrix& p = weight->matrices[size_t(i)];
+      // A tensor of which rectangles are used is checked once, with the entry that holds its first element.
+      if (m.dtype == DType::kF8E4M3 && m.row_begin == 0 && m.col_begin == 0) check_no_f8_nan(m);
+      auto *data = const_cast<std::byte*>(p.data);
+      auto *s = const_cast<float*>(p.scales);
+      switch (size) {
+        case 1: pack_one<uint8_t>(m, p, data, s); break;
+        case 2: pack_one<uint16_t>(m, p, data, s); break;
+        default: pack_one<uint32_t>(m, p, data, s); break;
+      }
+    }
+  });
   return {int64_t(batch.size()), n, k, first.dtype, matrix_bytes * int64_t(batch.size()) + scale_floats * 4, weight};
 }
 

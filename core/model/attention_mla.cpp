@@ -1,0 +1,34 @@
+// Multi-head latent attention (DeepSeek-V2 report, section 2.1) in absorbed form for every token: keys and values are read only
+// from the latent cache, the own chunk included, so prefill in any chunking and decode are the same arithmetic.
+#include "core/model/step.h"
+
+namespace moectl {
+
+void mla_layer(Step& step, const MlaWeights& w, int layer_idx, View<const float> x, View<float> out) {
+  const Config& c = step.config;
+  Buffers& b = step.buffers;
+  Ops& ops = step.ops;
+  const int64_t n = step.num_tokens;
+  const View<float> q = b.q.first(n);
+  const View<float> q_flat(q.data, {n, q.row_size()});
+  if (w.q_a) {
+    const View<float> q_a = b.q_a.first(n);
+    ops.linear({x, w.q_a, q_a}, step.stream);
+    ops.rms_norm({.x = q_a, .weight = w.q_a_norm, .out = q_a, .eps = c.rms_norm_eps}, step.stream);
+    ops.linear({q_a, w.q_b, q_flat}, step.stream);
+  } else {
+    ops.linear({x, w.q_b, q_flat}, step.stream);
+  }
+  const View<float> kv_a = b.kv_a.first(n), cos_sin = b.cos_sin.first(n), cache = step.cache.layer(layer_idx);
+  ops.linear({x, w.kv_a, kv_a}, step.stream);
+  ops.mla_cache_write({kv_a, w.kv_a_norm, c.rms_norm_eps, cos_sin, step.slots, cache}, step.stream);
+
+  const View<float> q_latent = b.q_latent.first(n), latent = b.latent.first(n), heads = b.heads.first(n);
+  ops.mla_query({q, w.w_uk, cos_sin, q_latent}, step.stream);
+  ops.mla_attention({q_latent, cache, step.page_table, step.seq_idx, step.positions, c.mla.kv_lora_rank, c.softmax_scale, latent},
+                    step.stream);
+  ops.mla_output({latent, w.w_uv, heads}, step.stream);
+  ops.linear({View<const float>(heads.data, {n, heads.row_size()}), w.o, out}, step.stream);
+}
+
+}  // namespace moectl

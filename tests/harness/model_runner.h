@@ -1,0 +1,91 @@
+// ModelRunner: the decoder alone, without scheduler or sampler: one or more ranks as threads over one checkpoint.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "core/model/model.h"
+#include "core/model/weights.h"
+
+namespace moectl::test {
+
+struct RankModel {
+  std::unique_ptr<Ops> ops;
+  std::unique_ptr<Communicator> comm;
+  std::unique_ptr<KvCache> cache;
+  std::unique_ptr<Model> model;
+};
+
+class ModelRunner {
+ public:
+  struct Options {
+    std::string cpu_path = "auto";
+    int threads = 1;          // a rank
+    int ep_size = 1;
+    int max_tokens = 2048, max_logits = 2048;
+    int num_pages = 40;
+  };
+
+  ModelRunner(const std::string& dir, Options options) : config_(read_config(dir)), checkpoint_(Checkpoint::open(dir)) {
+    auto comms = make_local_communicators(options.ep_size);
+    std::shared_ptr<const ModelWeights> weights;
+    for (int r = 0; r < options.ep_size; ++r) {
+      RankModel rank;
+      rank.ops = make_ops({.cpu_path = options.cpu_path, .num_threads = options.threads, .spin = options.ep_size == 1});
+      rank.comm = std::move(comms[size_t(r)]);
+      if (!weights) weights = load_weights(config_, checkpoint_, *rank.ops);
+      rank.cache = std::make_unique<KvCache>(config_, *rank.ops, options.num_pages);
+      ranks_.push_back(std::move(rank));
+    }
+    on_all([&](RankModel& rank) {
+      ModelLimits limits = {options.max_tokens, 16, options.max_logits, config_.max_position_embeddings};
+      rank.model = std::make_unique<Model>(config_, weights, *rank.ops, *rank.comm, *rank.cache, limits);
+    });
+  }
+
+  const Config& config() const { return config_; }
+  RankModel& rank(int r = 0) { return ranks_[size_t(r)]; }
+
+  // f(rank) on a thread a rank, as a group.
+  void on_all(const std::function<void(RankModel&)>& f) {
+    std::vector<std::thread> threads;
+    std::exception_ptr error;
+    std::mutex mutex;
+    for (auto& rank : ranks_)
+      threads.emplace_back([&] {
+        try {
+          f(rank);
+        } catch (...) {
+          std::lock_guard lock(mutex);
+          if (!error) error = std::current_exception();
+          rank.comm->abort("test");
+        }
+      });
+    for (auto& t : threads) t.join();
+    if (error) std::rethrow_exception(error);
+  }
+
+ private:
+  Config config_;
+  Checkpoint checkpoint_;
+  std::vector<RankModel> ranks_;
+};
+
+// One sequence whose pages are first_page, first_page + 1, ...: rows [begin, end) of `ids`, logits of every row.
+inline Batch rows_of(const std::vector<int32_t>& ids, int begin, int end, int first_page = 0) {
+  Batch batch;
+  batch.max_pages = int(ids.size() + kPageSize - 1) / kPageSize;
+  for (int p = 0; p < batch.max_pages; ++p) batch.page_table.push_back(first_page + p);
+  for (int i = begin; i < end; ++i) {
+    batch.logits_rows.push_back(i - begin);
+    batch.token_ids.push_back(ids[size_t(i)]);
+    batch.positions.push_back(i);
+    batch.seq_idx.push_back(0);
+  }
+  return batch;
+}
+
+}  // namespace moectl::test
