@@ -1,0 +1,96 @@
+"""Checks who includes whom (docs/architecture.md, "Who may include whom") and where third-party headers are at home.
+
+Prints FILE:LINE and the rule that an include breaks; exit status 1 when there is any.
+"""
+import re
+import sys
+
+from source_files import ROOT, source_files
+
+# layer: the layers it may include, besides itself
+LAYERS = {
+    "core/base": [],
+    "core/text": ["core/base"],
+    "core/http": ["core/base"],
+    "kernels": ["core/base"],
+    "core/comm": ["core/base", "kernels"],
+    "core/kv": ["core/base", "core/text", "core/comm", "kernels"],
+    "core/model": ["core/base", "core/comm", "core/kv", "kernels"],
+    "core/engine": ["core/base", "core/text", "core/model", "core/kv", "core/comm", "kernels"],
+    "core/api": ["core/base", "core/text"],
+    "core/worker": ["core/", "kernels"],
+    "router": ["core/base", "core/text", "core/http", "core/api"],
+    "cmd": ["core/", "kernels", "router"],
+    "tests": ["core/", "kernels", "router", "cmd/flags.h"],
+}
+
+# third-party include: (what it is, the files it may stand in)
+HOMES = [
+    (r"boost/", r"core/(http|comm)/|tests/(http|comm)/"),
+    (r"CLI/", r"cmd/flags_parse\.cpp$"),
+    (r"yaml-cpp/", r"cmd/config_file\.cpp$"),
+    (r"(cuda|cublas|cooperative_groups|cub/|thrust/|cutlass|cute/)", r"kernels/cuda/|core/comm/nccl_comm\."),
+    (r"nccl\.h", r"core/comm/nccl_comm\."),
+    (r"gloo/", r"core/comm/gloo_comm\."),
+    (r"spdlog/", r"core/base/log\.cpp$"),
+    (r"fmt/format\.h", r""),  # part of core/base/error.h
+    (r"fmt/", r"core/base/"),
+    (r"prometheus/", r"core/base/metrics\."),
+    (r"(pcre2|utf8proc)", r"core/text/"),
+    (r"simdjson", r"core/api/.*\.cpp$"),
+    (r"openssl/", r"core/(http|comm)/|tests/(http|comm)/"),
+    (r"nlohmann/json_fwd\.hpp", r""),
+    (r"nlohmann/", r".*\.cpp$"),
+    (r"(gtest|gmock)/", r"tests/"),
+]
+
+INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]')
+# Backend switches stand in one file.
+BACKEND = re.compile(r"^\s*#\s*(if|ifdef|ifndef|elif)\b.*\bMOECTL_HAVE_")
+BACKEND_HOME = "kernels/ops.cpp"
+
+
+def layer_of(path):
+    return next((layer for layer in LAYERS if path.startswith(layer + "/")), None)
+
+
+def third_party_fault(path, header):
+    for pattern, home in HOMES:
+        if re.match(pattern, header):
+            return None if re.match(home, path) else f"<{header}> is at home in {home} only"
+    return None
+
+
+def project_fault(path, layer, header):
+    if not (ROOT / header).is_file():
+        return f'"{header}" is not a path from the root of the repository'
+    allowed = [layer + "/"] + [a if a.endswith(("/", ".h")) else a + "/" for a in LAYERS[layer]]
+    if any(header.startswith(a) for a in allowed):
+        return None
+    return f"{layer} may include {', '.join(a.rstrip('/') for a in allowed)}, not {header}"
+
+
+def faults_of(path, text):
+    layer = layer_of(path)
+    for number, line in enumerate(text.splitlines(), 1):
+        if BACKEND.match(line) and path != BACKEND_HOME:
+            yield number, f"backends are told apart in {BACKEND_HOME} only"
+        if not (found := INCLUDE.match(line)) or layer is None:
+            continue
+        bracket, header = found.groups()
+        fault = third_party_fault(path, header) if bracket == "<" else project_fault(path, layer, header)
+        if fault:
+            yield number, fault
+
+
+def main():
+    faults = 0
+    for path in source_files(".h", ".cpp", ".cu", ".cuh"):
+        for number, fault in faults_of(path, (ROOT / path).read_text()):
+            print(f"{path}:{number}: {fault}")
+            faults += 1
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
