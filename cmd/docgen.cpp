@@ -28,8 +28,7 @@ std::string escape(std::string_view text) {
     else
       result += c;
   }
-  if (result.starts_with(".")) result.insert(0, "\\&");
-  return result;
+  return result.starts_with(".") ? fmt::format("\\&{}", result) : result;
 }
 
 std::string argument(std::string_view text) {  // of a macro: quoted, so that no word is taken as another macro

@@ -139,10 +139,10 @@ Given read_environment(const Command& command, const Environment& environment, s
       auto it = environment.find(name);
       if (it == environment.end() || it->second.empty() || !flag.belongs_to(command.name) || has(given, flag.name))
         continue;
-      std::string text = it->second;
       // Kubernetes sets MOECTL_PORT=tcp://10.0.0.1:8000 in pods beside a service named moectl: not meant for us.
-      if (text.starts_with("tcp://") || text.starts_with("udp://")) continue;
-      if (flag.is_switch() && !name.starts_with("MOECTL_")) text = "true";  // NO_COLOR: any value means yes
+      if (it->second.starts_with("tcp://") || it->second.starts_with("udp://")) continue;
+      const bool any_means_yes = flag.is_switch() && !name.starts_with("MOECTL_");  // NO_COLOR
+      const std::string text(any_means_yes ? "true" : it->second);
       GivenFlag values{&flag, {}};
       if (std::holds_alternative<MemberOf<std::vector<std::string>>>(flag.target)) {
         for (size_t begin = 0; begin <= text.size();) {

@@ -52,6 +52,8 @@ ArgvResult parse_argv(const Command& command, const std::vector<std::string>& ar
   }
 
   ArgvResult result;
+  for (const std::string& extra : app.remaining())
+    if (extra != "--") result.extra.push_back(extra);
   for (const Flag& flag : flags()) {
     if (!flag.belongs_to(command.name)) continue;
     GivenFlag given{&flag, {}};
@@ -59,15 +61,14 @@ ArgvResult parse_argv(const Command& command, const std::vector<std::string>& ar
       given.values.push_back({text, fmt::format("--{}", flag.name), Code::kUsage});
     if (auto it = positionals.find(flag.name); it != positionals.end() && it->second->count() > 0) {
       const std::string value = it->second->results().front();
-      if (!given.values.empty())
+      // `--prot 8000`: the unknown flag is the fault, not its stray value.
+      if (!given.values.empty() && result.extra.empty())
         throw Error(Code::kUsage, fmt::format("{} is given twice: `{}` and `--{} {}`", flag.metavar, value, flag.name,
                                               given.values.back().text));
       given.values.push_back({value, std::string(flag.metavar), Code::kUsage});
     }
     if (!given.values.empty()) result.given.emplace(flag.name, std::move(given));
   }
-  for (const std::string& extra : app.remaining())
-    if (extra != "--") result.extra.push_back(extra);
   return result;
 }
 
