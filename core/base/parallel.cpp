@@ -1,12 +1,9 @@
 #include "core/base/parallel.h"
 
-#include <algorithm>
-#include <utility>
-
 namespace moectl {
 namespace {
 
-constexpr int kSpins = 4000;  // about 40 us: longer than the gap between two operations, shorter than an idle period
+constexpr int kSpins = 4000;  // tens of microseconds: longer than the gap between two operations, shorter than an idle period
 
 inline void pause() {
 #if defined(__x86_64__)
@@ -17,7 +14,7 @@ inline void pause() {
 }  // namespace
 
 ThreadPool::ThreadPool(int num_threads, bool spin) : spin_(spin) {
-  for (int i = 1; i < num_threads; ++i) workers_.emplace_back([this, i] { worker(i); });
+  for (int i = 1; i < num_threads; ++i) workers_.emplace_back([this] { worker(); });
 }
 
 ThreadPool::~ThreadPool() {
@@ -27,34 +24,48 @@ ThreadPool::~ThreadPool() {
   for (auto& t : workers_) t.join();
 }
 
-void ThreadPool::invoke(int member) {
-  try {
-    call_(ctx_, member);
-  } catch (...) {
-    std::lock_guard lock(error_mutex_);
-    if (!error_) error_ = std::current_exception();
+void ThreadPool::work(uint32_t generation) {
+  uint64_t ticket = ticket_.load(std::memory_order_acquire);
+  for (;;) {
+    // A claim succeeds only on an unchanged ticket, so num_chunks_ below belongs to this generation when it does.
+    const int num_chunks = num_chunks_.load(std::memory_order_acquire);
+    if (uint32_t(ticket >> 32) != generation || int(uint32_t(ticket)) >= num_chunks) return;
+    if (!ticket_.compare_exchange_weak(ticket, ticket + 1, std::memory_order_acq_rel, std::memory_order_acquire)) continue;
+    try {
+      call_(ctx_, int(uint32_t(ticket)));
+    } catch (...) {
+      std::lock_guard lock(error_mutex_);
+      if (!error_) error_ = std::current_exception();
+    }
+    if (unfinished_.fetch_sub(1, std::memory_order_acq_rel) == 1) unfinished_.notify_one();
+    ticket = ticket_.load(std::memory_order_acquire);
   }
 }
 
-void ThreadPool::run_erased(Call call, void* ctx) {
+void ThreadPool::run_erased(Call call, void* ctx, int num_chunks) {
+  const uint32_t generation = generation_.load(std::memory_order_relaxed) + 1;
+  // Between jobs the ticket is exhausted: nobody reads these until the new ticket is out.
   call_ = call;
   ctx_ = ctx;
-  remaining_.store(int(workers_.size()), std::memory_order_relaxed);
-  generation_.fetch_add(1, std::memory_order_release);
+  unfinished_.store(num_chunks, std::memory_order_relaxed);
+  num_chunks_.store(0, std::memory_order_release);
+  ticket_.store(uint64_t{generation} << 32, std::memory_order_release);
+  num_chunks_.store(num_chunks, std::memory_order_release);
+  generation_.store(generation, std::memory_order_release);
   generation_.notify_all();
-  invoke(0);
+  work(generation);
   for (int spins = 0;;) {
-    int left = remaining_.load(std::memory_order_acquire);
+    const int left = unfinished_.load(std::memory_order_acquire);
     if (left == 0) break;
     if (spin_ && ++spins < kSpins)
       pause();
     else
-      remaining_.wait(left, std::memory_order_acquire);
+      unfinished_.wait(left, std::memory_order_acquire);
   }
   if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
 }
 
-void ThreadPool::worker(int member) {
+void ThreadPool::worker() {
   uint32_t seen = 0;
   for (;;) {
     for (int spins = 0; generation_.load(std::memory_order_acquire) == seen;) {
@@ -63,10 +74,9 @@ void ThreadPool::worker(int member) {
       else
         generation_.wait(seen, std::memory_order_acquire);
     }
-    ++seen;
+    seen = generation_.load(std::memory_order_acquire);
     if (stop_.load()) return;
-    invoke(member);
-    if (remaining_.fetch_sub(1, std::memory_order_acq_rel) == 1) remaining_.notify_one();
+    work(seen);
   }
 }
 

@@ -102,12 +102,12 @@ void CpuOps::mla_attention(const MlaAttentionArgs& a, Stream) {
   CHECK(page_size <= kMaxPage, "pages of {} tokens", page_size);
   int64_t work = 0;
   for (int64_t t = 0; t < num_tokens; ++t) work += (a.positions(t) + 1) * num_heads * (width + rank);
-  // An item is a (token, head); rows late in the sequence cost more, so items go round robin over the members.
+  // An item is a (token, head); rows late in the sequence cost more, so items are dealt out to the chunks.
   const int64_t items = num_tokens * num_heads;
-  const int64_t members = std::clamp<int64_t>(work / kMinWorkPerThread, 1, pool_.size());
-  auto body = [&](int64_t member) {
+  const int chunks = pool_.num_chunks(work, kMinWorkPerThread);
+  pool_.run(chunks, [&](int chunk) {
     alignas(64) float scores[kMaxPage];
-    for (int64_t item = member; item < items; item += members) {
+    for (int64_t item = chunk; item < items; item += chunks) {
       const int64_t t = item / num_heads, h = item % num_heads;
       const float* q = a.q.data + item * width;
       float* out = a.out.data + (t * num_heads + h) * rank;
@@ -126,13 +126,7 @@ void CpuOps::mla_attention(const MlaAttentionArgs& a, Stream) {
       }
       for (int64_t i = 0; i < rank; ++i) out[i] = out[i] / state.sum;
     }
-  };
-  if (members == 1)
-    body(0);
-  else
-    pool_.run([&](int member) {
-      if (member < members) body(member);
-    });
+  });
 }
 
 void CpuOps::mla_output(const MlaOutputArgs& a, Stream) {

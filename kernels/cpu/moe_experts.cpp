@@ -7,18 +7,18 @@
 
 namespace {
 
-// Splits (expert, tile) pairs over the members by cost: a tile of an expert costs as much as it has rows. Calls
-// body(expert, tile_begin, tile_end) for the part of `member`.
+// Splits (expert, tile) pairs over the chunks by cost: a tile of an expert costs as much as it has rows. Calls
+// body(expert, tile_begin, tile_end) for the part of `chunk`.
 template <class Body>
-void for_expert_tiles(const int32_t* offsets, int64_t num_experts, int64_t num_tiles, int64_t member, int64_t members,
+void for_expert_tiles(const int32_t* offsets, int64_t num_experts, int64_t num_tiles, int64_t chunk, int64_t chunks,
                       Body&& body) {
   const int64_t total = int64_t{offsets[num_experts]} * num_tiles;
-  const int64_t lo = total * member / members, hi = total * (member + 1) / members;
+  const int64_t lo = total * chunk / chunks, hi = total * (chunk + 1) / chunks;
   for (int64_t e = 0; e < num_experts; ++e) {
     const int64_t rows = offsets[e + 1] - offsets[e];
     if (rows == 0) continue;
     const int64_t first = int64_t{offsets[e]} * num_tiles;
-    // The member owns the tiles whose cost begins in [lo, hi).
+    // The chunk owns the tiles whose cost begins in [lo, hi).
     auto tile_at = [&](int64_t cost) { return std::clamp<int64_t>((cost - first + rows - 1) / rows, 0, num_tiles); };
     const int64_t begin = lo > first ? tile_at(lo) : 0, end = hi > first ? tile_at(hi) : 0;
     if (begin < end) body(e, begin, end);
@@ -36,19 +36,11 @@ void CpuOps::moe_experts(const MoeExpertsArgs& a, Stream) {
   const auto &gate = cpu::packed(a.w_gate).matrices, &up = cpu::packed(a.w_up).matrices,
              &down = cpu::packed(a.w_down).matrices;
   const int64_t hidden_size = a.w_down.n, intermediate = a.w_gate.n;
-  const int64_t members = std::clamp<int64_t>(num_rows * hidden_size * intermediate / kMinWorkPerThread, 1, pool_.size());
-  auto on_members = [&](auto&& body) {
-    if (members == 1)
-      body(0);
-    else
-      pool_.run([&](int member) {
-        if (member < members) body(member);
-      });
-  };
+  const int chunks = pool_.num_chunks(num_rows * hidden_size * intermediate, kMinWorkPerThread);
 
   const float* const* x = row_pointers(a.x.data, num_rows, hidden_size);
-  on_members([&](int64_t member) {
-    for_expert_tiles(offsets, num_experts, gate[0].num_tiles, member, members, [&](int64_t e, int64_t begin, int64_t end) {
+  pool_.run(chunks, [&](int chunk) {
+    for_expert_tiles(offsets, num_experts, gate[0].num_tiles, chunk, chunks, [&](int64_t e, int64_t begin, int64_t end) {
       const int64_t row0 = offsets[e], rows = offsets[e + 1] - row0, w = a.expert_begin + e;
       gemm(gate[w], begin, end, x + row0, rows, [&](int64_t row, int64_t tile, F32x16 value) {
         store_tile(a.hidden.row(row0 + row), tile, intermediate, silu(value));
@@ -61,8 +53,8 @@ void CpuOps::moe_experts(const MoeExpertsArgs& a, Stream) {
     });
   });
   const float* const* h = row_pointers(a.hidden.data, num_rows, intermediate);
-  on_members([&](int64_t member) {
-    for_expert_tiles(offsets, num_experts, down[0].num_tiles, member, members, [&](int64_t e, int64_t begin, int64_t end) {
+  pool_.run(chunks, [&](int chunk) {
+    for_expert_tiles(offsets, num_experts, down[0].num_tiles, chunk, chunks, [&](int64_t e, int64_t begin, int64_t end) {
       const int64_t row0 = offsets[e], rows = offsets[e + 1] - row0;
       gemm(down[a.expert_begin + e], begin, end, h + row0, rows, [&](int64_t row, int64_t tile, F32x16 value) {
         store_tile(a.out.row(row0 + row), tile, hidden_size, value);
