@@ -1,5 +1,5 @@
-// Tokenizer: tokenizer.json (Hugging Face) -> token ids and back. Immutable after load; every method may be called from any
-// thread. It must not know about requests, models or HTTP.
+// Tokenizer: tokenizer.json (Hugging Face) -> token ids and back. Immutable after load; every method may be called from
+// any thread. It must not know about requests, models or HTTP.
 #pragma once
 
 #include <cstdint>
@@ -13,8 +13,8 @@
 
 namespace moectl {
 
-// A run of prompt text and whom its bytes came from. Control tokens (all added tokens of tokenizer.json, `special` or not)
-// are recognised only where `trusted`; message content is never trusted (fault matrix, row 25).
+// A run of prompt text and whom its bytes came from. Control tokens (all added tokens of tokenizer.json, `special` or
+// not) are recognised only where `trusted`; message content is never trusted (fault matrix, row 25).
 struct TextSegment {
   std::string text;
   bool trusted = false;

@@ -1,0 +1,42 @@
+// SplitRegex: one pattern of a checkpoint's pre-tokenizer. Patterns are written for Oniguruma (the engine of the
+// `tokenizers` library); they are translated so that PCRE2 matches exactly the same text, and what cannot be translated
+// faithfully is refused. Immutable; any thread. Pattern and text are input from outside: work and memory are bounded.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace moectl {
+
+struct TextRange {
+  size_t begin = 0, end = 0;  // byte offsets
+};
+
+// The pattern in PCRE2's dialect. `newer_unicode` adds the characters that PCRE2's Unicode tables do not know yet.
+// Throws Error{kBadData}, beginning with `where`, for what is not supported.
+std::string translate_pattern(std::string_view pattern, bool newer_unicode, const std::string& where);
+
+class SplitRegex {
+ public:
+  // Throws Error{kBadData}, beginning with `where` (file and field), for a pattern that is refused.
+  SplitRegex(std::string_view pattern, const std::string& where);
+  ~SplitRegex();
+  SplitRegex(SplitRegex&&) noexcept;
+
+  // Appends all matches in `text` (valid UTF-8), left to right and not overlapping; an empty match directly after
+  // another match does not count. `newer_unicode`: whether has_newer_unicode(text). Throws Error{kInvalidArgument} when
+  // the matcher's limits are reached.
+  void find_all(std::string_view text, bool newer_unicode, std::vector<TextRange>& matches) const;
+
+ private:
+  struct Code;
+  std::string where_;
+  std::unique_ptr<Code> code_, newer_code_;
+};
+
+// Whether `text` (valid UTF-8) has a character that is assigned in Unicode 16 and unknown to PCRE2 10.42 (Unicode 14).
+bool has_newer_unicode(std::string_view text);
+
+}  // namespace moectl
