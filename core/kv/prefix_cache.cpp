@@ -60,7 +60,8 @@ std::vector<PageId> PrefixCache::acquire(PrefixCursor& cursor, std::span<const i
 
 void PrefixCache::insert(PrefixCursor& cursor, PageId page, std::span<const int32_t> ids) {
   CHECK(int(ids.size()) == page_size_, "a block of {} ids, pages hold {}", ids.size(), page_size_);
-  if (!enabled_ || cursor.detached) return;
+  cursor.detached = cursor.detached || !enabled_;
+  if (cursor.detached) return;
   if (cursor.entry != 0) {  // the parent may have been another request's page that was evicted since
     const auto parent = entries_.find(cursor.hash);
     if (parent == entries_.end() || parent->second.id != cursor.entry) {

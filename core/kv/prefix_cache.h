@@ -40,7 +40,8 @@ class PrefixCache {
   // The same pages, each with a reference for the caller; advances `cursor` from the root.
   std::vector<PageId> acquire(PrefixCursor& cursor, std::span<const int32_t> ids, int max_pages);
   // `page` (held by the caller) now holds the KV of the block after the cursor, whose ids are `ids` (page_size of
-  // them). When the index has an equal block already, that one stays and `page` remains private.
+  // them). When the index has an equal block already, that one stays and `page` remains private. Either the cursor
+  // moves on or it is detached.
   void insert(PrefixCursor& cursor, PageId page, std::span<const int32_t> ids);
   // A page for new contents: a free one, else the least recently used cached one; nullopt when all are used.
   std::optional<PageId> allocate();

@@ -1,0 +1,337 @@
+#include "core/engine/scheduler.h"
+
+#include <algorithm>
+#include <iterator>
+#include <utility>
+
+#include "core/base/check.h"
+#include "core/engine/sampler.h"
+
+namespace moectl {
+namespace {
+
+constexpr int kDecodeLoad = 64;  // a running sequence weighs as much as this many prompt tokens when a rank is chosen
+
+}  // namespace
+
+void check_request(const GenerateRequest& request, const SchedulerConfig& config) {
+  const size_t num_prompt = request.prompt_ids.size();
+  if (num_prompt == 0) throw Error(Code::kInvalidArgument, "the prompt is empty; give at least one token", "prompt");
+  if (num_prompt >= size_t(config.max_model_len))
+    throw Error(
+        Code::kInvalidArgument,
+        fmt::format("the prompt has {} tokens; this model's context is {} tokens, of which the prompt may take {}",
+                    num_prompt, config.max_model_len, config.max_model_len - 1),
+        "prompt");
+  for (int32_t id : request.prompt_ids)
+    if (id < 0 || id >= config.vocab_size)
+      throw Error(Code::kInvalidArgument,
+                  fmt::format("token id {} in the prompt; ids are 0 .. {}", id, config.vocab_size - 1), "prompt");
+  check_sampling_params(request.sampling, config.vocab_size);
+  const int64_t num_tokens = std::min<int64_t>(int64_t(num_prompt) + request.sampling.max_tokens, config.max_model_len);
+  const int64_t pool_tokens = int64_t(config.num_pages) * config.page_size;
+  if (num_tokens > pool_tokens)
+    throw Error(Code::kResourceExhausted,
+                fmt::format("prompt and max_tokens need {} tokens of KV cache; a rank has {}", num_tokens, pool_tokens),
+                "max_tokens");
+}
+
+bool StepPlan::empty() const {
+  return std::ranges::all_of(ranks, [](const RankPlan& r) { return r.chunks.empty(); });
+}
+
+Scheduler::Scheduler(SchedulerConfig config) : config_(std::move(config)) {
+  CHECK(config_.num_ranks > 0 && config_.max_num_seqs > 0 && config_.max_num_batched_tokens > 0 &&
+            config_.max_prompt_logits > 0 && config_.max_model_len > 0,
+        "a scheduler needs ranks, sequences, tokens and a length");
+  for (int i = 0; i < config_.num_ranks; ++i) ranks_.push_back(std::make_unique<Rank>(config_));
+}
+
+// ------------------------------------------------------------------------------------------------ requests
+
+void Scheduler::submit(uint64_t handle, GenerateRequest request) {
+  CHECK(!in_flight_, "submit during a step");
+  CHECK(sequences_.empty() || sequences_.rbegin()->first < handle, "handle {} is not the newest", handle);
+  auto seq = std::make_unique<Sequence>();
+  seq->handle = handle;
+  seq->token_ids = std::move(request.prompt_ids);
+  seq->num_prompt_tokens = seq->num_tokens();
+  seq->request = std::move(request);
+  waiting_.emplace(handle, seq.get());
+  sequences_.emplace(handle, std::move(seq));
+}
+
+void Scheduler::cancel(uint64_t handle) {
+  CHECK(!in_flight_, "cancel during a step");
+  if (const auto it = sequences_.find(handle); it != sequences_.end())
+    finish(*it->second, {.finish = FinishReason::kCancelled});
+}
+
+void Scheduler::end_all(FinishReason reason, const std::string& error) {
+  in_flight_ = false;  // a failed step is never completed
+  while (!sequences_.empty()) finish(*sequences_.begin()->second, {.finish = reason, .error = error});
+}
+
+void Scheduler::flush_prefix_cache() {
+  CHECK(!in_flight_, "flush during a step");
+  for (auto& rank : ranks_) rank->cache.flush();
+}
+
+// ------------------------------------------------------------------------------------------------ plan
+
+StepPlan Scheduler::plan(TimePoint now) {
+  CHECK(!in_flight_, "the last step is not complete");
+  expire_waiting(now);
+  StepPlan plan;
+  plan.ranks.resize(size_t(config_.num_ranks));
+  for (size_t i = 0; i < ranks_.size(); ++i) {
+    schedule_running(*ranks_[i], plan.ranks[i], /*decodes=*/true);
+    schedule_running(*ranks_[i], plan.ranks[i], /*decodes=*/false);
+  }
+  admit_waiting(plan);
+  in_flight_ = !plan.empty();
+  return plan;
+}
+
+void Scheduler::expire_waiting(TimePoint now) {
+  for (auto it = waiting_.begin(); it != waiting_.end();) {
+    Sequence& seq = *(it++)->second;  // finish() erases its entry
+    if (seq.request.deadline && *seq.request.deadline <= now)
+      finish(seq, {.finish = FinishReason::kError, .error = "deadline"});
+  }
+}
+
+void Scheduler::schedule_running(Rank& rank, RankPlan& plan, bool decodes) {
+  for (size_t i = 0; i < rank.running.size(); ++i)  // preemption shortens the list behind i
+    if ((rank.running[i]->num_remaining() == 1) == decodes)
+      schedule_chunk(rank, plan, *rank.running[i], /*may_preempt=*/true);
+}
+
+// Adds as many of the sequence's next tokens to the step as budgets and pages allow; perhaps none.
+void Scheduler::schedule_chunk(Rank& rank, RankPlan& plan, Sequence& seq, bool may_preempt) {
+  const int begin = seq.num_computed;
+  int end = begin + std::min(seq.num_remaining(), config_.max_num_batched_tokens - plan.num_tokens);
+  const int num_scored = seq.wants_prompt_logprobs() ? seq.num_prompt_tokens - 1 : 0;  // positions [0, num_scored)
+  const int score_begin = std::max(begin, int(seq.prompt_logprobs.size()));
+  const int score_limit = score_begin + config_.max_prompt_logits - plan.num_prompt_logits;
+  if (score_limit < num_scored) end = std::min(end, score_limit);
+  if (end <= begin) return;
+
+  int num_tokens = grow(rank, seq, end - begin);
+  while (num_tokens == 0 && may_preempt && preempt_youngest(rank, plan, seq)) num_tokens = grow(rank, seq, end - begin);
+  if (num_tokens == 0) return;
+  end = begin + num_tokens;
+  const int logits_begin = std::min(score_begin, end);
+  const int logits_end = std::max(logits_begin, std::min(end, num_scored));
+  plan.chunks.push_back({.seq = &seq,
+                         .begin = begin,
+                         .num_tokens = num_tokens,
+                         .prompt_logits_begin = logits_begin,
+                         .prompt_logits_end = logits_end,
+                         .sample = end == seq.num_tokens() && seq.request.sampling.max_tokens > 0});
+  plan.num_tokens += num_tokens;
+  plan.num_prompt_logits += logits_end - logits_begin;
+}
+
+// Takes pages for up to `num_tokens` more tokens; returns for how many there is room now.
+int Scheduler::grow(Rank& rank, Sequence& seq, int num_tokens) {
+  while (int(seq.pages.size()) < num_pages_for(seq.num_computed + num_tokens)) {
+    const auto page = rank.cache.allocate();
+    if (!page) break;
+    seq.pages.push_back(*page);
+  }
+  return std::min(num_tokens, int(seq.pages.size()) * config_.page_size - seq.num_computed);
+}
+
+// Sends the rank's youngest sequence back to the queue if it is younger than `than`. Its tokens stay, its pages go.
+bool Scheduler::preempt_youngest(Rank& rank, RankPlan& plan, const Sequence& than) {
+  Sequence& victim = *rank.running.back();
+  if (victim.handle <= than.handle) return false;
+  std::erase_if(plan.chunks, [&](const Chunk& chunk) {
+    if (chunk.seq != &victim) return false;
+    plan.num_tokens -= chunk.num_tokens;
+    plan.num_prompt_logits -= chunk.prompt_logits_end - chunk.prompt_logits_begin;
+    return true;
+  });
+  plan.preempted = true;
+  ++counters_.num_preemptions_total;
+  release_pages(victim);
+  victim.phase = Phase::kWaiting;
+  waiting_.emplace(victim.handle, &victim);
+  return true;
+}
+
+void Scheduler::admit_waiting(StepPlan& plan) {
+  while (!waiting_.empty()) {  // first come, first served: nobody overtakes a request that has to wait
+    Sequence& seq = *waiting_.begin()->second;
+    if (!admit(seq, plan)) return;
+    waiting_.erase(seq.handle);
+  }
+}
+
+bool Scheduler::admit(Sequence& seq, StepPlan& plan) {
+  int num_running = 0;
+  for (const auto& rank : ranks_) num_running += int(rank->running.size());
+  if (num_running >= config_.max_num_seqs) return false;
+  for (int rank_idx : ranks_by_preference(seq, plan)) {
+    if (!place(seq, rank_idx)) continue;
+    schedule_chunk(*ranks_[size_t(rank_idx)], plan.ranks[size_t(rank_idx)], seq, /*may_preempt=*/false);
+    return true;
+  }
+  return false;
+}
+
+// Ranks that could take a sequence, the one that has least to compute first; cached pages count as computed.
+std::vector<int> Scheduler::ranks_by_preference(const Sequence& seq, const StepPlan& plan) const {
+  std::vector<std::pair<int64_t, int>> cost;
+  for (int i = 0; i < config_.num_ranks; ++i) {
+    const Rank& rank = *ranks_[size_t(i)];
+    const RankPlan& rank_plan = plan.ranks[size_t(i)];
+    if (rank_plan.preempted || rank_plan.num_tokens >= config_.max_num_batched_tokens ||
+        int(rank.running.size()) >= config_.max_seqs_per_rank())
+      continue;
+    int64_t load = 0;
+    for (const Sequence* other : rank.running) load += kDecodeLoad + other->num_remaining();
+    if (!seq.wants_prompt_logprobs())
+      load -= int64_t{config_.page_size} * rank.cache.num_matching_pages(seq.request.cache_salt, seq.ids(),
+                                                                         (seq.num_tokens() - 1) / config_.page_size);
+    cost.emplace_back(load, i);
+  }
+  std::ranges::sort(cost);
+  std::vector<int> order;
+  for (const auto& [load, i] : cost) order.push_back(i);
+  return order;
+}
+
+// Puts the sequence on a rank when its tokens and the next one fit into the pages that can be had now.
+bool Scheduler::place(Sequence& seq, int rank_idx) {
+  Rank& rank = *ranks_[size_t(rank_idx)];
+  seq.cursor = rank.cache.root(seq.request.cache_salt);
+  // At least the last token is computed, for its logits, and it is written to a page of its own.
+  const int max_hits = seq.wants_prompt_logprobs() ? 0 : (seq.num_tokens() - 1) / config_.page_size;
+  seq.pages = rank.cache.acquire(seq.cursor, seq.ids(), max_hits);
+  const int num_hits = int(seq.pages.size());
+  const int needed = std::min(num_pages_for(seq.num_tokens() + 1), config_.num_pages) - num_hits;
+  if (needed > rank.pool.num_available()) {
+    rank.cache.release(seq.pages);
+    seq.pages.clear();
+    return false;
+  }
+  seq.num_computed = num_hits * config_.page_size;
+  seq.rank = rank_idx;
+  seq.phase = Phase::kRunning;
+  rank.running.insert(std::ranges::upper_bound(rank.running, seq.handle, {}, &Sequence::handle), &seq);
+  if (!seq.admitted_before) {
+    seq.admitted_before = true;
+    seq.num_cached_tokens = std::min(seq.num_computed, seq.num_prompt_tokens);
+    if (config_.enable_prefix_caching && !seq.wants_prompt_logprobs()) {
+      counters_.prefix_cache_queries += seq.num_prompt_tokens;
+      counters_.prefix_cache_hits += seq.num_cached_tokens;
+    }
+  }
+  return true;
+}
+
+// ------------------------------------------------------------------------------------------------ complete
+
+void Scheduler::complete(const StepPlan& plan, std::vector<std::vector<ChunkResult>> results) {
+  CHECK(in_flight_ && results.size() == plan.ranks.size(), "results of {} ranks", results.size());
+  in_flight_ = false;
+  ++counters_.num_steps_total;
+  for (size_t r = 0; r < results.size(); ++r) {
+    CHECK(results[r].size() == plan.ranks[r].chunks.size(), "{} results for {} chunks", results[r].size(),
+          plan.ranks[r].chunks.size());
+    for (size_t i = 0; i < results[r].size(); ++i) complete_chunk(plan.ranks[r].chunks[i], std::move(results[r][i]));
+  }
+}
+
+void Scheduler::complete_chunk(const Chunk& chunk, ChunkResult result) {
+  Sequence& seq = *chunk.seq;
+  seq.num_computed = chunk.begin + chunk.num_tokens;
+  register_full_pages(*ranks_[size_t(seq.rank)], seq);
+  if (!result.error.empty()) return finish(seq, {.finish = FinishReason::kError, .error = std::move(result.error)});
+  CHECK(int(result.prompt_logprobs.size()) == chunk.prompt_logits_end - chunk.prompt_logits_begin &&
+            result.token.has_value() == chunk.sample,
+        "a result that does not fit its chunk");
+  std::ranges::move(result.prompt_logprobs, std::back_inserter(seq.prompt_logprobs));
+  if (seq.num_remaining() > 0) return;
+  if (!chunk.sample) return finish(seq, {.finish = FinishReason::kLength});  // max_tokens 0: the prompt was all
+
+  const int32_t id = result.token->id;
+  seq.token_ids.push_back(id);
+  ++counters_.generation_tokens_total;
+  GenerateOutput output{.finish = finish_reason(seq, id)};
+  if (output.finish == FinishReason::kStop) output.stop_token = id;
+  output.tokens.push_back(std::move(*result.token));
+  if (output.finish == FinishReason::kNone)
+    emit(seq, std::move(output));
+  else
+    finish(seq, std::move(output));
+}
+
+void Scheduler::register_full_pages(Rank& rank, Sequence& seq) {
+  const int page_size = config_.page_size;
+  while (!seq.cursor.detached && (seq.cursor.num_blocks + 1) * page_size <= seq.num_computed) {
+    const size_t block = size_t(seq.cursor.num_blocks);
+    rank.cache.insert(seq.cursor, seq.pages[block], seq.ids().subspan(block * size_t(page_size), size_t(page_size)));
+  }
+}
+
+FinishReason Scheduler::finish_reason(const Sequence& seq, int32_t token) const {
+  const SamplingParams& params = seq.request.sampling;
+  const auto has = [&](const std::vector<int32_t>& ids) { return std::ranges::find(ids, token) != ids.end(); };
+  if (seq.num_output_tokens() >= params.min_tokens &&
+      ((!params.ignore_eos && has(config_.eos_token_ids)) || has(params.stop_token_ids)))
+    return FinishReason::kStop;
+  if (seq.num_output_tokens() >= params.max_tokens || seq.num_tokens() >= config_.max_model_len)
+    return FinishReason::kLength;
+  return FinishReason::kNone;
+}
+
+void Scheduler::emit(Sequence& seq, GenerateOutput output) {
+  output.num_cached_tokens = seq.num_cached_tokens;
+  if (!seq.reported) {
+    seq.reported = true;
+    output.prompt_tokens = std::move(seq.prompt_logprobs);
+    // The entries moved out still count as scored: a preemption after the first output must not score them again.
+    seq.prompt_logprobs.assign(output.prompt_tokens.size(), {});
+    if (!output.tokens.empty() || output.finish == FinishReason::kLength)
+      counters_.prompt_tokens_total += seq.num_prompt_tokens;
+  }
+  emissions_.push_back({seq.handle, std::move(output)});
+}
+
+void Scheduler::finish(Sequence& seq, GenerateOutput output) {
+  emit(seq, std::move(output));
+  release_pages(seq);
+  waiting_.erase(seq.handle);
+  sequences_.erase(seq.handle);
+}
+
+void Scheduler::release_pages(Sequence& seq) {
+  if (seq.phase != Phase::kRunning) return;
+  Rank& rank = *ranks_[size_t(seq.rank)];
+  rank.cache.release(seq.pages);
+  seq.pages.clear();
+  std::erase(rank.running, &seq);
+  seq.rank = -1;
+  seq.num_computed = 0;
+}
+
+std::vector<Emission> Scheduler::take_emissions() {
+  return std::exchange(emissions_, {});
+}
+
+EngineStats Scheduler::stats() const {
+  EngineStats stats = counters_;
+  stats.num_waiting = int64_t(waiting_.size());
+  for (const auto& rank : ranks_) {
+    stats.num_running += int64_t(rank->running.size());
+    stats.kv_pages_total += rank->pool.num_pages();
+    stats.kv_pages_used += rank->pool.num_used();
+    stats.kv_pages_cached += rank->pool.num_cached();
+  }
+  return stats;
+}
+
+}  // namespace moectl

@@ -1,0 +1,479 @@
+// Scheduler under a model of the cache: every step writes the ids of its rows to the pages it was given and reads each
+// sequence's whole text back from them, so a page that is shared, lost or given twice shows as a wrong text.
+#include "core/engine/scheduler.h"
+
+#include <gtest/gtest.h>
+
+#include <functional>
+#include <map>
+#include <random>
+#include <set>
+
+#include "core/base/error.h"
+
+namespace moectl {
+namespace {
+
+using TimePoint = Scheduler::TimePoint;
+constexpr int kVocab = 50;
+constexpr int32_t kEos = 1;
+
+SchedulerConfig small_config() {
+  return {.num_ranks = 1,
+          .num_pages = 16,
+          .page_size = 4,
+          .max_num_seqs = 4,
+          .max_num_batched_tokens = 16,
+          .max_prompt_logits = 5,
+          .max_model_len = 40,
+          .vocab_size = kVocab,
+          .eos_token_ids = {kEos}};
+}
+
+// The token that the pretended model gives after a text: any function of all of it.
+int32_t next_token(std::span<const int32_t> text, uint64_t seed) {
+  uint64_t h = seed * 0x9e3779b97f4a7c15u + 1;
+  for (int32_t id : text) h = (h ^ uint64_t(id)) * 0x100000001b3u;
+  return int32_t((h >> 20) % kVocab);
+}
+
+GenerateRequest request(std::vector<int32_t> prompt, int max_tokens, uint64_t seed = 0) {
+  return {.prompt_ids = std::move(prompt), .sampling = {.seed = seed, .max_tokens = max_tokens}};
+}
+
+struct Answer {
+  std::vector<int32_t> ids, prompt_logprobs;
+  FinishReason finish = FinishReason::kNone;
+  std::string error;
+  int num_cached = 0;
+  int32_t stop_token = -1;
+};
+
+Answer expected_answer(const GenerateRequest& r, const SchedulerConfig& config) {
+  Answer a;
+  std::vector<int32_t> text = r.prompt_ids;
+  while (a.finish == FinishReason::kNone) {
+    if (r.sampling.max_tokens == 0) {
+      a.finish = FinishReason::kLength;
+      break;
+    }
+    const int32_t id = next_token(text, r.sampling.seed);
+    text.push_back(id);
+    a.ids.push_back(id);
+    if (id == kEos && !r.sampling.ignore_eos)
+      a.finish = FinishReason::kStop;
+    else if (int(a.ids.size()) >= r.sampling.max_tokens || int(text.size()) >= config.max_model_len)
+      a.finish = FinishReason::kLength;
+  }
+  if (r.sampling.prompt_logprobs) a.prompt_logprobs.assign(r.prompt_ids.begin() + 1, r.prompt_ids.end());
+  return a;
+}
+
+// Plays the ranks: carries out plans on pretended caches and collects the answers.
+class Player {
+ public:
+  explicit Player(SchedulerConfig config) : scheduler(config), config_(std::move(config)) {
+    caches_.resize(size_t(config_.num_ranks),
+                   std::vector<std::vector<int32_t>>(size_t(config_.num_pages),
+                                                     std::vector<int32_t>(size_t(config_.page_size), -1)));
+  }
+
+  uint64_t submit(GenerateRequest r) {
+    check_request(r, config_);
+    const uint64_t handle = next_handle_++;
+    scheduler.submit(handle, std::move(r));
+    return handle;
+  }
+
+  bool step(TimePoint now = {}) {
+    const StepPlan plan = scheduler.plan(now);
+    collect();
+    if (plan.empty()) return false;
+    std::vector<std::vector<ChunkResult>> results(plan.ranks.size());
+    std::set<const Sequence*> seen;
+    for (size_t r = 0; r < plan.ranks.size(); ++r) {
+      check_limits(plan.ranks[r]);
+      for (const Chunk& chunk : plan.ranks[r].chunks) {
+        EXPECT_TRUE(seen.insert(chunk.seq).second) << "a sequence twice in one step";
+        EXPECT_EQ(chunk.seq->rank, int(r));
+        write(caches_[r], chunk);
+      }
+      for (const Chunk& chunk : plan.ranks[r].chunks) results[r].push_back(read(caches_[r], chunk));
+    }
+    scheduler.complete(plan, std::move(results));
+    collect();
+    check_pages();
+    return true;
+  }
+
+  void run(int limit = 10000) {
+    while (scheduler.has_work()) {
+      ASSERT_TRUE(step()) << "work that nothing advances";
+      ASSERT_GT(--limit, 0) << "no end";
+    }
+  }
+
+  void collect() {
+    for (Emission& e : scheduler.take_emissions()) {
+      Answer& a = answers[e.handle];
+      EXPECT_EQ(a.finish, FinishReason::kNone) << "an output after the last";
+      for (auto& t : e.output.tokens) a.ids.push_back(t.id);
+      for (auto& t : e.output.prompt_tokens) a.prompt_logprobs.push_back(t.id);
+      a.finish = e.output.finish;
+      a.error = e.output.error;
+      a.num_cached = e.output.num_cached_tokens;
+      a.stop_token = e.output.stop_token;
+    }
+  }
+
+  Scheduler scheduler;
+  std::map<uint64_t, Answer> answers;
+  std::function<bool(const Chunk&)> breaks;  // chunks whose sampling fails
+
+ private:
+  using Cache = std::vector<std::vector<int32_t>>;
+
+  void check_limits(const RankPlan& plan) {
+    int tokens = 0, prompt_logits = 0, logits = 0;
+    for (const Chunk& c : plan.chunks) {
+      EXPECT_GT(c.num_tokens, 0);
+      EXPECT_TRUE(c.prompt_logits_begin >= c.begin && c.prompt_logits_end <= c.begin + c.num_tokens);
+      tokens += c.num_tokens;
+      prompt_logits += c.prompt_logits_end - c.prompt_logits_begin;
+      logits += c.num_logits();
+    }
+    EXPECT_EQ(tokens, plan.num_tokens);
+    EXPECT_EQ(prompt_logits, plan.num_prompt_logits);
+    EXPECT_LE(tokens, config_.max_num_batched_tokens);
+    EXPECT_LE(prompt_logits, config_.max_prompt_logits);
+    EXPECT_LE(logits, config_.max_logits_per_rank());
+    EXPECT_LE(int(plan.chunks.size()), config_.max_seqs_per_rank());
+  }
+
+  void write(Cache& cache, const Chunk& chunk) {
+    for (int i = chunk.begin; i < chunk.begin + chunk.num_tokens; ++i)
+      cache[size_t(chunk.seq->pages[size_t(i / config_.page_size)])][size_t(i % config_.page_size)] =
+          chunk.seq->token_ids[size_t(i)];
+  }
+
+  ChunkResult read(const Cache& cache, const Chunk& chunk) {
+    const Sequence& seq = *chunk.seq;
+    std::vector<int32_t> text;
+    for (int i = 0; i < chunk.begin + chunk.num_tokens; ++i)
+      text.push_back(cache[size_t(seq.pages[size_t(i / config_.page_size)])][size_t(i % config_.page_size)]);
+    EXPECT_EQ(text, std::vector(seq.token_ids.begin(), seq.token_ids.begin() + chunk.begin + chunk.num_tokens))
+        << "the cache holds another text";
+    ChunkResult result;
+    for (int i = chunk.prompt_logits_begin; i < chunk.prompt_logits_end; ++i)
+      result.prompt_logprobs.push_back({.id = seq.token_ids[size_t(i) + 1]});
+    if (chunk.sample) result.token = {.id = next_token(text, seq.request.sampling.seed)};
+    if (breaks && breaks(chunk)) result.error = "broken row";
+    return result;
+  }
+
+  void check_pages() {
+    for (int r = 0; r < config_.num_ranks; ++r) {
+      const BlockPool& pool = scheduler.pool(r);
+      EXPECT_EQ(pool.num_used() + pool.num_cached() + pool.num_free(), config_.num_pages);
+    }
+    const EngineStats s = scheduler.stats();
+    if (s.num_running == 0) {
+      EXPECT_EQ(s.kv_pages_used, 0);
+    }
+    EXPECT_LE(s.num_running, config_.max_num_seqs);
+  }
+
+  const SchedulerConfig config_;
+  std::vector<Cache> caches_;
+  uint64_t next_handle_ = 1;
+};
+
+std::vector<int32_t> prompt_of(int n, int32_t first = 10) {
+  std::vector<int32_t> ids;
+  for (int i = 0; i < n; ++i) ids.push_back((first + i) % kVocab);
+  return ids;
+}
+
+TEST(Scheduler, ChunksALongPrompt) {
+  Player p(small_config());
+  const auto r = request(prompt_of(36), 2);
+  const uint64_t h = p.submit(r);
+  for (int i = 0; i < 2; ++i) ASSERT_TRUE(p.step());
+  EXPECT_TRUE(p.answers[h].ids.empty()) << "32 of 36 tokens computed";
+  p.step();
+  EXPECT_EQ(p.answers[h].ids.size(), 1u);
+  p.run();
+  EXPECT_EQ(p.answers[h].ids, expected_answer(r, small_config()).ids);
+}
+
+TEST(Scheduler, DecodesGoBeforePrefills) {
+  Player p(small_config());
+  auto early = request(prompt_of(3), 30);
+  early.sampling.ignore_eos = true;
+  p.submit(early);
+  p.step();
+  p.submit(request(prompt_of(30, 20), 3));
+  const StepPlan plan = p.scheduler.plan({});
+  ASSERT_EQ(plan.ranks[0].chunks.size(), 2u);
+  EXPECT_EQ(plan.ranks[0].chunks[0].num_tokens, 1);
+  EXPECT_EQ(plan.ranks[0].chunks[1].num_tokens, 15) << "the rest of the budget";
+  p.scheduler.end_all(FinishReason::kCancelled, "");
+}
+
+TEST(Scheduler, ReusesAPrefixButComputesTheLastToken) {
+  Player p(small_config());
+  const auto r = request(prompt_of(16), 2);
+  const uint64_t cold = p.submit(r);
+  p.run();
+  const uint64_t warm = p.submit(r);
+  p.run();
+  EXPECT_EQ(p.answers[cold].num_cached, 0);
+  EXPECT_EQ(p.answers[warm].num_cached, 12) << "four full pages of four; the last one is computed again";
+  EXPECT_EQ(p.answers[warm].ids, p.answers[cold].ids);
+  EXPECT_EQ(p.scheduler.stats().prefix_cache_hits, 12);
+  EXPECT_EQ(p.scheduler.stats().prefix_cache_queries, 32);
+  p.scheduler.flush_prefix_cache();
+  EXPECT_EQ(p.scheduler.stats().kv_pages_cached, 0);
+}
+
+TEST(Scheduler, GeneratedTokensAreCachedToo) {
+  Player p(small_config());
+  auto r = request(prompt_of(6), 12);
+  r.sampling.ignore_eos = true;
+  const uint64_t first = p.submit(r);
+  p.run();
+  auto next_turn = r;
+  next_turn.prompt_ids.insert(next_turn.prompt_ids.end(), p.answers[first].ids.begin(), p.answers[first].ids.end());
+  next_turn.prompt_ids.push_back(5);
+  const uint64_t second = p.submit(next_turn);
+  p.run();
+  EXPECT_EQ(p.answers[second].num_cached, 16) << "17 of 18 tokens were computed: four pages";
+}
+
+TEST(Scheduler, PromptLogprobsReadNoCacheAndCoverThePromptOnce) {
+  Player p(small_config());
+  p.submit(request(prompt_of(20), 1));
+  p.run();
+  auto r = request(prompt_of(20), 3);
+  r.sampling.prompt_logprobs = true;
+  const uint64_t h = p.submit(r);
+  p.run();
+  EXPECT_EQ(p.answers[h].num_cached, 0);
+  EXPECT_EQ(p.answers[h].prompt_logprobs, expected_answer(r, small_config()).prompt_logprobs);
+  EXPECT_EQ(p.answers[h].ids, expected_answer(r, small_config()).ids);
+}
+
+TEST(Scheduler, MaxTokensZeroScoresThePromptOnly) {
+  Player p(small_config());
+  auto r = request(prompt_of(9), 0);
+  r.sampling.prompt_logprobs = true;
+  const uint64_t h = p.submit(r);
+  p.run();
+  EXPECT_TRUE(p.answers[h].ids.empty());
+  EXPECT_EQ(p.answers[h].prompt_logprobs.size(), 8u);
+  EXPECT_EQ(p.answers[h].finish, FinishReason::kLength);
+}
+
+TEST(Scheduler, StopsForEosStopIdsAndLength) {
+  const auto config = small_config();
+  Player p(config);
+  GenerateRequest r = request(prompt_of(5), 35);
+  r.sampling.ignore_eos = true;
+  const auto all = expected_answer(r, config).ids;
+  const uint64_t longest = p.submit(r);
+  r.sampling.stop_token_ids = {all[3]};
+  const uint64_t stopped = p.submit(r);
+  p.run();
+  EXPECT_EQ(p.answers[longest].ids.size(), 35u) << "prompt and answer fill the context";
+  EXPECT_EQ(p.answers[longest].finish, FinishReason::kLength);
+  EXPECT_EQ(p.answers[stopped].finish, FinishReason::kStop);
+  EXPECT_EQ(p.answers[stopped].stop_token, all[3]);
+  EXPECT_LE(p.answers[stopped].ids.size(), 4u);
+}
+
+TEST(Scheduler, PreemptsTheYoungestWhenPagesRunOutAndRepeatsNothing) {
+  auto config = small_config();
+  config.num_pages = 11;  // one sequence of 40 tokens and a little
+  Player p(config);
+  std::vector<GenerateRequest> requests;
+  std::vector<uint64_t> handles;
+  for (int i = 0; i < 4; ++i) {
+    auto r = request(prompt_of(4, int32_t(3 * i)), 30, uint64_t(i));
+    r.sampling.ignore_eos = true;
+    r.sampling.prompt_logprobs = i % 2;
+    requests.push_back(r);
+    handles.push_back(p.submit(r));
+  }
+  p.run();
+  EXPECT_GT(p.scheduler.stats().num_preemptions_total, 0);
+  for (size_t i = 0; i < requests.size(); ++i) {
+    const Answer expected = expected_answer(requests[i], config);
+    EXPECT_EQ(p.answers[handles[i]].ids, expected.ids) << i;
+    EXPECT_EQ(p.answers[handles[i]].prompt_logprobs, expected.prompt_logprobs) << i;
+  }
+  EXPECT_EQ(p.scheduler.stats().generation_tokens_total, 120);
+  EXPECT_EQ(p.scheduler.stats().prompt_tokens_total, 16);
+}
+
+TEST(Scheduler, CancelInEveryPhaseReturnsThePages) {
+  for (int steps = 0; steps < 12; ++steps) {
+    Player p(small_config());
+    auto r = request(prompt_of(30), 9);
+    r.sampling.ignore_eos = true;
+    const uint64_t h = p.submit(r);
+    for (int i = 0; i < steps && p.scheduler.has_work(); ++i) p.step();
+    p.scheduler.cancel(h);
+    p.scheduler.cancel(h);
+    p.scheduler.cancel(999);
+    p.collect();
+    EXPECT_EQ(p.answers[h].finish, steps < 10 ? FinishReason::kCancelled : FinishReason::kLength) << steps;
+    EXPECT_FALSE(p.scheduler.has_work());
+    EXPECT_EQ(p.scheduler.stats().kv_pages_used, 0);
+    p.scheduler.flush_prefix_cache();
+    EXPECT_EQ(p.scheduler.pool(0).num_free(), 16);
+  }
+}
+
+TEST(Scheduler, DeadlineEndsWaitingRequestsOnly) {
+  auto config = small_config();
+  config.max_num_seqs = 1;
+  Player p(config);
+  const TimePoint start{};
+  auto r = request(prompt_of(4), 20);
+  r.sampling.ignore_eos = true;
+  r.deadline = start + std::chrono::seconds(5);
+  const uint64_t running = p.submit(r), waiting = p.submit(r);
+  p.step(start);
+  p.step(start + std::chrono::seconds(5));
+  EXPECT_EQ(p.answers[waiting].finish, FinishReason::kError);
+  EXPECT_EQ(p.answers[waiting].error, "deadline");
+  EXPECT_EQ(p.answers[running].finish, FinishReason::kNone);
+  p.run();
+  EXPECT_EQ(p.answers[running].ids.size(), 20u);
+}
+
+TEST(Scheduler, ABrokenRowEndsItsRequestAlone) {
+  Player p(small_config());
+  auto r = request(prompt_of(4), 10);
+  r.sampling.ignore_eos = true;
+  const uint64_t good = p.submit(r);
+  r.prompt_ids = prompt_of(4, 30);
+  const uint64_t bad = p.submit(r);
+  p.breaks = [](const Chunk& c) {
+    return c.seq->request.prompt_ids.empty() && c.seq->token_ids[0] == 30 && c.seq->num_tokens() == 7;
+  };
+  p.run();
+  EXPECT_EQ(p.answers[bad].finish, FinishReason::kError);
+  EXPECT_EQ(p.answers[bad].error, "broken row");
+  EXPECT_EQ(p.answers[bad].ids.size(), 3u);
+  EXPECT_EQ(p.answers[good].ids.size(), 10u);
+}
+
+TEST(Scheduler, SpreadsOverRanksAndFollowsPrefixes) {
+  auto config = small_config();
+  config.num_ranks = 2;
+  Player p(config);
+  auto a = request(prompt_of(12), 4), b = request(prompt_of(12, 30), 4);
+  a.sampling.ignore_eos = b.sampling.ignore_eos = true;
+  p.submit(a);
+  p.submit(b);
+  StepPlan plan = p.scheduler.plan({});
+  EXPECT_EQ(plan.ranks[0].chunks.size(), 1u);
+  EXPECT_EQ(plan.ranks[1].chunks.size(), 1u);
+  p.scheduler.end_all(FinishReason::kCancelled, "");
+  p.collect();
+  p.submit(b);
+  p.run();  // on rank 0, the first of equals
+  p.submit(a);
+  p.step();
+  const uint64_t again = p.submit(b);
+  p.step();
+  p.run();
+  EXPECT_EQ(p.answers[again].num_cached, 0) << "rank 0 is busy: a short prefix is not worth the queue";
+  const uint64_t alone = p.submit(a);
+  p.run();
+  EXPECT_EQ(p.answers[alone].num_cached, 8) << "an idle rank with the prefix is taken";
+}
+
+TEST(Scheduler, RefusesWhatCanNeverRun) {
+  const auto config = small_config();
+  const auto code = [&](GenerateRequest r, SchedulerConfig c) -> std::string {
+    try {
+      check_request(r, c);
+      return "accepted";
+    } catch (const Error& e) {
+      return fmt::format("{} {}", int(e.code()), e.param());
+    }
+  };
+  const std::string invalid = fmt::format("{} prompt", int(Code::kInvalidArgument));
+  EXPECT_EQ(code(request({}, 1), config), invalid);
+  EXPECT_EQ(code(request({kVocab}, 1), config), invalid);
+  EXPECT_EQ(code(request({-1}, 1), config), invalid);
+  EXPECT_EQ(code(request(prompt_of(40), 1), config), invalid);
+  EXPECT_EQ(code(request(prompt_of(39), 1), config), "accepted");
+  EXPECT_EQ(code(request(prompt_of(3), 2147483647), config), "accepted") << "the context bounds it";
+  auto tiny = config;
+  tiny.num_pages = 3;
+  EXPECT_EQ(code(request(prompt_of(3), 10), tiny), fmt::format("{} max_tokens", int(Code::kResourceExhausted)));
+}
+
+// Everything at once, at random; every answer must be the one the request would get alone.
+TEST(Scheduler, RandomLifeGivesEveryRequestItsOwnAnswer) {
+  int64_t preemptions = 0, hits = 0;
+  for (unsigned seed = 0; seed < 60; ++seed) {
+    std::mt19937 rng(seed);
+    auto config = small_config();
+    config.num_ranks = 1 + int(rng() % 3);
+    config.num_pages = 10 + int(rng() % 12);
+    config.max_num_seqs = 1 + int(rng() % 8);
+    config.max_num_batched_tokens = std::max(config.max_seqs_per_rank(), 1 + int(rng() % 20));
+    config.max_prompt_logits = 1 + int(rng() % 6);
+    config.enable_prefix_caching = rng() % 4 != 0;
+    Player p(config);
+    std::map<uint64_t, GenerateRequest> sent;
+    std::set<uint64_t> cancelled;
+    for (int step = 0; step < 300; ++step) {
+      if (rng() % 3 == 0) {
+        auto r = request({}, int(rng() % 30), rng() % 3);
+        for (unsigned n = 1 + rng() % 30; n > 0; --n) r.prompt_ids.push_back(int32_t(2 + (rng() % 16 == 0)));
+        r.sampling.prompt_logprobs = rng() % 5 == 0;
+        r.sampling.ignore_eos = rng() % 2;
+        if (rng() % 6 == 0) r.cache_salt = "tenant";
+        sent[p.submit(r)] = r;
+      }
+      if (rng() % 20 == 0 && !sent.empty()) {
+        const auto victim = std::next(sent.begin(), long(rng() % sent.size()))->first;
+        if (p.answers[victim].finish == FinishReason::kNone) {
+          p.scheduler.cancel(victim);
+          cancelled.insert(victim);
+        }
+      }
+      if (rng() % 40 == 0) p.scheduler.flush_prefix_cache();
+      const bool had_work = p.scheduler.has_work();
+      ASSERT_EQ(p.step(), had_work) << "work that nothing advances";
+    }
+    p.run();
+    for (auto& [h, r] : sent) {
+      const Answer expected = expected_answer(r, config);
+      const Answer& got = p.answers[h];
+      if (cancelled.count(h)) {
+        EXPECT_EQ(got.finish, FinishReason::kCancelled);
+        ASSERT_LE(got.ids.size(), expected.ids.size());
+        EXPECT_TRUE(std::equal(got.ids.begin(), got.ids.end(), expected.ids.begin()));
+        continue;
+      }
+      ASSERT_EQ(got.ids, expected.ids) << "seed " << seed << " request " << h;
+      ASSERT_EQ(got.prompt_logprobs, expected.prompt_logprobs) << "seed " << seed << " request " << h;
+      ASSERT_EQ(got.finish, expected.finish);
+      ASSERT_EQ(got.error, "");
+    }
+    EXPECT_EQ(p.scheduler.stats().kv_pages_used, 0);
+    preemptions += p.scheduler.stats().num_preemptions_total;
+    hits += p.scheduler.stats().prefix_cache_hits;
+  }
+  EXPECT_GT(preemptions, 100) << "the test must reach preemption";
+  EXPECT_GT(hits, 1000) << "and prefix hits";
+}
+
+}  // namespace
+}  // namespace moectl
