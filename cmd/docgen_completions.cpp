@@ -77,7 +77,7 @@ std::string zsh_help(std::string_view text) {
 std::string zsh_value(const Flag& flag) {
   if (!flag.choices.empty()) return fmt::format(":{}:({})", flag.metavar, fmt::join(flag.choices, " "));
   if (flag.completes == Completes::kFile) return fmt::format(":{}:_files", flag.metavar);
-  if (flag.completes == Completes::kFolder) return fmt::format(":{}:_files -/", flag.metavar);
+  if (flag.completes == Completes::kFolder) return fmt::format(":{}:_path_files -/", flag.metavar);
   return fmt::format(":{}: ", flag.metavar);
 }
 
@@ -93,7 +93,7 @@ std::string zsh_arguments(const Command& command, std::string_view indent) {
     } else {
       for (const std::string& word : words_of(*flag))
         add(fmt::format("{}{}=[{}]{}", many, word, help, zsh_value(*flag)));
-      if (flag->positional) add(fmt::format(":{}:_files -/", flag->metavar));
+      if (flag->positional) add(fmt::format(":{}:_path_files -/", flag->metavar));
     }
   }
   return text + "\n";

@@ -1,0 +1,43 @@
+# Tests that are scripts: checks of the source tree, and programs that drive the real binary from outside. They get the
+# binary as MOECTL; exit status 77 means skipped, with the reason printed.
+#   tests/scripts/*_test.py   Python's standard library only
+#   tests/e2e/*_test.py       also the packages of tests/requirements.txt (build/venv, made by scripts/python-env)
+find_program(PYTHON3 python3 REQUIRED)
+
+function(moectl_script name)
+  add_test(NAME ${name} COMMAND ${ARGN} WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
+  set_tests_properties(${name} PROPERTIES SKIP_RETURN_CODE 77 TIMEOUT 600
+                       ENVIRONMENT "MOECTL=$<TARGET_FILE:moectl>;PYTHONDONTWRITEBYTECODE=1;PYTHONUNBUFFERED=1")
+endfunction()
+
+if(TARGET moectl)
+  moectl_script(check_layers ${PYTHON3} scripts/check_layers.py)
+  moectl_script(check_coroutines ${PYTHON3} scripts/check_coroutines.py)
+  moectl_script(check_files ${PYTHON3} scripts/check_files.py)
+  moectl_script(check_format scripts/format --check)
+  moectl_script(check_docs moectl docgen --check)
+  moectl_script(check_man bash -c
+                "command -v mandoc >/dev/null || { echo 'skipped: mandoc is not installed'; exit 77; }; mandoc -T lint -W warning man/*.1")
+  moectl_script(check_shell bash -c
+                "command -v shellcheck >/dev/null || { echo 'skipped: shellcheck is not installed'; exit 77; }; \
+shellcheck scripts/install-deps scripts/build scripts/python-env scripts/test scripts/demo scripts/format .ci/run completions/moectl.bash")
+  foreach(shell bash zsh fish)
+    moectl_script(completions_${shell} ${PYTHON3} tests/scripts/completions_test.py ${shell})
+  endforeach()
+  moectl_script(demo bash tests/scripts/demo_test.sh)
+
+  file(GLOB scripts CONFIGURE_DEPENDS tests/scripts/*_test.py)
+  list(FILTER scripts EXCLUDE REGEX completions_test)
+  foreach(script ${scripts})
+    get_filename_component(name ${script} NAME_WE)
+    moectl_script(${name} ${PYTHON3} ${script})
+  endforeach()
+
+  file(GLOB scripts CONFIGURE_DEPENDS tests/e2e/*_test.py)
+  foreach(script ${scripts})
+    get_filename_component(name ${script} NAME_WE)
+    moectl_script(e2e_${name} bash -c
+                  "[[ -x $0/venv/bin/python ]] || { echo 'skipped: run scripts/python-env for the Python packages'; exit 77; }; exec $0/venv/bin/python $1"
+                  ${CMAKE_BINARY_DIR} ${script})
+  endforeach()
+endif()

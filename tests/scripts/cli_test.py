@@ -1,0 +1,100 @@
+"""Drives the real binary (MOECTL) as a user at a terminal would: exit statuses, which stream says what, words of help."""
+import json
+import os
+import signal
+import subprocess
+import tempfile
+import unittest
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+MOECTL = os.environ["MOECTL"]
+DEMO = str(ROOT / "models/demo")
+
+
+def moectl(*args, cwd=ROOT, **environment):
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("MOECTL_")}
+    return subprocess.run([MOECTL, *args], cwd=cwd, env={**clean, **environment}, capture_output=True, text=True,
+                          stdin=subprocess.DEVNULL, timeout=120)
+
+
+class CommandLine(unittest.TestCase):
+    def assertFails(self, result, status, *words):
+        self.assertEqual(result.returncode, status, result.stderr)
+        self.assertEqual(result.stdout, "")
+        self.assertTrue(result.stderr.startswith("moectl: error: "), result.stderr)
+        self.assertEqual(result.stderr.count("\n"), 1, result.stderr)
+        for word in words:
+            self.assertIn(word, result.stderr)
+
+    def test_alone_it_prints_short_help(self):
+        result = moectl()
+        self.assertEqual((result.returncode, result.stderr), (0, ""))
+        self.assertIn("Usage: moectl COMMAND", result.stdout)
+        for command in ("serve-decode", "inspect", "bench engine"):
+            self.assertIn(command, result.stdout)
+        self.assertNotIn("docgen", result.stdout)
+
+    def test_help_and_version(self):
+        for command in (["serve-decode"], ["inspect"], ["bench", "engine"]):
+            result = moectl(*command, "--help")
+            self.assertEqual((result.returncode, result.stderr), (0, ""))
+            self.assertIn("Usage: moectl " + " ".join(command), result.stdout)
+            self.assertNotIn("\033", result.stdout)
+        self.assertRegex(moectl("--version").stdout, r"^moectl \d+\.\d+\.\d+\n$")
+
+    def test_typos_exit_2_and_name_the_nearest(self):
+        self.assertFails(moectl("serve-decod"), 2, "did you mean `serve-decode`?")
+        self.assertFails(moectl("serve-decode", "--prot", "1"), 2, "did you mean `--port`?")
+        self.assertFails(moectl("bench", "engin"), 2, "did you mean `bench engine`?")
+        self.assertFails(moectl("serve-decode", "--port", "http"), 2, "--port", "'http'", "65535")
+
+    def test_contradictions_exit_78(self):
+        self.assertFails(moectl("serve-decode", DEMO, "--ep-size", "4", "--dp-size", "2"), 78, "--expert-parallel-size 4",
+                         "--data-parallel-size 2")
+        self.assertFails(moectl("serve-decode", DEMO, "--tp-size", "2"), 78, "--tensor-parallel-size 2")
+        self.assertFails(moectl("serve-decode", DEMO, "--device", "cuda"), 78, "--device cuda")
+
+    def test_bad_files_exit_65_and_missing_ones_1(self):
+        with tempfile.TemporaryDirectory() as folder:
+            config = Path(folder, "moectl.yaml")
+            config.write_text("port: 0\nmax-model-length: 5\n")
+            self.assertFails(moectl("serve-decode", DEMO, "--config", str(config)), 65, f"{config}:2:", "max-model-length",
+                             "did you mean `max-model-len`?")
+            Path(folder, "config.json").write_text("{")
+            self.assertFails(moectl("inspect", folder), 65, "config.json")
+        self.assertFails(moectl("inspect", "no/such/folder"), 1, "no/such/folder")
+
+    def test_inspect(self):
+        text = moectl("inspect", DEMO)
+        self.assertEqual((text.returncode, text.stderr), (0, ""))
+        report = moectl("inspect", DEMO, "--json")
+        self.assertEqual((report.returncode, report.stderr), (0, ""))
+        json.loads(report.stdout)
+        self.assertEqual(moectl("inspect", MOECTL_MODEL=DEMO, MOECTL_JSON="1").stdout, report.stdout)
+
+    def test_the_demo_is_found_from_any_directory(self):
+        with tempfile.TemporaryDirectory() as folder:
+            beside_source = Path(MOECTL).resolve().parent.parent / "models/demo"
+            result = moectl("inspect", cwd=folder)
+            if beside_source.is_dir():
+                self.assertEqual(result.returncode, 0, result.stderr)
+            else:  # a build folder outside the source tree
+                self.assertFails(result, 1, "--model DIR")
+
+    def test_a_full_disk_is_a_failure(self):
+        with open("/dev/full", "w") as full:
+            result = subprocess.run([MOECTL, "--help"], stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+        self.assertEqual(result.returncode, 1)
+        self.assertIn("cannot write to standard output", result.stderr)
+
+    def test_a_reader_that_leaves_does_not_crash_it(self):
+        process = subprocess.Popen([MOECTL, "serve-decode", "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        process.stdout.close()
+        process.stderr.read()
+        self.assertIn(process.wait(60), (0, 1, -signal.SIGPIPE))
+        process.stderr.close()
+
+
+if __name__ == "__main__":
+    unittest.main(verbosity=2)
