@@ -149,6 +149,8 @@ Common read_common(const Fields& fields, const Limits& limits) {
 }
 
 void check_min_tokens(const Sampling& sampling) {
+  if (sampling.min_tokens > 0 && !sampling.stop.empty())
+    refuse("min_tokens", "`min_tokens` cannot be combined with `stop` strings; use `stop_token_ids`");
   if (sampling.max_tokens && sampling.min_tokens > *sampling.max_tokens)
     refuse("min_tokens",
            fmt::format("`min_tokens` ({}) is over `max_tokens` ({})", sampling.min_tokens, *sampling.max_tokens));

@@ -125,7 +125,7 @@ std::string chunk(const AnswerHead& head, const char* object, Json choice) {
   Json json = head_json(head, object);
   json["choices"] = Json::array({std::move(choice)});
   if (head.usage_in_stream) json["usage"] = nullptr;
-  return event(json);
+  return to_text(json);
 }
 
 }  // namespace
@@ -195,7 +195,7 @@ std::string chat_role_chunk(const AnswerHead& head, int index, const std::vector
                                   {"finish_reason", nullptr}}});
   if (head.usage_in_stream) json["usage"] = nullptr;
   if (head.token_ids) json["prompt_token_ids"] = prompt_token_ids;
-  return event(json);
+  return to_text(json);
 }
 
 std::string chat_chunk(const AnswerHead& head, const Choice& delta) {
@@ -231,7 +231,7 @@ std::string usage_chunk(const AnswerHead& head, bool chat, const Usage& usage) {
   Json json = head_json(head, chat ? "chat.completion.chunk" : "text_completion");
   json["choices"] = Json::array();
   json["usage"] = usage_json(usage);
-  return event(json);
+  return to_text(json);
 }
 
 std::string error_event(std::string_view error_body) {

@@ -58,14 +58,11 @@ struct AnswerHead {
 std::string chat_response(const AnswerHead& head, const std::vector<Choice>& choices, const Usage& usage);
 std::string completion_response(const AnswerHead& head, const std::vector<Choice>& choices, const Usage& usage);
 
-// SSE events, complete with "data: " and the blank line.
+// The data of one SSE event each.
 std::string chat_role_chunk(const AnswerHead& head, int index, const std::vector<int32_t>& prompt_token_ids);
 std::string chat_chunk(const AnswerHead& head, const Choice& delta);
 std::string completion_chunk(const AnswerHead& head, const Choice& delta);
 std::string usage_chunk(const AnswerHead& head, bool chat, const Usage& usage);
-std::string error_event(std::string_view error_body);
-inline constexpr std::string_view kDoneEvent = "data: [DONE]\n\n";
-inline constexpr std::string_view kPingEvent = ": ping\n\n";
 
 std::string models_response(std::string_view model, int64_t created, int max_model_len);
 std::string model_response(std::string_view model, int64_t created, int max_model_len);

@@ -124,6 +124,7 @@ TEST(Request, RefusesWithTheFieldsName) {
       {R"("max_tokens": [1])", "max_tokens", "not an array"},
       {R"("min_tokens": -1)", "min_tokens", "an integer"},
       {R"("min_tokens": 5, "max_tokens": 4)", "min_tokens", "over `max_tokens` (4)"},
+      {R"("min_tokens": 5, "stop": "a")", "min_tokens", "cannot be combined"},
       {R"("ignore_eos": 1)", "ignore_eos", "true or false"},
       {R"("stop": "")", "stop", "must not be empty"},
       {R"("stop": ["a", ""])", "stop[1]", "must not be empty"},
@@ -224,7 +225,7 @@ TEST(ChatRequest, RefusesWithTheFieldsName) {
 
 TEST(ChatRequest, ReadsEverythingItHonours) {
   const auto r = read_chat_request(chat_body(R"("model": "m", "temperature": 0, "top_p": 0.5, "top_k": -1, "min_p": 0.1,
-      "n": 3, "seed": -1, "stop": "END", "stop_token_ids": [4], "max_completion_tokens": 7, "min_tokens": 2,
+      "n": 3, "seed": -1, "stop": "END", "stop_token_ids": [4], "max_completion_tokens": 7,
       "logit_bias": {"5": -100, "17": 2.5}, "logprobs": true, "top_logprobs": 4, "presence_penalty": 1,
       "frequency_penalty": -1, "repetition_penalty": 1.5, "stream": true, "stream_options": {"include_usage": true},
       "ignore_eos": true, "cache_salt": "tenant", "return_token_ids": true, "reasoning_effort": "low",
@@ -242,7 +243,6 @@ TEST(ChatRequest, ReadsEverythingItHonours) {
   EXPECT_THAT(s.stop, ElementsAre("END"));
   EXPECT_THAT(s.stop_token_ids, ElementsAre(4));
   EXPECT_EQ(s.max_tokens, 7);
-  EXPECT_EQ(s.min_tokens, 2);
   EXPECT_THAT(s.logit_bias, ::testing::UnorderedElementsAre(Pair(5, -100.0f), Pair(17, 2.5f)));
   EXPECT_EQ(s.num_logprobs, 4);
   EXPECT_EQ(s.presence_penalty, 1);

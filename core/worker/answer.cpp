@@ -1,0 +1,141 @@
+#include "core/worker/answer.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace moectl {
+namespace {
+
+// The chat template (DeepSeek-R1's, for one) may have written the opening marker itself.
+bool prompt_opens_reasoning(const ModelText& text, const EncodedPrompt& prompt) {
+  if (!text.reasoning) return false;
+  const auto last_of = [&](int32_t id) { return std::find(prompt.ids.rbegin(), prompt.ids.rend(), id); };
+  const auto open = last_of(text.reasoning_open_id);
+  // At most a line break (one token) may stand behind it.
+  return open != prompt.ids.rend() && open - prompt.ids.rbegin() <= 1 && last_of(text.reasoning_close_id) > open;
+}
+
+const char* reason_name(FinishReason finish) {
+  return finish == FinishReason::kLength ? "length" : "stop";
+}
+
+}  // namespace
+
+Answer::Answer(const ModelText& text, const api::Common& common, const EncodedPrompt& prompt, AnswerOptions options,
+               int index)
+    : text_(text),
+      common_(common),
+      prompt_(prompt),
+      options_(options),
+      index_(index),
+      splitter_(options.chat ? text.reasoning : nullptr, options.chat && prompt_opens_reasoning(text, prompt)),
+      in_reasoning_(options.chat && prompt_opens_reasoning(text, prompt)) {
+  if (text.tokenizer)
+    detokenizer_.emplace(text.tokenizer,
+                         Detokenizer::Options{common.sampling.stop, common.include_stop, common.skip_special});
+}
+
+api::Choice Answer::push(GenerateOutput&& output) {
+  api::Choice delta{.index = index_};
+  if (!std::exchange(started_, true)) start(output, delta);
+  for (size_t i = 0; i < output.tokens.size() && !options_.score_only && !done_; ++i) {
+    const bool last = i + 1 == output.tokens.size();
+    add_token(output.tokens[i], last && output.finish == FinishReason::kStop, delta);
+    if (detokenizer_ && detokenizer_->stopped()) {
+      delta.stop_string = detokenizer_->stop_string();
+      close({.finish = FinishReason::kStop}, delta);
+    }
+  }
+  if (output.finish != FinishReason::kNone && !done_) close(output, delta);
+  return delta;
+}
+
+void Answer::start(const GenerateOutput& first, api::Choice& delta) {
+  num_cached_tokens_ = first.num_cached_tokens;
+  const api::Sampling& sampling = common_.sampling;
+  if (common_.return_token_ids || !detokenizer_) delta.prompt_token_ids = prompt_.ids;
+  if (sampling.num_prompt_logprobs >= 0) delta.prompt_logprobs = scored_prompt(first, sampling.num_prompt_logprobs);
+  text_offset_ = 0;
+  if (!options_.echo) return;
+  if (prompt_.text)
+    delta.content = *prompt_.text;
+  else if (text_.tokenizer)
+    delta.content = text_.tokenizer->decode(prompt_.ids, common_.skip_special);
+  if (sampling.num_logprobs >= 0) delta.logprobs = scored_prompt(first, sampling.num_logprobs);
+  text_offset_ = api::count_characters(delta.content);
+}
+
+void Answer::add_token(const GenerateOutput::Token& token, bool ends_answer, api::Choice& delta) {
+  ++num_tokens_;
+  if (options_.chat) count_reasoning(token.id);
+  if (common_.return_token_ids || !detokenizer_) delta.token_ids.push_back(token.id);
+  if (common_.sampling.num_logprobs >= 0) {
+    delta.logprobs.push_back(scored(token, common_.sampling.num_logprobs));
+    delta.logprobs.back().text_offset = text_offset_;
+  }
+  // The token that ended the answer (eos, stop_token_ids) gives no text unless it was asked for.
+  const bool visible = !ends_answer || common_.include_stop;
+  if (!detokenizer_ || !visible) return;
+  if (!(common_.skip_special && text_.tokenizer->is_special(token.id)))
+    text_offset_ += api::count_characters(text_.tokenizer->token_bytes(token.id));
+  add_text(detokenizer_->push(token.id), delta);
+}
+
+void Answer::add_text(const std::string& text, api::Choice& delta) {
+  api::ReasoningSplitter::Delta parts = splitter_.push(text);
+  delta.reasoning += parts.reasoning;
+  delta.content += parts.content;
+}
+
+void Answer::close(const GenerateOutput& last, api::Choice& delta) {
+  done_ = true;
+  if (detokenizer_) add_text(detokenizer_->finish(), delta);
+  api::ReasoningSplitter::Delta rest = splitter_.finish();
+  delta.reasoning += rest.reasoning;
+  delta.content += rest.content;
+  delta.finish_reason = reason_name(last.finish);
+  const auto& stops = common_.sampling.stop_token_ids;
+  if (std::find(stops.begin(), stops.end(), last.stop_token) != stops.end()) delta.stop_token = last.stop_token;
+}
+
+void Answer::count_reasoning(int32_t id) {
+  if (!text_.reasoning) return;
+  if (id == text_.reasoning_close_id) {
+    in_reasoning_ = false;
+    after_reasoning_ = true;
+  } else if (id == text_.reasoning_open_id && num_tokens_ == 1 && !after_reasoning_) {
+    in_reasoning_ = true;
+  } else if (in_reasoning_) {
+    ++num_reasoning_tokens_;
+  }
+}
+
+api::ScoredToken Answer::scored(const GenerateOutput::Token& token, int num_top) const {
+  api::ScoredToken entry{.id = token.id, .bytes = text_.token_bytes(token.id), .logprob = token.logprob};
+  const size_t count = std::min(token.top.size(), size_t(num_top));
+  for (size_t i = 0; i < count; ++i)
+    entry.top.push_back({token.top[i].token_id, text_.token_bytes(token.top[i].token_id), token.top[i].logprob});
+  return entry;
+}
+
+std::vector<api::ScoredToken> Answer::scored_prompt(const GenerateOutput& first, int num_top) {
+  std::vector<api::ScoredToken> tokens;
+  text_offset_ = 0;
+  for (size_t i = 0; i < prompt_.ids.size(); ++i) {
+    const int32_t id = prompt_.ids[i];
+    const bool known = i > 0 && i - 1 < first.prompt_tokens.size();
+    api::ScoredToken entry =
+        known ? scored(first.prompt_tokens[i - 1], num_top) : api::ScoredToken{.has_logprob = false};
+    entry.id = id;
+    entry.bytes = text_.token_bytes(id);
+    entry.text_offset = text_offset_;
+    // What is not in the echoed text takes no room in it: a BOS we added, special tokens of a prompt given as ids.
+    const bool hidden = prompt_.text ? i == 0 && prompt_.bos_added
+                                     : common_.skip_special && text_.tokenizer && text_.tokenizer->is_special(id);
+    if (!hidden) text_offset_ += api::count_characters(entry.bytes);
+    tokens.push_back(std::move(entry));
+  }
+  return tokens;
+}
+
+}  // namespace moectl

@@ -1,0 +1,70 @@
+// Answer: one choice of one request, from the engine's tokens to what the client sees: text, stop strings, reasoning,
+// logprobs. A stream sends the increments, a whole response their sum. One object a choice; one thread (its coroutine).
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "core/api/openai.h"
+#include "core/api/openai_response.h"
+#include "core/api/reasoning.h"
+#include "core/engine/engine.h"
+#include "core/text/detokenizer.h"
+#include "core/worker/model_text.h"
+
+namespace moectl {
+
+// A prompt as the engine gets it, and what an answer may have to say about it.
+struct EncodedPrompt {
+  std::vector<int32_t> ids;
+  std::optional<std::string> text;  // as the client gave it; nullopt: it gave token ids
+  bool bos_added = false;           // ids[0] is not in `text`
+};
+
+struct AnswerOptions {
+  bool chat = false;        // split reasoning off
+  bool echo = false;        // completions: the prompt first
+  bool score_only = false;  // completions with max_tokens 0: the engine's token is not part of the answer
+};
+
+class Answer {
+ public:
+  // `text`, `common` and `prompt` must outlive the answer.
+  Answer(const ModelText& text, const api::Common& common, const EncodedPrompt& prompt, AnswerOptions options,
+         int index);
+
+  // The increment that became certain. After it, done() may be true: by the engine or by a stop string (then the caller
+  // cancels the engine's request). Not to be called when done, nor with finish kCancelled or kError.
+  api::Choice push(GenerateOutput&& output);
+  bool done() const { return done_; }
+
+  int64_t num_tokens() const { return num_tokens_; }  // up to the stop
+  int64_t num_reasoning_tokens() const { return num_reasoning_tokens_; }
+  int64_t num_cached_tokens() const { return num_cached_tokens_; }
+
+ private:
+  void start(const GenerateOutput& first, api::Choice& delta);
+  void add_token(const GenerateOutput::Token& token, bool ends_answer, api::Choice& delta);
+  void add_text(const std::string& text, api::Choice& delta);
+  void close(const GenerateOutput& last, api::Choice& delta);
+  void count_reasoning(int32_t id);
+  api::ScoredToken scored(const GenerateOutput::Token& token, int num_top) const;
+  std::vector<api::ScoredToken> scored_prompt(const GenerateOutput& first, int num_top);
+
+  const ModelText& text_;
+  const api::Common& common_;
+  const EncodedPrompt& prompt_;
+  const AnswerOptions options_;
+  const int index_;
+  std::optional<Detokenizer> detokenizer_;
+  api::ReasoningSplitter splitter_;
+  bool started_ = false, done_ = false;
+  bool in_reasoning_ = false, after_reasoning_ = false;
+  int64_t num_tokens_ = 0, num_reasoning_tokens_ = 0, num_cached_tokens_ = 0;
+  int64_t text_offset_ = 0;
+};
+
+}  // namespace moectl

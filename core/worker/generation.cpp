@@ -1,0 +1,318 @@
+#include "core/worker/generation.h"
+
+#include <algorithm>
+#include <memory>
+#include <random>
+#include <utility>
+#include <vector>
+
+#include "core/api/openai_response.h"
+#include "core/base/error.h"
+#include "core/base/log.h"
+#include "core/http/sse.h"
+#include "core/worker/job.h"
+#include "core/worker/sampling.h"
+
+namespace moectl {
+namespace {
+
+struct Increment {
+  size_t choice_idx;
+  GenerateOutput output;
+};
+using Increments = Channel<Increment>;
+
+std::string random_id(const char* prefix) {
+  thread_local std::mt19937_64 generator{std::random_device{}()};
+  return fmt::format("{}{:016x}{:016x}", prefix, generator(), generator());
+}
+
+double seconds_between(Clock::time_point from, Clock::time_point to) {
+  return std::chrono::duration<double>(to - from).count();
+}
+
+// Counts a request in and out, and writes its line in the log: sizes and times, never text.
+class RequestRecord {
+ public:
+  RequestRecord(Instance& instance, const http::Request& request)
+      : instance_(instance), id_(request.id), path_(request.path), start_(Clock::now()) {
+    ++instance_.in_flight;
+    instance_.metrics.add_in_flight(1);
+  }
+  ~RequestRecord() {
+    const double seconds = seconds_between(start_, Clock::now());
+    instance_.metrics.count_request(outcome);
+    if (outcome == Outcome::kSuccess) instance_.metrics.observe_request(seconds, double(prompt_tokens), double(tokens));
+    log::info("{} {} {} prompt={} completion={} ttft={:.1f}ms total={:.1f}ms", id_, path_, status, prompt_tokens,
+              tokens, 1e3 * seconds_between(start_, first_token_.value_or(start_)), 1e3 * seconds);
+    instance_.metrics.add_in_flight(-1);
+    --instance_.in_flight;
+  }
+  RequestRecord(const RequestRecord&) = delete;
+
+  void on_tokens(int64_t count) {
+    if (count == 0) return;
+    const auto now = Clock::now();
+    if (!first_token_) {
+      first_token_ = now;
+      instance_.metrics.observe_first_token(seconds_between(start_, now));
+    } else {
+      instance_.metrics.observe_inter_token(seconds_between(last_token_, now) / double(count));
+    }
+    last_token_ = now;
+  }
+
+  Outcome outcome = Outcome::kCancelled;  // what is true when the coroutine is dropped
+  int status = 499;                       // likewise; as proxies log a client that went away
+  int64_t prompt_tokens = 0, tokens = 0;
+
+ private:
+  Instance& instance_;
+  const std::string id_, path_;
+  const Clock::time_point start_;
+  std::optional<Clock::time_point> first_token_;
+  Clock::time_point last_token_;
+};
+
+// The engine requests of one job; those that still run are cancelled when it goes out of scope, whatever the reason.
+class Submission {
+ public:
+  Submission(Engine& engine, std::shared_ptr<Increments> increments)
+      : engine_(engine), increments_(std::move(increments)) {}
+  ~Submission() {
+    for (const uint64_t handle : handles_) engine_.cancel(handle);  // finished ones are ignored
+  }
+  Submission(const Submission&) = delete;
+
+  void add(GenerateRequest request) {
+    handles_.push_back(engine_.submit(
+        std::move(request), [increments = increments_, choice_idx = handles_.size()](GenerateOutput&& output) {
+          increments->push({choice_idx, std::move(output)});
+        }));
+  }
+  void cancel(size_t choice_idx) { engine_.cancel(handles_[choice_idx]); }
+
+ private:
+  Engine& engine_;
+  std::shared_ptr<Increments> increments_;
+  std::vector<uint64_t> handles_;
+};
+
+void submit_all(const Instance& instance, const Job& job, const std::string& id, Submission& submission) {
+  const api::Sampling& sampling = job.common.sampling;
+  const uint64_t seed = sampling.seed ? *sampling.seed : draw_seed();
+  const ModelInfo& info = instance.engine->info();
+  try {
+    for (const EncodedPrompt& prompt : job.prompts)
+      for (int i = 0; i < job.common.n; ++i) {
+        GenerateRequest request{
+            .id = fmt::format("{}-{}", id, i), .prompt_ids = prompt.ids, .cache_salt = job.common.cache_salt};
+        request.sampling =
+            to_engine_sampling(sampling, instance.defaults, seed, i, prompt.ids.size(), info.max_model_len);
+        if (job.answer.echo && sampling.num_logprobs >= 0) request.sampling.prompt_logprobs = true;
+        submission.add(std::move(request));
+      }
+  } catch (const Error& e) {
+    // The pool could never hold it: waiting and trying again would not help, so this is the request's fault.
+    if (e.code() == Code::kResourceExhausted)
+      throw Error(Code::kInvalidArgument, e.what(), job.chat ? "messages" : "prompt");
+    throw;
+  }
+}
+
+api::AnswerHead make_head(const Instance& instance, const Job& job) {
+  const bool ids_only = !instance.text.tokenizer;
+  return {
+      .id = random_id(job.chat ? "chatcmpl-" : "cmpl-"),
+      .model = instance.options.served_model_name,
+      .created =
+          std::chrono::duration_cast<std::chrono::seconds>(std::chrono::system_clock::now().time_since_epoch()).count(),
+      .logprobs = job.common.sampling.num_logprobs >= 0,
+      .token_ids = job.common.return_token_ids || ids_only,
+      .prompt_logprobs = job.common.sampling.num_prompt_logprobs >= 0,
+      .tokens_as_ids = job.common.tokens_as_ids || ids_only,
+      .usage_in_stream = job.common.include_usage};
+}
+
+// One request from submission to its last byte. Lives in the handler's coroutine.
+class Generation {
+ public:
+  Generation(Instance& instance, Job job, RequestRecord& record)
+      : instance_(instance), job_(std::move(job)), record_(record), head_(make_head(instance, job_)) {
+    for (size_t i = 0; i < job_.num_choices(); ++i) {
+      answers_.emplace_back(instance_.text, job_.common, job_.prompts[i / size_t(job_.common.n)], job_.answer, int(i));
+      choices_.push_back({.index = int(i)});
+    }
+    for (const EncodedPrompt& prompt : job_.prompts) record_.prompt_tokens += int64_t(prompt.ids.size());
+  }
+
+  Task<void> run(http::Exchange& exchange) {
+    auto increments = std::make_shared<Increments>();
+    exchange.on_client_gone([increments] { increments->close(); });
+    Submission submission(*instance_.engine, increments);
+    submit_all(instance_, job_, head_.id, submission);
+    if (job_.common.stream) co_await start_stream(exchange);
+    for (size_t num_open = answers_.size(); num_open > 0;) {
+      std::optional<Increment> increment = co_await increments->pop(kPingInterval);
+      if (!increment) {
+        if (!increments->timed_out()) throw Error(Code::kCancelled, "the client went away");
+        if (job_.common.stream) {
+          std::string ping(http::kSsePing);
+          co_await exchange.write(std::move(ping));
+        }
+        continue;
+      }
+      Answer& answer = answers_[increment->choice_idx];
+      if (answer.done()) continue;  // what the engine made beyond a stop string
+      check_finish(increment->output);
+      const int64_t tokens_before = answer.num_tokens();
+      api::Choice delta = answer.push(std::move(increment->output));
+      record_.on_tokens(answer.num_tokens() - tokens_before);
+      record_.tokens += answer.num_tokens() - tokens_before;
+      if (answer.done()) {
+        submission.cancel(increment->choice_idx);
+        --num_open;
+      }
+      if (job_.common.stream)
+        co_await send(exchange, delta);
+      else
+        choices_[increment->choice_idx].append(std::move(delta));
+    }
+    record_.outcome = Outcome::kSuccess;
+    record_.status = 200;
+    if (job_.common.stream)
+      co_await finish_stream(exchange);
+    else
+      co_await respond(exchange);
+  }
+
+ private:
+  static void check_finish(const GenerateOutput& output) {
+    if (output.finish == FinishReason::kError) throw Error(Code::kInternal, "the engine failed: " + output.error);
+    if (output.finish == FinishReason::kCancelled) throw Error(Code::kUnavailable, "the server is going down");
+  }
+
+  Task<void> start_stream(http::Exchange& exchange) {
+    http::Headers headers = {{"Cache-Control", "no-cache"}, {"X-Accel-Buffering", "no"}};
+    co_await exchange.start_stream(std::move(headers));
+    if (!job_.chat) co_return;
+    for (const Answer& answer : answers_) {
+      const size_t index = size_t(&answer - answers_.data());
+      std::string event = http::sse_event(api::chat_role_chunk(head_, int(index), job_.prompts.front().ids));
+      co_await exchange.write(std::move(event));
+    }
+  }
+
+  Task<void> send(http::Exchange& exchange, const api::Choice& delta) {
+    const bool empty = delta.content.empty() && delta.reasoning.empty() && delta.logprobs.empty() &&
+                       delta.token_ids.empty() && delta.prompt_token_ids.empty() && delta.finish_reason.empty();
+    if (empty) co_return;  // everything is held back
+    std::string event =
+        http::sse_event(job_.chat ? api::chat_chunk(head_, delta) : api::completion_chunk(head_, delta));
+    co_await exchange.write(std::move(event));
+  }
+
+  Task<void> finish_stream(http::Exchange& exchange) {
+    std::string end;
+    if (job_.common.include_usage) end = http::sse_event(api::usage_chunk(head_, job_.chat, usage()));
+    end += http::kSseDone;
+    co_await exchange.write(std::move(end));
+    co_await exchange.finish();
+  }
+
+  Task<void> respond(http::Exchange& exchange) {
+    http::Response response;
+    response.body =
+        job_.chat ? api::chat_response(head_, choices_, usage()) : api::completion_response(head_, choices_, usage());
+    co_await exchange.respond(std::move(response));
+  }
+
+  // Prompts count once, however many choices they have.
+  api::Usage usage() const {
+    api::Usage usage{.prompt_tokens = record_.prompt_tokens};
+    for (const Answer& answer : answers_) {
+      usage.completion_tokens += answer.num_tokens();
+      usage.reasoning_tokens += answer.num_reasoning_tokens();
+      if (size_t(&answer - answers_.data()) % size_t(job_.common.n) == 0)
+        usage.cached_tokens += answer.num_cached_tokens();
+    }
+    return usage;
+  }
+
+  Instance& instance_;
+  const Job job_;
+  RequestRecord& record_;
+  const api::AnswerHead head_;
+  std::vector<Answer> answers_;
+  std::vector<api::Choice> choices_;
+};
+
+void set_failure(RequestRecord& record, const api::ApiError& error) {
+  record.outcome = error.status >= 500 ? Outcome::kFailed : Outcome::kRefused;
+  record.status = error.status;
+}
+
+// A refusal, or what went wrong: a response while that is possible, an event in a stream that has begun. A stream that
+// failed is closed without its end mark, so that nobody takes it for complete.
+Task<void> report(http::Exchange& exchange, RequestRecord& record, const api::ApiError& error) {
+  set_failure(record, error);
+  if (!exchange.responded()) {
+    http::Response response = error_response(error);
+    co_await exchange.respond(std::move(response));
+    co_return;
+  }
+  std::string event = http::sse_event(api::error_body(error));
+  co_await exchange.write(std::move(event));
+  exchange.abort();
+}
+
+api::ApiError to_api_error(const std::exception& e) {
+  if (const auto* error = dynamic_cast<const Error*>(&e)) return api::from_error(*error);
+  return api::from_status(500, e.what());
+}
+
+using MakeJob = Job (*)(const Instance&, std::string_view);
+
+Task<void> generate(Instance& instance, MakeJob make_job, http::Exchange& exchange, RequestRecord& record) {
+  auto prepare = [&instance, make_job, &exchange] { return make_job(instance, exchange.request().body); };
+  Job job = co_await run_on(instance.pool, std::move(prepare));
+  if (!job.refusal && instance.engine->stats().num_waiting > kMaxWaitingRequests)
+    job.refusal = api::from_status(429, "Too many requests are waiting; try again later");
+  if (job.refusal) {
+    const api::ApiError refusal = *job.refusal;
+    co_await report(exchange, record, refusal);
+    co_return;
+  }
+  Generation generation(instance, std::move(job), record);
+  co_await generation.run(exchange);
+}
+
+http::Handler generation_handler(Instance& instance, MakeJob make_job) {
+  auto handler = [&instance, make_job](http::Exchange& exchange) -> Task<void> {
+    RequestRecord record(instance, exchange.request());
+    std::optional<api::ApiError> failure;  // no co_await inside a catch block
+    try {
+      co_await generate(instance, make_job, exchange, record);
+    } catch (const Error& e) {
+      if (e.code() == Code::kCancelled) throw;  // the client is gone: nobody to tell; the server closes
+      failure = to_api_error(e);
+    } catch (const std::exception& e) {
+      failure = to_api_error(e);
+    }
+    if (!failure) co_return;
+    if (failure->status >= 500) log::warn("{} {}", exchange.request().id, failure->message);
+    co_await report(exchange, record, *failure);
+  };
+  return when_ready(instance, true, std::move(handler));
+}
+
+}  // namespace
+
+http::Handler chat_handler(Instance& instance) {
+  return generation_handler(instance, make_chat_job);
+}
+http::Handler completion_handler(Instance& instance) {
+  return generation_handler(instance, make_completion_job);
+}
+
+}  // namespace moectl

@@ -1,0 +1,240 @@
+#include "core/worker/info_handlers.h"
+
+#include <malloc.h>
+
+#include <nlohmann/json.hpp>
+#include <utility>
+
+#include "core/api/json.h"
+#include "core/api/openai_response.h"
+#include "core/base/error.h"
+#include "core/worker/generation.h"
+#include "core/worker/job.h"
+
+namespace moectl {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+// No step for this long while there is work: the engine hangs.
+constexpr double kWatchdogSeconds = 30.0;
+
+http::Response json_response(std::string body) {
+  return {.body = std::move(body)};
+}
+
+// A handler that computes its answer at once, on the I/O thread.
+http::Handler immediate(http::Response (*answer)(Instance&, const http::Request&), Instance& instance) {
+  return [answer, &instance](http::Exchange& exchange) -> Task<void> {
+    http::Response response = answer(instance, exchange.request());
+    co_await exchange.respond(std::move(response));
+  };
+}
+
+// The same on the worker pool, for answers that take time.
+http::Handler pooled(http::Response (*answer)(Instance&, const http::Request&), Instance& instance) {
+  return [answer, &instance](http::Exchange& exchange) -> Task<void> {
+    auto compute = [answer, &instance, &exchange] { return answer(instance, exchange.request()); };
+    http::Response response = co_await run_on(instance.pool, std::move(compute));
+    co_await exchange.respond(std::move(response));
+  };
+}
+
+// ------------------------------------------------------------------------------------------------ models and text
+
+http::Response list_models(Instance& instance, const http::Request&) {
+  return json_response(api::models_response(instance.options.served_model_name, instance.started,
+                                            instance.engine->info().max_model_len));
+}
+
+http::Response show_model(Instance& instance, const http::Request& request) {
+  const std::string_view name = std::string_view(request.path).substr(std::string_view("/v1/models/").size());
+  const std::string& served = instance.options.served_model_name;
+  if (name.empty() || !instance.serves(name)) return error_response(api::model_not_found(name, served));
+  return json_response(api::model_response(served, instance.started, instance.engine->info().max_model_len));
+}
+
+http::Response tokenize(Instance& instance, const http::Request& request) {
+  const auto asked = api::read_tokenize_request(request.body, limits_of(instance));
+  if (!instance.serves(asked.model))
+    return error_response(api::model_not_found(asked.model, instance.options.served_model_name));
+  const auto* prompt = std::get_if<std::string>(&asked.input);
+  const std::vector<int32_t> ids = prompt ? instance.text.encode_prompt(*prompt, asked.add_special_tokens)
+                                          : instance.text.encode_chat(std::get<api::ChatRequest>(asked.input));
+  std::optional<std::vector<std::string>> strings;
+  if (asked.return_token_strs) {
+    strings.emplace();
+    for (const int32_t id : ids) strings->push_back(instance.text.token_bytes(id));
+  }
+  return json_response(api::tokenize_response(ids, instance.engine->info().max_model_len, strings));
+}
+
+http::Response detokenize(Instance& instance, const http::Request& request) {
+  const auto asked = api::read_detokenize_request(request.body, limits_of(instance));
+  if (!instance.serves(asked.model))
+    return error_response(api::model_not_found(asked.model, instance.options.served_model_name));
+  if (!instance.text.tokenizer)
+    throw Error(Code::kInvalidArgument, "this server runs with --skip-tokenizer-init and has no text", "tokens");
+  return json_response(api::detokenize_response(instance.text.tokenizer->decode(asked.tokens, false)));
+}
+
+// ------------------------------------------------------------------------------------------------ operations
+
+http::Response health(Instance& instance, const http::Request&) {
+  if (!instance.loaded()) return error_response(api::loading());
+  const EngineStats stats = instance.engine->stats();
+  if (stats.failed) return error_response(api::from_status(503, "The engine has failed: " + stats.failure));
+  if (stats.seconds_since_progress > kWatchdogSeconds)
+    return error_response(api::from_status(
+        503,
+        fmt::format("The engine makes no progress: no step completed for {:.0f} s", stats.seconds_since_progress)));
+  return json_response(R"({"status":"ok"})");
+}
+
+http::Response liveness(Instance&, const http::Request&) {
+  return json_response(R"({"status":"alive"})");
+}
+
+http::Response readiness(Instance& instance, const http::Request& request) {
+  if (instance.phase == Phase::kDraining) return error_response(api::draining());
+  http::Response response = health(instance, request);
+  if (response.status == 200) response.body = R"({"status":"ready"})";
+  return response;
+}
+
+http::Response metrics(Instance& instance, const http::Request&) {
+  http::Response response{.content_type = "text/plain; version=0.0.4; charset=utf-8"};
+  if (instance.loaded()) {
+    const EngineStats stats = instance.engine->stats();
+    response.body = instance.metrics.text(&stats, &instance.engine->info(), instance.phase == Phase::kReady);
+  } else {
+    response.body = instance.metrics.text(nullptr, nullptr, false);
+  }
+  return response;
+}
+
+http::Response version(Instance& instance, const http::Request&) {
+  return json_response(api::to_text({{"version", instance.options.version}}));
+}
+
+http::Response load(Instance& instance, const http::Request&) {
+  const EngineStats stats = instance.loaded() ? instance.engine->stats() : EngineStats{};
+  return json_response(api::to_text({{"server_load", instance.in_flight.load()},
+                                     {"num_running", stats.num_running},
+                                     {"num_waiting", stats.num_waiting},
+                                     {"kv_pages_used", stats.kv_pages_used},
+                                     {"kv_pages_total", stats.kv_pages_total}}));
+}
+
+const char* name_of(Phase phase) {
+  switch (phase) {
+    case Phase::kLoading:
+      return "loading";
+    case Phase::kReady:
+      return "ready";
+    case Phase::kDraining:
+      return "draining";
+    case Phase::kFailed:
+      return "failed";
+  }
+  return "failed";
+}
+
+http::Response server_info(Instance& instance, const http::Request&) {
+  const ModelInfo& info = instance.engine->info();
+  return json_response(api::to_text(
+      {{"version", instance.options.version},
+       {"state", name_of(instance.phase)},
+       {"model", instance.options.served_model_name},
+       {"architecture", info.architecture},
+       {"vocab_size", info.vocab_size},
+       {"max_model_len", info.max_model_len},
+       {"eos_token_ids", info.eos_token_ids},
+       {"num_params", info.num_params},
+       {"weight_bytes", info.weight_bytes},
+       {"kv_bytes_per_token", info.kv_bytes_per_token},
+       {"kv_pool_tokens", info.kv_pool_tokens},
+       {"numerics_id", info.numerics_id},
+       {"reasoning_parser", instance.text.reasoning ? Json(instance.text.reasoning->name) : Json(nullptr)}}));
+}
+
+http::Response drain(Instance& instance, const http::Request&) {
+  start_draining(instance);
+  return json_response(api::to_text({{"status", "draining"}, {"in_flight", instance.in_flight.load()}}));
+}
+
+http::Response flush_cache(Instance& instance, const http::Request&) {
+  instance.engine->flush_prefix_cache();
+  malloc_trim(0);
+  return json_response(R"({"status":"flushed"})");
+}
+
+// ------------------------------------------------------------------------------------------------ routes
+
+void add_operations(Instance& instance, std::vector<Route>& routes) {
+  routes.push_back({"GET", "/health", immediate(health, instance)});
+  routes.push_back({"GET", "/liveness", immediate(liveness, instance)});
+  routes.push_back({"GET", "/readiness", immediate(readiness, instance)});
+  routes.push_back({"GET", "/metrics", immediate(metrics, instance)});
+  routes.push_back({"GET", "/version", immediate(version, instance)});
+  routes.push_back({"GET", "/load", immediate(load, instance)});
+}
+
+bool matches(const Route& route, std::string_view path) {
+  if (!route.path.ends_with("/*")) return route.path == path;
+  const std::string_view prefix = std::string_view(route.path).substr(0, route.path.size() - 1);
+  return path.starts_with(prefix);
+}
+
+// PAI EAS puts /api/predict/<service> before every path; what follows is routed as if it stood alone.
+http::Handler eas_prefix_handler(std::vector<Route> routes) {
+  return [routes = std::move(routes)](http::Exchange& exchange) -> Task<void> {
+    constexpr std::string_view kPrefix = "/api/predict/";
+    const std::string_view rest = std::string_view(exchange.request().path).substr(kPrefix.size());
+    const size_t slash = rest.find('/');
+    const std::string_view path = slash == std::string_view::npos ? std::string_view("/") : rest.substr(slash);
+    const std::string_view method =
+        exchange.request().method == "HEAD" ? "GET" : std::string_view(exchange.request().method);
+    std::string allowed;
+    for (const Route& route : routes) {
+      if (!matches(route, path)) continue;
+      if (route.method == method) {
+        co_await route.handler(exchange);
+        co_return;
+      }
+      allowed += (allowed.empty() ? "" : ", ") + route.method;
+    }
+    http::Response response = error_response(allowed.empty() ? api::from_status(404, "There is no such path")
+                                                             : api::from_status(405, "This path takes " + allowed));
+    if (!allowed.empty()) response.headers.emplace_back("Allow", allowed);
+    co_await exchange.respond(std::move(response));
+  };
+}
+
+}  // namespace
+
+std::vector<Route> data_routes(Instance& instance) {
+  std::vector<Route> routes;
+  routes.push_back({"POST", "/v1/chat/completions", chat_handler(instance)});
+  routes.push_back({"POST", "/v1/completions", completion_handler(instance)});
+  routes.push_back({"GET", "/v1/models", when_ready(instance, false, immediate(list_models, instance))});
+  routes.push_back({"POST", "/tokenize", when_ready(instance, false, pooled(tokenize, instance))});
+  routes.push_back({"POST", "/detokenize", when_ready(instance, false, pooled(detokenize, instance))});
+  add_operations(instance, routes);
+  http::Handler under_prefix = eas_prefix_handler(routes);
+  routes.push_back({"GET", "/v1/models/*", when_ready(instance, false, immediate(show_model, instance))});
+  routes.push_back({"GET", "/api/predict/*", under_prefix});
+  routes.push_back({"POST", "/api/predict/*", under_prefix});
+  return routes;
+}
+
+std::vector<Route> ops_routes(Instance& instance) {
+  std::vector<Route> routes;
+  add_operations(instance, routes);
+  routes.push_back({"GET", "/server_info", when_ready(instance, false, immediate(server_info, instance))});
+  routes.push_back({"POST", "/drain", when_ready(instance, false, immediate(drain, instance))});
+  routes.push_back({"POST", "/flush_cache", when_ready(instance, false, immediate(flush_cache, instance))});
+  return routes;
+}
+
+}  // namespace moectl

@@ -1,0 +1,59 @@
+#include "core/worker/instance.h"
+
+#include <algorithm>
+#include <cctype>
+#include <optional>
+#include <utility>
+
+#include "core/base/log.h"
+
+namespace moectl {
+namespace {
+
+// "application/json" with or without parameters, "application/anything+json"; absent is taken for JSON.
+bool is_json(std::string_view content_type) {
+  std::string type(content_type.substr(0, content_type.find(';')));
+  while (!type.empty() && type.back() == ' ') type.pop_back();
+  std::transform(type.begin(), type.end(), type.begin(), [](unsigned char c) { return char(std::tolower(c)); });
+  return type.empty() || type == "application/json" || (type.starts_with("application/") && type.ends_with("+json"));
+}
+
+std::optional<api::ApiError> refusal(const Instance& instance, bool generates, const http::Request& request) {
+  const Phase phase = instance.phase;
+  if (phase == Phase::kLoading) return api::loading();
+  if (generates && phase == Phase::kDraining) return api::draining();
+  if (generates && phase == Phase::kFailed)
+    return api::from_status(503, "The engine has failed; the server is going down");
+  if (!request.body.empty() && !is_json(request.header("content-type")))
+    return api::from_status(415, "Send the header `Content-Type: application/json`");
+  return std::nullopt;
+}
+
+}  // namespace
+
+void start_draining(Instance& instance) {
+  Phase expected = Phase::kReady;
+  if (!instance.phase.compare_exchange_strong(expected, Phase::kDraining)) return;
+  log::info("draining: no new requests, {} in flight", instance.in_flight.load());
+}
+
+http::Response error_response(const api::ApiError& error) {
+  http::Response response{.status = error.status, .body = api::error_body(error)};
+  if (error.retry_after_seconds > 0)
+    response.headers.emplace_back("Retry-After", std::to_string(error.retry_after_seconds));
+  if (error.status == 401) response.headers.emplace_back("WWW-Authenticate", "Bearer");
+  return response;
+}
+
+http::Handler when_ready(Instance& instance, bool generates, http::Handler handler) {
+  return [&instance, generates, handler = std::move(handler)](http::Exchange& exchange) -> Task<void> {
+    if (auto error = refusal(instance, generates, exchange.request())) {
+      http::Response response = error_response(*error);
+      co_await exchange.respond(std::move(response));
+      co_return;
+    }
+    co_await handler(exchange);
+  };
+}
+
+}  // namespace moectl

@@ -1,0 +1,65 @@
+// Instance: what all handlers of one serving process share. The model's parts are written once, before `phase` leaves
+// kLoading, and only read afterwards; everything else is safe from any thread.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "core/api/errors.h"
+#include "core/engine/engine.h"
+#include "core/http/server.h"
+#include "core/model/config.h"
+#include "core/worker/model_text.h"
+#include "core/worker/service_metrics.h"
+
+namespace moectl {
+
+// The HTTP side of an instance, as the command line resolved it.
+struct ServiceOptions {
+  std::string served_model_name;
+  std::string version;
+  std::string host = "127.0.0.1";
+  int port = 8000;                    // 0: the system picks one
+  int ops_port = -1;                  // -1: none. Always on loopback
+  std::vector<std::string> api_keys;  // empty: no authentication on the data port
+  std::string ssl_certfile, ssl_keyfile;
+  std::string reasoning_parser = "auto";
+  bool skip_tokenizer_init = false;
+};
+
+enum class Phase { kLoading, kReady, kDraining, kFailed };
+
+struct Instance {
+  ServiceOptions options;
+  std::atomic<Phase> phase{Phase::kLoading};
+  std::atomic<int> in_flight{0};  // generation requests
+  const int64_t started =
+      std::chrono::duration_cast<std::chrono::seconds>(std::chrono::system_clock::now().time_since_epoch()).count();
+  ServiceMetrics metrics;
+  // Reads, renders and tokenises: work that would stall the I/O thread.
+  WorkerPool pool{2};
+
+  ModelText text;
+  GenerationDefaults defaults;
+  std::unique_ptr<Engine> engine;
+
+  bool loaded() const { return phase != Phase::kLoading; }  // then engine is set
+  // Empty: whatever is served.
+  bool serves(std::string_view model) const { return model.empty() || model == options.served_model_name; }
+};
+
+// Takes no new requests from now on; running ones go on. Nothing happens unless the instance is ready.
+void start_draining(Instance& instance);
+
+http::Response error_response(const api::ApiError& error);
+
+// A handler that runs only when the model is loaded and, for work (`generates`), when the instance is not draining;
+// bodies must be JSON. It answers 503 or 415 itself.
+http::Handler when_ready(Instance& instance, bool generates, http::Handler handler);
+
+}  // namespace moectl

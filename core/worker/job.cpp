@@ -1,0 +1,64 @@
+#include "core/worker/job.h"
+
+#include <utility>
+
+#include "core/base/error.h"
+
+namespace moectl {
+namespace {
+
+void check_job(const Instance& instance, const char* prompt_param, Job& job) {
+  const int max_model_len = instance.engine->info().max_model_len;
+  for (const EncodedPrompt& prompt : job.prompts) {
+    if (prompt.ids.empty())
+      throw Error(Code::kInvalidArgument, "the prompt is empty; at least one token is needed", prompt_param);
+    if (prompt.ids.size() >= size_t(max_model_len))
+      job.refusal = api::context_length_exceeded(prompt.ids.size(), max_model_len, prompt_param);
+  }
+  if (!instance.text.tokenizer && !job.common.sampling.stop.empty())
+    throw Error(Code::kInvalidArgument,
+                "`stop` needs text; this server runs with --skip-tokenizer-init, use `stop_token_ids`", "stop");
+}
+
+EncodedPrompt encode(const ModelText& text, const api::CompletionRequest& request, api::Prompt&& prompt) {
+  if (auto* ids = std::get_if<std::vector<int32_t>>(&prompt)) return {.ids = std::move(*ids)};
+  EncodedPrompt encoded{.text = std::get<std::string>(std::move(prompt))};
+  encoded.ids = text.encode_prompt(*encoded.text, request.add_special_tokens);
+  const bool starts_with_bos = text.bos_id && !encoded.ids.empty() && encoded.ids.front() == *text.bos_id;
+  encoded.bos_added = starts_with_bos && !encoded.text->starts_with(text.token_bytes(*text.bos_id));
+  return encoded;
+}
+
+}  // namespace
+
+api::Limits limits_of(const Instance& instance) {
+  const ModelInfo& info = instance.engine->info();
+  return {.vocab_size = info.vocab_size, .max_model_len = info.max_model_len};
+}
+
+Job make_chat_job(const Instance& instance, std::string_view body) {
+  api::ChatRequest request = api::read_chat_request(body, limits_of(instance));
+  Job job{.chat = true, .answer = {.chat = true}, .common = std::move(request.common)};
+  if (!instance.serves(job.common.model)) {
+    job.refusal = api::model_not_found(job.common.model, instance.options.served_model_name);
+    return job;
+  }
+  job.prompts.push_back({.ids = instance.text.encode_chat(request)});
+  check_job(instance, "messages", job);
+  return job;
+}
+
+Job make_completion_job(const Instance& instance, std::string_view body) {
+  api::CompletionRequest request = api::read_completion_request(body, limits_of(instance));
+  Job job{.answer = {.echo = request.echo, .score_only = request.common.sampling.max_tokens == 0},
+          .common = std::move(request.common)};
+  if (!instance.serves(job.common.model)) {
+    job.refusal = api::model_not_found(job.common.model, instance.options.served_model_name);
+    return job;
+  }
+  for (api::Prompt& prompt : request.prompts) job.prompts.push_back(encode(instance.text, request, std::move(prompt)));
+  check_job(instance, "prompt", job);
+  return job;
+}
+
+}  // namespace moectl

@@ -1,0 +1,31 @@
+// Job: a generation request, ready for the engine. Making one is the slow part of a request before the engine (reading,
+// rendering, tokenising) and runs on the worker pool.
+#pragma once
+
+#include <optional>
+#include <string_view>
+#include <vector>
+
+#include "core/worker/answer.h"
+#include "core/worker/instance.h"
+
+namespace moectl {
+
+struct Job {
+  bool chat = false;
+  AnswerOptions answer;
+  api::Common common;
+  std::vector<EncodedPrompt> prompts;
+  // The request cannot be served: an unknown model, a prompt that is too long. (Malformed ones throw.)
+  std::optional<api::ApiError> refusal;
+
+  size_t num_choices() const { return prompts.size() * size_t(common.n); }
+};
+
+// Throw Error{kInvalidArgument}.
+Job make_chat_job(const Instance& instance, std::string_view body);
+Job make_completion_job(const Instance& instance, std::string_view body);
+
+api::Limits limits_of(const Instance& instance);
+
+}  // namespace moectl

@@ -1,0 +1,159 @@
+#include "core/worker/model_text.h"
+
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <sstream>
+
+#include "core/base/error.h"
+#include "core/base/json_depth.h"
+
+namespace moectl {
+namespace {
+
+using Json = nlohmann::json;
+namespace fs = std::filesystem;
+
+constexpr size_t kMaxFileBytes = 16u << 20;
+
+std::optional<std::string> read_file(const fs::path& path) {
+  std::error_code ec;
+  const auto size = fs::file_size(path, ec);
+  if (ec) return std::nullopt;
+  if (size > kMaxFileBytes)
+    throw Error(Code::kBadData, fmt::format("{}: {} bytes; at most {} are read", path.string(), size, kMaxFileBytes));
+  std::ifstream file(path, std::ios::binary);
+  std::ostringstream text;
+  text << file.rdbuf();
+  if (!file) throw Error(Code::kBadData, fmt::format("{}: cannot be read", path.string()));
+  return text.str();
+}
+
+Json read_tokenizer_config(const fs::path& path) {
+  const auto text = read_file(path);
+  if (!text) return Json::object();
+  check_json_depth(*text, 64, path.string());
+  Json json = Json::parse(*text, nullptr, false);
+  if (!json.is_object()) throw Error(Code::kBadData, fmt::format("{}: a JSON object is expected", path.string()));
+  return json;
+}
+
+// A special token is a string, or an object that holds it as "content".
+std::string special_token(const Json& config, const char* name) {
+  const auto it = config.find(name);
+  if (it == config.end()) return "";
+  if (it->is_string()) return it->get<std::string>();
+  if (it->is_object() && it->contains("content") && (*it)["content"].is_string())
+    return (*it)["content"].get<std::string>();
+  return "";
+}
+
+std::optional<std::string> template_source(const fs::path& dir, const Json& config) {
+  if (auto file = read_file(dir / "chat_template.jinja")) return file;
+  const auto it = config.find("chat_template");
+  if (it == config.end() || it->is_null()) return std::nullopt;
+  if (it->is_string()) return it->get<std::string>();
+  if (it->is_array())
+    for (const Json& entry : *it)
+      if (entry.is_object() && entry.value("name", Json()) == "default" && entry.value("template", Json()).is_string())
+        return entry["template"].get<std::string>();
+  throw Error(
+      Code::kBadData,
+      fmt::format("{}: `chat_template` must be a string or a list of {{name, template}} with one named \"default\"",
+                  (dir / "tokenizer_config.json").string()));
+}
+
+void choose_reasoning(ModelText& text, const std::string& parser) {
+  const auto use = [&](const api::ReasoningFormat& format) {
+    const auto open = text.tokenizer ? text.tokenizer->token_id(format.open) : std::nullopt;
+    const auto close = text.tokenizer ? text.tokenizer->token_id(format.close) : std::nullopt;
+    if (!open || !close) return false;
+    text.reasoning = &format;
+    text.reasoning_open_id = *open;
+    text.reasoning_close_id = *close;
+    return true;
+  };
+  if (parser == "none") return;
+  if (parser == "auto") {
+    for (const auto& format : api::reasoning_formats())
+      if (use(format)) return;
+    return;
+  }
+  const api::ReasoningFormat* format = api::find_reasoning_format(parser);
+  if (!format) {
+    std::string known = "auto, none";
+    for (const auto& f : api::reasoning_formats()) known += ", " + f.name;
+    throw Error(Code::kBadConfig,
+                fmt::format("--reasoning-parser: there is no parser \"{}\"; known: {}", parser, known));
+  }
+  if (!use(*format))
+    throw Error(Code::kBadConfig,
+                fmt::format("--reasoning-parser {}: the tokenizer has no tokens {} and {}; use auto or none", parser,
+                            format->open, format->close));
+}
+
+Json to_json(const api::Scalar& value) {
+  return std::visit([](const auto& v) { return Json(v); }, value);
+}
+
+}  // namespace
+
+ModelText ModelText::load(const fs::path& dir, bool skip_tokenizer_init, const std::string& reasoning_parser) {
+  ModelText text;
+  if (skip_tokenizer_init) return text;
+  text.tokenizer = Tokenizer::load(dir);
+  const Json config = read_tokenizer_config(dir / "tokenizer_config.json");
+  for (const char* name : {"bos_token", "eos_token", "pad_token", "unk_token"})
+    if (std::string token = special_token(config, name); !token.empty()) text.special_tokens.emplace_back(name, token);
+  if (config.value("add_bos_token", Json()) == true)
+    text.bos_id = text.tokenizer->token_id(special_token(config, "bos_token"));
+  if (const auto source = template_source(dir, config)) text.chat_template = ChatTemplate::compile(*source);
+  choose_reasoning(text, reasoning_parser);
+  return text;
+}
+
+std::vector<int32_t> ModelText::encode_chat(const api::ChatRequest& request) const {
+  if (!tokenizer)
+    throw Error(Code::kInvalidArgument,
+                "this server runs with --skip-tokenizer-init: send `prompt` as token ids to /v1/completions",
+                "messages");
+  if (!chat_template)
+    throw Error(Code::kInvalidArgument, "this checkpoint has no chat template; use /v1/completions", "messages");
+  Json variables = {{"messages", Json::array()},
+                    {"tools", nullptr},
+                    {"documents", nullptr},
+                    {"add_generation_prompt", request.add_generation_prompt}};
+  for (const api::ChatMessage& message : request.messages) {
+    Json entry = {{"role", message.role}, {"content", message.content}};
+    if (message.name) entry["name"] = *message.name;
+    if (message.reasoning_content) entry["reasoning_content"] = *message.reasoning_content;
+    variables["messages"].push_back(std::move(entry));
+  }
+  for (const auto& [name, value] : request.template_kwargs) variables[name] = to_json(value);
+  std::vector<std::string> trusted;
+  for (const auto& [name, token] : special_tokens) {
+    variables[name] = token;
+    trusted.push_back(name);
+  }
+  try {
+    return tokenizer->encode(chat_template->render(variables, trusted));
+  } catch (const Error& e) {
+    if (e.code() != Code::kInvalidArgument) throw;
+    throw Error(Code::kInvalidArgument, std::string("the chat template: ") + e.what(), "messages");
+  }
+}
+
+std::vector<int32_t> ModelText::encode_prompt(const std::string& prompt, bool add_special_tokens) const {
+  if (!tokenizer)
+    throw Error(Code::kInvalidArgument, "this server runs with --skip-tokenizer-init: send `prompt` as token ids",
+                "prompt");
+  std::vector<int32_t> ids = tokenizer->encode(prompt);
+  const bool has_bos = bos_id && !ids.empty() && ids.front() == *bos_id;
+  if (add_special_tokens && bos_id && !has_bos) ids.insert(ids.begin(), *bos_id);
+  return ids;
+}
+
+std::string ModelText::token_bytes(int32_t id) const {
+  return tokenizer ? std::string(tokenizer->token_bytes(id)) : std::string();
+}
+
+}  // namespace moectl

@@ -1,0 +1,40 @@
+// ModelText: what a checkpoint folder says about text: tokenizer, chat template, special tokens, reasoning markers.
+// Turns requests into token ids. Immutable after load, any thread. Knows no engine and no HTTP.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "core/api/openai.h"
+#include "core/api/reasoning.h"
+#include "core/text/chat_template.h"
+#include "core/text/tokenizer.h"
+
+namespace moectl {
+
+struct ModelText {
+  std::shared_ptr<const Tokenizer> tokenizer;         // null: --skip-tokenizer-init, prompts and answers are token ids
+  std::shared_ptr<const ChatTemplate> chat_template;  // null: the checkpoint has none, chats are refused
+  std::vector<std::pair<std::string, std::string>> special_tokens;  // template variables: bos_token, eos_token ...
+  std::optional<int32_t> bos_id;  // put before text prompts; set when the checkpoint asks for it
+  // Reasoning is split off when set; both markers are single tokens then.
+  const api::ReasoningFormat* reasoning = nullptr;
+  int32_t reasoning_open_id = -1, reasoning_close_id = -1;
+
+  // `reasoning_parser`: auto (when the tokenizer has both markers), none, or a parser's name.
+  // Throws Error{kBadData} naming the file, Error{kBadConfig} for an unknown parser or one without its markers.
+  static ModelText load(const std::filesystem::path& dir, bool skip_tokenizer_init,
+                        const std::string& reasoning_parser);
+
+  // Throw Error{kInvalidArgument} when the checkpoint cannot do it (no tokenizer, no template) or the template refuses.
+  std::vector<int32_t> encode_chat(const api::ChatRequest& request) const;
+  std::vector<int32_t> encode_prompt(const std::string& prompt, bool add_special_tokens) const;
+  std::string token_bytes(int32_t id) const;  // empty without a tokenizer
+};
+
+}  // namespace moectl

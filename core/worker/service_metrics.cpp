@@ -1,0 +1,84 @@
+#include "core/worker/service_metrics.h"
+
+namespace moectl {
+namespace {
+
+const std::vector<double> kLatencySeconds = {0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5,
+                                             0.75,  1,     2.5,  5,    7.5,  10,   20,   40,  80,   160};
+const std::vector<double> kInterTokenSeconds = {0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1,
+                                                0.15,   0.2,   0.3,    0.4,   0.5,  0.75,  1,    2.5};
+const std::vector<double> kTokens = {1, 4, 16, 64, 256, 1024, 4096, 16384, 65536, 262144};
+
+const char* name_of(Outcome outcome) {
+  switch (outcome) {
+    case Outcome::kSuccess:
+      return "success";
+    case Outcome::kRefused:
+      return "refused";
+    case Outcome::kCancelled:
+      return "cancelled";
+    case Outcome::kFailed:
+      return "failed";
+  }
+  return "failed";
+}
+
+}  // namespace
+
+ServiceMetrics::ServiceMetrics()
+    : first_token_(registry_.histogram("moectl_time_to_first_token_seconds", "From the request to its first token",
+                                       kLatencySeconds)),
+      inter_token_(registry_.histogram("moectl_inter_token_latency_seconds", "Between two tokens of an answer",
+                                       kInterTokenSeconds)),
+      request_(registry_.histogram("moectl_e2e_request_latency_seconds", "From the request to the end of its answer",
+                                   kLatencySeconds)),
+      prompt_tokens_(registry_.histogram("moectl_request_prompt_tokens", "Prompt tokens of a request", kTokens)),
+      generation_tokens_(
+          registry_.histogram("moectl_request_generation_tokens", "Generated tokens of a request", kTokens)),
+      in_flight_(registry_.gauge("moectl_requests_in_flight", "Generation requests taken and not yet answered")),
+      ready_(registry_.gauge("moectl_ready", "1 when new requests are taken")) {
+  for (Outcome outcome : {Outcome::kSuccess, Outcome::kRefused, Outcome::kCancelled, Outcome::kFailed})
+    registry_.counter("moectl_requests_total", "Generation requests by outcome", {{"outcome", name_of(outcome)}});
+}
+
+void ServiceMetrics::count_request(Outcome outcome) {
+  registry_.counter("moectl_requests_total", "Generation requests by outcome", {{"outcome", name_of(outcome)}}).add();
+}
+
+void ServiceMetrics::observe_request(double seconds, double prompt_tokens, double generation_tokens) {
+  request_.observe(seconds);
+  prompt_tokens_.observe(prompt_tokens);
+  generation_tokens_.observe(generation_tokens);
+}
+
+std::string ServiceMetrics::text(const EngineStats* stats, const ModelInfo* info, bool ready) {
+  ready_.set(ready);
+  if (stats) {
+    const auto gauge = [&](const char* name, const char* help, double value) {
+      registry_.gauge(name, help).set(value);
+    };
+    const auto total = [&](const char* name, const char* help, int64_t value) {
+      registry_.counter(name, help).set_total(double(value));
+    };
+    gauge("moectl_num_requests_running", "Requests in the batch", double(stats->num_running));
+    gauge("moectl_num_requests_waiting", "Requests waiting for the batch", double(stats->num_waiting));
+    gauge("moectl_kv_cache_usage_ratio", "KV pages held by requests, of all",
+          stats->kv_pages_total ? double(stats->kv_pages_used) / double(stats->kv_pages_total) : 0);
+    gauge("moectl_kv_cache_pages", "KV pages of the pool", double(stats->kv_pages_total));
+    gauge("moectl_kv_cache_pages_used", "KV pages held by requests", double(stats->kv_pages_used));
+    gauge("moectl_kv_cache_pages_cached", "KV pages that hold reusable prefixes", double(stats->kv_pages_cached));
+    gauge("moectl_seconds_since_progress", "Time without a completed step while there is work",
+          stats->seconds_since_progress);
+    total("moectl_prompt_tokens_total", "Prompt tokens of all requests", stats->prompt_tokens_total);
+    total("moectl_generation_tokens_total", "Tokens generated", stats->generation_tokens_total);
+    total("moectl_prefix_cache_queries_total", "Prompt tokens looked up in the prefix cache",
+          stats->prefix_cache_queries);
+    total("moectl_prefix_cache_hits_total", "Prompt tokens served by the prefix cache", stats->prefix_cache_hits);
+    total("moectl_num_preemptions_total", "Requests preempted and recomputed", stats->num_preemptions_total);
+    total("moectl_engine_steps_total", "Engine steps", stats->num_steps_total);
+  }
+  if (info) registry_.gauge("moectl_weight_bytes", "Bytes of the weights").set(double(info->weight_bytes));
+  return registry_.text();
+}
+
+}  // namespace moectl
