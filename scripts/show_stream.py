@@ -1,8 +1,12 @@
-"""Shows a streamed chat completion (server-sent events on stdin): the reasoning apart from the answer, then the speed.
+"""Runs a command that prints a streamed chat completion (server-sent events) and shows it: the reasoning apart from the
+answer, then the speed.
+
+    show_stream.py curl --no-buffer URL ...
 
 Fails when the stream reports an error, ends early, or holds no answer.
 """
 import json
+import subprocess
 import sys
 import time
 
@@ -12,9 +16,10 @@ LABELS = {"reasoning_content": "Reasoning: ", "content": "Answer:    "}
 
 def main():
     started = first = time.monotonic()
+    command = subprocess.Popen(sys.argv[1:], stdout=subprocess.PIPE, text=True)
     shown = dict.fromkeys(LABELS, "")
     usage, done = None, False
-    for line in sys.stdin:
+    for line in command.stdout:
         if not line.startswith("data:"):
             if line.lstrip().startswith("{"):
                 sys.exit(f"the server refused the request: {line.strip()}")
@@ -22,7 +27,7 @@ def main():
         data = line[len("data:"):].strip()
         if data == "[DONE]":
             done = True
-            break
+            continue
         event = json.loads(data)
         if "error" in event:
             sys.exit(f"the server reports: {event['error'].get('message')}")
@@ -43,7 +48,7 @@ def main():
                 sys.stdout.write(f"\033[2m{piece}\033[0m" if dim else piece)
                 sys.stdout.flush()
     print()
-    if not done or not shown["content"]:
+    if command.wait() != 0 or not done or not shown["content"]:
         sys.exit("the stream ended before the answer was complete")
     seconds = max(time.monotonic() - first, 1e-6)
     if usage and usage["completion_tokens"] > 1:
