@@ -44,34 +44,63 @@ void CpuOps::mla_cache_write(const MlaCacheWriteArgs& a, Stream) {
 namespace {
 
 constexpr int kMaxPage = 64;
+constexpr float kMasked = -std::numeric_limits<float>::infinity();
 
-// scores[j] = q . k_j * scale for `num` keys of one page; keys are `width` floats apart. Sixteen dot products share one final
-// reduction: lane sums of key j end up in lane j by the same tree for every j.
+// scores[j] = q . k_j * scale for the `num` keys of one page, -infinity for the rest of its kMaxPage places; keys are `width`
+// floats apart. Sixteen keys go together; the chain of each is its own.
 inline void page_scores(const float* q, const float* keys, int64_t width, int num, float scale, float* scores) {
-  for (int j = 0; j < num; ++j) scores[j] = dot(q, keys + j * width, width) * scale;
+  for (int j0 = 0; j0 < kMaxPage; j0 += 16) {
+    if (j0 >= num) {
+      store(scores + j0, broadcast(kMasked));
+      continue;
+    }
+    const int group = std::min(16, num - j0);
+    const float* k = keys + j0 * width;
+    F32x16 acc[16];
+    for (int j = 0; j < 16; ++j) acc[j] = zero();
+    int64_t i = 0;
+    if (group == 16) {
+      for (; i + 16 <= width; i += 16) {
+        const F32x16 qi = load(q + i);
+        for (int j = 0; j < 16; ++j) acc[j] = fma(qi, load(k + j * width + i), acc[j]);
+      }
+    } else {
+      for (; i + 16 <= width; i += 16) {
+        const F32x16 qi = load(q + i);
+        for (int j = 0; j < group; ++j) acc[j] = fma(qi, load(k + j * width + i), acc[j]);
+      }
+    }
+    if (i < width) {
+      const F32x16 qi = load_part(q + i, int(width - i));
+      for (int j = 0; j < group; ++j) acc[j] = fma(qi, load_part(k + j * width + i, int(width - i)), acc[j]);
+    }
+    store(scores + j0, reduce_add_16(acc) * broadcast(scale));
+    for (int j = group; j < 16; ++j) scores[j0 + j] = kMasked;
+  }
 }
 
 struct HeadState {
-  float max, sum;
+  float max = kMasked, sum = 0.0f;
 };
 
-// Online softmax over one page (arXiv 1805.02867): earlier results are rescaled when the maximum rises.
+// Online softmax over one page (arXiv 1805.02867): earlier results are rescaled when the maximum rises. Leaves the weights in
+// `scores`, 0 in masked places.
 inline void page_softmax(float* scores, int num, HeadState& state, float* out, int64_t rank) {
-  float page_max = scores[0];
-  for (int j = 1; j < num; ++j) page_max = std::max(page_max, scores[j]);
+  F32x16 s[4];
+  for (int v = 0; v < 4; ++v) s[v] = load(scores + v * 16);
+  const float page_max = reduce_max(max(max(s[0], s[1]), max(s[2], s[3])));
   if (page_max > state.max) {
-    float alpha = state.max == -std::numeric_limits<float>::infinity() ? 0.0f : first(exp(broadcast(state.max - page_max)));
-    state.sum = state.sum * alpha;
-    F32x16 va = broadcast(alpha);
+    const F32x16 alpha = state.max == kMasked ? zero() : exp(broadcast(state.max - page_max));
+    state.sum = state.sum * first(alpha);
     int64_t i = 0;
-    for (; i + 16 <= rank; i += 16) store(out + i, load(out + i) * va);
-    for (; i < rank; ++i) out[i] = out[i] * alpha;
+    for (; i + 16 <= rank; i += 16) store(out + i, load(out + i) * alpha);
+    for (; i < rank; ++i) out[i] = out[i] * first(alpha);
     state.max = page_max;
   }
-  for (int j = num; j < kMaxPage; ++j) scores[j] = -std::numeric_limits<float>::infinity();
-  F32x16 m = broadcast(state.max);
-  for (int j = 0; j < num; j += 16) store(scores + j, exp(load(scores + j) - m));
-  for (int j = 0; j < num; ++j) state.sum = state.sum + scores[j];
+  const F32x16 m = broadcast(state.max);
+  for (int v = 0; v < 4; ++v) store(scores + v * 16, exp(s[v] - m));
+  for (int j = num; j < kMaxPage; ++j) scores[j] = 0.0f;
+  state.sum = state.sum + reduce_add((load(scores) + load(scores + 16)) + (load(scores + 32) + load(scores + 48)));
 }
 
 // out += sum over j of p[j] * v_j; v_j are the first `rank` floats of a key.
@@ -102,17 +131,19 @@ void CpuOps::mla_attention(const MlaAttentionArgs& a, Stream) {
   CHECK(page_size <= kMaxPage, "pages of {} tokens", page_size);
   int64_t work = 0;
   for (int64_t t = 0; t < num_tokens; ++t) work += (a.positions(t) + 1) * num_heads * (width + rank);
-  // An item is a (token, head); rows late in the sequence cost more, so items are dealt out to the chunks.
-  const int64_t items = num_tokens * num_heads;
   const int chunks = pool_.num_chunks(work, kMinWorkPerThread);
+  // An item is a token and some of its heads; the heads of an item share each page while it is in cache. Rows late in the
+  // sequence cost more, so items are dealt out to the chunks.
+  const int64_t groups = num_tokens >= chunks ? 1 : std::min<int64_t>(num_heads, chunks);
   pool_.run(chunks, [&](int chunk) {
     alignas(64) float scores[kMaxPage];
-    for (int64_t item = chunk; item < items; item += chunks) {
-      const int64_t t = item / num_heads, h = item % num_heads;
-      const float* q = a.q.data + item * width;
-      float* out = a.out.data + (t * num_heads + h) * rank;
-      std::fill(out, out + rank, 0.0f);
-      HeadState state{-std::numeric_limits<float>::infinity(), 0.0f};
+    thread_local std::vector<HeadState> states;
+    for (int64_t item = chunk; item < num_tokens * groups; item += chunks) {
+      const int64_t t = item / groups, group = item % groups;
+      const int64_t head_begin = num_heads * group / groups, head_end = num_heads * (group + 1) / groups;
+      float* out = a.out.row(t);
+      std::fill(out + head_begin * rank, out + head_end * rank, 0.0f);
+      states.assign(size_t(num_heads), {});
       const int32_t* pages = a.page_table.row(a.seq_idx(t));
       const int64_t length = int64_t{a.positions(t)} + 1;
       for (int64_t begin = 0; begin < length; begin += page_size) {
@@ -120,11 +151,14 @@ void CpuOps::mla_attention(const MlaAttentionArgs& a, Stream) {
         const int64_t page = pages[begin / page_size];
         CHECK(page >= 0 && page < num_pages, "KV page {} of {}", page, num_pages);
         const float* keys = a.cache.row(page);
-        page_scores(q, keys, width, num, a.scale, scores);
-        page_softmax(scores, num, state, out, rank);
-        page_values(scores, keys, width, num, out, rank);
+        for (int64_t h = head_begin; h < head_end; ++h) {
+          page_scores(a.q.row(t) + h * width, keys, width, num, a.scale, scores);
+          page_softmax(scores, num, states[size_t(h)], out + h * rank, rank);
+          page_values(scores, keys, width, num, out + h * rank, rank);
+        }
       }
-      for (int64_t i = 0; i < rank; ++i) out[i] = out[i] / state.sum;
+      for (int64_t h = head_begin; h < head_end; ++h)
+        for (int64_t i = h * rank; i < (h + 1) * rank; ++i) out[i] = out[i] / states[size_t(h)].sum;
     }
   });
 }

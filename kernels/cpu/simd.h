@@ -51,6 +51,20 @@ inline F32x16 load_f8(const uint8_t* p) {
   return {_mm512_cvtph_ps(x)};
 }
 inline float first(F32x16 a) { return _mm512_cvtss_f32(a.v); }
+inline float reduce_max(F32x16 a) { return _mm512_reduce_max_ps(a.v); }
+// Lane j of the result is the sum of the lanes of a[j].
+inline F32x16 reduce_add_16(const F32x16 (&a)[16]) {
+  __m512 quad[4];  // quad[q]: in each 128-bit part, the part's sums of a[4q] .. a[4q + 3]
+  for (int q = 0; q < 4; ++q) {
+    const __m512 x0 = a[4 * q].v, x1 = a[4 * q + 1].v, x2 = a[4 * q + 2].v, x3 = a[4 * q + 3].v;
+    const __m512d t01 = _mm512_castps_pd(_mm512_add_ps(_mm512_unpacklo_ps(x0, x1), _mm512_unpackhi_ps(x0, x1)));
+    const __m512d t23 = _mm512_castps_pd(_mm512_add_ps(_mm512_unpacklo_ps(x2, x3), _mm512_unpackhi_ps(x2, x3)));
+    quad[q] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(t01, t23)), _mm512_castpd_ps(_mm512_unpackhi_pd(t01, t23)));
+  }
+  const __m512 s01 = _mm512_add_ps(_mm512_shuffle_f32x4(quad[0], quad[1], 0x88), _mm512_shuffle_f32x4(quad[0], quad[1], 0xdd));
+  const __m512 s23 = _mm512_add_ps(_mm512_shuffle_f32x4(quad[2], quad[3], 0x88), _mm512_shuffle_f32x4(quad[2], quad[3], 0xdd));
+  return {_mm512_add_ps(_mm512_shuffle_f32x4(s01, s23, 0x88), _mm512_shuffle_f32x4(s01, s23, 0xdd))};
+}
 
 #else
 
@@ -83,6 +97,22 @@ inline F32x16 load_bf16(const uint16_t* p) { MOECTL_LANES(bf16_to_f32(p[i])); }
 inline F32x16 load_f16(const uint16_t* p) { MOECTL_LANES(f16_to_f32(p[i])); }
 inline F32x16 load_f8(const uint8_t* p) { MOECTL_LANES(f8_e4m3_to_f32(p[i])); }
 inline float first(F32x16 a) { return a.v[0]; }
+inline float reduce_max(F32x16 a) {
+  float m = a.v[0];
+  for (int i = 1; i < 16; ++i) m = a.v[i] > m ? a.v[i] : m;
+  return m;
+}
+inline F32x16 reduce_add_16(const F32x16 (&a)[16]) {
+  F32x16 r;
+  for (int j = 0; j < 16; ++j) {
+    float t[16];
+    std::memcpy(t, a[j].v, sizeof t);
+    for (int half = 8; half; half /= 2)
+      for (int i = 0; i < half; ++i) t[i] = t[i] + t[i + half];
+    r.v[j] = t[0];
+  }
+  return r;
+}
 #undef MOECTL_LANES
 
 #endif
