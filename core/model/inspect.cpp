@@ -93,7 +93,10 @@ class Account {
 
   void add(const TensorSpec& spec) {
     const TensorInfo* t = checkpoint_ ? checkpoint_->find(spec.name) : nullptr;
-    if (checkpoint_ && !t) return r_.missing.add(fmt::format("{} {}", spec.name, shape_text(spec.shape)));
+    if (checkpoint_ && !t) {
+      if (!spec.shared_copy) r_.missing.add(fmt::format("{} {}", spec.name, shape_text(spec.shape)));
+      return;
+    }
     int64_t bytes = t ? t->num_bytes : 0;
     if (t) {
       seen_.insert(t);

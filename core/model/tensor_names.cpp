@@ -13,10 +13,10 @@ class Walk {
   Walk(const Config& config, const std::function<void(const TensorSpec&)>& visit) : c_(config), visit_(visit) {}
 
   void model() {
-    matrix(TensorRole::kEmbedding, "model.embed_tokens.weight", c_.vocab_size, c_.hidden_size);
+    table("model.embed_tokens.weight", c_.vocab_size, c_.hidden_size);
     for (int i = 0; i < c_.num_layers; ++i) decoder_layer(i);
     norm("model.norm.weight", c_.hidden_size);
-    if (!c_.tie_word_embeddings) matrix(TensorRole::kOutputHead, "lm_head.weight", c_.vocab_size, c_.hidden_size);
+    if (!c_.tie_word_embeddings) linear(TensorRole::kOutputHead, "lm_head.weight", c_.vocab_size, c_.hidden_size);
     for (int i = c_.num_layers; i < c_.num_layers + c_.num_mtp_layers; ++i) mtp_layer(i);
   }
 
@@ -30,8 +30,8 @@ class Walk {
     norm(p + "shared_head.norm.weight", c_.hidden_size);
     linear(TensorRole::kMtp, p + "eh_proj.weight", c_.hidden_size, 2 * int64_t{c_.hidden_size});
     shared_copy_ = true;
-    matrix(TensorRole::kEmbedding, p + "embed_tokens.weight", c_.vocab_size, c_.hidden_size);
-    matrix(TensorRole::kOutputHead, p + "shared_head.head.weight", c_.vocab_size, c_.hidden_size);
+    table(p + "embed_tokens.weight", c_.vocab_size, c_.hidden_size);
+    linear(TensorRole::kOutputHead, p + "shared_head.head.weight", c_.vocab_size, c_.hidden_size);
     shared_copy_ = false;
     layer_ = -1;
   }
@@ -68,7 +68,7 @@ class Walk {
 
   void moe(const std::string& p) {
     const MoeConfig& m = c_.moe;
-    matrix(TensorRole::kGate, p + "gate.weight", m.num_experts, c_.hidden_size);
+    linear(TensorRole::kGate, p + "gate.weight", m.num_experts, c_.hidden_size);
     if (m.has_correction_bias) emit(TensorRole::kGate, p + "gate.e_score_correction_bias", {m.num_experts}, false);
     for (int e = 0; e < m.num_experts; ++e)
       mlp(TensorRole::kRoutedExpert, fmt::format("{}experts.{}.", p, e), m.moe_intermediate_size);
@@ -83,7 +83,7 @@ class Walk {
   }
 
   void norm(std::string name, int64_t n) { emit(TensorRole::kNorm, std::move(name), {n}, false); }
-  void matrix(TensorRole role, std::string name, int64_t n, int64_t k) { emit(role, std::move(name), {n, k}, false); }
+  void table(std::string name, int64_t n, int64_t k) { emit(TensorRole::kEmbedding, std::move(name), {n, k}, false); }
   void linear(TensorRole role, std::string name, int64_t n, int64_t k) { emit(role, std::move(name), {n, k}, true); }
   void emit(TensorRole role, std::string name, std::vector<int64_t> shape, bool linear) {
     visit_({.name = std::move(name),

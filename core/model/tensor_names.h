@@ -27,9 +27,10 @@ struct TensorSpec {
   std::string name;
   std::vector<int64_t> shape;  // linear layers: [outputs, inputs]
   TensorRole role = TensorRole::kNorm;
-  int layer = -1;            // index into Config::layers; -1: outside the layers
-  bool linear = false;       // a matrix that may be FP8, with the scales scale_name(name)
-  bool shared_copy = false;  // of an MTP module: embedding or output head of the main model, stored once more
+  int layer = -1;       // index into Config::layers; -1: outside the layers
+  bool linear = false;  // a matrix that may be FP8, with the scales scale_name(name)
+  // Of an MTP module: embedding or output head of the main model, stored once more. A checkpoint may leave it out.
+  bool shared_copy = false;
 };
 
 // Visits every tensor, layer by layer. Nothing is stored, so a config with very many experts costs no memory.
