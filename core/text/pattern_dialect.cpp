@@ -45,8 +45,8 @@ struct Translator {
   };
 
   [[noreturn]] void refuse(std::string_view what) const {
-    throw Error(Code::kBadData, fmt::format("{}: pattern {} is not supported: {} at byte {}", where, in, what,
-                                            std::min(pos, in.size())));
+    throw Error(Code::kBadData, fmt::format("{}: pattern {} is not supported: {} at byte {}", where, in.substr(0, 200),
+                                            what, std::min(pos, in.size())));
   }
   bool at_end() const { return pos >= in.size(); }
   char peek(size_t ahead = 0) const { return pos + ahead < in.size() ? in[pos + ahead] : '\0'; }

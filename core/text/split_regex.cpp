@@ -77,7 +77,7 @@ struct SplitRegex::Code {
     if (!regex) {
       throw Error(moectl::Code::kBadData,
                   fmt::format("{}: the pattern is refused: {} (at byte {} of its PCRE2 form {})", where,
-                              error_text(error), offset, pattern));
+                              error_text(error), offset, pattern.substr(0, 200)));
     }
     jit = pcre2_jit_compile(regex, PCRE2_JIT_COMPLETE) == 0;  // without it (no executable memory) matching is slower
   }

@@ -4,6 +4,8 @@
 
 #include <cstring>
 
+#include "core/text/newer_unicode.h"
+
 namespace moectl {
 namespace {
 
@@ -56,6 +58,15 @@ size_t skip_ascii(std::string_view bytes, size_t pos) {
   }
   while (pos < bytes.size() && byte_at(bytes, pos) < 0x80) ++pos;
   return pos;
+}
+
+bool is_newer_word_character(char32_t c) {
+  for (const NewerUnicode& range : kNewerUnicode) {
+    if (c < range.first || c > range.last) continue;
+    const std::string_view category = range.category;
+    return category[0] == 'L' || category[0] == 'M' || category == "Nd" || category == "Nl" || category == "Pc";
+  }
+  return false;
 }
 
 }  // namespace
@@ -145,6 +156,8 @@ bool is_word_character(char32_t c) {
     case UTF8PROC_CATEGORY_NL:
     case UTF8PROC_CATEGORY_PC:
       return true;
+    case UTF8PROC_CATEGORY_CN:
+      return is_newer_word_character(c);
     default:  // Join_Control, and the circled and squared letters that are alphabetic symbols
       return c == 0x200c || c == 0x200d || (c >= 0x24b6 && c <= 0x24e9) || (c >= 0x1f130 && c <= 0x1f149) ||
              (c >= 0x1f150 && c <= 0x1f169) || (c >= 0x1f170 && c <= 0x1f189);

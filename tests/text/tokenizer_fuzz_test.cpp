@@ -1,0 +1,44 @@
+// Checks the lines that tests/text/tokenizer_fuzz.py writes with the `tokenizers` library. Skipped without them.
+#include <gtest/gtest.h>
+
+#include <cstdlib>
+#include <fstream>
+#include <nlohmann/json.hpp>
+
+#include "core/text/tokenizer.h"
+
+namespace moectl {
+namespace {
+
+using nlohmann::json;
+
+TEST(TokenizerFuzz, AgreesWithTheLibrary) {
+  const char* lines = std::getenv("MOECTL_TOKENIZER_FUZZ");
+  const char* dir = std::getenv("MOECTL_TOKENIZER_DIR");
+  if (!lines || !dir) GTEST_SKIP() << "run tests/text/tokenizer_fuzz.py, which sets MOECTL_TOKENIZER_FUZZ";
+  const auto tokenizer = Tokenizer::load(dir);
+  std::ifstream file(lines);
+  int num_cases = 0, num_wrong = 0;
+  for (std::string line; std::getline(file, line); ++num_cases) {
+    const json c = json::parse(line);
+    const auto text = c["text"].get<std::string>();
+    const auto ids = c["ids"].get<std::vector<int32_t>>();
+    const auto decode_ids = c["decode_ids"].get<std::vector<int32_t>>();
+    const std::vector<TextSegment> whole = {{text, true}};
+    const auto got = tokenizer->encode(text);
+    const auto decoded = tokenizer->decode(decode_ids, false);
+    const auto decoded_skip_special = tokenizer->decode(decode_ids, true);
+    if (got != ids || tokenizer->encode(whole) != ids || decoded != c["decoded"] ||
+        decoded_skip_special != c["decoded_skip_special"]) {
+      if (++num_wrong <= 3) {
+        ADD_FAILURE() << line << "\n  got " << json(got) << " " << json(decoded) << " " << json(decoded_skip_special);
+      }
+    }
+  }
+  EXPECT_EQ(num_wrong, 0) << "of " << num_cases;
+  EXPECT_GT(num_cases, 0);
+  std::printf("compared %d texts\n", num_cases);
+}
+
+}  // namespace
+}  // namespace moectl
