@@ -14,14 +14,14 @@ void mla_layer(Step& step, const MlaWeights& w, int layer_idx, View<const float>
   if (w.q_a) {
     const View<float> q_a = b.q_a.first(n);
     ops.linear({x, w.q_a, q_a}, step.stream);
-    ops.rms_norm({.x = q_a, .weight = w.q_a_norm, .out = q_a, .eps = c.rms_norm_eps}, step.stream);
+    ops.rms_norm({.x = q_a, .weight = w.q_a_norm, .out = q_a, .eps = c.mla.latent_norm_eps}, step.stream);
     ops.linear({q_a, w.q_b, q_flat}, step.stream);
   } else {
     ops.linear({x, w.q_b, q_flat}, step.stream);
   }
   const View<float> kv_a = b.kv_a.first(n), cos_sin = b.cos_sin.first(n), cache = step.cache.layer(layer_idx);
   ops.linear({x, w.kv_a, kv_a}, step.stream);
-  ops.mla_cache_write({kv_a, w.kv_a_norm, c.rms_norm_eps, cos_sin, step.slots, cache}, step.stream);
+  ops.mla_cache_write({kv_a, w.kv_a_norm, c.mla.latent_norm_eps, cos_sin, step.slots, cache}, step.stream);
 
   const View<float> q_latent = b.q_latent.first(n), latent = b.latent.first(n), heads = b.heads.first(n);
   ops.mla_query({q, w.w_uk, cos_sin, q_latent}, step.stream);

@@ -29,7 +29,7 @@ struct RopeConfig {
   float factor = 1.0f, beta_fast = 32.0f, beta_slow = 1.0f;
   int original_max_position = 0;
   float mscale = 0.0f, mscale_all_dim = 0.0f;
-  std::optional<float> attention_factor;  // multiplies cos and sin; derived from mscale when not given
+  std::optional<float> attention_factor;  // multiplies cos and sin; the reader sets it whenever YaRN is on
   bool truncate = true;
 };
 

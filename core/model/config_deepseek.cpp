@@ -33,7 +33,8 @@ void read_mla(const Fields& f, Config& c) {
     f.fail("num_key_value_heads", fmt::format("num_attention_heads ({}): MLA has one latent for all", c.num_heads));
 
   c.rope = read_rope(f, mla.qk_rope_head_dim, c.max_position_embeddings);
-  c.rope.interleaved = f.boolean_or("rope_interleave", true);
+  if (!f.boolean_or("rope_interleave", true)) f.fail("rope_interleave", "true: MLA rotates pairs (2i, 2i+1)");
+  c.rope.interleaved = true;
   double mscale = c.rope.mscale_all_dim != 0.0f ? yarn_mscale(c.rope.factor, c.rope.mscale_all_dim) : 1.0;
   c.softmax_scale = float(mscale * mscale / std::sqrt(double(mla.qk_nope_head_dim + mla.qk_rope_head_dim)));
 }

@@ -263,6 +263,7 @@ TEST(Config, RefusesWhatItDoesNotUnderstand) {
       {R"({"rope_parameters": {"rope_type": "default", "rope_theta": 7000}})",
        {"`rope_parameters.rope_theta`", "7000"}},
       {R"({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}})", {"partial_rotary_factor"}},
+      {R"({"rope_interleave": false})", {"`rope_interleave`", "false", "true"}},
       {R"({"rope_theta": 0})", {"`rope_theta`", "0"}},
       {R"({"rope_theta": "10000"})", {"`rope_theta`", "\"10000\"", "a number"}},
       {R"({"qk_rope_head_dim": 15})", {"`qk_rope_head_dim`", "15", "even"}},
