@@ -4,7 +4,7 @@
 
 #include <algorithm>
 #include <array>
-#include <limits>
+#include <iterator>
 #include <vector>
 
 #include "core/base/check.h"
@@ -12,6 +12,25 @@
 
 namespace moectl {
 namespace {
+
+// Marks that the `tokenizers` library's tables (Unicode 9) do not know: there they neither move nor compose, and hold
+// apart what stands on their two sides. Ids must be those the model was trained with, so they do the same here.
+constexpr struct {
+  char32_t first, last;
+} kUnknownMarks[] = {{0x7fd, 0x7fd},     {0x898, 0x89f},     {0x8ca, 0x8d3},     {0x9fe, 0x9fe},     {0xc3c, 0xc3c},
+                     {0xd3b, 0xd3c},     {0xeba, 0xeba},     {0x1715, 0x1715},   {0x1abf, 0x1ace},   {0x1df6, 0x1dfa},
+                     {0xa82c, 0xa82c},   {0x10d24, 0x10d27}, {0x10eab, 0x10eac}, {0x10efd, 0x10eff}, {0x10f46, 0x10f50},
+                     {0x10f82, 0x10f85}, {0x11070, 0x11070}, {0x1133b, 0x1133b}, {0x1145e, 0x1145e}, {0x11839, 0x1183a},
+                     {0x11930, 0x11930}, {0x1193d, 0x1193e}, {0x11943, 0x11943}, {0x119e0, 0x119e0}, {0x11a34, 0x11a34},
+                     {0x11a47, 0x11a47}, {0x11a99, 0x11a99}, {0x11d42, 0x11d42}, {0x11d44, 0x11d45}, {0x11d97, 0x11d97},
+                     {0x11f41, 0x11f42}, {0x16ff0, 0x16ff1}, {0x1e08f, 0x1e08f}, {0x1e130, 0x1e136}, {0x1e2ae, 0x1e2ae},
+                     {0x1e2ec, 0x1e2ef}, {0x1e4ec, 0x1e4ef}};
+
+bool is_unknown_mark(char32_t c) {
+  if (c < kUnknownMarks[0].first) return false;
+  return std::any_of(std::begin(kUnknownMarks), std::end(kUnknownMarks),
+                     [&](const auto& range) { return c >= range.first && c <= range.last; });
+}
 
 // Below the first combining mark (U+0300) nothing composes with anything.
 bool is_nfc_already(std::string_view text) {
@@ -37,28 +56,45 @@ void order_marks(std::vector<utf8proc_int32_t>& code_points) {
   }
 }
 
-}  // namespace
+constexpr auto kOptions = static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_COMPOSE);
 
-std::string nfc(std::string_view text) {
-  if (is_nfc_already(text)) return std::string(text);
-  constexpr auto kOptions = static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_COMPOSE);
-  std::vector<utf8proc_int32_t> code_points;
-  code_points.reserve(text.size());
-  for (size_t pos = 0; pos < text.size();) {
-    std::array<utf8proc_int32_t, 32> parts;
-    int last_class = 0;
-    const auto c = static_cast<utf8proc_int32_t>(next_code_point(text, pos));
-    const utf8proc_ssize_t count = utf8proc_decompose_char(c, parts.data(), parts.size(), kOptions, &last_class);
-    CHECK(count >= 0 && count <= static_cast<utf8proc_ssize_t>(parts.size()), "U+{:04X} decomposes into {}", c, count);
-    code_points.insert(code_points.end(), parts.begin(), parts.begin() + count);
-  }
+void decompose(char32_t c, std::vector<utf8proc_int32_t>& code_points) {
+  std::array<utf8proc_int32_t, 32> parts;
+  int last_class = 0;
+  const utf8proc_ssize_t count =
+      utf8proc_decompose_char(static_cast<utf8proc_int32_t>(c), parts.data(), parts.size(), kOptions, &last_class);
+  CHECK(count >= 0 && count <= static_cast<utf8proc_ssize_t>(parts.size()), "a character decomposes into {}", count);
+  code_points.insert(code_points.end(), parts.begin(), parts.begin() + count);
+}
+
+// Appends the composition of `code_points` and empties it.
+void compose(std::vector<utf8proc_int32_t>& code_points, std::string& out) {
   order_marks(code_points);
   const utf8proc_ssize_t count =
       utf8proc_normalize_utf32(code_points.data(), static_cast<utf8proc_ssize_t>(code_points.size()), kOptions);
   CHECK(count >= 0, "composition failed with {}", count);
+  for (utf8proc_ssize_t i = 0; i < count; ++i) append_code_point(out, static_cast<char32_t>(code_points[i]));
+  code_points.clear();
+}
+
+}  // namespace
+
+std::string nfc(std::string_view text) {
+  if (is_nfc_already(text)) return std::string(text);
   std::string out;
   out.reserve(text.size());
-  for (utf8proc_ssize_t i = 0; i < count; ++i) append_code_point(out, static_cast<char32_t>(code_points[i]));
+  std::vector<utf8proc_int32_t> code_points;
+  code_points.reserve(text.size());
+  for (size_t pos = 0; pos < text.size();) {
+    const char32_t c = next_code_point(text, pos);
+    if (is_unknown_mark(c)) {
+      compose(code_points, out);
+      append_code_point(out, c);
+    } else {
+      decompose(c, code_points);
+    }
+  }
+  compose(code_points, out);
   return out;
 }
 

@@ -26,12 +26,12 @@ RANGES = [(0x20, 0x7e), (0x20, 0x7e), (0x20, 0x7e), (0, 0x1f), (0x7f, 0xff), (0x
           (0x400, 0x52f), (0x590, 0x6ff), (0x900, 0x97f), (0xe00, 0xe7f), (0x1100, 0x11ff), (0x1e00, 0x1fff), (0x2000, 0x2bff),
           (0x2e80, 0x303f), (0x3040, 0x30ff), (0x3400, 0x4dbf), (0x4e00, 0x9fff), (0xa000, 0xabff), (0xac00, 0xd7a3),
           (0xe000, 0xf8ff), (0xf900, 0xfaff), (0xfb00, 0xfdff), (0xfe00, 0xffff), (0x10000, 0x1ffff), (0x20000, 0x323af),
-          (0xe0000, 0xe01ef), (0x10ff00, 0x10ffff),
+          (0xe0000, 0xe01ef), (0x10ff00, 0x10ffff), (0x897, 0x8ff), (0x1ab0, 0x1aff), (0x1df0, 0x1dff), (0x11930, 0x11943),
           (0x897, 0x897), (0x1fa75, 0x1faff), (0x31350, 0x323af), (0x2ebf0, 0x2ee5d), (0x1c89, 0x1c8a), (0x2427, 0x2429)]
 WORDS = ["the", "The", "don't", "I'LL", "we've", "'S", "'\u017f", "don\u2019t", "hello", "world", "caf\u00e9", "cafe\u0301", "na\u00efve", "x_y", "fooBar",
          "HTTPServer", "1234567", "3.14", "1,000", "\u0661\u0662\u0663", "\u00b2\u00b3", "\u2167", "\u00bd", "def f(x):", "#include <a>", "://", "/* */",
          "</a>", "\u4f60\u597d", "\u4e16\u754c", "\u65e5\u672c\u8a9e\u306e", "\u30c6\u30b9\u30c8", "\ud55c\uad6d\uc5b4", "\u1112\u1161\u11ab", "\u0928\u092e\u0938\u094d\u0924\u0947",
-         "\U0001f468\u200d\U0001f469\u200d\U0001f467", "\U0001f1e9\U0001f1ea", "\u2764\ufe0f", "\U0001f44d\U0001f3fd", "\U0001fae8", "a\u0338\u0300\u0327", "=\u0338", "\ufb01", "\u212b", "\u0344",
+         "\U0001f468\u200d\U0001f469\u200d\U0001f467", "\U0001f1e9\U0001f1ea", "\u2764\ufe0f", "\U0001f44d\U0001f3fd", "\U0001fae8", "a\u0338\u0300\u0327", "=\u0338", "\u0345\u0898\u0334", "a\u08cf\u0301", "\U00011935\U00011930", "\ufb01", "\u212b", "\u0344",
          "----", "....", "!!!", "\u3002\u3002", "((((", "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"]
 
 
