@@ -31,6 +31,9 @@ class ChatTemplate {
   // Throws Error{kInvalidArgument} for raise_exception, undefined operations and exceeded limits.
   virtual std::vector<TextSegment> render(const nlohmann::json& variables,
                                           const std::vector<std::string>& trusted_keys) const = 0;
+  // The same from JSON that keeps the order of keys, as Python's dicts do: what `tojson` prints depends on it.
+  virtual std::vector<TextSegment> render(const nlohmann::ordered_json& variables,
+                                          const std::vector<std::string>& trusted_keys) const = 0;
 };
 
 }  // namespace moectl

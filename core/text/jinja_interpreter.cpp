@@ -1,0 +1,379 @@
+#include "core/text/jinja_interpreter.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+namespace moectl::jinja {
+
+using Tag = Stmt::Tag;
+using Op = Expr::Op;
+
+// Statements and expressions in progress, macro calls included, may nest three times as deep as either may in the source.
+static constexpr int kDynamicDepth = 3;
+
+class Interpreter::Nested {
+ public:
+  explicit Nested(Interpreter& in) : in_(in) {
+    if (in_.depth_ >= kDynamicDepth * in_.ctx_.max_depth) fail("macros and blocks nest too deeply (endless recursion?)");
+    ++in_.depth_;
+  }
+  ~Nested() { --in_.depth_; }
+
+ private:
+  Interpreter& in_;
+};
+
+class Interpreter::InScope {
+ public:
+  InScope(Interpreter& in, Scope& scope) : in_(in), outer_(in.scope_) { in_.scope_ = &scope; }
+  ~InScope() { in_.scope_ = outer_; }
+
+ private:
+  Interpreter& in_;
+  Scope* outer_;
+};
+
+Str Interpreter::run(const Body& body) {
+  Str out;
+  out_ = &out;
+  exec(body);
+  return out;
+}
+
+// ------------------------------------------------------------------------------------------------ statements
+Interpreter::Flow Interpreter::exec(const Body& body) {
+  for (const Stmt& stmt : body)
+    if (Flow flow = exec(stmt); flow != Flow::kNormal) return flow;
+  return Flow::kNormal;
+}
+
+Interpreter::Flow Interpreter::exec(const Stmt& stmt) {
+  Nested nested(*this);
+  ctx_.step();
+  line_ = stmt.line;
+  switch (stmt.tag) {
+    case Tag::kText: write(stmt.text.str()); break;
+    case Tag::kOutput: write(to_str(ctx_, eval(*stmt.exprs[0]))); break;
+    case Tag::kSet: exec_set(stmt); break;
+    case Tag::kMacro: exec_macro(stmt); break;
+    case Tag::kIf: return exec_if(stmt);
+    case Tag::kFor: return exec_for(stmt);
+    case Tag::kBreak: return Flow::kBreak;
+    case Tag::kContinue: return Flow::kContinue;
+    case Tag::kWith: case Tag::kScope: return exec_with(stmt);
+    case Tag::kSetBlock: case Tag::kFilter: return exec_captured(stmt);
+  }
+  return Flow::kNormal;
+}
+
+void Interpreter::write(const Str& text) {
+  ctx_.bytes(text.size());
+  ctx_.check_size(out_->size() + text.size());
+  out_->append(text);
+}
+
+void Interpreter::exec_set(const Stmt& stmt) { assign(stmt.targets[0], eval(*stmt.exprs[0])); }
+
+Interpreter::Flow Interpreter::exec_if(const Stmt& stmt) {
+  for (size_t i = 0; i < stmt.exprs.size(); ++i)
+    if (!stmt.exprs[i] || truthy(eval(*stmt.exprs[i]))) return exec(stmt.bodies[i]);
+  return Flow::kNormal;
+}
+
+ListPtr Interpreter::select_items(const Stmt& stmt) {
+  ListPtr items = iterate(ctx_, eval(*stmt.exprs[0]));
+  if (!stmt.exprs[1]) return items;
+  std::vector<Value> selected;
+  Scope scope{scope_};
+  InScope in(*this, scope);
+  for (const Value& item : items->items) {
+    ctx_.step();
+    scope.variables.clear();
+    assign(stmt.targets[0], item);
+    if (truthy(eval(*stmt.exprs[1]))) selected.push_back(item);
+  }
+  return make_list(ctx_, std::move(selected)).list_ptr();
+}
+
+Interpreter::Flow Interpreter::exec_for(const Stmt& stmt) {
+  auto loop = std::make_shared<Loop>();
+  loop->items = select_items(stmt);
+  Scope scope{scope_};
+  InScope in(*this, scope);
+  if (loop->items->items.empty()) return exec(stmt.bodies[1]);
+  for (; loop->index < loop->items->items.size(); ++loop->index) {
+    ctx_.step();
+    scope.variables.clear();
+    scope.variables.emplace_back("loop", Value(loop));
+    assign(stmt.targets[0], loop->items->items[loop->index]);
+    if (exec(stmt.bodies[0]) == Flow::kBreak) break;
+  }
+  return Flow::kNormal;
+}
+
+Interpreter::Flow Interpreter::exec_with(const Stmt& stmt) {
+  std::vector<Value> values;  // all are evaluated outside, as in jinja2
+  for (const ExprPtr& e : stmt.exprs) values.push_back(eval(*e));
+  Scope scope{scope_};
+  InScope in(*this, scope);
+  for (size_t i = 0; i < values.size(); ++i) assign(stmt.targets[i], values[i]);
+  return exec(stmt.bodies[0]);
+}
+
+// {% set x %}...{% endset %} and {% filter f %}...{% endfilter %}: the body's text becomes a value. A break inside leaves it.
+Interpreter::Flow Interpreter::exec_captured(const Stmt& stmt) {
+  Str text;
+  Flow flow;
+  {
+    Scope scope{scope_};
+    InScope in(*this, scope);
+    Str* outer = std::exchange(out_, &text);
+    flow = exec(stmt.bodies[0]);
+    out_ = outer;
+  }
+  if (flow != Flow::kNormal) return flow;
+  Value value{std::move(text)};
+  if (stmt.exprs[0]) value = eval_filter(*stmt.exprs[0], &value);
+  if (stmt.tag == Tag::kSetBlock) {
+    assign(stmt.targets[0], value);
+  } else {
+    write(to_str(ctx_, value));
+  }
+  return flow;
+}
+
+void Interpreter::exec_macro(const Stmt& stmt) {
+  auto callable = std::make_shared<Callable>();
+  callable->name = stmt.name;
+  callable->macro = &stmt;
+  set_variable(stmt.name, Value(std::move(callable)));
+}
+
+Value Interpreter::call_macro(const Stmt& macro, Args& args) {
+  if (args.positional.size() > macro.parameters.size())
+    fail(fmt::format("macro '{}' takes at most {} arguments", macro.name, macro.parameters.size()));
+  for (const auto& [name, value] : args.named) {
+    auto at = std::find(macro.parameters.begin(), macro.parameters.end(), name);
+    if (at == macro.parameters.end()) fail(fmt::format("macro '{}' has no parameter '{}'", macro.name, name));
+    if (static_cast<size_t>(at - macro.parameters.begin()) < args.positional.size())
+      fail(fmt::format("macro '{}' got two values for '{}'", macro.name, name));
+  }
+  Str text;
+  Scope scope{&root_};
+  InScope in(*this, scope);
+  Str* outer = std::exchange(out_, &text);
+  for (size_t i = 0; i < macro.parameters.size(); ++i) {
+    const std::string& parameter = macro.parameters[i];
+    auto named = std::find_if(args.named.begin(), args.named.end(), [&](auto& arg) { return arg.first == parameter; });
+    if (i < args.positional.size()) {
+      set_variable(parameter, args.positional[i]);
+    } else if (named != args.named.end()) {
+      set_variable(parameter, named->second);
+    } else if (macro.exprs[i]) {
+      set_variable(parameter, eval(*macro.exprs[i]));
+    } else {
+      set_variable(parameter, Value::undefined(fmt::format("parameter '{}' was not provided", parameter)));
+    }
+  }
+  exec(macro.bodies[0]);
+  out_ = outer;
+  return Value(std::move(text));
+}
+
+// ------------------------------------------------------------------------------------------------ variables
+void Interpreter::assign(const Target& target, const Value& value) {
+  if (!target.unpacks) return assign_one(target.names[0].first, target.names[0].second, value);
+  ListPtr items = iterate(ctx_, value);
+  if (items->items.size() != target.names.size())
+    fail(fmt::format("cannot unpack {} values into {} names", items->items.size(), target.names.size()));
+  for (size_t i = 0; i < target.names.size(); ++i) assign_one(target.names[i].first, target.names[i].second, items->items[i]);
+}
+
+void Interpreter::assign_one(const std::string& name, const std::string& attribute, const Value& value) {
+  if (attribute.empty()) return set_variable(name, value);
+  Value object = lookup(name);
+  if (!object.is(Value::Type::kNamespace)) fail(fmt::format("cannot assign attribute '{}' on a non-namespace object", attribute));
+  auto& attributes = object.ns().attributes;
+  ctx_.step(1 + static_cast<int64_t>(attributes.size() / 8));
+  for (auto& [key, old] : attributes)
+    if (key == attribute) return void(old = value);
+  attributes.emplace_back(attribute, value);
+}
+
+void Interpreter::set_variable(std::string_view name, Value value) {
+  ctx_.step(1 + static_cast<int64_t>(scope_->variables.size() / 8));
+  for (auto& [key, old] : scope_->variables)
+    if (key == name) return void(old = std::move(value));
+  scope_->variables.emplace_back(std::string(name), std::move(value));
+}
+
+Value Interpreter::lookup(const std::string& name) {
+  for (Scope* scope = scope_; scope; scope = scope->parent) {
+    ctx_.step(1 + static_cast<int64_t>(scope->variables.size() / 8));
+    for (const auto& [key, value] : scope->variables)
+      if (key == name) return value;
+  }
+  if (const Value* value = find(ctx_, variables_.dict(), name)) return *value;
+  if (Native native = find_global(name)) {
+    auto callable = std::make_shared<Callable>();
+    callable->name = name;
+    callable->native = native;
+    return Value(std::move(callable));
+  }
+  return Value::undefined(fmt::format("'{}' is undefined", name));
+}
+
+// ------------------------------------------------------------------------------------------------ expressions
+Value Interpreter::eval(const Expr& e) {
+  Nested nested(*this);
+  ctx_.step();
+  switch (e.op) {
+    case Op::kLiteral: return e.literal;
+    case Op::kName: return lookup(e.text);
+    case Op::kAttribute: case Op::kItem: return eval_item(e);
+    case Op::kSlice: return eval_slice(e);
+    case Op::kCall: return eval_call(e);
+    case Op::kFilter: return eval_filter(e);
+    case Op::kTest: return eval_native(e, eval(*e.args[0]));
+    case Op::kList: case Op::kTuple: return eval_list(e);
+    case Op::kDict: return eval_dict(e);
+    case Op::kNegative: case Op::kPositive: case Op::kNot: case Op::kAnd: case Op::kOr: return eval_logic(e);
+    case Op::kArithmetic: return eval_chain(e);
+    case Op::kCompare: return eval_compare(e);
+    case Op::kConcat: return eval_concat(e);
+    case Op::kConditional: return eval_conditional(e);
+  }
+  return {};
+}
+
+Value Interpreter::eval_item(const Expr& e) {
+  Value object = eval(*e.args[0]);
+  if (e.op == Op::kAttribute) {
+    line_ = e.line;
+    return get_attribute(ctx_, object, e.text);
+  }
+  Value key = eval(*e.args[1]);
+  line_ = e.line;
+  return get_item(ctx_, object, key);
+}
+
+Value Interpreter::eval_slice(const Expr& e) {
+  Value parts[4];
+  for (size_t i = 0; i < 4; ++i) parts[i] = e.args[i] ? eval(*e.args[i]) : Value(None{});
+  line_ = e.line;
+  return slice(ctx_, parts[0], parts[1], parts[2], parts[3]);
+}
+
+Args Interpreter::eval_args(const Expr& e) {
+  Args args;
+  size_t first_named = e.args.size() - e.names.size();
+  for (size_t i = 1; i < e.args.size(); ++i) {
+    if (i < first_named) {
+      args.positional.push_back(eval(*e.args[i]));
+    } else {
+      args.named.emplace_back(e.names[i - first_named], eval(*e.args[i]));
+    }
+  }
+  return args;
+}
+
+Value Interpreter::eval_call(const Expr& e) {
+  Value callee = eval(*e.args[0]);
+  Args args = eval_args(e);
+  line_ = e.line;
+  if (callee.is_undefined()) fail(callee.undefined_reason() ? *callee.undefined_reason() : "an undefined value is called");
+  if (!callee.is(Value::Type::kCallable)) fail(fmt::format("'{}' object is not callable", type_name(callee)));
+  Callable& callable = callee.callable();
+  if (!callable.macro) return callable.native(ctx_, callable.stateful ? callee : callable.self, args);
+  Value text = call_macro(*callable.macro, args);
+  line_ = e.line;
+  return text;
+}
+
+Value Interpreter::eval_filter(const Expr& e, const Value* captured) {
+  if (!e.args[0]) return eval_native(e, *captured);
+  // In `{% filter a | b %}` the innermost filter has no operand of its own: the captured text is it.
+  if (captured && e.args[0]->op == Op::kFilter) return eval_native(e, eval_filter(*e.args[0], captured));
+  return eval_native(e, eval(*e.args[0]));
+}
+
+Value Interpreter::eval_native(const Expr& e, const Value& self) {
+  Args args = eval_args(e);
+  line_ = e.line;
+  if (!e.native) fail(fmt::format("there is no {} named '{}'", e.op == Op::kTest ? "test" : "filter", e.text));
+  return e.native(ctx_, self, args);
+}
+
+Value Interpreter::eval_list(const Expr& e) {
+  std::vector<Value> items;
+  for (const ExprPtr& arg : e.args) items.push_back(eval(*arg));
+  return make_list(ctx_, std::move(items), e.op == Op::kTuple ? Sequence::kTuple : Sequence::kList);
+}
+
+Value Interpreter::eval_dict(const Expr& e) {
+  std::vector<std::pair<Value, Value>> entries;
+  for (size_t i = 0; i < e.args.size(); i += 2) {
+    Value key = eval(*e.args[i]), value = eval(*e.args[i + 1]);
+    ctx_.step(static_cast<int64_t>(entries.size() / 8));
+    auto same = std::find_if(entries.begin(), entries.end(), [&](auto& entry) { return equals(ctx_, entry.first, key); });
+    if (same != entries.end()) {
+      same->second = std::move(value);
+    } else {
+      entries.emplace_back(std::move(key), std::move(value));
+    }
+  }
+  return make_dict(ctx_, std::move(entries));
+}
+
+Value Interpreter::eval_logic(const Expr& e) {
+  Value v = eval(*e.args[0]);
+  line_ = e.line;
+  if (e.op == Op::kNot) return Value(!truthy(v));
+  if (e.op == Op::kNegative || e.op == Op::kPositive) {
+    Value negative = negate(v);
+    return e.op == Op::kNegative ? negative : negate(negative);
+  }
+  for (size_t i = 1; i < e.args.size() && truthy(v) == (e.op == Op::kAnd); ++i) v = eval(*e.args[i]);
+  return v;
+}
+
+Value Interpreter::eval_chain(const Expr& e) {
+  Value v = eval(*e.args[0]);
+  for (size_t i = 1; i < e.args.size(); ++i) {
+    Value right = eval(*e.args[i]);
+    line_ = e.line;
+    v = arithmetic(ctx_, e.names[i - 1], v, right);
+  }
+  return v;
+}
+
+Value Interpreter::eval_compare(const Expr& e) {
+  Value left = eval(*e.args[0]);
+  for (size_t i = 1; i < e.args.size(); ++i) {
+    Value right = eval(*e.args[i]);
+    line_ = e.line;
+    if (!holds(ctx_, e.names[i - 1], left, right)) return Value(false);
+    left = std::move(right);
+  }
+  return Value(true);
+}
+
+Value Interpreter::eval_concat(const Expr& e) {
+  Str out;
+  for (const ExprPtr& arg : e.args) {
+    Str part = to_str(ctx_, eval(*arg));
+    ctx_.bytes(part.size());
+    ctx_.check_size(out.size() + part.size());
+    out.append(part);
+  }
+  return Value(std::move(out));
+}
+
+Value Interpreter::eval_conditional(const Expr& e) {
+  if (truthy(eval(*e.args[1]))) return eval(*e.args[0]);
+  if (e.args[2]) return eval(*e.args[2]);
+  return Value::undefined("the inline if-expression has no else and its condition does not hold");
+}
+
+}  // namespace moectl::jinja

@@ -1,0 +1,269 @@
+#include "core/text/jinja_parser.h"
+
+#include <fmt/format.h>
+
+namespace moectl::jinja {
+
+using Tag = Stmt::Tag;
+
+Parser::Nesting::Nesting(Parser& parser) : parser_(parser) {
+  if (++parser_.nesting_ > 4 * parser_.max_depth_) {
+    --parser_.nesting_;
+    bad_template(parser_.current().line, fmt::format("an expression nests deeper than {} levels", parser_.max_depth_));
+  }
+}
+
+bool Parser::skip_op(std::string_view op) {
+  if (!is_op(op)) return false;
+  advance();
+  return true;
+}
+bool Parser::skip_name(std::string_view name) {
+  if (!is_name(name)) return false;
+  advance();
+  return true;
+}
+void Parser::expect_op(std::string_view op) {
+  if (!skip_op(op)) unexpected(fmt::format("'{}'", op));
+}
+void Parser::expect(Kind kind, std::string_view what) {
+  if (current().kind != kind) unexpected(what);
+  advance();
+}
+std::string Parser::expect_name(std::string_view what) {
+  std::string name = current().text;
+  expect(Kind::kName, what);
+  return name;
+}
+
+void Parser::unexpected(std::string_view expected) const {
+  const Token& token = current();
+  std::string found;
+  switch (token.kind) {
+    case Kind::kText: found = "text"; break;
+    case Kind::kVariableBegin: found = "'{{'"; break;
+    case Kind::kVariableEnd: found = "'}}'"; break;
+    case Kind::kBlockBegin: found = "'{%'"; break;
+    case Kind::kBlockEnd: found = "'%}'"; break;
+    case Kind::kName: case Kind::kOperator: found = fmt::format("'{}'", token.text.substr(0, 60)); break;
+    case Kind::kString: found = "a string"; break;
+    case Kind::kInteger: case Kind::kReal: found = "a number"; break;
+    case Kind::kEnd: found = "the end of the template"; break;
+  }
+  bad_template(token.line, fmt::format("expected {}, found {}", expected, found));
+}
+
+// ------------------------------------------------------------------------------------------------ statements
+Body Parser::parse_template() {
+  Body body = parse_body({});
+  return body;
+}
+
+Body Parser::parse_body(std::initializer_list<std::string_view> ends) {
+  if (++blocks_ > max_depth_) bad_template(current().line, fmt::format("blocks nest deeper than {} levels", max_depth_));
+  Body body;
+  while (true) {
+    const Token& token = current();
+    if (token.kind == Kind::kEnd) {
+      if (ends.size() != 0) unexpected(fmt::format("{{% {} %}}", *(ends.end() - 1)));
+      break;
+    }
+    if (token.kind == Kind::kText) {
+      body.push_back(Stmt{Tag::kText, token.line});
+      body.back().text = Value(Str(token.text, true));
+      advance();
+    } else if (token.kind == Kind::kVariableBegin) {
+      body.push_back(Stmt{Tag::kOutput, token.line});
+      advance();
+      body.back().exprs.push_back(parse_tuple());
+      expect(Kind::kVariableEnd, "'}}'");
+    } else {
+      expect(Kind::kBlockBegin, "'{%'");
+      bool at_end = false;
+      for (std::string_view end : ends) at_end = at_end || is_name(end);
+      if (at_end) break;
+      parse_statement(body);
+      expect(Kind::kBlockEnd, "'%}'");
+    }
+  }
+  --blocks_;
+  return body;
+}
+
+void Parser::parse_statement(Body& out) {
+  int line = current().line;
+  std::string tag = expect_name("a tag name");
+  if (tag == "if") return out.push_back(parse_if(line));
+  if (tag == "for") return out.push_back(parse_for(line));
+  if (tag == "set") return out.push_back(parse_set(line));
+  if (tag == "macro") return out.push_back(parse_macro(line));
+  if (tag == "with") return out.push_back(parse_with(line));
+  if (tag == "filter") return out.push_back(parse_filter_block(line));
+  if (tag == "break" || tag == "continue") {
+    if (loops_ == 0) bad_template(line, fmt::format("{} outside of a loop", tag));
+    return out.push_back(Stmt{tag == "break" ? Tag::kBreak : Tag::kContinue, line});
+  }
+  if (tag == "print") {
+    Stmt print{Tag::kOutput, line};
+    print.exprs.push_back(parse_tuple());
+    return out.push_back(std::move(print));
+  }
+  if (tag == "generation") {  // transformers' mark around an assistant's answer: its text counts, the mark does not
+    Stmt scope{Tag::kScope, line};
+    int loops = std::exchange(loops_, 0);
+    ++scopes_;
+    scope.bodies.push_back(parse_rest_of_block("endgeneration"));
+    --scopes_;
+    loops_ = loops;
+    return out.push_back(std::move(scope));
+  }
+  bad_template(line, fmt::format("the tag '{}' is unknown or not supported here", tag.substr(0, 60)));
+}
+
+Body Parser::parse_rest_of_block(std::string_view end) {
+  expect(Kind::kBlockEnd, "'%}'");
+  Body body = parse_body({end});
+  advance();  // end
+  return body;
+}
+
+Stmt Parser::parse_if(int line) {
+  Stmt out{Tag::kIf, line};
+  ++conditions_;
+  out.exprs.push_back(parse_tuple(false));
+  while (true) {
+    expect(Kind::kBlockEnd, "'%}'");
+    out.bodies.push_back(parse_body({"elif", "else", "endif"}));
+    if (skip_name("elif")) {
+      out.exprs.push_back(parse_tuple(false));
+    } else if (skip_name("else")) {
+      out.exprs.push_back(nullptr);
+      out.bodies.push_back(parse_rest_of_block("endif"));
+      break;
+    } else {
+      advance();  // endif
+      break;
+    }
+  }
+  --conditions_;
+  return out;
+}
+
+Stmt Parser::parse_for(int line) {
+  Stmt out{Tag::kFor, line};
+  out.targets.push_back(parse_target(false));
+  if (!skip_name("in")) unexpected("'in'");
+  out.exprs.push_back(parse_tuple(false));
+  out.exprs.push_back(skip_name("if") ? parse_expression() : nullptr);
+  if (is_name("recursive")) bad_template(line, "recursive loops are not supported");
+  expect(Kind::kBlockEnd, "'%}'");
+  ++loops_;
+  ++scopes_;
+  out.bodies.push_back(parse_body({"else", "endfor"}));
+  --loops_;
+  out.bodies.push_back(skip_name("else") ? parse_rest_of_block("endfor") : Body{});
+  --scopes_;
+  if (is_name("endfor")) advance();
+  return out;
+}
+
+std::string Parser::parse_variable_name() {
+  int line = current().line;
+  std::string name = expect_name("a variable name");
+  for (std::string_view reserved : {"true", "false", "none", "True", "False", "None"})
+    if (name == reserved) bad_template(line, fmt::format("cannot assign to '{}'", name));
+  return name;
+}
+
+Target Parser::parse_target(bool with_attributes) {
+  Target target;
+  bool parenthesised = skip_op("(");
+  do {
+    if (!target.names.empty()) target.unpacks = true;
+    if (target.unpacks && current().kind != Kind::kName) break;  // trailing comma
+    std::string name = parse_variable_name();
+    std::string attribute = with_attributes && skip_op(".") ? expect_name("an attribute name") : std::string();
+    target.names.emplace_back(std::move(name), std::move(attribute));
+  } while (skip_op(","));
+  if (parenthesised) expect_op(")");
+  return target;
+}
+
+Stmt Parser::parse_set(int line) {
+  Stmt out{Tag::kSet, line};
+  out.targets.push_back(parse_target(true));
+  if (skip_op("=")) {
+    out.exprs.push_back(parse_tuple());
+    return out;
+  }
+  out.tag = Tag::kSetBlock;
+  ExprPtr filters;
+  while (is_op("|")) filters = parse_filter(std::move(filters));
+  out.exprs.push_back(std::move(filters));
+  ++scopes_;
+  out.bodies.push_back(parse_rest_of_block("endset"));
+  --scopes_;
+  return out;
+}
+
+Stmt Parser::parse_macro(int line) {
+  if (scopes_ > 0) bad_template(line, "a macro must be defined at the top level, not inside a loop, macro or other scope");
+  Stmt out{Tag::kMacro, line};
+  out.name = parse_variable_name();
+  expect_op("(");
+  while (!is_op(")")) {
+    out.parameters.push_back(parse_variable_name());
+    if (skip_op("=")) {
+      out.exprs.push_back(parse_expression());
+    } else {
+      if (!out.exprs.empty() && out.exprs.back()) bad_template(line, "a parameter without default follows one with default");
+      out.exprs.push_back(nullptr);
+    }
+    if (!skip_op(",")) break;
+  }
+  expect_op(")");
+  int loops = std::exchange(loops_, 0);
+  ++scopes_;
+  out.bodies.push_back(parse_rest_of_block("endmacro"));
+  --scopes_;
+  loops_ = loops;
+  return out;
+}
+
+Stmt Parser::parse_with(int line) {
+  Stmt out{Tag::kWith, line};
+  while (current().kind != Kind::kBlockEnd) {
+    if (!out.targets.empty()) expect_op(",");
+    out.targets.push_back(parse_target(false));
+    if (out.targets.back().unpacks) bad_template(line, "unpacking in `with` is not supported");
+    expect_op("=");
+    out.exprs.push_back(parse_expression());
+  }
+  ++scopes_;
+  out.bodies.push_back(parse_rest_of_block("endwith"));
+  --scopes_;
+  return out;
+}
+
+Stmt Parser::parse_filter_block(int line) {
+  Stmt out{Tag::kFilter, line};
+  // The first filter has no bar before it: parse it as if it had.
+  ExprPtr filter = make(Expr::Op::kFilter, current().line, expect_name("a filter name"));
+  filter->native = find_filter(filter->text);
+  if (!filter->native) bad_template(line, fmt::format("there is no filter named '{}'", filter->text));
+  filter->args.push_back(nullptr);
+  if (is_op("(")) parse_call_args(*filter);
+  filter = finish(std::move(filter));
+  while (is_op("|")) filter = parse_filter(std::move(filter));
+  out.exprs.push_back(std::move(filter));
+  ++scopes_;
+  out.bodies.push_back(parse_rest_of_block("endfilter"));
+  --scopes_;
+  return out;
+}
+
+Body parse(std::string source, int max_depth) {
+  return Parser(tokenize(std::move(source)), max_depth).parse_template();
+}
+
+}  // namespace moectl::jinja
