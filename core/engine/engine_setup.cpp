@@ -1,0 +1,84 @@
+#include "core/engine/engine_setup.h"
+
+#include <algorithm>
+#include <limits>
+
+namespace moectl {
+namespace {
+
+constexpr int kPromptLogitsRows = 64;  // prompt-logprob rows a step: bounds the logits buffer, not the requests
+
+template <class... Args>
+void require(bool ok, fmt::format_string<Args...> format, Args&&... args) {
+  if (!ok) throw Error(Code::kBadConfig, fmt::format(format, std::forward<Args>(args)...));
+}
+
+void check_parallelism(const EngineConfig& engine, const Config& model) {
+  require(engine.ep_size >= 1, "--ep-size must be at least 1, not {}", engine.ep_size);
+  const int experts = model.moe.num_experts;
+  require(engine.ep_size == 1 || experts > 0, "--ep-size {}: this checkpoint has no experts to distribute; use 1",
+          engine.ep_size);
+  require(experts == 0 || experts % engine.ep_size == 0, "--ep-size {} does not divide the checkpoint's {} experts",
+          engine.ep_size, experts);
+  require(engine.num_threads >= 0, "--threads must be 0 (one a core) or more, not {}", engine.num_threads);
+}
+
+}  // namespace
+
+EngineSetup plan_setup(const EngineConfig& engine, const Config& model, std::vector<int32_t> eos_token_ids,
+                       int num_cores) {
+  check_parallelism(engine, model);
+  require(engine.kv_cache_dtype == "auto" || engine.kv_cache_dtype == "f32",
+          "--kv-cache-dtype {}: the CPU backend keeps its cache in f32; use auto or f32", engine.kv_cache_dtype);
+  require(engine.max_num_seqs >= 1, "--max-num-seqs must be at least 1, not {}", engine.max_num_seqs);
+
+  EngineSetup setup;
+  const int max_len = engine.max_model_len == 0 ? model.max_position_embeddings : engine.max_model_len;
+  require(max_len >= 2 && max_len <= model.max_position_embeddings,
+          "--max-model-len must be between 2 and the checkpoint's {} (max_position_embeddings), not {}",
+          model.max_position_embeddings, max_len);
+
+  setup.kv_bytes_per_token = KvCache::bytes_per_token(model);
+  const int64_t page_bytes = setup.kv_bytes_per_token * kPageSize;
+  const int64_t num_pages = engine.kv_cache_bytes / engine.ep_size / page_bytes;
+  const int64_t needed_pages = (max_len + kPageSize - 1) / kPageSize;
+  require(num_pages >= needed_pages,
+          "--kv-cache-memory-bytes {} gives each of {} rank(s) {} tokens of KV cache ({} bytes a token), less than one "
+          "sequence of "
+          "--max-model-len {}; give at least {} bytes or a smaller --max-model-len",
+          engine.kv_cache_bytes, engine.ep_size, std::max<int64_t>(num_pages, 0) * kPageSize, setup.kv_bytes_per_token,
+          max_len, needed_pages * page_bytes * engine.ep_size);
+  require(num_pages <= std::numeric_limits<int32_t>::max() / kPageSize,
+          "--kv-cache-memory-bytes {} is {} pages a rank; at most {} can be addressed", engine.kv_cache_bytes,
+          num_pages, std::numeric_limits<int32_t>::max() / kPageSize);
+
+  setup.scheduler = {.num_ranks = engine.ep_size,
+                     .num_pages = int(num_pages),
+                     .page_size = kPageSize,
+                     .max_num_seqs = engine.max_num_seqs,
+                     .max_num_batched_tokens = engine.max_num_batched_tokens,
+                     .max_prompt_logits = std::min(kPromptLogitsRows, std::max(engine.max_num_batched_tokens, 1)),
+                     .max_model_len = max_len,
+                     .vocab_size = model.vocab_size,
+                     .enable_prefix_caching = engine.enable_prefix_caching,
+                     .eos_token_ids = std::move(eos_token_ids)};
+  require(engine.max_num_batched_tokens >= setup.scheduler.max_seqs_per_rank(),
+          "--max-num-batched-tokens {} is less than the {} sequences a rank may run (--max-num-seqs {} over {} "
+          "rank(s)); each needs a "
+          "token a step",
+          engine.max_num_batched_tokens, setup.scheduler.max_seqs_per_rank(), engine.max_num_seqs, engine.ep_size);
+  setup.limits = {.max_tokens = engine.max_num_batched_tokens,
+                  .max_seqs = setup.scheduler.max_seqs_per_rank(),
+                  .max_logits = setup.scheduler.max_logits_per_rank(),
+                  .max_model_len = max_len};
+
+  const int num_threads = engine.num_threads == 0 ? num_cores : engine.num_threads;
+  const int threads_per_rank = std::max(1, num_threads / engine.ep_size);
+  setup.ops = {.device = engine.device,
+               .cpu_path = engine.cpu_path,
+               .num_threads = threads_per_rank,
+               .spin = threads_per_rank * engine.ep_size <= num_cores};
+  return setup;
+}
+
+}  // namespace moectl

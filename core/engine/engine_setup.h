@@ -1,0 +1,23 @@
+// From flags to numbers: checks an EngineConfig against a checkpoint's Config and this machine, and says what every
+// rank gets. Pure.
+#pragma once
+
+#include "core/engine/engine.h"
+#include "core/engine/scheduler.h"
+#include "core/model/model.h"
+#include "kernels/ops.h"
+
+namespace moectl {
+
+struct EngineSetup {
+  SchedulerConfig scheduler;
+  ModelLimits limits;
+  OpsOptions ops;  // of every rank
+  int64_t kv_bytes_per_token = 0;
+};
+
+// Throws Error{kBadConfig} that names the flag, what it was, what it may be.
+EngineSetup plan_setup(const EngineConfig& engine, const Config& model, std::vector<int32_t> eos_token_ids,
+                       int num_cores);
+
+}  // namespace moectl

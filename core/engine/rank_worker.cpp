@@ -1,0 +1,128 @@
+#include "core/engine/rank_worker.h"
+
+#include <algorithm>
+#include <exception>
+#include <utility>
+
+#include "core/base/check.h"
+
+namespace moectl {
+
+void make_batch(const RankPlan& plan, Batch& batch) {
+  batch.token_ids.clear();
+  batch.positions.clear();
+  batch.seq_idx.clear();
+  batch.logits_rows.clear();
+  batch.max_pages = 0;
+  for (const Chunk& chunk : plan.chunks) batch.max_pages = std::max(batch.max_pages, int(chunk.seq->pages.size()));
+  batch.page_table.assign(plan.chunks.size() * size_t(batch.max_pages), 0);
+  for (size_t s = 0; s < plan.chunks.size(); ++s) {
+    const Chunk& chunk = plan.chunks[s];
+    std::ranges::copy(chunk.seq->pages, batch.page_table.begin() + long(s) * batch.max_pages);
+    const int end = chunk.begin + chunk.num_tokens;
+    for (int position = chunk.begin; position < end; ++position) {
+      const bool scores = position >= chunk.prompt_logits_begin && position < chunk.prompt_logits_end;
+      if (scores || (chunk.sample && position == end - 1)) batch.logits_rows.push_back(batch.num_tokens());
+      batch.token_ids.push_back(chunk.seq->token_ids[size_t(position)]);
+      batch.positions.push_back(position);
+      batch.seq_idx.push_back(int32_t(s));
+    }
+  }
+}
+
+RankWorker::RankWorker(RankSetup setup) : setup_(std::move(setup)), thread_([this] { run(); }) {}
+
+RankWorker::~RankWorker() {
+  {
+    std::lock_guard lock(mutex_);
+    stop_ = true;
+  }
+  changed_.notify_all();
+  thread_.join();
+}
+
+void RankWorker::launch(const RankPlan& plan) {
+  std::lock_guard lock(mutex_);
+  CHECK(!busy_, "a step is in progress");
+  plan_ = &plan;
+  busy_ = true;
+  changed_.notify_all();
+}
+
+std::string RankWorker::wait() {
+  std::unique_lock lock(mutex_);
+  changed_.wait(lock, [&] { return !busy_; });
+  return failure_;
+}
+
+void RankWorker::fail(const std::string& what, bool by_peer) {
+  setup_.comm->abort(what);
+  std::lock_guard lock(mutex_);
+  failure_ = what;
+  failed_by_peer_ = by_peer;
+}
+
+// Whatever is thrown ends the rank's usefulness, not its loop: the engine decides what comes next.
+void RankWorker::run() {
+  const auto guarded = [&](auto&& work) {
+    try {
+      work();
+    } catch (const Error& e) {
+      fail(e.what(), e.code() == Code::kUnavailable);
+    } catch (const std::exception& e) {
+      fail(e.what(), false);
+    }
+  };
+  guarded([&] { build(); });
+  std::unique_lock lock(mutex_);
+  for (;;) {
+    busy_ = false;
+    changed_.notify_all();
+    changed_.wait(lock, [&] { return stop_ || plan_; });
+    if (!plan_) return;
+    const RankPlan* plan = std::exchange(plan_, nullptr);
+    if (!failure_.empty()) continue;
+    lock.unlock();
+    guarded([&] { step(*plan); });
+    lock.lock();
+  }
+}
+
+void RankWorker::build() {
+  cache_ = std::make_unique<KvCache>(*setup_.config, *setup_.ops, setup_.num_pages);
+  model_ = std::make_unique<Model>(*setup_.config, setup_.weights, *setup_.ops, *setup_.comm, *cache_, setup_.limits);
+  sampler_ = std::make_unique<Sampler>(setup_.config->vocab_size);
+}
+
+void RankWorker::step(const RankPlan& plan) {
+  make_batch(plan, batch_);
+  const View<const float> logits = model_->forward(batch_);
+  results_.clear();
+  int row = 0;
+  for (const Chunk& chunk : plan.chunks) results_.push_back(result_of(chunk, logits, row));
+}
+
+ChunkResult RankWorker::result_of(const Chunk& chunk, View<const float> logits, int& row) {
+  const Sequence& seq = *chunk.seq;
+  const SamplingParams& params = seq.request.sampling;
+  const auto next_row = [&] { return std::span(logits.row(row++), size_t(logits.dim(1))); };
+  ChunkResult result;
+  const int first_row = row;
+  try {
+    for (int position = chunk.prompt_logits_begin; position < chunk.prompt_logits_end; ++position)
+      result.prompt_logprobs.push_back(
+          sampler_->score(next_row(), seq.token_ids[size_t(position) + 1], params.num_logprobs));
+    if (chunk.sample)
+      result.token = sampler_->sample({.logits = next_row(),
+                                       .params = params,
+                                       .prompt_ids = seq.ids().first(size_t(seq.num_prompt_tokens)),
+                                       .output_ids = seq.ids().subspan(size_t(seq.num_prompt_tokens)),
+                                       .eos_token_ids = setup_.eos_token_ids});
+  } catch (const Error& e) {  // this row's fault: its request ends, the others go on
+    result.error = e.what();
+  }
+  row = first_row + chunk.num_logits();
+  return result;
+}
+
+}  // namespace moectl

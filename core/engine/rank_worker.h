@@ -1,0 +1,71 @@
+// RankWorker: one rank of the instance: its operations, communicator, KV cache, model and sampler, on its own thread.
+// The scheduler thread hands it a plan and later collects the results; between steps it is parked.
+#pragma once
+
+#include <condition_variable>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "core/comm/communicator.h"
+#include "core/engine/sampler.h"
+#include "core/engine/scheduler.h"
+#include "core/model/model.h"
+
+namespace moectl {
+
+struct RankSetup {
+  const Config* config = nullptr;  // outlives the worker
+  std::shared_ptr<const ModelWeights> weights;
+  std::unique_ptr<Ops> ops;
+  std::unique_ptr<Communicator> comm;
+  int num_pages = 0;
+  ModelLimits limits;
+  std::vector<int32_t> eos_token_ids;
+};
+
+class RankWorker {
+ public:
+  // Starts the thread, which builds cache and model: ranks of a group do that together, so start all, then wait for
+  // each.
+  explicit RankWorker(RankSetup setup);
+  ~RankWorker();  // joins; a step in progress is finished first
+
+  // Scheduler thread. launch() returns at once; `plan` and its sequences must not change until wait() has returned.
+  // wait() gives an empty string, or why the rank failed; a rank that failed is final and has aborted its communicator.
+  void launch(const RankPlan& plan);
+  std::string wait();
+  std::vector<ChunkResult> take_results() { return std::move(results_); }
+  // True when the failure was a peer's: its own message says more.
+  bool failed_by_peer() const { return failed_by_peer_; }
+
+ private:
+  void run();
+  void build();
+  void step(const RankPlan& plan);
+  ChunkResult result_of(const Chunk& chunk, View<const float> logits, int& row);
+  void fail(const std::string& what, bool by_peer);
+
+  RankSetup setup_;
+  std::unique_ptr<KvCache> cache_;
+  std::unique_ptr<Model> model_;
+  std::unique_ptr<Sampler> sampler_;
+  Batch batch_;
+  std::vector<ChunkResult> results_;
+
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  const RankPlan* plan_ = nullptr;  // set: a step is to be done
+  bool busy_ = true;                // building, or a step not finished
+  bool stop_ = false;
+  std::string failure_;
+  bool failed_by_peer_ = false;
+  std::thread thread_;
+};
+
+// The model's rows for a plan. Pages of a sequence are a row of the page table.
+void make_batch(const RankPlan& plan, Batch& batch);
+
+}  // namespace moectl
