@@ -16,6 +16,7 @@
 
 #include "cmd/command.h"
 #include "cmd/progress.h"
+#include "core/base/error.h"
 #include "core/model/inspect.h"
 
 namespace moectl {
