@@ -192,7 +192,7 @@ int bench_engine(const BenchEngineOptions& options) {
   const double load_seconds = seconds_since(load_start);
   bar.finish();
   const int64_t idle_bytes = resident_bytes();
-  const ModelInfo& info = engine->info();
+  const ModelInfo info = engine->info();  // outlives the engine
   const auto prompts = make_prompts(num_requests, load.input_len, info.vocab_size, load.seed);
 
   // One request first, uncounted: code and weights are paged in.
