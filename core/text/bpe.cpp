@@ -71,21 +71,15 @@ const ByteBpe::Slot* ByteBpe::find(int32_t left, int32_t right) const {
 }
 
 void ByteBpe::encode(std::string_view piece, std::vector<int32_t>& ids) const {
+  if (piece.empty()) return;
   if (piece.size() == 1) {
     ids.push_back(byte_ids_[static_cast<uint8_t>(piece[0])]);
     return;
   }
   if (piece.size() > PieceCache::kMaxBytes) {
-    if (!whole_pieces_.empty()) {
-      if (const auto whole = whole_pieces_.find(std::string(piece)); whole != whole_pieces_.end()) {
-        ids.push_back(whole->second);
-        return;
-      }
-    }
-    piece.size() <= kMaxShortPiece ? merge_short(piece, ids) : merge_long(piece, ids);
+    encode_uncached(piece, ids);
     return;
   }
-  if (piece.empty()) return;
   thread_local PieceCache cache;
   PieceCache::Entry& entry = cache.entry_of(piece, cache_key_);
   if (entry.owner == cache_key_ && std::string_view(entry.bytes, entry.num_bytes) == piece) {
@@ -93,12 +87,7 @@ void ByteBpe::encode(std::string_view piece, std::vector<int32_t>& ids) const {
     return;
   }
   const size_t first = ids.size();
-  const auto whole = whole_pieces_.empty() ? whole_pieces_.end() : whole_pieces_.find(std::string(piece));
-  if (whole != whole_pieces_.end()) {
-    ids.push_back(whole->second);
-  } else {
-    merge_short(piece, ids);
-  }
+  encode_uncached(piece, ids);
   const size_t num_ids = ids.size() - first;
   if (num_ids > PieceCache::kMaxIds) return;
   entry.owner = cache_key_;
@@ -106,6 +95,16 @@ void ByteBpe::encode(std::string_view piece, std::vector<int32_t>& ids) const {
   entry.num_ids = static_cast<uint8_t>(num_ids);
   std::memcpy(entry.bytes, piece.data(), piece.size());
   std::copy(ids.begin() + first, ids.end(), entry.ids);
+}
+
+void ByteBpe::encode_uncached(std::string_view piece, std::vector<int32_t>& ids) const {
+  if (!whole_pieces_.empty()) {
+    if (const auto whole = whole_pieces_.find(std::string(piece)); whole != whole_pieces_.end()) {
+      ids.push_back(whole->second);
+      return;
+    }
+  }
+  piece.size() <= kMaxShortPiece ? merge_short(piece, ids) : merge_long(piece, ids);
 }
 
 // Symbols in an array, closed up after every merge; the lowest rank wins, the leftmost of equals.

@@ -33,6 +33,7 @@ class ByteBpe {
     int32_t merged;
   };
   const Slot* find(int32_t left, int32_t right) const;
+  void encode_uncached(std::string_view piece, std::vector<int32_t>& ids) const;
   void merge_short(std::string_view piece, std::vector<int32_t>& ids) const;
   void merge_long(std::string_view piece, std::vector<int32_t>& ids) const;
 
