@@ -1,13 +1,13 @@
-// The asynchronous vocabulary of the servers: Task, Channel, sleep, hand-over to a worker pool. Everything above core/http
-// uses these names and never includes boost itself.
+// The asynchronous vocabulary of the servers: Task, Channel, sleep, hand-over to a worker pool. Everything above
+// core/http uses these names and never includes boost itself. Owns no thread: a coroutine runs on the executor it was
+// spawned on.
 #pragma once
 
 #include <boost/asio/any_io_executor.hpp>
-#include <boost/asio/async_result.hpp>
 #include <boost/asio/awaitable.hpp>
-#include <boost/asio/co_spawn.hpp>
-#include <boost/asio/detached.hpp>
+#include <boost/asio/bind_executor.hpp>
 #include <boost/asio/post.hpp>
+#include <boost/asio/redirect_error.hpp>
 #include <boost/asio/steady_timer.hpp>
 #include <boost/asio/this_coro.hpp>
 #include <boost/asio/thread_pool.hpp>
@@ -18,6 +18,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <type_traits>
 #include <utility>
 #include <variant>
 
@@ -33,98 +34,120 @@ inline Task<void> sleep_for(Clock::duration d) {
   co_await timer.async_wait(boost::asio::use_awaitable);
 }
 
-// Runs `f` on the pool (work that would stall the I/O thread) and resumes the coroutine where it was with the result.
+// Runs `f` on the pool (work that would stall the I/O thread) and resumes the coroutine where it was, with the result
+// or the exception of `f`. The pool must live, unstopped, until the server whose handlers use it has stopped.
 template <class F, class R = std::invoke_result_t<F&>>
 Task<R> run_on(WorkerPool& pool, F f) {
-  auto home = co_await boost::asio::this_coro::executor;
-  std::variant<std::monostate, R, std::exception_ptr> result;
-  co_await boost::asio::post(boost::asio::bind_executor(pool, boost::asio::use_awaitable));
+  using Value = std::conditional_t<std::is_void_v<R>, std::monostate, R>;
+  boost::asio::any_io_executor home = co_await boost::asio::this_coro::executor;
+  std::optional<Value> value;
+  std::exception_ptr error;
+  co_await boost::asio::post(boost::asio::bind_executor(pool.get_executor(), boost::asio::use_awaitable));
   try {
-    result.template emplace<1>(f());
+    if constexpr (std::is_void_v<R>) {
+      f();
+    } else {
+      value.emplace(f());
+    }
   } catch (...) {
-    result.template emplace<2>(std::current_exception());
+    error = std::current_exception();
   }
   co_await boost::asio::post(boost::asio::bind_executor(home, boost::asio::use_awaitable));
-  if (result.index() == 2) std::rethrow_exception(std::get<2>(result));
-  co_return std::move(std::get<1>(result));
+  if (error) std::rethrow_exception(error);
+  if constexpr (!std::is_void_v<R>) co_return std::move(*value);
 }
 
-// A queue from any thread (the engine) to one coroutine (a response). push never blocks; the consumer is woken on its own
-// executor. Bounded by its producer: an answer is never longer than its max_tokens.
+// A queue from any thread (the engine) to one coroutine (a response). push never blocks; the consumer is woken on its
+// own executor. Bounded by its producer: an answer is never longer than its max_tokens. Between two pops the channel
+// holds nothing of the I/O side, so a producer may keep it (by shared_ptr) longer than the server lives.
 template <class T>
 class Channel {
  public:
-  explicit Channel(boost::asio::any_io_executor executor) : timer_(executor) {
-    timer_.expires_at(Clock::time_point::max());
-  }
+  Channel() = default;
+  explicit Channel(const boost::asio::any_io_executor&) {}  // the executor is the popping coroutine's; none is needed
 
   void push(T value) {
-    {
-      std::lock_guard lock(mutex_);
-      if (closed_) return;
-      queue_.push_back(std::move(value));
-    }
-    wake();
+    std::lock_guard lock(state_->mutex);
+    if (state_->closed) return;
+    state_->queue.push_back(std::move(value));
+    wake(*state_);
   }
   // Later pushes are dropped; pop drains what is there and then returns nullopt.
   void close() {
-    {
-      std::lock_guard lock(mutex_);
-      closed_ = true;
-    }
-    wake();
+    std::lock_guard lock(state_->mutex);
+    state_->closed = true;
+    wake(*state_);
   }
   // The next value; nullopt when the channel is closed and empty, or when `timeout` passed first (see timed_out()).
+  // One coroutine pops; it must run on a strand or on a single-threaded executor.
   Task<std::optional<T>> pop(Clock::duration timeout = Clock::duration::max()) {
-    auto deadline = timeout == Clock::duration::max() ? Clock::time_point::max() : Clock::now() + timeout;
+    std::shared_ptr<State> state = state_;
+    timed_out_ = false;
+    if (std::optional<std::optional<T>> ready = try_take(*state)) co_return std::move(*ready);
+    Clock::time_point deadline = timeout == Clock::duration::max() ? Clock::time_point::max() : Clock::now() + timeout;
+    boost::asio::steady_timer timer(co_await boost::asio::this_coro::executor, deadline);
     for (;;) {
-      {
-        std::lock_guard lock(mutex_);
-        timed_out_ = false;
-        if (!queue_.empty()) {
-          T value = std::move(queue_.front());
-          queue_.pop_front();
-          co_return std::move(value);
-        }
-        if (closed_) co_return std::nullopt;
-        waiting_ = true;
-      }
-      timer_.expires_at(deadline);
-      {
-        // A push between the check above and expires_at would have found no timer to cancel: look again.
-        std::lock_guard lock(mutex_);
-        if (!queue_.empty() || closed_) {
-          waiting_ = false;
-          continue;
-        }
-      }
+      Waiting waiting(state, timer);
+      // A push after this look finds the registered timer, and its cancel is posted behind this coroutine's suspension.
+      if (std::optional<std::optional<T>> ready = try_take(*state)) co_return std::move(*ready);
       boost::system::error_code ec;
-      co_await timer_.async_wait(boost::asio::redirect_error(boost::asio::use_awaitable, ec));
+      co_await timer.async_wait(boost::asio::redirect_error(boost::asio::use_awaitable, ec));
+      if (std::optional<std::optional<T>> ready = try_take(*state)) co_return std::move(*ready);
       if (!ec) {
-        std::lock_guard lock(mutex_);
-        waiting_ = false;
-        if (queue_.empty() && !closed_) {
-          timed_out_ = true;
-          co_return std::nullopt;
-        }
+        timed_out_ = true;
+        co_return std::nullopt;
       }
     }
   }
-  bool timed_out() const { return timed_out_; }
+  bool timed_out() const { return timed_out_; }  // of the last pop; for the consumer only
 
  private:
-  void wake() {
-    // steady_timer is not thread-safe: cancel it from its own executor.
-    boost::asio::post(timer_.get_executor(), [this, alive = std::weak_ptr<char>(alive_)] {
-      if (alive.lock()) timer_.cancel();
+  struct State : std::enable_shared_from_this<State> {
+    std::mutex mutex;
+    std::deque<T> queue;
+    bool closed = false;
+    // The timer that the consumer waits on, while it waits. Touched only on its own executor (it is not thread-safe).
+    boost::asio::steady_timer* waiter = nullptr;
+    bool wake_posted = false;
+  };
+  // Registers the consumer's timer; takes it back also when the coroutine is destroyed while it waits.
+  struct Waiting {
+    Waiting(std::shared_ptr<State> s, boost::asio::steady_timer& timer) : state(std::move(s)) {
+      std::lock_guard lock(state->mutex);
+      state->waiter = &timer;
+      state->wake_posted = false;
+    }
+    ~Waiting() {
+      std::lock_guard lock(state->mutex);
+      state->waiter = nullptr;
+    }
+    Waiting(const Waiting&) = delete;
+    std::shared_ptr<State> state;
+  };
+
+  // Outer nullopt: nothing yet. Inner nullopt: closed and empty.
+  static std::optional<std::optional<T>> try_take(State& state) {
+    std::lock_guard lock(state.mutex);
+    if (!state.queue.empty()) {
+      std::optional<T> value(std::move(state.queue.front()));
+      state.queue.pop_front();
+      return std::optional<std::optional<T>>(std::move(value));
+    }
+    if (state.closed) return std::optional<std::optional<T>>(std::in_place, std::nullopt);
+    return std::nullopt;
+  }
+  // Under the mutex, so that no post can follow the end of the wait (and of the I/O side).
+  static void wake(State& state) {
+    if (!state.waiter || state.wake_posted) return;
+    state.wake_posted = true;
+    boost::asio::post(state.waiter->get_executor(), [alive = state.shared_from_this()] {
+      std::lock_guard lock(alive->mutex);
+      if (alive->waiter) alive->waiter->cancel();
     });
   }
 
-  std::mutex mutex_;
-  std::deque<T> queue_;
-  bool closed_ = false, waiting_ = false, timed_out_ = false;
-  boost::asio::steady_timer timer_;
-  std::shared_ptr<char> alive_ = std::make_shared<char>(0);
+  std::shared_ptr<State> state_ = std::make_shared<State>();
+  bool timed_out_ = false;
 };
 
 }  // namespace moectl

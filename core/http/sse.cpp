@@ -1,0 +1,28 @@
+#include "core/http/sse.h"
+
+#include <algorithm>
+
+namespace moectl::http {
+
+std::string sse_event(std::string_view data) {
+  std::string out;
+  out.reserve(data.size() + 8);
+  for (;;) {
+    size_t end = std::min(data.find_first_of("\r\n"), data.size());
+    out.append("data: ").append(data.substr(0, end)).append("\n");
+    if (end == data.size()) break;
+    bool crlf = data[end] == '\r' && end + 1 < data.size() && data[end + 1] == '\n';
+    data.remove_prefix(end + (crlf ? 2 : 1));
+  }
+  return out.append("\n");
+}
+
+std::string sse_comment(std::string_view text) {
+  std::string out = ": ";
+  out.append(text).append("\n\n");
+  std::replace_if(
+      out.begin() + 2, out.end() - 2, [](char c) { return c == '\n' || c == '\r'; }, ' ');
+  return out;
+}
+
+}  // namespace moectl::http
