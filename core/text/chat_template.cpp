@@ -76,7 +76,8 @@ class JinjaTemplate : public ChatTemplate {
 
 std::shared_ptr<const ChatTemplate> ChatTemplate::compile(std::string source, ChatTemplateLimits limits) {
   if (source.size() > kMaxSourceBytes)
-    throw Error(Code::kBadData, fmt::format("chat template: {} bytes long, at most {} are accepted", source.size(), kMaxSourceBytes));
+    throw Error(Code::kBadData,
+                fmt::format("chat template: {} bytes long, at most {} are accepted", source.size(), kMaxSourceBytes));
   return std::make_shared<const JinjaTemplate>(std::move(source), limits);
 }
 

@@ -1,5 +1,5 @@
-// The syntax tree of a template: two plain structs. Built once by the parser, read by any number of renderings. Depth is
-// checked while it is built, so recursion over it is bounded.
+// The syntax tree of a template: two plain structs. Built once by the parser, read by any number of renderings. Depth
+// is checked while it is built, so recursion over it is bounded.
 #pragma once
 
 #include <memory>
@@ -17,24 +17,24 @@ using ExprPtr = std::unique_ptr<Expr>;
 
 struct Expr {
   enum class Op {
-    kLiteral,      // literal
-    kName,         // text
-    kAttribute,    // args[0].text
-    kItem,         // args[0][args[1]]
-    kSlice,        // args[0][args[1]:args[2]:args[3]], bounds may be null
-    kCall,         // args[0](args[1...]); the last names.size() arguments are named
-    kFilter,       // args[0] | text(args[1...]); args[0] is null in a filter block
-    kTest,         // args[0] is text(args[1...])
+    kLiteral,    // literal
+    kName,       // text
+    kAttribute,  // args[0].text
+    kItem,       // args[0][args[1]]
+    kSlice,      // args[0][args[1]:args[2]:args[3]], bounds may be null
+    kCall,       // args[0](args[1...]); the last names.size() arguments are named
+    kFilter,     // args[0] | text(args[1...]); args[0] is null in a filter block
+    kTest,       // args[0] is text(args[1...])
     kList,
     kTuple,
-    kDict,         // args: key, value, key, value ...
+    kDict,  // args: key, value, key, value ...
     kNegative,
     kPositive,
     kNot,
     kAnd,
     kOr,
-    kArithmetic,   // args[0] names[0] args[1] names[1] args[2] ...
-    kCompare,      // the same; a chain holds when each neighbouring pair does
+    kArithmetic,  // args[0] names[0] args[1] names[1] args[2] ...
+    kCompare,     // the same; a chain holds when each neighbouring pair does
     kConcat,
     kConditional,  // args[0] if args[1] else args[2] (may be null)
   };
@@ -61,13 +61,13 @@ struct Stmt {
   enum class Tag { kText, kOutput, kSet, kSetBlock, kIf, kFor, kMacro, kBreak, kContinue, kWith, kFilter, kScope };
   Tag tag;
   int line;
-  Value text{};                              // kText
-  std::string name{};                        // kMacro
-  std::vector<Target> targets{};             // kSet, kSetBlock, kFor: one; kWith: one a value
-  std::vector<ExprPtr> exprs{};              // kOutput, kSet; kSetBlock and kFilter: the filters; kFor: iterable, condition or
-                                             // null; kIf: one a branch, null for else; kWith: values; kMacro: defaults or null
-  std::vector<Body> bodies{};                // kIf: one a branch; kFor: body, else; others: body
-  std::vector<std::string> parameters{};     // kMacro
+  Value text{};                   // kText
+  std::string name{};             // kMacro
+  std::vector<Target> targets{};  // kSet, kSetBlock, kFor: one; kWith: one a value
+  std::vector<ExprPtr> exprs{};   // kOutput, kSet; kSetBlock and kFilter: the filters; kFor: iterable, condition or
+                                  // null; kIf: one a branch, null for else; kWith: values; kMacro: defaults or null
+  std::vector<Body> bodies{};     // kIf: one a branch; kFor: body, else; others: body
+  std::vector<std::string> parameters{};  // kMacro
 };
 
 // Throws Error{kBadData} with the line.

@@ -1,4 +1,5 @@
-// Expressions, by precedence climbing: `or`, `and`, `not`, comparisons, + -, ~, * / // %, **, unary with filters and tests.
+// Expressions, by precedence climbing: `or`, `and`, `not`, comparisons, + -, ~, * / // %, **, unary with filters and
+// tests.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -11,7 +12,17 @@ using Op = Expr::Op;
 
 namespace {
 
-enum Level { kNoOperator, kOrLevel, kAndLevel, kNotLevel, kCompareLevel, kAddLevel, kConcatLevel, kMultiplyLevel, kPowerLevel };
+enum Level {
+  kNoOperator,
+  kOrLevel,
+  kAndLevel,
+  kNotLevel,
+  kCompareLevel,
+  kAddLevel,
+  kConcatLevel,
+  kMultiplyLevel,
+  kPowerLevel
+};
 
 Level level_of(const Token& token, const Token& next) {
   const std::string& t = token.text;
@@ -31,11 +42,16 @@ Level level_of(const Token& token, const Token& next) {
 
 Op op_of(Level level) {
   switch (level) {
-    case kOrLevel: return Op::kOr;
-    case kAndLevel: return Op::kAnd;
-    case kCompareLevel: return Op::kCompare;
-    case kConcatLevel: return Op::kConcat;
-    default: return Op::kArithmetic;
+    case kOrLevel:
+      return Op::kOr;
+    case kAndLevel:
+      return Op::kAnd;
+    case kCompareLevel:
+      return Op::kCompare;
+    case kConcatLevel:
+      return Op::kConcat;
+    default:
+      return Op::kArithmetic;
   }
 }
 
@@ -54,7 +70,8 @@ ExprPtr Parser::finish(ExprPtr node) const {
   for (const ExprPtr& arg : node->args)
     if (arg) depth = std::max(depth, arg->depth);
   node->depth = depth + 1;
-  if (node->depth > max_depth_) bad_template(node->line, fmt::format("an expression nests deeper than {} levels", max_depth_));
+  if (node->depth > max_depth_)
+    bad_template(node->line, fmt::format("an expression nests deeper than {} levels", max_depth_));
   return node;
 }
 
@@ -153,7 +170,8 @@ ExprPtr Parser::parse_primary() {
       advance();
       return node;
     }
-    case Kind::kString: return parse_string();
+    case Kind::kString:
+      return parse_string();
     case Kind::kInteger:
       node->literal = Value(token.integer);
       advance();
@@ -162,7 +180,8 @@ ExprPtr Parser::parse_primary() {
       node->literal = Value(token.real);
       advance();
       return node;
-    default: break;
+    default:
+      break;
   }
   if (is_op("[")) return parse_list();
   if (is_op("{")) return parse_dict();
@@ -264,7 +283,8 @@ ExprPtr Parser::parse_filter(ExprPtr node) {
   expect_op("|");
   ExprPtr filter = make(Op::kFilter, current().line, expect_name("a filter name"));
   filter->native = find_filter(filter->text);
-  if (!filter->native && conditions_ == 0) bad_template(filter->line, fmt::format("there is no filter named '{}'", filter->text));
+  if (!filter->native && conditions_ == 0)
+    bad_template(filter->line, fmt::format("there is no filter named '{}'", filter->text));
   filter->args.push_back(std::move(node));
   if (is_op("(")) parse_call_args(*filter);
   return finish(std::move(filter));

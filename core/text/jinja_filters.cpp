@@ -75,7 +75,12 @@ Value filter_escape(Context& ctx, const Value& self, Args& args) {
   Str out;
   for (size_t pos = 0; pos < s.size(); ++pos) {
     char c = s.text()[pos];
-    const char* entity = c == '&' ? "&amp;" : c == '<' ? "&lt;" : c == '>' ? "&gt;" : c == '"' ? "&#34;" : c == '\'' ? "&#39;" : nullptr;
+    const char* entity = c == '&'    ? "&amp;"
+                         : c == '<'  ? "&lt;"
+                         : c == '>'  ? "&gt;"
+                         : c == '"'  ? "&#34;"
+                         : c == '\'' ? "&#39;"
+                                     : nullptr;
     if (entity) {
       out.append(entity, s.trusted_at(pos));
     } else {

@@ -38,7 +38,8 @@ const Str& string_argument(const Value& v, std::string_view what) {
 Value get_attribute(Context& ctx, const Value& object, const std::string& name) {
   switch (object.type()) {
     case Value::Type::kUndefined:
-      fail(object.undefined_reason() ? *object.undefined_reason() : fmt::format("an undefined value has no attribute '{}'", name));
+      fail(object.undefined_reason() ? *object.undefined_reason()
+                                     : fmt::format("an undefined value has no attribute '{}'", name));
     case Value::Type::kNamespace:
       ctx.step(1 + static_cast<int64_t>(object.ns().attributes.size() / 8));
       for (const auto& [key, value] : object.ns().attributes)
@@ -46,14 +47,18 @@ Value get_attribute(Context& ctx, const Value& object, const std::string& name) 
       break;
     case Value::Type::kLoop:
       return get_loop_attribute(object.loop_ptr(), name);
-    case Value::Type::kString: case Value::Type::kDict: case Value::Type::kList:
+    case Value::Type::kString:
+    case Value::Type::kDict:
+    case Value::Type::kList:
       if (Value method = find_method(object, name); !method.is_undefined()) return method;
       if (is_refused_method(object, name))
-        return Value::undefined(fmt::format("access to attribute '{}' of '{}' object is unsafe", name, type_name(object)));
+        return Value::undefined(
+            fmt::format("access to attribute '{}' of '{}' object is unsafe", name, type_name(object)));
       if (!object.is_dict()) break;
       if (const Value* item = find(ctx, object.dict(), name)) return *item;
       break;
-    default: break;
+    default:
+      break;
   }
   return Value::undefined(fmt::format("'{}' object has no attribute '{}'", type_name(object), name));
 }
@@ -152,8 +157,9 @@ Value global_dict(Context& ctx, const Value&, Args& args) {
   if (!args.positional.empty()) entries = args.positional[0].dict().entries;
   for (auto& [name, value] : args.named) {
     ctx.step(1 + static_cast<int64_t>(entries.size() / 8));
-    auto same = std::find_if(entries.begin(), entries.end(),
-                             [&name = name](auto& entry) { return entry.first.is_string() && entry.first.text() == name; });
+    auto same = std::find_if(entries.begin(), entries.end(), [&name = name](auto& entry) {
+      return entry.first.is_string() && entry.first.text() == name;
+    });
     if (same != entries.end()) {
       same->second = value;
     } else {
@@ -211,14 +217,19 @@ Value global_joiner(Context&, const Value&, Args& args) {
 
 Native find_global(std::string_view name) {
   static const std::unordered_map<std::string_view, Native> kGlobals = {
-      {"range", global_range},   {"dict", global_dict},     {"namespace", global_namespace},
-      {"joiner", global_joiner}, {"raise_exception", global_raise_exception}, {"strftime_now", global_strftime_now},
+      {"range", global_range},
+      {"dict", global_dict},
+      {"namespace", global_namespace},
+      {"joiner", global_joiner},
+      {"raise_exception", global_raise_exception},
+      {"strftime_now", global_strftime_now},
   };
   auto found = kGlobals.find(name);
   return found == kGlobals.end() ? nullptr : found->second;
 }
 
-// ------------------------------------------------------------------------------------------------ shared text functions
+// ------------------------------------------------------------------------------------------------ shared text
+// functions
 Value replace_text(Context& ctx, const Str& s, const Str& from, const Str& to, int64_t count) {
   const std::string& text = s.text();
   ctx.bytes(text.size());

@@ -1,5 +1,5 @@
-// What templates can call: filters, tests, methods of strings, dicts and lists, and global functions. Each is a Native; the
-// tables that name them stand at the end of the file that defines them.
+// What templates can call: filters, tests, methods of strings, dicts and lists, and global functions. Each is a Native;
+// the tables that name them stand at the end of the file that defines them.
 #pragma once
 
 #include <initializer_list>

@@ -9,13 +9,15 @@ namespace moectl::jinja {
 using Tag = Stmt::Tag;
 using Op = Expr::Op;
 
-// Statements and expressions in progress, macro calls included, may nest three times as deep as either may in the source.
+// Statements and expressions in progress, macro calls included, may nest three times as deep as either may in the
+// source.
 static constexpr int kDynamicDepth = 3;
 
 class Interpreter::Nested {
  public:
   explicit Nested(Interpreter& in) : in_(in) {
-    if (in_.depth_ >= kDynamicDepth * in_.ctx_.max_depth) fail("macros and blocks nest too deeply (endless recursion?)");
+    if (in_.depth_ >= kDynamicDepth * in_.ctx_.max_depth)
+      fail("macros and blocks nest too deeply (endless recursion?)");
     ++in_.depth_;
   }
   ~Nested() { --in_.depth_; }
@@ -53,16 +55,32 @@ Interpreter::Flow Interpreter::exec(const Stmt& stmt) {
   ctx_.step();
   line_ = stmt.line;
   switch (stmt.tag) {
-    case Tag::kText: write(stmt.text.str()); break;
-    case Tag::kOutput: write(to_str(ctx_, eval(*stmt.exprs[0]))); break;
-    case Tag::kSet: exec_set(stmt); break;
-    case Tag::kMacro: exec_macro(stmt); break;
-    case Tag::kIf: return exec_if(stmt);
-    case Tag::kFor: return exec_for(stmt);
-    case Tag::kBreak: return Flow::kBreak;
-    case Tag::kContinue: return Flow::kContinue;
-    case Tag::kWith: case Tag::kScope: return exec_with(stmt);
-    case Tag::kSetBlock: case Tag::kFilter: return exec_captured(stmt);
+    case Tag::kText:
+      write(stmt.text.str());
+      break;
+    case Tag::kOutput:
+      write(to_str(ctx_, eval(*stmt.exprs[0])));
+      break;
+    case Tag::kSet:
+      exec_set(stmt);
+      break;
+    case Tag::kMacro:
+      exec_macro(stmt);
+      break;
+    case Tag::kIf:
+      return exec_if(stmt);
+    case Tag::kFor:
+      return exec_for(stmt);
+    case Tag::kBreak:
+      return Flow::kBreak;
+    case Tag::kContinue:
+      return Flow::kContinue;
+    case Tag::kWith:
+    case Tag::kScope:
+      return exec_with(stmt);
+    case Tag::kSetBlock:
+    case Tag::kFilter:
+      return exec_captured(stmt);
   }
   return Flow::kNormal;
 }
@@ -73,7 +91,9 @@ void Interpreter::write(const Str& text) {
   out_->append(text);
 }
 
-void Interpreter::exec_set(const Stmt& stmt) { assign(stmt.targets[0], eval(*stmt.exprs[0])); }
+void Interpreter::exec_set(const Stmt& stmt) {
+  assign(stmt.targets[0], eval(*stmt.exprs[0]));
+}
 
 Interpreter::Flow Interpreter::exec_if(const Stmt& stmt) {
   for (size_t i = 0; i < stmt.exprs.size(); ++i)
@@ -101,15 +121,19 @@ Interpreter::Flow Interpreter::exec_for(const Stmt& stmt) {
   loop->items = select_items(stmt);
   Scope scope{scope_};
   InScope in(*this, scope);
-  if (loop->items->items.empty()) return exec(stmt.bodies[1]);
+  bool completed = false;  // jinja2's else runs unless some iteration reached the body's end
   for (; loop->index < loop->items->items.size(); ++loop->index) {
     ctx_.step();
     scope.variables.clear();
     scope.variables.emplace_back("loop", Value(loop));
     assign(stmt.targets[0], loop->items->items[loop->index]);
-    if (exec(stmt.bodies[0]) == Flow::kBreak) break;
+    Flow flow = exec(stmt.bodies[0]);
+    completed = completed || flow == Flow::kNormal;
+    if (flow == Flow::kBreak) break;
   }
-  return Flow::kNormal;
+  if (completed) return Flow::kNormal;
+  scope.variables.clear();
+  return exec(stmt.bodies[1]);
 }
 
 Interpreter::Flow Interpreter::exec_with(const Stmt& stmt) {
@@ -121,7 +145,8 @@ Interpreter::Flow Interpreter::exec_with(const Stmt& stmt) {
   return exec(stmt.bodies[0]);
 }
 
-// {% set x %}...{% endset %} and {% filter f %}...{% endfilter %}: the body's text becomes a value. A break inside leaves it.
+// {% set x %}...{% endset %} and {% filter f %}...{% endfilter %}: the body's text becomes a value. A break inside
+// leaves it.
 Interpreter::Flow Interpreter::exec_captured(const Stmt& stmt) {
   Str text;
   Flow flow;
@@ -187,13 +212,15 @@ void Interpreter::assign(const Target& target, const Value& value) {
   ListPtr items = iterate(ctx_, value);
   if (items->items.size() != target.names.size())
     fail(fmt::format("cannot unpack {} values into {} names", items->items.size(), target.names.size()));
-  for (size_t i = 0; i < target.names.size(); ++i) assign_one(target.names[i].first, target.names[i].second, items->items[i]);
+  for (size_t i = 0; i < target.names.size(); ++i)
+    assign_one(target.names[i].first, target.names[i].second, items->items[i]);
 }
 
 void Interpreter::assign_one(const std::string& name, const std::string& attribute, const Value& value) {
   if (attribute.empty()) return set_variable(name, value);
   Value object = lookup(name);
-  if (!object.is(Value::Type::kNamespace)) fail(fmt::format("cannot assign attribute '{}' on a non-namespace object", attribute));
+  if (!object.is(Value::Type::kNamespace))
+    fail(fmt::format("cannot assign attribute '{}' on a non-namespace object", attribute));
   auto& attributes = object.ns().attributes;
   ctx_.step(1 + static_cast<int64_t>(attributes.size() / 8));
   for (auto& [key, old] : attributes)
@@ -229,20 +256,40 @@ Value Interpreter::eval(const Expr& e) {
   Nested nested(*this);
   ctx_.step();
   switch (e.op) {
-    case Op::kLiteral: return e.literal;
-    case Op::kName: return lookup(e.text);
-    case Op::kAttribute: case Op::kItem: return eval_item(e);
-    case Op::kSlice: return eval_slice(e);
-    case Op::kCall: return eval_call(e);
-    case Op::kFilter: return eval_filter(e);
-    case Op::kTest: return eval_native(e, eval(*e.args[0]));
-    case Op::kList: case Op::kTuple: return eval_list(e);
-    case Op::kDict: return eval_dict(e);
-    case Op::kNegative: case Op::kPositive: case Op::kNot: case Op::kAnd: case Op::kOr: return eval_logic(e);
-    case Op::kArithmetic: return eval_chain(e);
-    case Op::kCompare: return eval_compare(e);
-    case Op::kConcat: return eval_concat(e);
-    case Op::kConditional: return eval_conditional(e);
+    case Op::kLiteral:
+      return e.literal;
+    case Op::kName:
+      return lookup(e.text);
+    case Op::kAttribute:
+    case Op::kItem:
+      return eval_item(e);
+    case Op::kSlice:
+      return eval_slice(e);
+    case Op::kCall:
+      return eval_call(e);
+    case Op::kFilter:
+      return eval_filter(e);
+    case Op::kTest:
+      return eval_native(e, eval(*e.args[0]));
+    case Op::kList:
+    case Op::kTuple:
+      return eval_list(e);
+    case Op::kDict:
+      return eval_dict(e);
+    case Op::kNegative:
+    case Op::kPositive:
+    case Op::kNot:
+    case Op::kAnd:
+    case Op::kOr:
+      return eval_logic(e);
+    case Op::kArithmetic:
+      return eval_chain(e);
+    case Op::kCompare:
+      return eval_compare(e);
+    case Op::kConcat:
+      return eval_concat(e);
+    case Op::kConditional:
+      return eval_conditional(e);
   }
   return {};
 }
@@ -282,7 +329,8 @@ Value Interpreter::eval_call(const Expr& e) {
   Value callee = eval(*e.args[0]);
   Args args = eval_args(e);
   line_ = e.line;
-  if (callee.is_undefined()) fail(callee.undefined_reason() ? *callee.undefined_reason() : "an undefined value is called");
+  if (callee.is_undefined())
+    fail(callee.undefined_reason() ? *callee.undefined_reason() : "an undefined value is called");
   if (!callee.is(Value::Type::kCallable)) fail(fmt::format("'{}' object is not callable", type_name(callee)));
   Callable& callable = callee.callable();
   if (!callable.macro) return callable.native(ctx_, callable.stateful ? callee : callable.self, args);
@@ -316,7 +364,8 @@ Value Interpreter::eval_dict(const Expr& e) {
   for (size_t i = 0; i < e.args.size(); i += 2) {
     Value key = eval(*e.args[i]), value = eval(*e.args[i + 1]);
     ctx_.step(static_cast<int64_t>(entries.size() / 8));
-    auto same = std::find_if(entries.begin(), entries.end(), [&](auto& entry) { return equals(ctx_, entry.first, key); });
+    auto same =
+        std::find_if(entries.begin(), entries.end(), [&](auto& entry) { return equals(ctx_, entry.first, key); });
     if (same != entries.end()) {
       same->second = std::move(value);
     } else {

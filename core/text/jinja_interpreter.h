@@ -1,5 +1,6 @@
-// Runs a parsed template once. One object a rendering, one thread. Depth is counted over statements, expressions and macro
-// calls together, so the C++ stack is bounded: at max_depth 64 a rendering needs less than 256 KiB of it, sanitizers included.
+// Runs a parsed template once. One object a rendering, one thread. Depth is counted over statements, expressions and
+// macro calls together, so the C++ stack is bounded: at max_depth 64 parsing and rendering fit 256 KiB of it (with
+// sanitizers, whose frames are ten times larger, 4 MiB).
 #pragma once
 
 #include <string>

@@ -1,5 +1,5 @@
-// JSON at both ends of a template: the request's variables become Values, and the tojson filter writes Values as Python's
-// json.dumps does (transformers replaces Jinja's own tojson: no HTML escapes, ensure_ascii off).
+// JSON at both ends of a template: the request's variables become Values, and the tojson filter writes Values as
+// Python's json.dumps does (transformers replaces Jinja's own tojson: no HTML escapes, ensure_ascii off).
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -18,20 +18,27 @@ template <class Json>
 Value convert(const Json& json, bool trusted, int depth_left, int* depth) {
   *depth = 0;
   switch (json.type()) {
-    case Json::value_t::null: return Value(None{});
-    case Json::value_t::boolean: return Value(json.template get<bool>());
-    case Json::value_t::number_integer: return Value(json.template get<int64_t>());
+    case Json::value_t::null:
+      return Value(None{});
+    case Json::value_t::boolean:
+      return Value(json.template get<bool>());
+    case Json::value_t::number_integer:
+      return Value(json.template get<int64_t>());
     case Json::value_t::number_unsigned: {
       auto n = json.template get<uint64_t>();
       if (n > static_cast<uint64_t>(std::numeric_limits<int64_t>::max()))
         fail(fmt::format("the integer {} does not fit 64 bits with sign", n));
       return Value(static_cast<int64_t>(n));
     }
-    case Json::value_t::number_float: return Value(json.template get<double>());
-    case Json::value_t::string: return Value(Str(json.template get_ref<const std::string&>(), trusted));
+    case Json::value_t::number_float:
+      return Value(json.template get<double>());
+    case Json::value_t::string:
+      return Value(Str(json.template get_ref<const std::string&>(), trusted));
     case Json::value_t::array:
-    case Json::value_t::object: break;
-    default: fail("a variable holds bytes that are no JSON value");
+    case Json::value_t::object:
+      break;
+    default:
+      fail("a variable holds bytes that are no JSON value");
   }
   if (depth_left <= 0) fail("the variables nest too deeply");
   int child = 0;
@@ -75,14 +82,27 @@ void append_json_string(Context& ctx, const Str& s, const JsonStyle& style, Str&
     if (c >= 0x20 && c != '"' && c != '\\' && !(style.ensure_ascii && c > 0x7E)) continue;
     std::string escaped;
     switch (c) {
-      case '"': escaped = "\\\""; break;
-      case '\\': escaped = "\\\\"; break;
-      case '\n': escaped = "\\n"; break;
-      case '\r': escaped = "\\r"; break;
-      case '\t': escaped = "\\t"; break;
-      case '\f': escaped = "\\f"; break;
-      case '\b': escaped = "\\b"; break;
-      case 0x7F: escaped = "\x7F"; break;
+      case '"':
+        escaped = "\\\"";
+        break;
+      case '\\':
+        escaped = "\\\\";
+        break;
+      case '\n':
+        escaped = "\\n";
+        break;
+      case '\r':
+        escaped = "\\r";
+        break;
+      case '\t':
+        escaped = "\\t";
+        break;
+      case '\f':
+        escaped = "\\f";
+        break;
+      case '\b':
+        escaped = "\\b";
+        break;
       default:
         escaped = c < 0x10000 ? fmt::format("\\u{:04x}", c)
                               : fmt::format("\\u{:04x}\\u{:04x}", 0xD800 + ((c - 0x10000) >> 10), 0xDC00 + (c & 0x3FF));

@@ -16,9 +16,15 @@ void bad_template(int line, const std::string& reason) {
 
 namespace {
 
-bool is_name_start(char c) { return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '_'; }
-bool is_decimal(char c) { return c >= '0' && c <= '9'; }
-bool is_name_char(char c) { return is_name_start(c) || is_decimal(c); }
+bool is_name_start(char c) {
+  return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '_';
+}
+bool is_decimal(char c) {
+  return c >= '0' && c <= '9';
+}
+bool is_name_char(char c) {
+  return is_name_start(c) || is_decimal(c);
+}
 
 // "\r\n" and "\r" become "\n"; one trailing newline goes.
 std::string normalize_newlines(const std::string& source) {
@@ -50,7 +56,8 @@ class Lexer {
         break;
       }
       char kind = source_[tag + 1];
-      char sign = tag + 2 < source_.size() && (source_[tag + 2] == '-' || source_[tag + 2] == '+') ? source_[tag + 2] : 0;
+      char sign =
+          tag + 2 < source_.size() && (source_[tag + 2] == '-' || source_[tag + 2] == '+') ? source_[tag + 2] : 0;
       add_text(strip_before(data, sign, kind == '{'));
       move_to(tag);
       if (size_t raw = match_raw("raw", false)) {
@@ -191,8 +198,8 @@ class Lexer {
   }
 
   void lex_operator(std::string& open) {
-    for (std::string_view op : {"//", "**", "==", "!=", ">=", "<=", "+", "-", "/", "*", "%", "~", "[", "]", "(", ")", "{",
-                                "}", ">", "<", "=", ".", ":", "|", ",", ";"}) {
+    for (std::string_view op : {"//", "**", "==", "!=", ">=", "<=", "+", "-", "/", "*", "%", "~", "[",
+                                "]",  "(",  ")",  "{",  "}",  ">",  "<", "=", ".", ":", "|", ",", ";"}) {
       if (!at(op)) continue;
       char c = op[0];
       if (c == '(' || c == '[' || c == '{') open += c == '(' ? ')' : c == '[' ? ']' : '}';
@@ -210,7 +217,7 @@ class Lexer {
   std::string digits(size_t& end, bool (*accepts)(char)) const {
     std::string out;
     while (end < source_.size() && (accepts(source_[end]) || (source_[end] == '_' && end + 1 < source_.size() &&
-                                                             !out.empty() && accepts(source_[end + 1]))))
+                                                              !out.empty() && accepts(source_[end + 1]))))
       if (char c = source_[end++]; c != '_') out += c;
     return out;
   }
@@ -256,7 +263,8 @@ class Lexer {
     auto result = std::from_chars(text.data(), text.data() + text.size(), value, base);
     if (text.empty() || result.ec != std::errc{} || result.ptr != text.data() + text.size() ||
         (base == 10 && text.size() > 1 && text[0] == '0' && value != 0))
-      bad_template(line_, fmt::format("'{}' is not an integer of 64 bits", view().substr(pos_, end - pos_).substr(0, 40)));
+      bad_template(line_,
+                   fmt::format("'{}' is not an integer of 64 bits", view().substr(pos_, end - pos_).substr(0, 40)));
     add(Token::Kind::kInteger).integer = value;
     move_to(end);
   }
@@ -322,6 +330,8 @@ class Lexer {
 
 }  // namespace
 
-std::vector<Token> tokenize(std::string source) { return Lexer(std::move(source)).run(); }
+std::vector<Token> tokenize(std::string source) {
+  return Lexer(std::move(source)).run();
+}
 
 }  // namespace moectl::jinja

@@ -1,5 +1,5 @@
-// Lexer of Jinja templates, set up as transformers does: trim_blocks and lstrip_blocks on, one trailing newline dropped.
-// Whitespace control is done here: the parser sees finished text. Errors are Error{kBadData} with the line.
+// Lexer of Jinja templates, set up as transformers does: trim_blocks and lstrip_blocks on, one trailing newline
+// dropped. Whitespace control is done here: the parser sees finished text. Errors are Error{kBadData} with the line.
 #pragma once
 
 #include <cstdint>
@@ -9,7 +9,19 @@
 namespace moectl::jinja {
 
 struct Token {
-  enum class Kind { kText, kVariableBegin, kVariableEnd, kBlockBegin, kBlockEnd, kName, kString, kInteger, kReal, kOperator, kEnd };
+  enum class Kind {
+    kText,
+    kVariableBegin,
+    kVariableEnd,
+    kBlockBegin,
+    kBlockEnd,
+    kName,
+    kString,
+    kInteger,
+    kReal,
+    kOperator,
+    kEnd
+  };
   Kind kind = Kind::kEnd;
   int line = 1;
   std::string text;  // text, name, string value or operator

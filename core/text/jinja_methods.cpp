@@ -28,16 +28,15 @@ std::vector<Str> split_whitespace(Context& ctx, const Str& s, int64_t max_splits
     if (pos > begin) words.emplace_back(begin, pos);
   }
   ctx.step(static_cast<int64_t>(words.size()));
-  if (max_splits >= 0 && static_cast<int64_t>(words.size()) > max_splits + 1) {
+  // Once the splits are used up, the rest is one piece with the whitespace at its far end.
+  if (max_splits >= 0 && static_cast<int64_t>(words.size()) > max_splits) {
     auto keep = static_cast<size_t>(max_splits);
-    if (from_right) {  // the words before the last `keep` are one piece, without trailing space
-      size_t last = words.size() - keep - 1;
-      words[last].first = 0;
-      words.erase(words.begin(), words.begin() + static_cast<std::ptrdiff_t>(last));
-      words[0].first = text.size() - strip(s, nullptr, true, false).size();
+    if (from_right) {
+      words.erase(words.begin(), words.end() - static_cast<std::ptrdiff_t>(keep) - 1);
+      words.front().first = 0;
     } else {
       words.resize(keep + 1);
-      words.back().second = strip(s, nullptr, false, true).size();
+      words.back().second = text.size();
     }
   }
   std::vector<Str> parts;
@@ -45,7 +44,8 @@ std::vector<Str> split_whitespace(Context& ctx, const Str& s, int64_t max_splits
   return parts;
 }
 
-std::vector<Str> split_by(Context& ctx, const Str& s, const std::string& separator, int64_t max_splits, bool from_right) {
+std::vector<Str> split_by(Context& ctx, const Str& s, const std::string& separator, int64_t max_splits,
+                          bool from_right) {
   if (separator.empty()) fail("split: the separator is empty");
   std::vector<size_t> places;
   for (size_t pos = 0; (pos = find_bytes(s.text(), separator, pos)) != std::string::npos; pos += separator.size()) {
@@ -57,7 +57,8 @@ std::vector<Str> split_by(Context& ctx, const Str& s, const std::string& separat
     std::string backward(s.text().rbegin(), s.text().rend()), needle(separator.rbegin(), separator.rend());
     places.clear();
     for (size_t pos = 0; static_cast<int64_t>(places.size()) < max_splits &&
-                         (pos = find_bytes(backward, needle, pos)) != std::string::npos; pos += needle.size()) {
+                         (pos = find_bytes(backward, needle, pos)) != std::string::npos;
+         pos += needle.size()) {
       ctx.step();
       places.push_back(s.size() - pos - needle.size());
     }
@@ -83,8 +84,12 @@ Value split(Context& ctx, const Value& self, Args& args, const char* name, bool 
   const std::string& separator = string_argument(*a[0], "split: sep").text();
   return list_of(ctx, split_by(ctx, self.str(), separator, max_splits, from_right));
 }
-Value str_split(Context& ctx, const Value& self, Args& args) { return split(ctx, self, args, "split", false); }
-Value str_rsplit(Context& ctx, const Value& self, Args& args) { return split(ctx, self, args, "rsplit", true); }
+Value str_split(Context& ctx, const Value& self, Args& args) {
+  return split(ctx, self, args, "split", false);
+}
+Value str_rsplit(Context& ctx, const Value& self, Args& args) {
+  return split(ctx, self, args, "rsplit", true);
+}
 
 Value str_splitlines(Context& ctx, const Value& self, Args& args) {
   bind(args, "splitlines", {});
@@ -104,8 +109,12 @@ Value partition(Context& ctx, const Value& self, Args& args, bool from_right) {
   size_t end = at + separator.size();
   return list_of(ctx, {s.slice(0, at), separator, s.slice(end, s.size())}, Sequence::kTuple);
 }
-Value str_partition(Context& ctx, const Value& self, Args& args) { return partition(ctx, self, args, false); }
-Value str_rpartition(Context& ctx, const Value& self, Args& args) { return partition(ctx, self, args, true); }
+Value str_partition(Context& ctx, const Value& self, Args& args) {
+  return partition(ctx, self, args, false);
+}
+Value str_rpartition(Context& ctx, const Value& self, Args& args) {
+  return partition(ctx, self, args, true);
+}
 
 Value str_join(Context& ctx, const Value& self, Args& args) {
   Bound a = bind(args, "join", {"iterable"});
@@ -223,12 +232,20 @@ Value str_all(Context& ctx, const Value& self, Args& args) {
     if (!Holds(char_at(text, pos))) return Value(false);
   return Value(!text.empty());
 }
-bool is_alphanumeric(char32_t c) { return is_alpha(c) || is_digit(c); }
+bool is_alphanumeric(char32_t c) {
+  return is_alpha(c) || is_digit(c);
+}
 
-Value str_islower(Context& ctx, const Value& self, Args& args) { return find_test("lower")(ctx, self, args); }
-Value str_isupper(Context& ctx, const Value& self, Args& args) { return find_test("upper")(ctx, self, args); }
+Value str_islower(Context& ctx, const Value& self, Args& args) {
+  return find_test("lower")(ctx, self, args);
+}
+Value str_isupper(Context& ctx, const Value& self, Args& args) {
+  return find_test("upper")(ctx, self, args);
+}
 
-Value not_supported(Context&, const Value&, Args&) { fail("this string method is not supported in chat templates"); }
+Value not_supported(Context&, const Value&, Args&) {
+  fail("this string method is not supported in chat templates");
+}
 
 // ------------------------------------------------------------------------------------------------ dict and list
 Value dict_get(Context& ctx, const Value& self, Args& args) {
@@ -254,8 +271,7 @@ Value dict_values(Context& ctx, const Value& self, Args& args) {
 Value dict_items(Context& ctx, const Value& self, Args& args) {
   bind(args, "items", {});
   std::vector<Value> out;
-  for (const auto& [key, value] : self.dict().entries)
-    out.push_back(make_list(ctx, {key, value}, Sequence::kTuple));
+  for (const auto& [key, value] : self.dict().entries) out.push_back(make_list(ctx, {key, value}, Sequence::kTuple));
   return make_list(ctx, std::move(out), Sequence::kView);
 }
 Value copy_of(Context&, const Value& self, Args& args) {
@@ -361,7 +377,8 @@ Value find_method(const Value& object, std::string_view name) {
 
 bool is_refused_method(const Value& object, std::string_view name) {
   static constexpr std::string_view kDict[] = {"clear", "pop", "popitem", "setdefault", "update"};
-  static constexpr std::string_view kList[] = {"append", "clear", "extend", "insert", "pop", "remove", "reverse", "sort"};
+  static constexpr std::string_view kList[] = {"append", "clear",  "extend",  "insert",
+                                               "pop",    "remove", "reverse", "sort"};
   if (object.is_dict()) return std::find(std::begin(kDict), std::end(kDict), name) != std::end(kDict);
   return object.is_list() && object.list().kind == Sequence::kList &&
          std::find(std::begin(kList), std::end(kList), name) != std::end(kList);

@@ -10,10 +10,13 @@
 namespace moectl::jinja {
 namespace {
 
-[[noreturn]] void overflow() { fail("integer overflow: integers have 64 bits"); }
+[[noreturn]] void overflow() {
+  fail("integer overflow: integers have 64 bits");
+}
 
 void refuse_undefined(const Value& v) {
-  if (v.is_undefined()) fail(v.undefined_reason() ? *v.undefined_reason() : "an undefined value is used in an operation");
+  if (v.is_undefined())
+    fail(v.undefined_reason() ? *v.undefined_reason() : "an undefined value is used in an operation");
 }
 
 [[noreturn]] void unsupported(std::string_view op, const Value& a, const Value& b) {
@@ -108,7 +111,8 @@ Value arithmetic(Context& ctx, std::string_view op, const Value& a, const Value&
     sum.append(b.str());
     return Value(std::move(sum));
   }
-  if (op == "+" && is_plain(a) && is_plain(b) && a.list().kind == b.list().kind) return add_lists(ctx, a.list(), b.list());
+  if (op == "+" && is_plain(a) && is_plain(b) && a.list().kind == b.list().kind)
+    return add_lists(ctx, a.list(), b.list());
   if (op == "*") {
     if (a.is_string() && b.is_integer()) return repeat_text(ctx, a.str(), b.integer());
     if (b.is_string() && a.is_integer()) return repeat_text(ctx, b.str(), a.integer());

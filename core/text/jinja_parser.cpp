@@ -6,8 +6,9 @@ namespace moectl::jinja {
 
 using Tag = Stmt::Tag;
 
+// A pair of parentheses counts twice, as an expression and as an operand.
 Parser::Nesting::Nesting(Parser& parser) : parser_(parser) {
-  if (++parser_.nesting_ > 4 * parser_.max_depth_) {
+  if (++parser_.nesting_ > 2 * parser_.max_depth_) {
     --parser_.nesting_;
     bad_template(parser_.current().line, fmt::format("an expression nests deeper than {} levels", parser_.max_depth_));
   }
@@ -40,15 +41,35 @@ void Parser::unexpected(std::string_view expected) const {
   const Token& token = current();
   std::string found;
   switch (token.kind) {
-    case Kind::kText: found = "text"; break;
-    case Kind::kVariableBegin: found = "'{{'"; break;
-    case Kind::kVariableEnd: found = "'}}'"; break;
-    case Kind::kBlockBegin: found = "'{%'"; break;
-    case Kind::kBlockEnd: found = "'%}'"; break;
-    case Kind::kName: case Kind::kOperator: found = fmt::format("'{}'", token.text.substr(0, 60)); break;
-    case Kind::kString: found = "a string"; break;
-    case Kind::kInteger: case Kind::kReal: found = "a number"; break;
-    case Kind::kEnd: found = "the end of the template"; break;
+    case Kind::kText:
+      found = "text";
+      break;
+    case Kind::kVariableBegin:
+      found = "'{{'";
+      break;
+    case Kind::kVariableEnd:
+      found = "'}}'";
+      break;
+    case Kind::kBlockBegin:
+      found = "'{%'";
+      break;
+    case Kind::kBlockEnd:
+      found = "'%}'";
+      break;
+    case Kind::kName:
+    case Kind::kOperator:
+      found = fmt::format("'{}'", token.text.substr(0, 60));
+      break;
+    case Kind::kString:
+      found = "a string";
+      break;
+    case Kind::kInteger:
+    case Kind::kReal:
+      found = "a number";
+      break;
+    case Kind::kEnd:
+      found = "the end of the template";
+      break;
   }
   bad_template(token.line, fmt::format("expected {}, found {}", expected, found));
 }
@@ -60,7 +81,8 @@ Body Parser::parse_template() {
 }
 
 Body Parser::parse_body(std::initializer_list<std::string_view> ends) {
-  if (++blocks_ > max_depth_) bad_template(current().line, fmt::format("blocks nest deeper than {} levels", max_depth_));
+  if (++blocks_ > max_depth_)
+    bad_template(current().line, fmt::format("blocks nest deeper than {} levels", max_depth_));
   Body body;
   while (true) {
     const Token& token = current();
@@ -207,7 +229,8 @@ Stmt Parser::parse_set(int line) {
 }
 
 Stmt Parser::parse_macro(int line) {
-  if (scopes_ > 0) bad_template(line, "a macro must be defined at the top level, not inside a loop, macro or other scope");
+  if (scopes_ > 0)
+    bad_template(line, "a macro must be defined at the top level, not inside a loop, macro or other scope");
   Stmt out{Tag::kMacro, line};
   out.name = parse_variable_name();
   expect_op("(");
@@ -216,7 +239,8 @@ Stmt Parser::parse_macro(int line) {
     if (skip_op("=")) {
       out.exprs.push_back(parse_expression());
     } else {
-      if (!out.exprs.empty() && out.exprs.back()) bad_template(line, "a parameter without default follows one with default");
+      if (!out.exprs.empty() && out.exprs.back())
+        bad_template(line, "a parameter without default follows one with default");
       out.exprs.push_back(nullptr);
     }
     if (!skip_op(",")) break;

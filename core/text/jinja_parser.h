@@ -59,7 +59,9 @@ class Parser {
   void expect(Kind kind, std::string_view what);
   std::string expect_name(std::string_view what);
   [[noreturn]] void unexpected(std::string_view expected) const;
-  void advance() { if (pos_ + 1 < tokens_.size()) ++pos_; }
+  void advance() {
+    if (pos_ + 1 < tokens_.size()) ++pos_;
+  }
 
   ExprPtr make(Expr::Op op, int line, std::string text = {}) const;
   ExprPtr finish(ExprPtr node) const;  // sets the depth from the operands and checks it
@@ -79,9 +81,9 @@ class Parser {
   const int max_depth_;
   int nesting_ = 0;
   int blocks_ = 0;
-  int loops_ = 0;        // enclosing loops of the same function: break and continue need one
-  int scopes_ = 0;       // enclosing blocks with variables of their own: a macro needs none
-  int conditions_ = 0;   // inside a branch an unknown filter is an error only when reached, as in jinja2
+  int loops_ = 0;       // enclosing loops of the same function: break and continue need one
+  int scopes_ = 0;      // enclosing blocks with variables of their own: a macro needs none
+  int conditions_ = 0;  // inside a branch an unknown filter is an error only when reached, as in jinja2
 };
 
 }  // namespace moectl::jinja

@@ -19,7 +19,8 @@ Value get_path(Context& ctx, Value item, const Value& path, const Value* missing
   for (size_t begin = 0; begin <= text.size();) {
     size_t end = std::min(text.find('.', begin), text.size());
     std::string part = text.substr(begin, end - begin);
-    bool index = !part.empty() && part.size() < 10 && std::all_of(part.begin(), part.end(), [](char c) { return c >= '0' && c <= '9'; });
+    bool index = !part.empty() && part.size() < 10 &&
+                 std::all_of(part.begin(), part.end(), [](char c) { return c >= '0' && c <= '9'; });
     item = get_item(ctx, item, index ? Value(int64_t{std::stoi(part)}) : Value(Str(part, false)));
     if (item.is_undefined() && missing) item = *missing;
     begin = end + 1;
@@ -73,7 +74,8 @@ Value filter_items(Context& ctx, const Value& self, Args& args) {
   std::vector<Value> pairs;
   if (!self.is_undefined()) {
     if (!self.is_dict()) fail("items: can only get item pairs from a mapping");
-    for (const auto& [key, value] : self.dict().entries) pairs.push_back(make_list(ctx, {key, value}, Sequence::kTuple));
+    for (const auto& [key, value] : self.dict().entries)
+      pairs.push_back(make_list(ctx, {key, value}, Sequence::kTuple));
   }
   return make_list(ctx, std::move(pairs), Sequence::kIterator);
 }
@@ -145,10 +147,18 @@ Value choose(Context& ctx, const Value& self, const Args& args, bool wanted, boo
   }
   return make_list(ctx, std::move(out), Sequence::kIterator);
 }
-Value filter_select(Context& ctx, const Value& self, Args& args) { return choose(ctx, self, args, true, false); }
-Value filter_reject(Context& ctx, const Value& self, Args& args) { return choose(ctx, self, args, false, false); }
-Value filter_selectattr(Context& ctx, const Value& self, Args& args) { return choose(ctx, self, args, true, true); }
-Value filter_rejectattr(Context& ctx, const Value& self, Args& args) { return choose(ctx, self, args, false, true); }
+Value filter_select(Context& ctx, const Value& self, Args& args) {
+  return choose(ctx, self, args, true, false);
+}
+Value filter_reject(Context& ctx, const Value& self, Args& args) {
+  return choose(ctx, self, args, false, false);
+}
+Value filter_selectattr(Context& ctx, const Value& self, Args& args) {
+  return choose(ctx, self, args, true, true);
+}
+Value filter_rejectattr(Context& ctx, const Value& self, Args& args) {
+  return choose(ctx, self, args, false, true);
+}
 
 // ------------------------------------------------------------------------------------------------ order
 struct Keyed {
@@ -209,8 +219,12 @@ Value extreme(Context& ctx, const Value& self, const Args& args, int wanted) {
   }
   return best.item;
 }
-Value filter_min(Context& ctx, const Value& self, Args& args) { return extreme(ctx, self, args, -1); }
-Value filter_max(Context& ctx, const Value& self, Args& args) { return extreme(ctx, self, args, 1); }
+Value filter_min(Context& ctx, const Value& self, Args& args) {
+  return extreme(ctx, self, args, -1);
+}
+Value filter_max(Context& ctx, const Value& self, Args& args) {
+  return extreme(ctx, self, args, 1);
+}
 
 Value filter_sum(Context& ctx, const Value& self, Args& args) {
   Bound a = bind(args, "sum", {"attribute", "start"});
@@ -225,13 +239,26 @@ Value filter_sum(Context& ctx, const Value& self, Args& args) {
 
 Native find_sequence_filter(std::string_view name) {
   static const std::unordered_map<std::string_view, Native> kFilters = {
-      {"length", filter_length},         {"count", filter_length},           {"first", filter_first},
-      {"last", filter_last},             {"list", filter_list},              {"join", filter_join},
-      {"items", filter_items},           {"attr", filter_attr},              {"reverse", filter_reverse},
-      {"map", filter_map},               {"select", filter_select},          {"reject", filter_reject},
-      {"selectattr", filter_selectattr}, {"rejectattr", filter_rejectattr},  {"sort", filter_sort},
-      {"dictsort", filter_dictsort},     {"unique", filter_unique},          {"min", filter_min},
-      {"max", filter_max},               {"sum", filter_sum},
+      {"length", filter_length},
+      {"count", filter_length},
+      {"first", filter_first},
+      {"last", filter_last},
+      {"list", filter_list},
+      {"join", filter_join},
+      {"items", filter_items},
+      {"attr", filter_attr},
+      {"reverse", filter_reverse},
+      {"map", filter_map},
+      {"select", filter_select},
+      {"reject", filter_reject},
+      {"selectattr", filter_selectattr},
+      {"rejectattr", filter_rejectattr},
+      {"sort", filter_sort},
+      {"dictsort", filter_dictsort},
+      {"unique", filter_unique},
+      {"min", filter_min},
+      {"max", filter_max},
+      {"sum", filter_sum},
   };
   auto found = kFilters.find(name);
   return found == kFilters.end() ? nullptr : found->second;

@@ -28,8 +28,8 @@ void Str::append(std::string_view text, bool trusted) {
 
 void Str::append(const Str& other, size_t begin, size_t end) {
   end = std::min(end, other.size());
-  auto run = std::upper_bound(other.runs_.begin(), other.runs_.end(), begin,
-                              [](size_t p, const Run& r) { return p < r.end; });
+  auto run =
+      std::upper_bound(other.runs_.begin(), other.runs_.end(), begin, [](size_t p, const Run& r) { return p < r.end; });
   for (; begin < end; ++run) {
     size_t stop = std::min(end, run->end);
     append(std::string_view(other.text_).substr(begin, stop - begin), run->trusted);
@@ -98,21 +98,34 @@ bool is_space(char32_t c) {
          (c >= 0x2000 && c <= 0x200A) || c == 0x2028 || c == 0x2029 || c == 0x202F || c == 0x205F || c == 0x3000;
 }
 
-static utf8proc_category_t category(char32_t c) { return utf8proc_category(static_cast<utf8proc_int32_t>(c)); }
+static utf8proc_category_t category(char32_t c) {
+  return utf8proc_category(static_cast<utf8proc_int32_t>(c));
+}
 
 bool is_alpha(char32_t c) {
   auto k = category(c);
   return k == UTF8PROC_CATEGORY_LU || k == UTF8PROC_CATEGORY_LL || k == UTF8PROC_CATEGORY_LT ||
          k == UTF8PROC_CATEGORY_LM || k == UTF8PROC_CATEGORY_LO;
 }
-bool is_digit(char32_t c) { return category(c) == UTF8PROC_CATEGORY_ND; }
-bool is_upper(char32_t c) { return utf8proc_isupper(static_cast<utf8proc_int32_t>(c)) != 0; }
-bool is_lower(char32_t c) { return utf8proc_islower(static_cast<utf8proc_int32_t>(c)) != 0; }
+bool is_digit(char32_t c) {
+  return category(c) == UTF8PROC_CATEGORY_ND;
+}
+bool is_upper(char32_t c) {
+  return utf8proc_isupper(static_cast<utf8proc_int32_t>(c)) != 0;
+}
+bool is_lower(char32_t c) {
+  return utf8proc_islower(static_cast<utf8proc_int32_t>(c)) != 0;
+}
 
 bool is_printable(char32_t c) {
   switch (category(c)) {
-    case UTF8PROC_CATEGORY_CC: case UTF8PROC_CATEGORY_CF: case UTF8PROC_CATEGORY_CS: case UTF8PROC_CATEGORY_CO:
-    case UTF8PROC_CATEGORY_CN: case UTF8PROC_CATEGORY_ZL: case UTF8PROC_CATEGORY_ZP:
+    case UTF8PROC_CATEGORY_CC:
+    case UTF8PROC_CATEGORY_CF:
+    case UTF8PROC_CATEGORY_CS:
+    case UTF8PROC_CATEGORY_CO:
+    case UTF8PROC_CATEGORY_CN:
+    case UTF8PROC_CATEGORY_ZL:
+    case UTF8PROC_CATEGORY_ZP:
       return false;
     case UTF8PROC_CATEGORY_ZS:
       return c == ' ';
@@ -126,7 +139,8 @@ Str strip(const Str& s, const std::string* chars, bool left, bool right) {
   auto drop = [&](size_t pos, size_t n) {
     if (!chars) return is_space(char_at(text, pos));
     for (size_t i = 0; i < chars->size(); i += char_bytes(*chars, i))
-      if (std::string_view(*chars).substr(i, char_bytes(*chars, i)) == std::string_view(text).substr(pos, n)) return true;
+      if (std::string_view(*chars).substr(i, char_bytes(*chars, i)) == std::string_view(text).substr(pos, n))
+        return true;
     return false;
   };
   size_t begin = 0;
@@ -152,7 +166,7 @@ namespace {
 enum class Case { kKeep, kUpper, kTitle, kLower };
 
 std::string upper_of(char32_t c, bool title) {
-  static const char* const kLigatures[] = {"FF", "FI", "FL", "FFI", "FFL", "ST", "ST"};      // U+FB00..U+FB06
+  static const char* const kLigatures[] = {"FF", "FI", "FL", "FFI", "FFL", "ST", "ST"};  // U+FB00..U+FB06
   static const char* const kTitled[] = {"Ff", "Fi", "Fl", "Ffi", "Ffl", "St", "St"};
   if (c == 0xDF) return title ? "Ss" : "SS";
   if (c >= 0xFB00 && c <= 0xFB06) return (title ? kTitled : kLigatures)[c - 0xFB00];
@@ -160,8 +174,12 @@ std::string upper_of(char32_t c, bool title) {
   return encode_utf8(static_cast<char32_t>(title ? utf8proc_totitle(u) : utf8proc_toupper(u)));
 }
 
-bool is_mark(char32_t c) { return category(c) == UTF8PROC_CATEGORY_MN; }
-bool is_cased(char32_t c) { return is_upper(c) || is_lower(c); }
+bool is_mark(char32_t c) {
+  return category(c) == UTF8PROC_CATEGORY_MN;
+}
+bool is_cased(char32_t c) {
+  return is_upper(c) || is_lower(c);
+}
 
 // Python's rule: a capital sigma is final when a cased letter stands before it and none after it, marks ignored.
 bool cased_letter_follows(std::string_view text, size_t pos) {
@@ -212,7 +230,9 @@ Str to_capitalized(const Str& s) {
   return map_case(s, [](char32_t, size_t pos) { return pos == 0 ? Case::kTitle : Case::kLower; });
 }
 Str swap_case(const Str& s) {
-  return map_case(s, [](char32_t c, size_t) { return is_upper(c) ? Case::kLower : is_lower(c) ? Case::kUpper : Case::kKeep; });
+  return map_case(s, [](char32_t c, size_t) {
+    return is_upper(c) ? Case::kLower : is_lower(c) ? Case::kUpper : Case::kKeep;
+  });
 }
 Str title_words(const Str& s) {
   bool in_word = false;

@@ -1,6 +1,6 @@
-// Str: a byte string that remembers, for every byte, whether it came from the template or from the request. All text inside
-// the Jinja interpreter is Str, so slices, joins and filters keep the origin. Also: UTF-8 and Unicode as Python sees them.
-// Plain values, any thread. It must not know about templates or budgets.
+// Str: a byte string that remembers, for every byte, whether it came from the template or from the request. All text
+// inside the Jinja interpreter is Str, so slices, joins and filters keep the origin. Also: UTF-8 and Unicode as Python
+// sees them. Plain values, any thread. It must not know about templates or budgets.
 #pragma once
 
 #include <cstdint>
@@ -57,12 +57,13 @@ bool is_printable(char32_t c);
 // Python's str.strip: whitespace, or the characters of `chars` when it is not null.
 Str strip(const Str& s, const std::string* chars, bool left, bool right);
 
-// Case mapping; a changed character keeps the origin of the one it replaces. Full mappings of Unicode's SpecialCasing are
-// known for the sharp s, the Latin ligatures, dotted I and final sigma; the other characters use the simple mapping.
+// Case mapping; a changed character keeps the origin of the one it replaces. Full mappings of Unicode's SpecialCasing
+// are known for the sharp s, the Latin ligatures, dotted I and final sigma; the other characters use the simple
+// mapping.
 Str to_upper(const Str& s);
 Str to_lower(const Str& s);
 Str to_capitalized(const Str& s);  // first character upper, the rest lower
 Str swap_case(const Str& s);
-Str title_words(const Str& s);     // Python's str.title
+Str title_words(const Str& s);  // Python's str.title
 
 }  // namespace moectl::jinja

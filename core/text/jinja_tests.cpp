@@ -23,11 +23,21 @@ int64_t test_integer(const Value& v) {
   return integer_argument(v, "the tested value");
 }
 
-bool is_defined(const Value& v) { return !v.is_undefined(); }
-bool is_undefined(const Value& v) { return v.is_undefined(); }
-bool is_none(const Value& v) { return v.is_none(); }
-bool is_string(const Value& v) { return v.is_string(); }
-bool is_mapping(const Value& v) { return v.is_dict(); }
+bool is_defined(const Value& v) {
+  return !v.is_undefined();
+}
+bool is_undefined(const Value& v) {
+  return v.is_undefined();
+}
+bool is_none(const Value& v) {
+  return v.is_none();
+}
+bool is_string(const Value& v) {
+  return v.is_string();
+}
+bool is_mapping(const Value& v) {
+  return v.is_dict();
+}
 bool is_iterable(const Value& v) {
   return v.is_undefined() || v.is_string() || v.is_list() || v.is_dict() || v.is(Type::kLoop);
 }
@@ -35,15 +45,33 @@ bool is_sequence(const Value& v) {
   if (v.is_list()) return v.list().kind != Sequence::kView && v.list().kind != Sequence::kIterator;
   return v.is_undefined() || v.is_string() || v.is_dict();
 }
-bool is_number(const Value& v) { return v.is_number(); }
-bool is_integer(const Value& v) { return v.is(Type::kInt); }
-bool is_float(const Value& v) { return v.is(Type::kReal); }
-bool is_boolean(const Value& v) { return v.is(Type::kBool); }
-bool is_true(const Value& v) { return v.is(Type::kBool) && v.boolean(); }
-bool is_false(const Value& v) { return v.is(Type::kBool) && !v.boolean(); }
-bool is_even(const Value& v) { return test_integer(v) % 2 == 0; }
-bool is_odd(const Value& v) { return test_integer(v) % 2 != 0; }
-bool is_callable(const Value& v) { return v.is(Type::kCallable) || v.is_undefined(); }
+bool is_number(const Value& v) {
+  return v.is_number();
+}
+bool is_integer(const Value& v) {
+  return v.is(Type::kInt);
+}
+bool is_float(const Value& v) {
+  return v.is(Type::kReal);
+}
+bool is_boolean(const Value& v) {
+  return v.is(Type::kBool);
+}
+bool is_true(const Value& v) {
+  return v.is(Type::kBool) && v.boolean();
+}
+bool is_false(const Value& v) {
+  return v.is(Type::kBool) && !v.boolean();
+}
+bool is_even(const Value& v) {
+  return test_integer(v) % 2 == 0;
+}
+bool is_odd(const Value& v) {
+  return test_integer(v) % 2 != 0;
+}
+bool is_callable(const Value& v) {
+  return v.is(Type::kCallable) || v.is_undefined();
+}
 
 // All cased characters have one case, and there is one at least.
 Value has_case(Context& ctx, const Value& self, bool (*wanted)(char32_t), bool (*other)(char32_t)) {
@@ -71,14 +99,30 @@ const Value& other_of(const Args& args, std::string_view name) {
   if (!a[0]) fail(fmt::format("the test '{}' needs a value to compare with", name));
   return *a[0];
 }
-Value test_eq(Context& ctx, const Value& self, Args& args) { return Value(holds(ctx, "==", self, other_of(args, "=="))); }
-Value test_ne(Context& ctx, const Value& self, Args& args) { return Value(holds(ctx, "!=", self, other_of(args, "!="))); }
-Value test_lt(Context& ctx, const Value& self, Args& args) { return Value(holds(ctx, "<", self, other_of(args, "<"))); }
-Value test_le(Context& ctx, const Value& self, Args& args) { return Value(holds(ctx, "<=", self, other_of(args, "<="))); }
-Value test_gt(Context& ctx, const Value& self, Args& args) { return Value(holds(ctx, ">", self, other_of(args, ">"))); }
-Value test_ge(Context& ctx, const Value& self, Args& args) { return Value(holds(ctx, ">=", self, other_of(args, ">="))); }
-Value test_in(Context& ctx, const Value& self, Args& args) { return Value(holds(ctx, "in", self, other_of(args, "in"))); }
-Value test_sameas(Context&, const Value& self, Args& args) { return Value(self.same_object(other_of(args, "sameas"))); }
+Value test_eq(Context& ctx, const Value& self, Args& args) {
+  return Value(holds(ctx, "==", self, other_of(args, "==")));
+}
+Value test_ne(Context& ctx, const Value& self, Args& args) {
+  return Value(holds(ctx, "!=", self, other_of(args, "!=")));
+}
+Value test_lt(Context& ctx, const Value& self, Args& args) {
+  return Value(holds(ctx, "<", self, other_of(args, "<")));
+}
+Value test_le(Context& ctx, const Value& self, Args& args) {
+  return Value(holds(ctx, "<=", self, other_of(args, "<=")));
+}
+Value test_gt(Context& ctx, const Value& self, Args& args) {
+  return Value(holds(ctx, ">", self, other_of(args, ">")));
+}
+Value test_ge(Context& ctx, const Value& self, Args& args) {
+  return Value(holds(ctx, ">=", self, other_of(args, ">=")));
+}
+Value test_in(Context& ctx, const Value& self, Args& args) {
+  return Value(holds(ctx, "in", self, other_of(args, "in")));
+}
+Value test_sameas(Context&, const Value& self, Args& args) {
+  return Value(self.same_object(other_of(args, "sameas")));
+}
 Value test_divisibleby(Context& ctx, const Value& self, Args& args) {
   return Value(!truthy(arithmetic(ctx, "%", self, other_of(args, "divisibleby"))));
 }
@@ -95,19 +139,44 @@ Value test_test(Context&, const Value& self, Args& args) {
 
 Native find_test(std::string_view name) {
   static const std::unordered_map<std::string_view, Native> kTests = {
-      {"defined", plain<is_defined>},   {"undefined", plain<is_undefined>}, {"none", plain<is_none>},
-      {"string", plain<is_string>},     {"mapping", plain<is_mapping>},     {"iterable", plain<is_iterable>},
-      {"sequence", plain<is_sequence>}, {"number", plain<is_number>},       {"integer", plain<is_integer>},
-      {"float", plain<is_float>},       {"boolean", plain<is_boolean>},     {"true", plain<is_true>},
-      {"false", plain<is_false>},       {"even", plain<is_even>},           {"odd", plain<is_odd>},
-      {"callable", plain<is_callable>}, {"lower", test_lower},              {"upper", test_upper},
-      {"eq", test_eq},                  {"==", test_eq},                    {"equalto", test_eq},
-      {"ne", test_ne},                  {"!=", test_ne},                    {"lt", test_lt},
-      {"<", test_lt},                   {"lessthan", test_lt},              {"le", test_le},
-      {"<=", test_le},                  {"gt", test_gt},                    {">", test_gt},
-      {"greaterthan", test_gt},         {"ge", test_ge},                    {">=", test_ge},
-      {"in", test_in},                  {"sameas", test_sameas},            {"divisibleby", test_divisibleby},
-      {"filter", test_filter},          {"test", test_test},
+      {"defined", plain<is_defined>},
+      {"undefined", plain<is_undefined>},
+      {"none", plain<is_none>},
+      {"string", plain<is_string>},
+      {"mapping", plain<is_mapping>},
+      {"iterable", plain<is_iterable>},
+      {"sequence", plain<is_sequence>},
+      {"number", plain<is_number>},
+      {"integer", plain<is_integer>},
+      {"float", plain<is_float>},
+      {"boolean", plain<is_boolean>},
+      {"true", plain<is_true>},
+      {"false", plain<is_false>},
+      {"even", plain<is_even>},
+      {"odd", plain<is_odd>},
+      {"callable", plain<is_callable>},
+      {"lower", test_lower},
+      {"upper", test_upper},
+      {"eq", test_eq},
+      {"==", test_eq},
+      {"equalto", test_eq},
+      {"ne", test_ne},
+      {"!=", test_ne},
+      {"lt", test_lt},
+      {"<", test_lt},
+      {"lessthan", test_lt},
+      {"le", test_le},
+      {"<=", test_le},
+      {"gt", test_gt},
+      {">", test_gt},
+      {"greaterthan", test_gt},
+      {"ge", test_ge},
+      {">=", test_ge},
+      {"in", test_in},
+      {"sameas", test_sameas},
+      {"divisibleby", test_divisibleby},
+      {"filter", test_filter},
+      {"test", test_test},
   };
   auto found = kTests.find(name);
   return found == kTests.end() ? nullptr : found->second;

@@ -12,9 +12,13 @@ namespace moectl::jinja {
 
 using Type = Value::Type;
 
-void fail(std::string message) { throw Error(Code::kInvalidArgument, std::move(message)); }
+void fail(std::string message) {
+  throw Error(Code::kInvalidArgument, std::move(message));
+}
 
-void Context::out_of_steps() { fail("the template needs too many steps (loop iterations and bytes handled)"); }
+void Context::out_of_steps() {
+  fail("the template needs too many steps (loop iterations and bytes handled)");
+}
 void Context::string_too_long(size_t n) {
   fail(fmt::format("a string of {} bytes is over the limit of {} bytes", n, max_bytes_));
 }
@@ -28,28 +32,44 @@ Value Value::undefined(std::string reason) {
 bool Value::same_object(const Value& other) const {
   if (type() != other.type()) return false;
   switch (type()) {
-    case Type::kUndefined: return false;
-    case Type::kNone: return true;
-    case Type::kBool: return boolean() == other.boolean();
-    case Type::kInt: return integer() == other.integer();
-    case Type::kReal: return real() == other.real();
-    case Type::kString: return &str() == &other.str();
-    case Type::kList: return &list() == &other.list();
-    case Type::kDict: return &dict() == &other.dict();
-    case Type::kNamespace: return &ns() == &other.ns();
-    case Type::kLoop: return &loop() == &other.loop();
-    case Type::kCallable: return &callable() == &other.callable();
+    case Type::kUndefined:
+      return false;
+    case Type::kNone:
+      return true;
+    case Type::kBool:
+      return boolean() == other.boolean();
+    case Type::kInt:
+      return integer() == other.integer();
+    case Type::kReal:
+      return real() == other.real();
+    case Type::kString:
+      return &str() == &other.str();
+    case Type::kList:
+      return &list() == &other.list();
+    case Type::kDict:
+      return &dict() == &other.dict();
+    case Type::kNamespace:
+      return &ns() == &other.ns();
+    case Type::kLoop:
+      return &loop() == &other.loop();
+    case Type::kCallable:
+      return &callable() == &other.callable();
   }
   return false;
 }
 
 static int depth_of(const Value& v) {
   switch (v.type()) {
-    case Type::kList: return v.list().depth;
-    case Type::kDict: return v.dict().depth;
-    case Type::kLoop: return v.loop().items->depth + 1;
-    case Type::kCallable: return depth_of(v.callable().self) + 1;
-    default: return 0;
+    case Type::kList:
+      return v.list().depth;
+    case Type::kDict:
+      return v.dict().depth;
+    case Type::kLoop:
+      return v.loop().items->depth + 1;
+    case Type::kCallable:
+      return depth_of(v.callable().self) + 1;
+    default:
+      return 0;
   }
 }
 
@@ -84,40 +104,65 @@ Value make_dict(Context& ctx, std::vector<std::pair<Value, Value>> entries) {
 
 const char* type_name(const Value& v) {
   switch (v.type()) {
-    case Type::kUndefined: return "Undefined";
-    case Type::kNone: return "NoneType";
-    case Type::kBool: return "bool";
-    case Type::kInt: return "int";
-    case Type::kReal: return "float";
-    case Type::kString: return "str";
+    case Type::kUndefined:
+      return "Undefined";
+    case Type::kNone:
+      return "NoneType";
+    case Type::kBool:
+      return "bool";
+    case Type::kInt:
+      return "int";
+    case Type::kReal:
+      return "float";
+    case Type::kString:
+      return "str";
     case Type::kList:
       switch (v.list().kind) {
-        case Sequence::kList: return "list";
-        case Sequence::kTuple: return "tuple";
-        case Sequence::kRange: return "range";
-        case Sequence::kView: return "dict_view";
-        case Sequence::kIterator: return "generator";
+        case Sequence::kList:
+          return "list";
+        case Sequence::kTuple:
+          return "tuple";
+        case Sequence::kRange:
+          return "range";
+        case Sequence::kView:
+          return "dict_view";
+        case Sequence::kIterator:
+          return "generator";
       }
       return "list";
-    case Type::kDict: return "dict";
-    case Type::kNamespace: return "Namespace";
-    case Type::kLoop: return "LoopContext";
-    case Type::kCallable: return v.callable().macro ? "Macro" : "function";
+    case Type::kDict:
+      return "dict";
+    case Type::kNamespace:
+      return "Namespace";
+    case Type::kLoop:
+      return "LoopContext";
+    case Type::kCallable:
+      return v.callable().macro ? "Macro" : "function";
   }
   return "object";
 }
 
 bool truthy(const Value& v) {
   switch (v.type()) {
-    case Type::kUndefined: case Type::kNone: return false;
-    case Type::kBool: return v.boolean();
-    case Type::kInt: return v.integer() != 0;
-    case Type::kReal: return v.real() != 0;
-    case Type::kString: return !v.str().empty();
-    case Type::kList: return v.list().kind == Sequence::kIterator || !v.list().items.empty();
-    case Type::kDict: return !v.dict().entries.empty();
-    case Type::kLoop: return true;
-    default: return true;
+    case Type::kUndefined:
+    case Type::kNone:
+      return false;
+    case Type::kBool:
+      return v.boolean();
+    case Type::kInt:
+      return v.integer() != 0;
+    case Type::kReal:
+      return v.real() != 0;
+    case Type::kString:
+      return !v.str().empty();
+    case Type::kList:
+      return v.list().kind == Sequence::kIterator || !v.list().items.empty();
+    case Type::kDict:
+      return !v.dict().entries.empty();
+    case Type::kLoop:
+      return true;
+    default:
+      return true;
   }
 }
 
@@ -129,7 +174,8 @@ bool equals(Context& ctx, const Value& a, const Value& b) {
   }
   if (a.type() != b.type()) return false;
   switch (a.type()) {
-    case Type::kUndefined: return true;
+    case Type::kUndefined:
+      return true;
     case Type::kString:
       if (a.text().size() != b.text().size()) return false;
       ctx.bytes(a.text().size());
@@ -152,7 +198,8 @@ bool equals(Context& ctx, const Value& a, const Value& b) {
       }
       return true;
     }
-    default: return a.same_object(b);
+    default:
+      return a.same_object(b);
   }
 }
 
@@ -252,14 +299,20 @@ ListPtr iterate(Context& ctx, const Value& v) {
 
 size_t length(Context& ctx, const Value& v) {
   switch (v.type()) {
-    case Type::kUndefined: return 0;
-    case Type::kString: ctx.bytes(v.text().size()); return count_chars(v.text());
-    case Type::kDict: return v.dict().entries.size();
-    case Type::kLoop: return v.loop().items->items.size();
+    case Type::kUndefined:
+      return 0;
+    case Type::kString:
+      ctx.bytes(v.text().size());
+      return count_chars(v.text());
+    case Type::kDict:
+      return v.dict().entries.size();
+    case Type::kLoop:
+      return v.loop().items->items.size();
     case Type::kList:
       if (v.list().kind != Sequence::kIterator) return v.list().items.size();
       [[fallthrough]];
-    default: fail(fmt::format("object of type '{}' has no len()", type_name(v)));
+    default:
+      fail(fmt::format("object of type '{}' has no len()", type_name(v)));
   }
 }
 
@@ -310,7 +363,9 @@ void append_string_repr(Context& ctx, const Str& s, Str& out) {
       out.append(s, pos, pos + n);
     } else {
       auto u = static_cast<uint32_t>(c);
-      out.append(u < 0x100 ? fmt::format("\\x{:02x}", u) : u < 0x10000 ? fmt::format("\\u{:04x}", u) : fmt::format("\\U{:08x}", u),
+      out.append(u < 0x100     ? fmt::format("\\x{:02x}", u)
+                 : u < 0x10000 ? fmt::format("\\u{:04x}", u)
+                               : fmt::format("\\U{:08x}", u),
                  trusted);
     }
   }
@@ -335,13 +390,27 @@ void append_repr(Context& ctx, const Value& v, Str& out) {
   ctx.step();
   ctx.check_size(out.size());
   switch (v.type()) {
-    case Type::kUndefined: out.append("Undefined", false); break;
-    case Type::kNone: out.append("None", false); break;
-    case Type::kBool: out.append(v.boolean() ? "True" : "False", false); break;
-    case Type::kInt: out.append(fmt::format("{}", v.integer()), false); break;
-    case Type::kReal: out.append(format_real(v.real()), false); break;
-    case Type::kString: append_string_repr(ctx, v.str(), out); break;
-    case Type::kList: append_list_repr(ctx, v.list(), out); break;
+    case Type::kUndefined:
+      out.append("Undefined", false);
+      break;
+    case Type::kNone:
+      out.append("None", false);
+      break;
+    case Type::kBool:
+      out.append(v.boolean() ? "True" : "False", false);
+      break;
+    case Type::kInt:
+      out.append(fmt::format("{}", v.integer()), false);
+      break;
+    case Type::kReal:
+      out.append(format_real(v.real()), false);
+      break;
+    case Type::kString:
+      append_string_repr(ctx, v.str(), out);
+      break;
+    case Type::kList:
+      append_list_repr(ctx, v.list(), out);
+      break;
     case Type::kDict: {
       out.append("{", false);
       bool first = true;
@@ -355,7 +424,8 @@ void append_repr(Context& ctx, const Value& v, Str& out) {
       out.append("}", false);
       break;
     }
-    default: fail(fmt::format("a {} cannot be printed", type_name(v)));
+    default:
+      fail(fmt::format("a {} cannot be printed", type_name(v)));
   }
 }
 

@@ -1,6 +1,7 @@
 // Values of the Jinja interpreter, and the Context that bounds one rendering. Values are immutable and shared, except
-// namespaces, loops and joiners, which only the rendering thread touches. Containers know how deep they nest, so every walk
-// over a value is bounded. Failures are Error{kInvalidArgument} without a place; ChatTemplate adds the template's line.
+// namespaces, loops and joiners, which only the rendering thread touches. Containers know how deep they nest, so every
+// walk over a value is bounded. Failures are Error{kInvalidArgument} without a place; ChatTemplate adds the template's
+// line.
 #pragma once
 
 #include <cstdint>
@@ -146,8 +147,8 @@ struct Args {
 using Native = Value (*)(Context&, const Value& self, Args& args);
 
 struct Callable {
-  std::string name;             // for messages
-  Native native = nullptr;      // a global function or a bound method (self is its object)
+  std::string name;         // for messages
+  Native native = nullptr;  // a global function or a bound method (self is its object)
   Value self;
   const Stmt* macro = nullptr;  // or a macro
   bool stateful = false;        // joiner: called with itself as `self`
@@ -169,8 +170,8 @@ const Value* find(Context& ctx, const Dict& dict, std::string_view key);
 ListPtr iterate(Context& ctx, const Value& v);
 size_t length(Context& ctx, const Value& v);
 
-// str(v) and repr(v) of Python. Text of numbers, booleans and None and the punctuation of containers is untrusted: it may be
-// the request's, and no control token needs it.
+// str(v) and repr(v) of Python. Text of numbers, booleans and None and the punctuation of containers is untrusted: it
+// may be the request's, and no control token needs it.
 Str to_str(Context& ctx, const Value& v);
 std::string format_real(double d);
 
