@@ -25,7 +25,7 @@ inline F32x16 load_weight(const std::byte* p) {
 
 // acc[r][t] = x[r] . W[tile0 + t], R rows and T tiles in registers.
 template <DType D, int R, int T>
-inline void gemm_block(const PackedMatrix& w, int64_t tile0, const float* const* x, F32x16 (&acc)[R][T]) {
+[[gnu::noinline]] void gemm_block(const PackedMatrix& w, int64_t tile0, const float* const* x, F32x16 (&acc)[R][T]) {
   constexpr int kStep = 16 * dtype_bytes(D);
   const std::byte* tiles[T];
   for (int t = 0; t < T; ++t) tiles[t] = w.tile(tile0 + t);
@@ -85,8 +85,14 @@ inline void gemm_strip(const PackedMatrix& w, int64_t tile_begin, int64_t tile_e
                        Sink&& sink) {
   int64_t row = 0;
   for (; row + 6 <= num_rows; row += 6) gemm_rows<D, 6, 4>(w, tile_begin, tile_end, x, row, sink);
-  for (; row + 2 <= num_rows; row += 2) gemm_rows<D, 2, 4>(w, tile_begin, tile_end, x, row, sink);
-  for (; row < num_rows; ++row) gemm_rows<D, 1, 8>(w, tile_begin, tile_end, x, row, sink);
+  switch (num_rows - row) {
+    case 5: return gemm_rows<D, 5, 4>(w, tile_begin, tile_end, x, row, sink);
+    case 4: return gemm_rows<D, 4, 4>(w, tile_begin, tile_end, x, row, sink);
+    case 3: return gemm_rows<D, 3, 4>(w, tile_begin, tile_end, x, row, sink);
+    case 2: return gemm_rows<D, 2, 4>(w, tile_begin, tile_end, x, row, sink);
+    case 1: return gemm_rows<D, 1, 8>(w, tile_begin, tile_end, x, row, sink);
+    default: return;
+  }
 }
 
 // Many rows: a strip of tiles is widened to f32 once and stays in cache while all rows pass over it. The numbers that enter the
