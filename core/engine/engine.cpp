@@ -12,11 +12,8 @@
 
 #include "core/base/check.h"
 #include "core/base/log.h"
-#include "core/engine/engine_setup.h"
 #include "core/engine/rank_worker.h"
 #include "core/engine/scheduler.h"
-#include "core/model/inspect.h"
-#include "core/model/weights.h"
 
 namespace moectl {
 namespace {
@@ -212,12 +209,13 @@ void EngineImpl::step() {
 
 // Decision 8: a failed step ends the instance. Everything in flight ends with an error; nothing new is taken.
 void EngineImpl::fail(const std::string& reason) {
-  log::error("the engine failed: {}", reason);
+  bool first = false;
   {
     std::lock_guard lock(mutex_);
-    if (!stats_.failed) stats_.failure = reason;
-    stats_.failed = true;
+    first = !std::exchange(stats_.failed, true);
+    if (first) stats_.failure = reason;
   }
+  if (first) log::error("the engine failed: {}", reason);
   end_everything(FinishReason::kError, "the engine failed: " + reason);
 }
 
@@ -268,53 +266,11 @@ void EngineImpl::publish(bool progressed) {
   working_ = working;
 }
 
-// ------------------------------------------------------------------------------------------------ loading
-
-// Throws kBadData for end-of-sequence ids that are no tokens.
-std::vector<int32_t> eos_token_ids(const Config& config, const GenerationDefaults& defaults) {
-  std::vector<int32_t> ids = defaults.eos_token_ids.empty() ? config.eos_token_ids : defaults.eos_token_ids;
-  for (int32_t id : ids)
-    if (id < 0 || id >= config.vocab_size)
-      throw Error(Code::kBadData,
-                  fmt::format("eos_token_id {} of generation_config.json or config.json; ids are 0 .. {}", id,
-                              config.vocab_size - 1));
-  return ids;
-}
-
-int num_cores() {
-  return std::max(1, int(std::thread::hardware_concurrency()));
-}
-
 }  // namespace
 
-std::unique_ptr<Engine> Engine::create(EngineConfig config) {
-  const Config model = read_config(config.model_dir);
-  const EngineSetup setup =
-      plan_setup(config, model, eos_token_ids(model, read_generation_defaults(config.model_dir)), num_cores());
-  const Checkpoint checkpoint = Checkpoint::open(config.model_dir);
-
-  std::vector<RankSetup> ranks;
-  std::shared_ptr<const ModelWeights> weights;
-  for (auto& comm : make_local_communicators(config.ep_size)) {
-    auto ops = make_ops(setup.ops);
-    if (!weights) weights = load_weights(model, checkpoint, *ops, config.progress);
-    ranks.push_back({.weights = weights,
-                     .ops = std::move(ops),
-                     .comm = std::move(comm),
-                     .num_pages = setup.scheduler.num_pages,
-                     .limits = setup.limits,
-                     .eos_token_ids = setup.scheduler.eos_token_ids});
-  }
-  ModelInfo info{.architecture = model.model_type,
-                 .vocab_size = model.vocab_size,
-                 .max_model_len = setup.scheduler.max_model_len,
-                 .eos_token_ids = setup.scheduler.eos_token_ids,
-                 .num_params = inspect_checkpoint(config.model_dir).parameters.total,
-                 .weight_bytes = weight_bytes(*weights),
-                 .kv_bytes_per_token = setup.kv_bytes_per_token,
-                 .kv_pool_tokens = int64_t{setup.scheduler.num_pages} * kPageSize * config.ep_size,
-                 .numerics_id = ranks[0].ops->numerics_id() + "-kv-f32"};
-  return std::make_unique<EngineImpl>(std::move(info), model, setup.scheduler, std::move(ranks));
+std::unique_ptr<Engine> start_engine(ModelInfo info, Config config, SchedulerConfig scheduler,
+                                     std::vector<RankSetup> ranks) {
+  return std::make_unique<EngineImpl>(std::move(info), std::move(config), std::move(scheduler), std::move(ranks));
 }
 
 }  // namespace moectl

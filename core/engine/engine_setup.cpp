@@ -2,6 +2,11 @@
 
 #include <algorithm>
 #include <limits>
+#include <thread>
+
+#include "core/engine/rank_worker.h"
+#include "core/model/inspect.h"
+#include "core/model/weights.h"
 
 namespace moectl {
 namespace {
@@ -21,6 +26,17 @@ void check_parallelism(const EngineConfig& engine, const Config& model) {
   require(experts == 0 || experts % engine.ep_size == 0, "--ep-size {} does not divide the checkpoint's {} experts",
           engine.ep_size, experts);
   require(engine.num_threads >= 0, "--threads must be 0 (one a core) or more, not {}", engine.num_threads);
+}
+
+// Throws kBadData for end-of-sequence ids that are no tokens.
+std::vector<int32_t> eos_token_ids(const Config& config, const GenerationDefaults& defaults) {
+  std::vector<int32_t> ids = defaults.eos_token_ids.empty() ? config.eos_token_ids : defaults.eos_token_ids;
+  for (int32_t id : ids)
+    if (id < 0 || id >= config.vocab_size)
+      throw Error(Code::kBadData,
+                  fmt::format("eos_token_id {} of generation_config.json or config.json; ids are 0 .. {}", id,
+                              config.vocab_size - 1));
+  return ids;
 }
 
 }  // namespace
@@ -79,6 +95,36 @@ EngineSetup plan_setup(const EngineConfig& engine, const Config& model, std::vec
                .num_threads = threads_per_rank,
                .spin = threads_per_rank * engine.ep_size <= num_cores};
   return setup;
+}
+
+std::unique_ptr<Engine> Engine::create(EngineConfig config) {
+  const Config model = read_config(config.model_dir);
+  const EngineSetup setup = plan_setup(config, model, eos_token_ids(model, read_generation_defaults(config.model_dir)),
+                                       int(std::max(1u, std::thread::hardware_concurrency())));
+  const Checkpoint checkpoint = Checkpoint::open(config.model_dir);
+
+  std::vector<RankSetup> ranks;
+  std::shared_ptr<const ModelWeights> weights;
+  for (auto& comm : make_local_communicators(config.ep_size)) {
+    auto ops = make_ops(setup.ops);
+    if (!weights) weights = load_weights(model, checkpoint, *ops, config.progress);
+    ranks.push_back({.weights = weights,
+                     .ops = std::move(ops),
+                     .comm = std::move(comm),
+                     .num_pages = setup.scheduler.num_pages,
+                     .limits = setup.limits,
+                     .eos_token_ids = setup.scheduler.eos_token_ids});
+  }
+  ModelInfo info{.architecture = model.model_type,
+                 .vocab_size = model.vocab_size,
+                 .max_model_len = setup.scheduler.max_model_len,
+                 .eos_token_ids = setup.scheduler.eos_token_ids,
+                 .num_params = inspect_checkpoint(config.model_dir).parameters.total,
+                 .weight_bytes = weight_bytes(*weights),
+                 .kv_bytes_per_token = setup.kv_bytes_per_token,
+                 .kv_pool_tokens = int64_t{setup.scheduler.num_pages} * kPageSize * config.ep_size,
+                 .numerics_id = ranks[0].ops->numerics_id() + "-kv-f32"};
+  return start_engine(std::move(info), model, setup.scheduler, std::move(ranks));
 }
 
 }  // namespace moectl

@@ -1,5 +1,4 @@
-// From flags to numbers: checks an EngineConfig against a checkpoint's Config and this machine, and says what every
-// rank gets. Pure.
+// From flags to an engine: what an EngineConfig means for a checkpoint, checked (pure); Engine::create loads by it.
 #pragma once
 
 #include "core/engine/engine.h"

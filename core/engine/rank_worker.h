@@ -68,4 +68,8 @@ class RankWorker {
 // The model's rows for a plan. Pages of a sequence are a row of the page table.
 void make_batch(const RankPlan& plan, Batch& batch);
 
+// The engine over ranks that are ready to start (engine.cpp); Engine::create and tests of failing ranks use it.
+std::unique_ptr<Engine> start_engine(ModelInfo info, Config config, SchedulerConfig scheduler,
+                                     std::vector<RankSetup> ranks);
+
 }  // namespace moectl

@@ -91,56 +91,38 @@ TEST(Engine, TellsWhatItLoaded) {
 
 TEST(Engine, CancelInEveryPhaseReturnsThePages) {
   EngineConfig config = demo_config();
-  config.max_num_seqs = 1;
+  config.max_num_seqs = 2;
   config.max_num_batched_tokens = 16;
   config.enable_prefix_caching = false;
   auto engine = Engine::create(config);
   Client client(*engine);
-  GenerateRequest endless = greedy(long_prompt(200), 800);
-  endless.sampling.ignore_eos = true;
+  GenerateRequest endless = greedy(long_prompt(200), 800), first = endless;
+  endless.sampling.ignore_eos = first.sampling.ignore_eos = true;
+  first.prompt_ids.resize(10);
 
-  const size_t decoding = client.send(endless);
-  client.wait_for_tokens(decoding, 3);
-  const size_t queued = client.send(endless);
-  engine->cancel(client.handle(queued));
-  EXPECT_EQ(client.wait(queued).finish, FinishReason::kCancelled);
-  EXPECT_TRUE(client.wait(queued).ids.empty());
-  engine->cancel(client.handle(decoding));
-  const Answer cancelled = client.wait(decoding);
-  EXPECT_EQ(cancelled.finish, FinishReason::kCancelled);
-  EXPECT_GE(cancelled.ids.size(), 3u);
-  EXPECT_LT(cancelled.ids.size(), 800u);
-
-  const int64_t before = idle_stats(*engine).num_steps_total;
-  const size_t prefilling = client.send(endless);  // 13 chunks before its first token
-  while (engine->stats().num_steps_total < before + 2) std::this_thread::yield();
-  engine->cancel(client.handle(prefilling));
-  engine->cancel(client.handle(prefilling));
+  Gate gate;  // the engine stands still in the first request's sink after each of its tokens
+  const size_t decoding = client.send(first, [&](const Answer& a) {
+    if (a.finish == FinishReason::kNone) gate.arrive(int(a.ids.size()));
+  });
+  gate.wait_until_arrived(1);
+  const size_t prefilling = client.send(endless), queued = client.send(endless);
+  gate.open(2);
+  gate.wait_until_arrived(3);  // two steps: 30 of 200 prompt tokens computed
+  EXPECT_EQ(engine->stats().num_running, 2);
+  EXPECT_EQ(engine->stats().num_waiting, 1);
+  for (size_t i : {prefilling, queued, decoding, prefilling}) engine->cancel(client.handle(i));
   engine->cancel(123456);
-  EXPECT_EQ(client.wait(prefilling).finish, FinishReason::kCancelled);
+  gate.open(Gate::kAll);
+  for (size_t i : {prefilling, queued, decoding}) {
+    const Answer a = client.wait(i);
+    EXPECT_EQ(a.finish, FinishReason::kCancelled);
+    EXPECT_EQ(a.ids.size(), i == decoding ? 3u : 0u) << "within one step";
+  }
   const EngineStats s = idle_stats(*engine);
   EXPECT_EQ(s.kv_pages_used, 0);
   EXPECT_EQ(s.kv_pages_cached, 0);
   EXPECT_EQ(client.ask(greedy(golden_cases()[0].prompt_ids, 99)).ids, golden_cases()[0].output_ids)
       << "and it serves on";
-}
-
-TEST(Engine, CancelFromTheSinkEndsTheAnswerThere) {
-  auto engine = Engine::create(demo_config());
-  Client client(*engine);
-  GenerateRequest r = greedy(long_prompt(20), 500);
-  r.sampling.ignore_eos = true;
-  std::atomic<uint64_t> handle{0};
-  const size_t index = client.send(r, [&](const Answer& a) {
-    if (a.ids.size() >= 5) {
-      while (handle == 0) std::this_thread::yield();  // submit has returned by now or is about to
-      engine->cancel(handle);
-    }
-  });
-  handle = client.handle(index);
-  const Answer a = client.wait(index);
-  EXPECT_EQ(a.finish, FinishReason::kCancelled);
-  EXPECT_EQ(a.ids.size(), 5u) << "within one step";
 }
 
 TEST(Engine, ASinkThatThrowsLosesItsRequestOnly) {
@@ -275,11 +257,17 @@ TEST(Engine, DestructionCancelsWhatRuns) {
   Client client(*engine);
   GenerateRequest endless = greedy(long_prompt(20), 900);
   endless.sampling.ignore_eos = true;
-  const size_t running = client.send(endless), other = client.send(endless);
-  client.wait_for_tokens(running, 2);
+  Gate gate;
+  const size_t running = client.send(endless, [&](const Answer& a) {
+    if (a.finish == FinishReason::kNone) gate.arrive(int(a.ids.size()));
+  });
+  gate.wait_until_arrived(1);
+  const size_t unseen = client.send(endless);  // still in the inbox when the engine goes
+  std::thread opener([&] { gate.open(Gate::kAll); });
   engine.reset();
+  opener.join();
   EXPECT_EQ(client.wait(running).finish, FinishReason::kCancelled);
-  EXPECT_EQ(client.wait(other).finish, FinishReason::kCancelled);
+  EXPECT_EQ(client.wait(unseen).finish, FinishReason::kCancelled);
 }
 
 TEST(Engine, RefusesConfigurationsThatCannotWork) {

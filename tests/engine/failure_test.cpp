@@ -1,0 +1,153 @@
+// What the engine does when the arithmetic fails under it: a rank throws, a row is not a number, a step hangs.
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <limits>
+#include <thread>
+
+#include "core/base/error.h"
+#include "core/engine/engine_setup.h"
+#include "core/engine/rank_worker.h"
+#include "core/model/weights.h"
+#include "tests/engine/engine_client.h"
+
+namespace moectl::test {
+namespace {
+
+// Real operations; `after_linear` sees every matrix product and may spoil it, throw or wait.
+class TamperedOps final : public Ops {
+ public:
+  using Tamper = std::function<void(const LinearArgs&)>;
+  TamperedOps(std::unique_ptr<Ops> real, Tamper after_linear)
+      : real_(std::move(real)), after_linear_(std::move(after_linear)) {}
+  std::string numerics_id() const override { return real_->numerics_id(); }
+  Buffer alloc(int64_t n) override { return real_->alloc(n); }
+  void upload(void* device, const void* host, int64_t n) override { real_->upload(device, host, n); }
+  Weight pack(std::span<const MatrixSpec> batch) override { return real_->pack(batch); }
+  Weight pack_rows(const MatrixSpec& table) override { return real_->pack_rows(table); }
+  void embed(const EmbedArgs& a, Stream s) override { real_->embed(a, s); }
+  void rms_norm(const RmsNormArgs& a, Stream s) override { real_->rms_norm(a, s); }
+  void linear(const LinearArgs& a, Stream s) override {
+    real_->linear(a, s);
+    after_linear_(a);
+  }
+  void gather(const GatherArgs& a, Stream s) override { real_->gather(a, s); }
+  void rope_table(const RopeTableArgs& a, Stream s) override { real_->rope_table(a, s); }
+  void mla_query(const MlaQueryArgs& a, Stream s) override { real_->mla_query(a, s); }
+  void mla_cache_write(const MlaCacheWriteArgs& a, Stream s) override { real_->mla_cache_write(a, s); }
+  void mla_attention(const MlaAttentionArgs& a, Stream s) override { real_->mla_attention(a, s); }
+  void mla_output(const MlaOutputArgs& a, Stream s) override { real_->mla_output(a, s); }
+  void moe_gate(const MoeGateArgs& a, Stream s) override { real_->moe_gate(a, s); }
+  void moe_experts(const MoeExpertsArgs& a, Stream s) override { real_->moe_experts(a, s); }
+  void moe_combine(const MoeCombineArgs& a, Stream s) override { real_->moe_combine(a, s); }
+
+ private:
+  std::unique_ptr<Ops> real_;
+  Tamper after_linear_;
+};
+
+// The demo model over `ep_size` ranks, the last of which is tampered with.
+std::unique_ptr<Engine> tampered_engine(int ep_size, TamperedOps::Tamper tamper) {
+  EngineConfig flags = demo_config();
+  flags.ep_size = ep_size;
+  const Config config = read_config(flags.model_dir);
+  const EngineSetup setup = plan_setup(flags, config, config.eos_token_ids, 1);
+  const Checkpoint checkpoint = Checkpoint::open(flags.model_dir);
+  std::vector<RankSetup> ranks;
+  std::shared_ptr<const ModelWeights> weights;
+  for (auto& comm : make_local_communicators(ep_size)) {
+    auto ops = make_ops(setup.ops);
+    if (!weights) weights = load_weights(config, checkpoint, *ops);
+    if (comm->rank() == ep_size - 1) ops = std::make_unique<TamperedOps>(std::move(ops), tamper);
+    ranks.push_back({.weights = weights,
+                     .ops = std::move(ops),
+                     .comm = std::move(comm),
+                     .num_pages = setup.scheduler.num_pages,
+                     .limits = setup.limits,
+                     .eos_token_ids = setup.scheduler.eos_token_ids});
+  }
+  return start_engine({}, config, setup.scheduler, std::move(ranks));
+}
+
+bool is_head(const LinearArgs& a) {
+  return a.weight.n == 4096;
+}
+
+GenerateRequest endless() {
+  return {.prompt_ids = golden_cases()[0].prompt_ids,
+          .sampling = {.temperature = 0.0f, .max_tokens = 500, .ignore_eos = true}};
+}
+
+TEST(EngineFailure, ARankThatThrowsEndsTheInstance) {
+  for (int ep_size : {1, 2, 4}) {
+    Gate gate;
+    std::atomic<int> steps{0};
+    auto engine = tampered_engine(ep_size, [&](const LinearArgs& a) {
+      if (!is_head(a)) return;
+      gate.arrive(++steps);
+      if (steps == 6) throw std::runtime_error("the rank is on fire");
+    });
+    Client client(*engine);
+    std::vector<size_t> sent;
+    for (int i = 0; i < 5; ++i) sent.push_back(client.send(endless()));
+    gate.open(Gate::kAll);
+    for (size_t i : sent) {
+      const Answer a = client.wait(i);
+      EXPECT_EQ(a.finish, FinishReason::kError);
+      EXPECT_NE(a.error.find("on fire"), std::string::npos) << a.error << ": the cause, not a peer's complaint";
+      EXPECT_LE(a.ids.size(), 6u);
+      EXPECT_EQ(a.num_outputs_after_end, 0);
+    }
+    const EngineStats s = engine->stats();
+    EXPECT_TRUE(s.failed);
+    EXPECT_NE(s.failure.find("on fire"), std::string::npos) << s.failure;
+    try {
+      client.send(endless());
+      ADD_FAILURE() << "a failed engine took a request";
+    } catch (const Error& e) {
+      EXPECT_EQ(e.code(), Code::kUnavailable) << e.what();
+    }
+  }
+}
+
+TEST(EngineFailure, ARowThatIsNotANumberEndsItsRequestAlone) {
+  std::atomic<int> steps{0};
+  auto engine = tampered_engine(1, [&](const LinearArgs& a) {
+    if (is_head(a) && ++steps == 4 && a.out.dim(0) > 0) a.out(0, 17) = std::numeric_limits<float>::quiet_NaN();
+  });
+  Client client(*engine);
+  const Answer broken = client.ask(endless());
+  EXPECT_EQ(broken.finish, FinishReason::kError);
+  EXPECT_EQ(broken.ids.size(), 3u);
+  EXPECT_NE(broken.error.find("NaN"), std::string::npos) << broken.error;
+  GenerateRequest r = endless();
+  r.sampling.ignore_eos = false;
+  EXPECT_EQ(client.ask(r).ids, golden_cases()[0].output_ids);
+  EXPECT_FALSE(engine->stats().failed);
+}
+
+TEST(EngineFailure, AHangingStepShowsInTheStatistics) {
+  Gate gate;
+  std::atomic<int> steps{0};
+  auto engine = tampered_engine(1, [&](const LinearArgs& a) {
+    if (is_head(a)) gate.arrive(++steps);
+  });
+  EXPECT_EQ(engine->stats().seconds_since_progress, 0.0) << "idle";
+  Client client(*engine);
+  GenerateRequest r = endless();
+  r.sampling.max_tokens = 3;
+  const size_t sent = client.send(r);
+  gate.wait_until_arrived(1);
+  double before = engine->stats().seconds_since_progress;
+  for (int i = 0; i < 3; ++i) {
+    while (engine->stats().seconds_since_progress <= before) std::this_thread::yield();
+    before = engine->stats().seconds_since_progress;
+  }
+  EXPECT_GT(before, 0.0);
+  gate.open(Gate::kAll);
+  EXPECT_EQ(client.wait(sent).ids.size(), 3u);
+  while (engine->stats().seconds_since_progress != 0.0) std::this_thread::yield();  // ends: idle again
+}
+
+}  // namespace
+}  // namespace moectl::test
