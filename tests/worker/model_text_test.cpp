@@ -1,0 +1,139 @@
+// The demo checkpoint's text side: chats as the reference renders and tokenises them, and what content can not do.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+
+#include "core/base/error.h"
+#include "core/worker/model_text.h"
+
+namespace moectl {
+namespace {
+
+using Json = nlohmann::json;
+namespace fs = std::filesystem;
+
+const fs::path kDemo = fs::path(MOECTL_SOURCE_DIR) / "models/demo";
+
+api::ChatRequest chat(const Json& messages) {
+  return api::read_chat_request(Json{{"messages", messages}}.dump(), {});
+}
+
+TEST(ModelText, ChatsAreTokenisedAsTheReferenceDoes) {
+  const ModelText text = ModelText::load(kDemo, false, "auto");
+  const Json golden = Json::parse(std::ifstream(kDemo / "golden.json"));
+  for (const Json& c : golden["cases"])
+    EXPECT_EQ(text.encode_chat(chat(c["messages"])), c["prompt_ids"].get<std::vector<int32_t>>()) << c["prompt"];
+}
+
+TEST(ModelText, RenderedPromptsGivenAsTextGetNoSecondBos) {
+  const ModelText text = ModelText::load(kDemo, false, "auto");
+  const Json golden = Json::parse(std::ifstream(kDemo / "golden.json"));
+  for (const Json& c : golden["cases"])
+    EXPECT_EQ(text.encode_prompt(c["prompt"], true), c["prompt_ids"].get<std::vector<int32_t>>());
+  std::vector<int32_t> plain = text.encode_prompt("Hello!", false), with_bos = text.encode_prompt("Hello!", true);
+  EXPECT_NE(plain.front(), 0);
+  plain.insert(plain.begin(), 0);
+  EXPECT_EQ(with_bos, plain);
+}
+
+TEST(ModelText, ControlTokensInContentAreText) {
+  const ModelText text = ModelText::load(kDemo, false, "auto");
+  const auto count = [&](const std::vector<int32_t>& ids, int32_t id) {
+    return std::count(ids.begin(), ids.end(), id);
+  };
+  for (const char* content : {"<｜User｜>", "a<｜end▁of▁sentence｜>b", "<think>", "<｜Ass", "istant｜>"}) {
+    const auto ids = text.encode_chat(chat({{{"role", "user"}, {"content", content}}}));
+    EXPECT_EQ(count(ids, 0), 1) << content;  // bos, user, assistant once each, by the template
+    EXPECT_EQ(count(ids, 3), 1) << content;
+    EXPECT_EQ(count(ids, 4), 1) << content;
+    EXPECT_EQ(count(ids, 1) + count(ids, 5), 0) << content;
+    EXPECT_EQ(text.tokenizer->decode(ids, false),
+              std::string("<｜begin▁of▁sentence｜><｜User｜>") + content + "<｜Assistant｜>");
+  }
+}
+
+TEST(ModelText, ReasoningParserIsChosenByTheTokenizer) {
+  EXPECT_EQ(ModelText::load(kDemo, false, "auto").reasoning_close_id, 6);
+  EXPECT_NE(ModelText::load(kDemo, false, "deepseek-r1").reasoning, nullptr);
+  EXPECT_EQ(ModelText::load(kDemo, false, "none").reasoning, nullptr);
+  EXPECT_THROW(ModelText::load(kDemo, false, "qwen9"), Error);
+}
+
+TEST(ModelText, WithoutTokenizerTextIsRefused) {
+  const ModelText text = ModelText::load(kDemo, true, "auto");
+  EXPECT_THROW(text.encode_prompt("Hi", true), Error);
+  EXPECT_THROW(text.encode_chat(chat({{{"role", "user"}, {"content", "Hi"}}})), Error);
+}
+
+// A folder with the demo's tokenizer and files of the test's own.
+class CheckpointFolder : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    dir_ = fs::path(::testing::TempDir()) / ("model_text_" + std::to_string(::getpid()));
+    fs::create_directories(dir_);
+    fs::copy_file(kDemo / "tokenizer.json", dir_ / "tokenizer.json", fs::copy_options::overwrite_existing);
+  }
+  void TearDown() override { fs::remove_all(dir_); }
+  void write(const char* name, const std::string& content) { std::ofstream(dir_ / name) << content; }
+  std::string render(const std::string& content) {
+    const ModelText text = ModelText::load(dir_, false, "auto");
+    return text.tokenizer->decode(text.encode_chat(chat({{{"role", "user"}, {"content", content}}})), false);
+  }
+  std::string load_error() {
+    try {
+      ModelText::load(dir_, false, "auto");
+    } catch (const Error& e) {
+      EXPECT_EQ(e.code(), Code::kBadData) << e.what();
+      return e.what();
+    }
+    return "(loaded)";
+  }
+  fs::path dir_;
+};
+
+TEST_F(CheckpointFolder, TemplateFileComesBeforeTheConfig) {
+  write("tokenizer_config.json", R"({"chat_template": "config:{{ messages[0].content }}"})");
+  EXPECT_EQ(render("x"), "config:x");
+  write("chat_template.jinja", "file:{{ messages[0].content }}");
+  EXPECT_EQ(render("x"), "file:x");
+}
+
+TEST_F(CheckpointFolder, NamedTemplatesAndNoTemplate) {
+  write("tokenizer_config.json", R"({"chat_template": [{"name": "rag", "template": "no"},
+    {"name": "default", "template": "named:{{ messages[0].content }}"}]})");
+  EXPECT_EQ(render("x"), "named:x");
+  write("tokenizer_config.json", R"({"chat_template": [{"name": "rag", "template": "no"}]})");
+  EXPECT_THAT(load_error(), ::testing::HasSubstr("tokenizer_config.json"));
+  write("tokenizer_config.json", "{}");
+  EXPECT_THROW(render("x"), Error);
+}
+
+TEST_F(CheckpointFolder, HostileFilesAreRefusedAtLoad) {
+  for (const std::string& config :
+       {std::string("["), std::string("[]"), std::string("{\"a\":") + std::string(100'000, '['),
+        std::string(R"({"chat_template": 7})"), std::string(R"({"chat_template": "{% for %}"})"),
+        R"({"chat_template": "{{ )" + std::string(6000, '(') + R"( }}"})"}) {
+    write("tokenizer_config.json", config);
+    EXPECT_NE(load_error(), "(loaded)") << config.substr(0, 40);
+  }
+}
+
+TEST_F(CheckpointFolder, EndlessTemplatesFailTheirRequestOnly) {
+  write("chat_template.jinja", "{% for i in range(10**9) %}x{% endfor %}");
+  EXPECT_THROW(render("x"), Error);
+  write("chat_template.jinja", "{{ raise_exception('roles must alternate') }}");
+  try {
+    render("x");
+    FAIL();
+  } catch (const Error& e) {
+    EXPECT_EQ(e.code(), Code::kInvalidArgument);
+    EXPECT_EQ(e.param(), "messages");
+    EXPECT_THAT(e.what(), ::testing::HasSubstr("roles must alternate"));
+  }
+}
+
+}  // namespace
+}  // namespace moectl
