@@ -48,7 +48,9 @@ http::Response list_models(Instance& instance, const http::Request&) {
 }
 
 http::Response show_model(Instance& instance, const http::Request& request) {
-  const std::string_view name = std::string_view(request.path).substr(std::string_view("/v1/models/").size());
+  constexpr std::string_view kBefore = "/v1/models/";  // behind the EAS prefix, perhaps
+  const std::string_view path = request.path;
+  const std::string_view name = path.substr(path.find(kBefore) + kBefore.size());
   const std::string& served = instance.options.served_model_name;
   if (name.empty() || !instance.serves(name)) return error_response(api::model_not_found(name, served));
   return json_response(api::model_response(served, instance.started, instance.engine->info().max_model_len));
@@ -220,9 +222,9 @@ std::vector<Route> data_routes(Instance& instance) {
   routes.push_back({"GET", "/v1/models", when_ready(instance, false, immediate(list_models, instance))});
   routes.push_back({"POST", "/tokenize", when_ready(instance, false, pooled(tokenize, instance))});
   routes.push_back({"POST", "/detokenize", when_ready(instance, false, pooled(detokenize, instance))});
+  routes.push_back({"GET", "/v1/models/*", when_ready(instance, false, immediate(show_model, instance))});
   add_operations(instance, routes);
   http::Handler under_prefix = eas_prefix_handler(routes);
-  routes.push_back({"GET", "/v1/models/*", when_ready(instance, false, immediate(show_model, instance))});
   routes.push_back({"GET", "/api/predict/*", under_prefix});
   routes.push_back({"POST", "/api/predict/*", under_prefix});
   return routes;

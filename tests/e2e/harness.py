@@ -63,7 +63,7 @@ class Server:
     def logged(self):
         return Path(self.log.name).read_text()
 
-    def connect(self, base=None, timeout=60):
+    def connect(self, base=None, timeout=300):
         return http.client.HTTPConnection(urllib.parse.urlsplit(base or self.url).netloc, timeout=timeout)
 
     def request(self, method, path, body=None, headers=JSON, base=None):
@@ -98,7 +98,7 @@ class Server:
 
     def terminate(self, how=signal.SIGTERM):
         self.process.send_signal(how)
-        return self.process.wait(60)
+        return self.process.wait(300)
 
 
 def events(response):
