@@ -1,18 +1,37 @@
 // HTTP client for the router, the tools and tests: coroutines, keep-alive pool, streamed bodies, deadlines on every wait. One object a
-// process (or a tool); used from coroutines of any executor. Nothing from outside can make it allocate without bound.
+// process (or a tool); used from coroutines of any executor that runs one at a time (a strand, one thread). Nothing from outside can make
+// it allocate without bound. Connections over TLS are not kept for reuse.
 #pragma once
 
 #include <chrono>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 
 #include "core/http/async.h"
 #include "core/http/message.h"
 
 namespace moectl::http {
+
+// Ends what is under way: a send() that was given it throws Error{kCancelled}, and so does a pending read() of the response. Used on the
+// executor that sends.
+class Cancellation {
+ public:
+  void cancel() {
+    cancelled_ = true;
+    if (action_) std::exchange(action_, nullptr)();
+  }
+  bool cancelled() const { return cancelled_; }
+  void set_action(std::function<void()> action) { action_ = std::move(action); }  // the client's
+
+ private:
+  bool cancelled_ = false;
+  std::function<void()> action_;
+};
 
 struct ClientRequest {
   std::string method = "GET";
@@ -22,6 +41,7 @@ struct ClientRequest {
   std::chrono::milliseconds connect_timeout{2'000};
   std::chrono::milliseconds header_timeout{600'000};  // from the request sent to the response head
   std::chrono::milliseconds idle_timeout{60'000};     // between two pieces of the body
+  std::shared_ptr<Cancellation> cancellation;
 };
 
 // A response whose body is read piece by piece. Destroying it before the end closes the connection: the server sees the client gone.
@@ -57,7 +77,8 @@ class Client {
   virtual Task<std::unique_ptr<ClientResponse>> send(ClientRequest request) = 0;
 };
 
-// Runs a coroutine to its end on a private I/O thread; for tools and tests. Rethrows what it throws. `cancelled` (optional) is polled.
+// Runs a coroutine to its end on an I/O loop of its own, on the calling thread; for tools and tests. Rethrows what it throws. What it
+// spawned (spawn.h) and did not wait for ends with it.
 void run_blocking(Task<void> task);
 
 }  // namespace moectl::http

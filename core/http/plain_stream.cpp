@@ -15,6 +15,10 @@ class PlainStream final : public Stream {
   void read_some(std::span<char> into, ReadDone done) override {
     socket_.async_read_some(asio::buffer(into.data(), into.size()), std::move(done));
   }
+  Task<size_t> read_some(std::span<char> into, boost::system::error_code& ec) override {
+    co_return co_await socket_.async_read_some(asio::buffer(into.data(), into.size()),
+                                               asio::redirect_error(asio::use_awaitable, ec));
+  }
   size_t try_write(std::string_view data, boost::system::error_code& ec) override {
     size_t n = socket_.write_some(asio::buffer(data), ec);
     if (ec == asio::error::would_block || ec == asio::error::try_again || ec == asio::error::interrupted) ec = {};
@@ -30,6 +34,11 @@ class PlainStream final : public Stream {
   void close() override {
     boost::system::error_code ignored;
     socket_.close(ignored);
+  }
+  int release() override {
+    boost::system::error_code ec;
+    const int fd = socket_.release(ec);
+    return ec ? -1 : fd;
   }
 
  private:
