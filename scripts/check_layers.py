@@ -38,7 +38,7 @@ HOMES = [
     (r"prometheus/", r"core/base/metrics\."),
     (r"(pcre2|utf8proc)", r"core/text/"),
     (r"simdjson", r"core/api/.*\.cpp$"),
-    (r"openssl/", r"core/(http|comm)/|tests/(http|comm)/"),
+    (r"openssl/", r"core/(http|comm)/|core/base/hmac\.cpp$|tests/(http|comm)/"),
     (r"nlohmann/json_fwd\.hpp", r""),
     (r"nlohmann/", r".*\.cpp$"),
     (r"(gtest|gmock)/", r"tests/"),
