@@ -94,7 +94,11 @@ class Server:
         while not condition():
             if time.monotonic() > deadline:
                 raise AssertionError(f"not within {seconds} s: {what}\n{self.logged()}")
-            time.sleep(0.01)  # between two looks at another process; nothing is assumed to take this long
+            try:  # between two looks
+                self.process.wait(0.01)
+                raise AssertionError(f"the server ended before this: {what}\n{self.logged()}")
+            except subprocess.TimeoutExpired:
+                pass
 
     def terminate(self, how=signal.SIGTERM):
         self.process.send_signal(how)
