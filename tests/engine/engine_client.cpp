@@ -50,8 +50,8 @@ size_t Client::send(GenerateRequest request, std::function<void(const Answer&)> 
       a.error = output.error;
       a.num_cached_tokens = output.num_cached_tokens;
       copy = a;
+      changed_.notify_all();  // under the lock: who waits may destroy the client as soon as it can look
     }
-    changed_.notify_all();
     if (on_output) on_output(copy);
   });
   std::lock_guard lock(mutex_);
