@@ -38,11 +38,13 @@ float scale_at(const MatrixSpec& m, int64_t row, int64_t col) {
 }
 
 void check_no_f8_nan(const MatrixSpec& m) {
-  const auto* p = reinterpret_cast<const uint8_t*>(m.data);
-  for (int64_t i = 0; i < m.rows * m.cols; ++i)
-    if ((p[i] & 0x7f) == 0x7f)
-      throw Error(Code::kBadData, fmt::format("{}: element ({}, {}) is NaN; the file is damaged: download the checkpoint again",
-                                              m.name, i / m.cols, i % m.cols));
+  for (int64_t row = m.row_begin; row < m.row_begin + m.num_rows; ++row) {
+    const auto* p = reinterpret_cast<const uint8_t*>(m.data) + row * m.cols;
+    for (int64_t col = m.col_begin; col < m.col_begin + m.num_cols; ++col)
+      if ((p[col] & 0x7f) == 0x7f)
+        throw Error(Code::kBadData, fmt::format("{}: element ({}, {}) is NaN; the file is damaged: download the checkpoint again",
+                                                m.name, row, col));
+  }
 }
 
 // T: an unsigned integer as large as the matrix's elements.
@@ -106,8 +108,7 @@ Weight CpuOps::pack(std::span<const MatrixSpec> batch) {
     for (int64_t i = begin; i < end; ++i) {
       const MatrixSpec& m = batch[size_t(i)];
       PackedMatrix& p = weight->matrices[size_t(i)];
-      // A tensor of which rectangles are used is checked once, with the entry that holds its first element.
-      if (m.dtype == DType::kF8E4M3 && m.row_begin == 0 && m.col_begin == 0) check_no_f8_nan(m);
+      if (m.dtype == DType::kF8E4M3) check_no_f8_nan(m);
       auto *data = const_cast<std::byte*>(p.data);
       auto *s = const_cast<float*>(p.scales);
       switch (size) {
