@@ -30,7 +30,11 @@ int64_t arg_max(const float* v, int64_t n) {
   return best;
 }
 
-constexpr float kOut = -std::numeric_limits<float>::infinity();
+// Of an expert or group that is taken or out of the running. What runs is at least kLowest, NaN and -infinity too, so that a
+// token's experts are distinct whatever a checkpoint makes of the logits: the exchange has room for no more.
+constexpr float kOut = -std::numeric_limits<float>::infinity(), kLowest = std::numeric_limits<float>::lowest();
+
+float in_the_running(float v) { return v >= kLowest ? v : kLowest; }
 
 // Leaves only the experts of the best groups in the running.
 void keep_best_groups(const MoeGateArgs& a, float* choice, int64_t num_experts, float* group_score) {
@@ -45,7 +49,7 @@ void keep_best_groups(const MoeGateArgs& a, float* choice, int64_t num_experts, 
         second = choice[e];
       }
     }
-    group_score[g] = a.group_score_top2 && size > 1 ? best + second : best;
+    group_score[g] = in_the_running(a.group_score_top2 && size > 1 ? best + second : best);
   }
   for (int taken = 0; taken < a.num_topk_groups; ++taken) {
     int64_t g = arg_max(group_score, a.num_groups);
@@ -59,13 +63,15 @@ void keep_best_groups(const MoeGateArgs& a, float* choice, int64_t num_experts, 
 
 void CpuOps::moe_gate(const MoeGateArgs& a, Stream) {
   const int64_t num_experts = a.logits.dim(1), top_k = a.expert_idx.dim(1);
+  CHECK(top_k <= num_experts / a.num_groups * a.num_topk_groups, "{} experts a token of {} groups of {}", top_k, a.num_topk_groups,
+        num_experts / a.num_groups);
   pool_.parallel_for(a.logits.dim(0), kMinWorkPerThread / (num_experts * (top_k + 16)) + 1, [&](int64_t begin, int64_t end) {
     thread_local std::vector<float> scratch;
     scratch.resize(size_t(2 * num_experts + a.num_groups));
     float *scores = scratch.data(), *choice = scores + num_experts, *group_score = choice + num_experts;
     for (int64_t t = begin; t < end; ++t) {
       gate_scores(a.logits.row(t), num_experts, a.sigmoid, scores);
-      for (int64_t e = 0; e < num_experts; ++e) choice[e] = a.bias ? scores[e] + a.bias(e) : scores[e];
+      for (int64_t e = 0; e < num_experts; ++e) choice[e] = in_the_running(a.bias ? scores[e] + a.bias(e) : scores[e]);
       if (a.num_topk_groups < a.num_groups) keep_best_groups(a, choice, num_experts, group_score);
       float sum = 0.0f;
       for (int64_t j = 0; j < top_k; ++j) {
