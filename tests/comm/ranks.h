@@ -1,0 +1,34 @@
+// on_ranks: runs a body on one thread a rank of a fresh group and passes on the first exception.
+#pragma once
+
+#include <exception>
+#include <functional>
+#include <mutex>
+#include <thread>
+
+#include "core/comm/communicator.h"
+
+namespace moectl::test {
+
+inline void on_ranks(int size, const std::function<void(Communicator&)>& body) {
+  auto comms = make_local_communicators(size);
+  std::vector<std::thread> threads;
+  std::exception_ptr error;
+  std::mutex mutex;
+  for (auto& comm : comms)
+    threads.emplace_back([&] {
+      try {
+        body(*comm);
+      } catch (const std::exception& e) {
+        {
+          std::lock_guard lock(mutex);
+          if (!error) error = std::current_exception();
+        }
+        comm->abort(e.what());
+      }
+    });
+  for (auto& t : threads) t.join();
+  if (error) std::rethrow_exception(error);
+}
+
+}  // namespace moectl::test

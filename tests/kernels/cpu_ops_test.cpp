@@ -1,0 +1,68 @@
+// Memory, embeddings and row copies: everything here is exact.
+#include "tests/kernels/kernel_test.h"
+
+namespace moectl::test {
+namespace {
+
+MOECTL_KERNEL_SUITE(CpuOpsTest);
+
+TEST_P(CpuOpsTest, Embed) {
+  for (DType dtype : {DType::kF32, DType::kBF16, DType::kF16}) {
+    const Matrix m = random_matrix(dtype, 50, 37, 1);
+    const Weight table = ops().pack_rows(m.whole());
+    const std::vector<int32_t> ids = {0, 49, 7, 7, 1};
+    std::vector<float> out(ids.size() * 37, NAN);
+    ops().embed({View<const int32_t>(ids.data(), {5}), table, View<float>(out.data(), {5, 37})}, {});
+    for (size_t i = 0; i < ids.size(); ++i)
+      for (int64_t c = 0; c < 37; ++c) ASSERT_EQ(out[i * 37 + size_t(c)], float(element_value(m.whole(), ids[i], c)));
+    for (int32_t bad : {-1, 50}) {
+      EXPECT_THROW(ops().embed({View<const int32_t>(&bad, {1}), table, View<float>(out.data(), {1, 37})}, {}), Error)
+          << bad;
+    }
+  }
+}
+
+TEST_P(CpuOpsTest, Gather) {
+  const auto x = Random(2).floats(9 * 21);
+  const std::vector<int32_t> rows = {8, 0, 3, 3};
+  std::vector<float> out(4 * 21, NAN);
+  ops().gather(
+      {View<const float>(x.data(), {9, 21}), View<const int32_t>(rows.data(), {4}), View<float>(out.data(), {4, 21})},
+      {});
+  for (int64_t i = 0; i < 4; ++i) EXPECT_TRUE(same_bits(row_of(out, i, 21), row_of(x, rows[size_t(i)], 21)));
+}
+
+TEST_P(CpuOpsTest, AllocIsAlignedAndZero) {
+  for (int64_t num_bytes : {0, 1, 100, 1 << 20}) {
+    const Buffer b = ops().alloc(num_bytes);
+    EXPECT_EQ(reinterpret_cast<uintptr_t>(b.get()) % 64, 0u);
+    for (int64_t i = 0; i < num_bytes; ++i) ASSERT_EQ(b.get()[i], std::byte{0});
+  }
+  const int64_t half_the_address_space = int64_t{1} << 62;
+  try {
+    ops().alloc(half_the_address_space);
+    ADD_FAILURE() << "allocated 2^62 bytes";
+  } catch (const Error& e) {
+    EXPECT_EQ(e.code(), Code::kResourceExhausted);
+  }
+  EXPECT_THROW(ops().alloc(-1), Error);
+}
+
+TEST_P(CpuOpsTest, NumericsIdNamesThePath) {
+  EXPECT_NE(ops().numerics_id().find(GetParam()), std::string::npos);
+}
+
+TEST(MakeOps, RefusesWhatItDoesNotKnow) {
+  const std::vector<OpsOptions> refused = {{.device = "tpu"}, {.device = "cuda"}, {.cpu_path = "sse"}};
+  for (const OpsOptions& options : refused) {
+    try {
+      make_ops(options);
+      ADD_FAILURE() << options.device << ", " << options.cpu_path;
+    } catch (const Error& e) {
+      EXPECT_EQ(e.code(), Code::kBadConfig);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace moectl::test

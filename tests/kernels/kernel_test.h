@@ -1,0 +1,51 @@
+// KernelTest: runs each test once a CPU path, skipping a path that the machine lacks, and repeats an operation with
+// teams of several sizes. Owns nothing but the Ops under test.
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "kernels/ops.h"
+#include "tests/harness/compare.h"
+#include "tests/harness/generate.h"
+
+namespace moectl::test {
+
+class KernelTest : public testing::TestWithParam<std::string> {
+ protected:
+  void SetUp() override {
+    try {
+      ops_ = make_ops({.cpu_path = GetParam(), .num_threads = 1});
+    } catch (const Error& e) {
+      GTEST_SKIP() << e.what();
+    }
+  }
+  Ops& ops() { return *ops_; }
+
+  // compute(ops) -> vector<float> must give the same bits with every number of threads.
+  template <class Compute>
+  void expect_same_with_threads(Compute&& compute) {
+    const std::vector<float> expected = compute(ops());
+    for (int threads : {2, 3, 5}) {
+      auto many = make_ops({.cpu_path = GetParam(), .num_threads = threads, .spin = false});
+      ASSERT_TRUE(same_bits(compute(*many), expected)) << threads << " threads";
+    }
+  }
+
+ private:
+  std::unique_ptr<Ops> ops_;
+};
+
+inline std::vector<float> row_of(const std::vector<float>& v, int64_t row, int64_t size) {
+  return {v.begin() + row * size, v.begin() + (row + 1) * size};
+}
+
+}  // namespace moectl::test
+
+#define MOECTL_KERNEL_SUITE(Suite)                                              \
+  class Suite : public KernelTest {};                                           \
+  INSTANTIATE_TEST_SUITE_P(Paths, Suite, testing::Values("avx512", "portable"), \
+                           [](const auto& path) { return path.param; })

@@ -1,0 +1,75 @@
+#include "tests/kernels/kernel_test.h"
+
+namespace moectl::test {
+namespace {
+
+MOECTL_KERNEL_SUITE(MoeCombineTest);
+
+struct Problem {
+  int64_t tokens, top_k, size;
+  std::vector<float> rows, weight, shared;
+  std::vector<const float*> pointers;
+
+  Problem(int64_t tokens, int64_t top_k, int64_t size, bool with_shared) : tokens(tokens), top_k(top_k), size(size) {
+    Random random(uint64_t(tokens + 100 * top_k + size));
+    rows = random.floats(tokens * top_k * size);
+    weight = random.floats(tokens * top_k);
+    if (with_shared) shared = random.floats(tokens * size);
+    for (int64_t i = 0; i < tokens * top_k; ++i) pointers.push_back(rows.data() + i * size);
+    random.shuffle(pointers);
+  }
+  std::vector<float> run(Ops& ops, int64_t begin, int64_t end) const {
+    std::vector<float> out(size_t((end - begin) * size), NAN);
+    MoeCombineArgs args;
+    args.expert_rows = View<const float* const>(pointers.data() + begin * top_k, {end - begin, top_k});
+    args.expert_weight = View<const float>(weight.data() + begin * top_k, {end - begin, top_k});
+    if (!shared.empty()) args.shared = View<const float>(shared.data() + begin * size, {end - begin, size});
+    args.out = View<float>(out.data(), {end - begin, size});
+    ops.moe_combine(args, {});
+    return out;
+  }
+};
+
+TEST_P(MoeCombineTest, AgainstReference) {
+  for (bool with_shared : {false, true})
+    for (int64_t top_k : {1, 2, 8})
+      for (int64_t size : {1, 17, 64, 130}) {
+        const Problem p(5, top_k, size, with_shared);
+        std::vector<Bounded> expected;
+        for (int64_t t = 0; t < p.tokens; ++t)
+          for (int64_t i = 0; i < size; ++i) {
+            DotReference dot;
+            for (int64_t j = 0; j < top_k; ++j)
+              dot.add(double(p.weight[size_t(t * top_k + j)]), double(p.pointers[size_t(t * top_k + j)][i]));
+            if (with_shared) dot.add(1.0, double(p.shared[size_t(t * size + i)]));
+            expected.push_back(dot.result());
+          }
+        EXPECT_TRUE(close(p.run(ops(), 0, p.tokens), expected, {p.tokens, size}));
+      }
+}
+
+// 2^24 + 1 - 2^24 depends on the order: the slots are added as they come, the shared expert last.
+TEST_P(MoeCombineTest, OrderOfSlots) {
+  const float big = 0x1p24f, one = 1.0f, minus = -0x1p24f, weights[3] = {1, 1, 1}, shared = 1.0f;
+  for (auto [rows, expected] :
+       {std::pair<std::array<const float*, 3>, float>{{&big, &minus, &one}, 2.0f}, {{&big, &one, &minus}, 1.0f}}) {
+    float out = NAN;
+    MoeCombineArgs args;
+    args.expert_rows = View<const float* const>(rows.data(), {1, 3});
+    args.expert_weight = View<const float>(weights, {1, 3});
+    args.shared = View<const float>(&shared, {1, 1});
+    args.out = View<float>(&out, {1, 1});
+    ops().moe_combine(args, {});
+    EXPECT_EQ(out, expected);
+  }
+}
+
+TEST_P(MoeCombineTest, CompanyAndThreads) {
+  const Problem p(90, 8, 200, true);
+  const std::vector<float> all = p.run(ops(), 0, p.tokens);
+  for (int64_t t : {0, 1, 50, 89}) EXPECT_TRUE(same_bits(p.run(ops(), t, t + 1), row_of(all, t, p.size)));
+  expect_same_with_threads([&](Ops& o) { return p.run(o, 0, p.tokens); });
+}
+
+}  // namespace
+}  // namespace moectl::test

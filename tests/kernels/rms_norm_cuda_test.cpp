@@ -1,0 +1,121 @@
+// The CUDA RMSNorm against the CPU backend's definition. Skipped, with the reason, in builds without CUDA and on
+// machines without a GPU; the binary itself starts anywhere.
+#include "tests/kernels/kernel_test.h"
+
+#if defined(MOECTL_HAVE_CUDA)
+#include "kernels/cuda/check.h"
+#include "kernels/cuda/rms_norm.h"
+#endif
+
+namespace moectl::test {
+namespace {
+
+#if !defined(MOECTL_HAVE_CUDA)
+
+TEST(RmsNormCudaTest, Shapes) {
+  GTEST_SKIP() << "this build has no CUDA backend: configure with -DMOECTL_CUDA=ON";
+}
+
+#else
+
+class RmsNormCudaTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    int count = 0;
+    const cudaError_t status = cudaGetDeviceCount(&count);
+    if (status != cudaSuccess || count == 0)
+      GTEST_SKIP() << "no GPU to run on: "
+                   << (status == cudaSuccess ? "the driver lists none" : cudaGetErrorString(status));
+    cudaDeviceProp device;
+    CUDA_CHECK(cudaGetDeviceProperties(&device, 0));
+    if (device.major != 9 || device.minor != 0)
+      GTEST_SKIP() << device.name << " has compute capability " << device.major << "." << device.minor
+                   << "; the kernels are compiled for 9.0";
+  }
+};
+
+struct DeviceFloats {
+  explicit DeviceFloats(const std::vector<float>& host) : size(host.size()) {
+    CUDA_CHECK(cudaMalloc(&data, size * sizeof(float)));
+    CUDA_CHECK(cudaMemcpy(data, host.data(), size * sizeof(float), cudaMemcpyHostToDevice));
+  }
+  DeviceFloats(const DeviceFloats&) = delete;
+  DeviceFloats& operator=(const DeviceFloats&) = delete;
+  ~DeviceFloats() { cudaFree(data); }
+  std::vector<float> host() const {
+    std::vector<float> v(size);
+    CUDA_CHECK(cudaMemcpy(v.data(), data, size * sizeof(float), cudaMemcpyDeviceToHost));
+    return v;
+  }
+  float* data = nullptr;
+  size_t size;
+};
+
+struct Result {
+  std::vector<float> out, residual;
+};
+
+Result rms_norm(const std::vector<float>& x, const std::vector<float>& residual, const std::vector<float>& weight,
+                bool in_place) {
+  const int64_t size = int64_t(weight.size()), rows = int64_t(x.size()) / size;
+  DeviceFloats dx(x), dr(residual), dw(weight), dout(std::vector<float>(x.size(), NAN));
+  RmsNormArgs args;
+  args.x = View<const float>(dx.data, {rows, size});
+  if (!residual.empty()) args.residual = View<float>(dr.data, {rows, size});
+  args.weight = View<const float>(dw.data, {size});
+  args.out = View<float>(in_place ? dx.data : dout.data, {rows, size});
+  cuda::rms_norm(args, {});
+  CUDA_CHECK(cudaDeviceSynchronize());
+  return {in_place ? dx.host() : dout.host(), dr.host()};
+}
+
+TEST_F(RmsNormCudaTest, Shapes) {
+  for (int64_t size : {1, 7, 31, 33, 255, 256, 257, 1000, 7168})
+    for (int64_t rows : {1, 2, 300})
+      for (bool with_residual : {false, true}) {
+        SCOPED_TRACE(fmt::format("[{}, {}], residual {}", rows, size, with_residual));
+        Random random(uint64_t(size * 1000 + rows));
+        const auto x = random.floats(rows * size, 3.0f), weight = random.floats(size);
+        auto sum = x;
+        std::vector<float> residual;
+        if (with_residual) {
+          residual = random.floats(rows * size, 2.0f);
+          for (size_t i = 0; i < x.size(); ++i) sum[i] = residual[i] + x[i];
+        }
+        std::vector<Bounded> expected;
+        for (int64_t row = 0; row < rows; ++row) {
+          double squares = 0;
+          for (int64_t i = 0; i < size; ++i) squares += std::pow(double(sum[size_t(row * size + i)]), 2);
+          const double inv = 1.0 / std::sqrt(squares / double(size) + double(RmsNormArgs{}.eps));
+          for (int64_t i = 0; i < size; ++i) {
+            const double v = double(sum[size_t(row * size + i)]) * inv * double(weight[size_t(i)]);
+            expected.push_back({v, std::abs(v) * (dot_tolerance(size, 1.0) / 2 + 5 * unit_roundoff(DType::kF32))});
+          }
+        }
+        const Result r = rms_norm(x, residual, weight, false);
+        ASSERT_TRUE(close(r.out, expected, {rows, size}));
+        if (with_residual) {
+          ASSERT_TRUE(same_bits(r.residual, sum));
+        }
+        ASSERT_TRUE(same_bits(rms_norm(x, residual, weight, true).out, r.out)) << "in place";
+        ASSERT_TRUE(same_bits(rms_norm(row_of(x, rows - 1, size),
+                                       with_residual ? row_of(residual, rows - 1, size) : residual, weight, false)
+                                  .out,
+                              row_of(r.out, rows - 1, size)))
+            << "the last row alone";
+      }
+}
+
+TEST_F(RmsNormCudaTest, WrongSizesAreRefused) {
+  float* none = nullptr;
+  RmsNormArgs args;
+  args.x = View<const float>(none, {2, 8});
+  args.weight = View<const float>(none, {7});
+  args.out = View<float>(none, {2, 8});
+  EXPECT_THROW(cuda::rms_norm(args, {}), Error);
+}
+
+#endif
+
+}  // namespace
+}  // namespace moectl::test
