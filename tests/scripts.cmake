@@ -16,11 +16,11 @@ if(TARGET moectl)
   moectl_script(check_files ${PYTHON3} scripts/check_files.py)
   moectl_script(check_format scripts/format --check)
   moectl_script(check_docs moectl docgen --check)
-  moectl_script(check_man bash -c
-                "command -v mandoc >/dev/null || { echo 'skipped: mandoc is not installed'; exit 77; }; mandoc -T lint -W warning man/*.1")
-  moectl_script(check_shell bash -c
-                "command -v shellcheck >/dev/null || { echo 'skipped: shellcheck is not installed'; exit 77; }; \
-shellcheck scripts/install-deps scripts/build scripts/python-env scripts/test scripts/demo scripts/format .ci/run completions/moectl.bash")
+  file(GLOB man_pages CONFIGURE_DEPENDS man/*.1)
+  moectl_script(check_man bash tests/scripts/if_installed.sh mandoc -T lint -W warning ${man_pages})
+  moectl_script(check_shell bash tests/scripts/if_installed.sh shellcheck scripts/install-deps scripts/build scripts/python-env
+                scripts/test scripts/demo scripts/format .ci/run completions/moectl.bash tests/scripts/demo_test.sh
+                tests/scripts/if_installed.sh)
   foreach(shell bash zsh fish)
     moectl_script(completions_${shell} ${PYTHON3} tests/scripts/completions_test.py ${shell})
   endforeach()
@@ -36,8 +36,6 @@ shellcheck scripts/install-deps scripts/build scripts/python-env scripts/test sc
   file(GLOB scripts CONFIGURE_DEPENDS tests/e2e/*_test.py)
   foreach(script ${scripts})
     get_filename_component(name ${script} NAME_WE)
-    moectl_script(e2e_${name} bash -c
-                  "[[ -x $0/venv/bin/python ]] || { echo 'skipped: run scripts/python-env for the Python packages'; exit 77; }; exec $0/venv/bin/python $1"
-                  ${CMAKE_BINARY_DIR} ${script})
+    moectl_script(e2e_${name} bash tests/scripts/if_installed.sh ${CMAKE_BINARY_DIR}/venv/bin/python ${script})
   endforeach()
 endif()

@@ -70,7 +70,9 @@ class CommandLine(unittest.TestCase):
         self.assertEqual((text.returncode, text.stderr), (0, ""))
         report = moectl("inspect", DEMO, "--json")
         self.assertEqual((report.returncode, report.stderr), (0, ""))
-        json.loads(report.stdout)
+        # models/demo/README.md
+        self.assertEqual(json.loads(report.stdout)["parameters"]["total"], 25_377_216)
+        self.assertIn("25,377,216", text.stdout)
         self.assertEqual(moectl("inspect", MOECTL_MODEL=DEMO, MOECTL_JSON="1").stdout, report.stdout)
 
     def test_the_demo_is_found_from_any_directory(self):
