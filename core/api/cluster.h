@@ -31,8 +31,8 @@ std::optional<ClusterHeaders> verify_cluster_headers(const HeaderList& lower_cas
                                                      std::string_view secret, int64_t now_unix_ms);
 
 // ------------------------------------------------------------------------------------------------ worker -> router, in streams
-// ": moectl {"ids":[...],"pos":N}" before each event that carries text: ids of the new output tokens of choice `choice`, and the
-// sampler position after them. Only on requests with cluster headers; the router strips every comment line.
+// ": moectl {"choice":0,"ids":[...],"pos":N}", with the blank line that ends it, before each event that carries text: ids of the new
+// output tokens of choice `choice`, and the sampler position after them. Only on requests with cluster headers; the router strips every comment line.
 std::string token_comment(int choice, const std::vector<int32_t>& ids, int64_t position);
 
 // ------------------------------------------------------------------------------------------------ timeline

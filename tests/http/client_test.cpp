@@ -523,8 +523,10 @@ TEST(HostileServer, PostIsNeverSentTwice) {
 
 TEST(ClientCancel, WhileTheHeadIsAwaited) {
   std::promise<void> closed;
-  RawServer server([&closed](int fd) {
+  Channel<bool> arrived;
+  RawServer server([&closed, arrived](int fd) mutable {
     read_request(fd);
+    arrived.push(true);
     wait_for_close(fd);
     closed.set_value();
   });
@@ -532,12 +534,12 @@ TEST(ClientCancel, WhileTheHeadIsAwaited) {
   ClientRequest request = get(server.url());
   request.cancellation = std::make_shared<Cancellation>();
   auto sender = [](Client& c, ClientRequest r) -> Task<void> { co_await c.send(std::move(r)); };
-  auto canceller = [](std::shared_ptr<Cancellation> cancellation) -> Task<void> {
-    co_await sleep_for(milliseconds(20));
+  auto canceller = [](Channel<bool> seen, std::shared_ptr<Cancellation> cancellation) -> Task<void> {
+    co_await seen.pop();
     cancellation->cancel();
   };
   std::vector<Task<void>> tasks;
-  tasks.push_back(canceller(request.cancellation));
+  tasks.push_back(canceller(arrived, request.cancellation));
   tasks.push_back(sender(*client, std::move(request)));
   try {
     run_blocking(run_all(std::move(tasks)));
@@ -566,12 +568,12 @@ TEST(ClientCancel, AbortEndsAPendingRead) {
   auto task = [](Client& c, ClientRequest request) -> Task<void> {
     std::unique_ptr<ClientResponse> response = co_await c.send(std::move(request));
     auto aborter = [](ClientResponse& r) -> Task<void> {
-      co_await sleep_for(milliseconds(10));
       r.abort();
+      co_return;
     };
     auto reader = [](ClientResponse& r) -> Task<void> { co_await r.read(); };
     std::vector<Task<void>> both;
-    both.push_back(reader(*response));
+    both.push_back(reader(*response));  // starts first, and waits
     both.push_back(aborter(*response));
     co_await run_all(std::move(both));
   };
