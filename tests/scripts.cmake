@@ -38,4 +38,10 @@ if(TARGET moectl)
     get_filename_component(name ${script} NAME_WE)
     moectl_script(e2e_${name} bash tests/scripts/if_installed.sh ${CMAKE_BINARY_DIR}/venv/bin/python ${script})
   endforeach()
+
+  # References computed anew by the libraries themselves, beside the recorded ones that the unit tests read.
+  moectl_script(tokenizer_fuzz bash tests/scripts/if_installed.sh ${CMAKE_BINARY_DIR}/venv/bin/python
+                tests/text/tokenizer_fuzz.py $<TARGET_FILE:test_text> --count 4000 --seed 1)
+  moectl_script(chat_template_cases bash tests/scripts/if_installed.sh ${CMAKE_BINARY_DIR}/venv/bin/python
+                tests/text/make_chat_template_cases.py --check)
 endif()
