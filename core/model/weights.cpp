@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "core/base/check.h"
+#include "core/base/memory.h"
 
 namespace moectl {
 namespace {
@@ -14,6 +15,7 @@ class Loader {
       : config_(config), checkpoint_(checkpoint), ops_(ops), progress_(progress) {}
 
   std::shared_ptr<const ModelWeights> load() {
+    check_memory();
     out_ = std::make_shared<ModelWeights>();
     const int64_t hidden = config_.hidden_size, vocab = config_.vocab_size;
     out_->embed = table("model.embed_tokens.weight", vocab, hidden);
@@ -25,6 +27,16 @@ class Loader {
   }
 
  private:
+  // Before the first allocation: a checkpoint that cannot fit (or a sparse file that claims to be huge) is refused in words.
+  void check_memory() const {
+    const int64_t needed = checkpoint_.total_bytes(), available = available_memory_bytes();
+    if (needed > available)
+      throw Error(Code::kResourceExhausted,
+                  fmt::format("{}: the weights need {:.1f} GB of memory and {:.1f} GB are available; use a machine with more "
+                              "memory or a smaller checkpoint",
+                              checkpoint_.dir().string(), double(needed) / 1e9, double(available) / 1e9));
+  }
+
   // The matrix as it lies in the file, with its block scales when it is FP8.
   MatrixSpec spec(const std::string& name, int64_t rows, int64_t cols) {
     const TensorInfo& t = checkpoint_.get(name, std::array{rows, cols});
