@@ -78,7 +78,7 @@ void DecodeService::load(EngineConfig config) {
   instance_.defaults = read_generation_defaults(dir);
   instance_.engine = Engine::create(std::move(config));
   malloc_trim(0);  // what loading needed and freed goes back to the system
-  instance_.phase = Phase::kReady;
+  instance_.phase = InstancePhase::kReady;
 }
 
 std::string DecodeService::url() const {
@@ -107,7 +107,7 @@ std::optional<std::string> DecodeService::failure() {
   if (!instance_.loaded()) return std::nullopt;
   const EngineStats stats = instance_.engine->stats();
   if (!stats.failed) return std::nullopt;
-  instance_.phase = Phase::kFailed;
+  instance_.phase = InstancePhase::kFailed;
   return stats.failure;
 }
 

@@ -98,7 +98,7 @@ http::Response liveness(Instance&, const http::Request&) {
 }
 
 http::Response readiness(Instance& instance, const http::Request& request) {
-  if (instance.phase == Phase::kDraining) return error_response(api::draining());
+  if (instance.phase == InstancePhase::kDraining) return error_response(api::draining());
   http::Response response = health(instance, request);
   if (response.status == 200) response.body = R"({"status":"ready"})";
   return response;
@@ -108,7 +108,7 @@ http::Response metrics(Instance& instance, const http::Request&) {
   http::Response response{.content_type = "text/plain; version=0.0.4; charset=utf-8"};
   if (instance.loaded()) {
     const EngineStats stats = instance.engine->stats();
-    response.body = instance.metrics.text(&stats, &instance.engine->info(), instance.phase == Phase::kReady);
+    response.body = instance.metrics.text(&stats, &instance.engine->info(), instance.phase == InstancePhase::kReady);
   } else {
     response.body = instance.metrics.text(nullptr, nullptr, false);
   }
@@ -128,15 +128,15 @@ http::Response load(Instance& instance, const http::Request&) {
                                      {"kv_pages_total", stats.kv_pages_total}}));
 }
 
-const char* name_of(Phase phase) {
+const char* name_of(InstancePhase phase) {
   switch (phase) {
-    case Phase::kLoading:
+    case InstancePhase::kLoading:
       return "loading";
-    case Phase::kReady:
+    case InstancePhase::kReady:
       return "ready";
-    case Phase::kDraining:
+    case InstancePhase::kDraining:
       return "draining";
-    case Phase::kFailed:
+    case InstancePhase::kFailed:
       return "failed";
   }
   return "failed";

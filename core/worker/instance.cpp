@@ -19,10 +19,10 @@ bool is_json(std::string_view content_type) {
 }
 
 std::optional<api::ApiError> refusal(const Instance& instance, bool generates, const http::Request& request) {
-  const Phase phase = instance.phase;
-  if (phase == Phase::kLoading) return api::loading();
-  if (generates && phase == Phase::kDraining) return api::draining();
-  if (generates && phase == Phase::kFailed)
+  const InstancePhase phase = instance.phase;
+  if (phase == InstancePhase::kLoading) return api::loading();
+  if (generates && phase == InstancePhase::kDraining) return api::draining();
+  if (generates && phase == InstancePhase::kFailed)
     return api::from_status(503, "The engine has failed; the server is going down");
   if (!request.body.empty() && !is_json(request.header("content-type")))
     return api::from_status(415, "Send the header `Content-Type: application/json`");
@@ -32,8 +32,8 @@ std::optional<api::ApiError> refusal(const Instance& instance, bool generates, c
 }  // namespace
 
 void start_draining(Instance& instance) {
-  Phase expected = Phase::kReady;
-  if (!instance.phase.compare_exchange_strong(expected, Phase::kDraining)) return;
+  InstancePhase expected = InstancePhase::kReady;
+  if (!instance.phase.compare_exchange_strong(expected, InstancePhase::kDraining)) return;
   log::info("draining: no new requests, {} in flight", instance.in_flight.load());
 }
 

@@ -32,11 +32,11 @@ struct ServiceOptions {
   bool skip_tokenizer_init = false;
 };
 
-enum class Phase { kLoading, kReady, kDraining, kFailed };
+enum class InstancePhase { kLoading, kReady, kDraining, kFailed };
 
 struct Instance {
   ServiceOptions options;
-  std::atomic<Phase> phase{Phase::kLoading};
+  std::atomic<InstancePhase> phase{InstancePhase::kLoading};
   std::atomic<int> in_flight{0};  // generation requests
   const int64_t started =
       std::chrono::duration_cast<std::chrono::seconds>(std::chrono::system_clock::now().time_since_epoch()).count();
@@ -48,7 +48,7 @@ struct Instance {
   GenerationDefaults defaults;
   std::unique_ptr<Engine> engine;
 
-  bool loaded() const { return phase != Phase::kLoading; }  // then engine is set
+  bool loaded() const { return phase != InstancePhase::kLoading; }  // then engine is set
   // Empty: whatever is served.
   bool serves(std::string_view model) const { return model.empty() || model == options.served_model_name; }
 };
