@@ -117,10 +117,6 @@ Json head_json(const AnswerHead& head, const char* object) {
   return {{"id", head.id}, {"object", object}, {"created", head.created}, {"model", head.model}};
 }
 
-std::string event(const Json& json) {
-  return "data: " + to_text(json) + "\n\n";
-}
-
 std::string chunk(const AnswerHead& head, const char* object, Json choice) {
   Json json = head_json(head, object);
   json["choices"] = Json::array({std::move(choice)});
