@@ -1,0 +1,64 @@
+// What all parts of one router share. Options are written before the servers start; everything else is safe from any
+// thread.
+#pragma once
+
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "core/api/errors.h"
+#include "core/http/client.h"
+#include "core/http/server.h"
+#include "router/dispatcher.h"
+#include "router/quarantine.h"
+#include "router/router_metrics.h"
+
+namespace moectl::router {
+
+struct RouterOptions {
+  std::string version;
+  std::string host = "127.0.0.1";
+  int port = 8080;                    // 0: the system picks one
+  int ops_port = -1;                  // operations and admin, always on loopback; -1: none
+  std::vector<std::string> api_keys;  // any is accepted; the first goes with the router's own probes. Never logged
+  std::string ssl_certfile, ssl_keyfile;
+  std::vector<std::string> prefill_urls, decode_urls;
+  std::string workers_file;  // instead of the two lists; read again when it changes
+  std::string cluster_secret;
+  DispatcherOptions dispatcher;
+  std::chrono::seconds queue_timeout{60};
+  int max_retries = 3;
+  // The content of the workers file. Throws Error{kBadData, kNotFound}.
+  std::function<std::vector<WorkerAddress>(const std::string& path)> read_workers_file;
+  std::chrono::milliseconds probe_interval{1000}, probe_timeout{2000};
+};
+
+struct RouterContext {
+  explicit RouterContext(RouterOptions o) : options(std::move(o)), dispatcher(options.dispatcher) {}
+
+  RouterOptions options;
+  Dispatcher dispatcher;
+  RouterMetrics metrics;
+  Quarantine quarantine;
+  std::unique_ptr<http::Client> client = http::Client::create();
+  WorkerPool pool{1};  // reads large bodies
+  std::string url;     // of the data port
+  std::atomic<int> in_flight{0};
+  std::atomic<bool> draining{false};
+  std::atomic<TimePoint::rep> last_probe_round{0};
+};
+
+http::Response error_response(const api::ApiError& error);
+inline http::Response json_response(std::string body) {
+  http::Response response;
+  response.body = std::move(body);
+  return response;
+}
+
+// "http://host:port" from what a user gives: the scheme may be missing, a slash may follow. Throws
+// Error{kInvalidArgument}.
+std::string worker_url(std::string_view text);
+
+}  // namespace moectl::router

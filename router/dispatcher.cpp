@@ -1,0 +1,297 @@
+#include "router/dispatcher.h"
+
+#include <algorithm>
+
+#include "core/base/error.h"
+
+namespace moectl::router {
+namespace {
+
+constexpr size_t kMaxPrefillWorkers = 3;
+
+PolicyWorker for_policy(const Worker& worker) {
+  return {worker.id, worker.load_requests(), worker.load_tokens()};
+}
+
+api::Candidate candidate(const Worker& worker, std::string why) {
+  return {worker.address.url, worker.load_tokens(), 0, false, std::move(why)};
+}
+
+}  // namespace
+
+Dispatcher::Dispatcher(DispatcherOptions options)
+    : options_(std::move(options)),
+      prefill_policy_(make_policy(options_.prefill_policy, options_.policy)),
+      decode_policy_(make_policy(options_.decode_policy, options_.policy)) {}
+
+// ------------------------------------------------------------------------------------------------ workers
+
+Worker* Dispatcher::find(int id) {
+  const auto it = std::find_if(workers_.begin(), workers_.end(), [&](const Worker& w) { return w.id == id; });
+  return it == workers_.end() ? nullptr : &*it;
+}
+
+void Dispatcher::set_workers(const std::vector<WorkerAddress>& addresses, TimePoint now) {
+  std::lock_guard lock(mutex_);
+  const auto policy_of = [&](Role role) {
+    return role == Role::kPrefill ? prefill_policy_.get() : decode_policy_.get();
+  };
+  std::erase_if(workers_, [&](const Worker& worker) {
+    if (std::find(addresses.begin(), addresses.end(), worker.address) != addresses.end()) return false;
+    policy_of(worker.address.role)->on_worker_removed(worker.id);
+    std::erase_if(bad_pairs_, [&](const auto& pair) { return pair.first == worker.id || pair.second == worker.id; });
+    return true;
+  });
+  for (const WorkerAddress& address : addresses) {
+    if (std::any_of(workers_.begin(), workers_.end(), [&](const Worker& w) { return w.address == address; })) continue;
+    Worker& worker = workers_.emplace_back();
+    worker.id = next_id_++;
+    worker.address = address;
+    policy_of(address.role)->on_worker_added(worker.id);
+  }
+  serve_waiting(now);
+}
+
+std::vector<std::pair<int, WorkerAddress>> Dispatcher::workers() const {
+  std::lock_guard lock(mutex_);
+  std::vector<std::pair<int, WorkerAddress>> result;
+  for (const Worker& worker : workers_) result.emplace_back(worker.id, worker.address);
+  return result;
+}
+
+bool Dispatcher::has_worker(int id) const {
+  std::lock_guard lock(mutex_);
+  return std::any_of(workers_.begin(), workers_.end(), [&](const Worker& w) { return w.id == id; });
+}
+
+std::vector<std::string> Dispatcher::on_probe(int id, const ProbeResult& probe, TimePoint now) {
+  std::lock_guard lock(mutex_);
+  std::vector<std::string> lines;
+  Worker* worker = find(id);
+  if (!worker) return lines;
+  const WorkerState before = worker->state;
+  const std::string hash_before = worker->report.model_hash;
+  apply_probe(*worker, probe);
+  if (worker->state != before)
+    lines.push_back(fmt::format("{} worker {} is {}{}", name_of(worker->address.role), worker->address.url,
+                                name_of(worker->state), worker->reason.empty() ? "" : ": " + worker->reason));
+  // Another model under the old address: what was known of its cache is void.
+  if (!hash_before.empty() && worker->report.model_hash != hash_before)
+    (worker->address.role == Role::kPrefill ? prefill_policy_ : decode_policy_)->on_worker_removed(id);
+  if (worker->state == WorkerState::kReady) log_pairs(*worker, lines);
+  serve_waiting(now);
+  return lines;
+}
+
+void Dispatcher::log_pairs(const Worker& changed, std::vector<std::string>& lines) {
+  for (const Worker& other : workers_) {
+    if (other.address.role == changed.address.role || other.state != WorkerState::kReady) continue;
+    const Worker& prefill = changed.address.role == Role::kPrefill ? changed : other;
+    const Worker& decode = changed.address.role == Role::kPrefill ? other : changed;
+    const std::string problem = pair_problem(prefill, decode);
+    const std::pair key(prefill.id, decode.id);
+    if (problem.empty()) {
+      bad_pairs_.erase(key);
+    } else if (bad_pairs_.insert(key).second) {
+      lines.push_back(fmt::format("prefill worker {} cannot serve decode worker {}: {}", prefill.address.url,
+                                  decode.address.url, problem));
+    }
+  }
+}
+
+std::string Dispatcher::why_not(const Worker& worker, TimePoint now) const {
+  if (worker.state != WorkerState::kReady) {
+    const std::string state(name_of(worker.state));
+    return worker.reason.empty() || worker.reason == state ? state : state + ": " + worker.reason;
+  }
+  if (!worker.breaker.allows(now, worker.in_flight)) return "circuit breaker open: too many requests failed on it";
+  return "";
+}
+
+// ------------------------------------------------------------------------------------------------ routing
+
+std::variant<Assignment, RouteRefusal, std::monostate> Dispatcher::pick(const RouteRequest& request, TimePoint now) {
+  Assignment assignment;
+  std::vector<Worker*> eligible;
+  bool any_full = false, any_of_model = false;
+  std::string served;
+  for (Worker& worker : workers_) {
+    if (worker.address.role != Role::kDecode) continue;
+    std::string problem = why_not(worker, now);
+    if (problem.empty()) served = worker.report.model;
+    if (problem.empty() && !request.model.empty() && worker.report.model != request.model) {
+      problem = "serves another model";
+    } else if (problem.empty()) {
+      any_of_model = true;
+      if (request.tried.contains(worker.id)) {
+        problem = "failed this request already";
+      } else if (options_.max_requests_per_worker > 0 && worker.in_flight >= options_.max_requests_per_worker) {
+        problem = fmt::format("full: {} requests", worker.in_flight);
+        any_full = true;
+      }
+    }
+    if (problem.empty()) eligible.push_back(&worker);
+    assignment.decode_candidates.push_back(candidate(worker, std::move(problem)));
+  }
+  if (!eligible.empty()) return assign(request, std::move(eligible), std::move(assignment), now);
+  if (any_full) return std::monostate{};
+  if (!served.empty() && !any_of_model) return RouteRefusal{RefusalKind::kUnknownModel, served};
+  std::string reasons;
+  for (const api::Candidate& c : assignment.decode_candidates)
+    reasons += fmt::format("{}{} is {}", reasons.empty() ? "" : "; ", c.worker, c.why);
+  return RouteRefusal{RefusalKind::kNoWorker, reasons.empty() ? "no decode worker is configured" : reasons};
+}
+
+Assignment Dispatcher::assign(const RouteRequest& request, std::vector<Worker*> eligible, Assignment assignment,
+                              TimePoint now) {
+  std::vector<PolicyWorker> workers;
+  for (const Worker* worker : eligible) workers.push_back(for_policy(*worker));
+  const Choice choice = decode_policy_->choose(workers, request.prompt);
+  Worker& decode = *eligible[choice.index];
+  for (api::Candidate& c : assignment.decode_candidates) {
+    const auto same = [&](const Worker* w) { return w->address.url == c.worker; };
+    const auto it = std::find_if(eligible.begin(), eligible.end(), same);
+    if (it == eligible.end()) continue;
+    c.cached_blocks = decode_policy_->cached_blocks((*it)->id, request.prompt);
+    c.chosen = *it == &decode;
+    if (c.chosen) c.why = choice.why;
+  }
+  decode_policy_->on_routed(decode.id, request.prompt);
+  assignment.decode = decode.id;
+  assignment.decode_url = decode.address.url;
+  assignment.tokens = request.tokens;
+  assignment.why = choice.why;
+  ++decode.in_flight;
+  decode.tokens += request.tokens;
+  choose_prefill(request, decode, assignment, now);
+  return assignment;
+}
+
+void Dispatcher::choose_prefill(const RouteRequest& request, const Worker& decode, Assignment& assignment,
+                                TimePoint now) {
+  std::vector<Worker*> eligible;
+  for (Worker& worker : workers_) {
+    if (worker.address.role != Role::kPrefill) continue;
+    std::string problem = why_not(worker, now);
+    if (problem.empty()) problem = pair_problem(worker, decode);
+    if (problem.empty()) eligible.push_back(&worker);
+    assignment.prefill_candidates.push_back(candidate(worker, std::move(problem)));
+    if (assignment.prefill_candidates.back().why.empty())
+      assignment.prefill_candidates.back().cached_blocks = prefill_policy_->cached_blocks(worker.id, request.prompt);
+  }
+  while (!eligible.empty() && assignment.prefill_endpoints.size() < kMaxPrefillWorkers) {
+    std::vector<PolicyWorker> workers;
+    for (const Worker* worker : eligible) workers.push_back(for_policy(*worker));
+    const Choice choice = prefill_policy_->choose(workers, request.prompt);
+    Worker& worker = *eligible[choice.index];
+    const bool first = assignment.prefill_endpoints.empty();
+    assignment.prefill_endpoints.push_back(worker.report.kv_endpoint);
+    assignment.prefill_urls.push_back(worker.address.url);
+    for (api::Candidate& c : assignment.prefill_candidates) {
+      if (c.worker != worker.address.url) continue;
+      c.chosen = first;
+      c.why = first ? choice.why : fmt::format("number {} if others fail", assignment.prefill_endpoints.size());
+    }
+    if (first) {
+      assignment.prefill = worker.id;
+      ++worker.in_flight;
+      worker.tokens += request.tokens;
+      prefill_policy_->on_routed(worker.id, request.prompt);
+    }
+    eligible.erase(eligible.begin() + ptrdiff_t(choice.index));
+  }
+}
+
+std::variant<Assignment, RouteRefusal, Ticket> Dispatcher::submit(RouteRequest request,
+                                                                  std::function<void(RouteResult)> decided,
+                                                                  TimePoint now) {
+  std::lock_guard lock(mutex_);
+  // Nobody overtakes those who wait, but one that was admitted before and lost its worker.
+  const bool may_go = waiting_.empty() || !request.tried.empty();
+  auto picked = may_go ? pick(request, now) : std::variant<Assignment, RouteRefusal, std::monostate>(std::monostate{});
+  if (auto* assignment = std::get_if<Assignment>(&picked)) return std::move(*assignment);
+  if (auto* refusal = std::get_if<RouteRefusal>(&picked)) return std::move(*refusal);
+  if (waiting_.size() >= options_.max_queue_size)
+    return RouteRefusal{RefusalKind::kQueueFull,
+                        fmt::format("{} requests are waiting already; try again later", waiting_.size())};
+  const Ticket ticket = next_ticket_++;
+  waiting_.push_back({ticket, std::move(request), std::move(decided)});
+  return ticket;
+}
+
+bool Dispatcher::withdraw(Ticket ticket) {
+  std::lock_guard lock(mutex_);
+  return std::erase_if(waiting_, [&](const Waiting& w) { return w.ticket == ticket; }) > 0;
+}
+
+void Dispatcher::serve_waiting(TimePoint now) {
+  while (!waiting_.empty()) {
+    auto picked = pick(waiting_.front().request, now);
+    if (std::holds_alternative<std::monostate>(picked)) return;
+    const auto decided = std::move(waiting_.front().decided);
+    waiting_.pop_front();
+    if (auto* assignment = std::get_if<Assignment>(&picked)) {
+      decided(std::move(*assignment));
+    } else {
+      decided(std::get<RouteRefusal>(std::move(picked)));
+    }
+  }
+}
+
+void Dispatcher::prefill_done(Assignment& assignment, TimePoint) {
+  std::lock_guard lock(mutex_);
+  if (Worker* worker = find(std::exchange(assignment.prefill, 0))) {
+    --worker->in_flight;
+    worker->tokens -= assignment.tokens;
+  }
+}
+
+void Dispatcher::finished(Assignment& assignment, Outcome outcome, bool refused, TimePoint now) {
+  std::lock_guard lock(mutex_);
+  if (Worker* prefill = find(std::exchange(assignment.prefill, 0))) {
+    --prefill->in_flight;
+    prefill->tokens -= assignment.tokens;
+  }
+  Worker* decode = find(std::exchange(assignment.decode, 0));
+  if (!decode) return;
+  --decode->in_flight;
+  decode->tokens -= assignment.tokens;
+  if (outcome == Outcome::kSuccess) decode->breaker.on_success(options_.breaker);
+  if (outcome == Outcome::kFailure) decode->breaker.on_failure(options_.breaker, now);
+  if (refused) {  // until the next probe
+    decode->state = WorkerState::kUnhealthy;
+    decode->reason = "connection refused";
+  }
+  serve_waiting(now);
+}
+
+// ------------------------------------------------------------------------------------------------ views
+
+std::vector<WorkerView> Dispatcher::view(TimePoint) const {
+  std::lock_guard lock(mutex_);
+  std::vector<WorkerView> result;
+  for (const Worker& w : workers_)
+    result.push_back({w.id, w.address, w.state, w.reason, w.breaker.is_open(), w.in_flight, w.load_requests(),
+                      w.load_tokens(), w.report});
+  return result;
+}
+
+size_t Dispatcher::num_waiting() const {
+  std::lock_guard lock(mutex_);
+  return waiting_.size();
+}
+
+int Dispatcher::num_ready(Role role, TimePoint now) const {
+  std::lock_guard lock(mutex_);
+  // A half-open breaker that is trying one request counts as ready.
+  return int(std::count_if(workers_.begin(), workers_.end(), [&](const Worker& w) {
+    return w.address.role == role && w.state == WorkerState::kReady && w.breaker.allows(now, 0);
+  }));
+}
+
+size_t Dispatcher::state_bytes() const {
+  std::lock_guard lock(mutex_);
+  return prefill_policy_->state_bytes() + decode_policy_->state_bytes();
+}
+
+}  // namespace moectl::router

@@ -1,0 +1,55 @@
+#include "router/flight.h"
+
+#include "core/base/log.h"
+
+namespace moectl::router {
+namespace {
+
+double seconds_between(TimePoint from, TimePoint to) {
+  return std::chrono::duration<double>(to - from).count();
+}
+
+}  // namespace
+
+Flight::Flight(RouterContext& c, const http::Request& r, std::string p)
+    : context(c), request(r), path(std::move(p)), traceparent(next_traceparent(r.header("traceparent"))) {
+  debug = !request.header(api::kDebugHeader).empty() && request.header(api::kDebugHeader) != "0";
+  ++context.in_flight;
+}
+
+Flight::~Flight() {
+  --context.in_flight;
+  const double seconds = seconds_between(start, Clock::now());
+  context.metrics.count_request(outcome, seconds);
+  if (overhead_seconds > 0) context.metrics.observe_overhead(overhead_seconds);
+  const std::string first =
+      first_event == TimePoint{} ? "" : fmt::format(" first {:.1f} ms", seconds_between(start, first_event) * 1e3);
+  log::info("{} {} {} {} {} attempts {} decode {} prefill [{}] why `{}` queue {:.1f} ms{} total {:.1f} ms{}{}",
+            request.id, request.method, path, status, name_of(outcome), attempt,
+            assignment.decode_url.empty() ? "-" : assignment.decode_url, fmt::join(assignment.prefill_urls, " "),
+            assignment.why, queue_seconds * 1e3, first, seconds * 1e3, problem.empty() ? "" : ": ", problem);
+}
+
+double Flight::since_start_ms() const {
+  return seconds_between(start, Clock::now()) * 1e3;
+}
+
+void Flight::stage(std::string name, TimePoint begin, TimePoint end, std::string detail) {
+  stages.push_back(
+      {std::move(name), seconds_between(start, begin) * 1e3, seconds_between(begin, end) * 1e3, std::move(detail)});
+}
+
+std::string Flight::timeline(const std::string& inner) const {
+  api::Timeline timeline;
+  timeline.role = "router";
+  timeline.worker = context.url;
+  timeline.request_id = request.id;
+  timeline.stages = stages;
+  timeline.decode_candidates = assignment.decode_candidates;
+  timeline.prefill_candidates = assignment.prefill_candidates;
+  if (first_event != TimePoint{}) timeline.ttft_ms = seconds_between(start, first_event) * 1e3;
+  timeline.inner_json = inner;
+  return api::to_json(timeline);
+}
+
+}  // namespace moectl::router

@@ -1,0 +1,76 @@
+// What the router knows of one worker, and the circuit breaker that keeps requests away from one that fails. Plain data
+// and pure functions; time is passed in.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <string>
+#include <string_view>
+
+#include "core/api/cluster.h"
+
+namespace moectl::router {
+
+using TimePoint = std::chrono::steady_clock::time_point;
+
+enum class Role { kPrefill, kDecode };
+enum class WorkerState { kUnknown, kReady, kDraining, kUnhealthy };
+std::string_view name_of(Role role);
+std::string_view name_of(WorkerState state);
+
+struct WorkerAddress {
+  Role role = Role::kDecode;
+  std::string url;  // "http://host:port", without a slash at its end
+  friend bool operator==(const WorkerAddress&, const WorkerAddress&) = default;
+};
+
+struct BreakerOptions {
+  int failure_threshold = 10;  // failures in a row that open it
+  int success_threshold = 3;   // successes in a row that close it again
+  std::chrono::seconds timeout{60};
+};
+
+// Closed: requests pass. Open: none for `timeout`. Then half open: one at a time, until enough succeeded or one failed.
+class Breaker {
+ public:
+  bool allows(TimePoint now, int in_flight) const;
+  void on_success(const BreakerOptions& options);
+  void on_failure(const BreakerOptions& options, TimePoint now);
+  bool is_open() const { return open_; }
+
+ private:
+  bool open_ = false;
+  TimePoint open_until_;
+  int failures_ = 0, successes_ = 0;  // in a row
+};
+
+struct Worker {
+  int id = 0;  // never reused
+  WorkerAddress address;
+  WorkerState state = WorkerState::kUnknown;
+  std::string reason = "not probed yet";  // why it is not ready
+  api::LoadReport report;                 // the last one
+  int failed_probes = 0;                  // in a row
+  Breaker breaker;
+  // What this router has on it now, and had when the last report came: reports are a second old.
+  int in_flight = 0, in_flight_at_report = 0;
+  int64_t tokens = 0, tokens_at_report = 0;
+
+  // Requests and tokens on the worker now, this router's own and others'.
+  double load_requests() const;
+  double load_tokens() const;
+};
+
+struct ProbeResult {
+  bool ok = false;
+  api::LoadReport report;  // when ok
+  bool refused = false;    // nobody listens there: believed at once
+  std::string error;       // when not ok
+};
+// The new state of the worker; a single probe without an answer is forgiven.
+void apply_probe(Worker& worker, const ProbeResult& probe);
+
+// Why this prefill worker cannot serve this decode worker; empty: it can. Both have reported.
+std::string pair_problem(const Worker& prefill, const Worker& decode);
+
+}  // namespace moectl::router

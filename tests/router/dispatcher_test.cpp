@@ -1,0 +1,414 @@
+// The dispatcher and what it is made of, with a time that the tests move: no socket, no thread, no wait.
+#include "router/dispatcher.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "core/base/error.h"
+#include "router/prefix_index.h"
+#include "router/quarantine.h"
+
+namespace moectl::router {
+namespace {
+
+using std::chrono::seconds;
+using testing::ElementsAre;
+using testing::HasSubstr;
+using testing::IsEmpty;
+
+const TimePoint kStart = TimePoint{} + std::chrono::hours(1);
+
+ProbeResult ready(Role role, std::string model = "demo", std::string hash = "h1", std::string numerics = "n1") {
+  ProbeResult probe;
+  probe.ok = true;
+  probe.report.role = name_of(role);
+  probe.report.state = "ready";
+  probe.report.model = std::move(model);
+  probe.report.model_hash = std::move(hash);
+  probe.report.numerics_id = std::move(numerics);
+  return probe;
+}
+ProbeResult prefill_at(std::string endpoint, std::string hash = "h1", std::string numerics = "n1") {
+  ProbeResult probe = ready(Role::kPrefill, "demo", std::move(hash), std::move(numerics));
+  probe.report.kv_endpoint = std::move(endpoint);
+  return probe;
+}
+ProbeResult failed(std::string error, bool refused = false) {
+  ProbeResult probe;
+  probe.error = std::move(error);
+  probe.refused = refused;
+  return probe;
+}
+
+class DispatcherTest : public testing::Test {
+ protected:
+  // Workers 1..d are decode, the rest prefill; all ready.
+  void start(int num_decode, int num_prefill, DispatcherOptions options = {}) {
+    dispatcher = std::make_unique<Dispatcher>(options);
+    std::vector<WorkerAddress> addresses;
+    for (int i = 1; i <= num_decode; ++i) addresses.push_back({Role::kDecode, fmt::format("http://d{}", i)});
+    for (int i = 1; i <= num_prefill; ++i) addresses.push_back({Role::kPrefill, fmt::format("http://p{}", i)});
+    dispatcher->set_workers(addresses, now);
+    for (int i = 1; i <= num_decode; ++i) dispatcher->on_probe(i, ready(Role::kDecode), now);
+    for (int i = 1; i <= num_prefill; ++i)
+      dispatcher->on_probe(num_decode + i, prefill_at(fmt::format("p{}:1", i)), now);
+  }
+  // Submits and expects a decision at once.
+  RouteResult submit(RouteRequest request = {}) {
+    auto result = dispatcher->submit(
+        std::move(request), [](RouteResult) { ADD_FAILURE() << "decided later"; }, now);
+    if (auto* assignment = std::get_if<Assignment>(&result)) return *assignment;
+    if (auto* refusal = std::get_if<RouteRefusal>(&result)) return *refusal;
+    ADD_FAILURE() << "it waits";
+    return RouteRefusal{};
+  }
+  Assignment assigned(RouteRequest request = {}) {
+    RouteResult result = submit(std::move(request));
+    if (auto* refusal = std::get_if<RouteRefusal>(&result)) ADD_FAILURE() << refusal->message;
+    return std::holds_alternative<Assignment>(result) ? std::get<Assignment>(result) : Assignment{};
+  }
+  RouteRefusal refused(RouteRequest request = {}) {
+    RouteResult result = submit(std::move(request));
+    EXPECT_TRUE(std::holds_alternative<RouteRefusal>(result));
+    return std::holds_alternative<RouteRefusal>(result) ? std::get<RouteRefusal>(result) : RouteRefusal{};
+  }
+  // Submits and expects to wait; the decision appears in `decisions` under `name`.
+  Ticket wait(const std::string& name, RouteRequest request = {}) {
+    auto result = dispatcher->submit(
+        std::move(request),
+        [this, name](RouteResult r) {
+          const auto* refusal = std::get_if<RouteRefusal>(&r);
+          decisions.push_back(name + (refusal ? ": " + refusal->message : ""));
+          if (auto* assignment = std::get_if<Assignment>(&r)) granted.push_back(*assignment);
+        },
+        now);
+    EXPECT_TRUE(std::holds_alternative<Ticket>(result));
+    return std::holds_alternative<Ticket>(result) ? std::get<Ticket>(result) : 0;
+  }
+  WorkerView view(int id) {
+    for (const WorkerView& w : dispatcher->view(now))
+      if (w.id == id) return w;
+    ADD_FAILURE() << "no worker " << id;
+    return {};
+  }
+
+  TimePoint now = kStart;
+  std::unique_ptr<Dispatcher> dispatcher;
+  std::vector<std::string> decisions;
+  std::vector<Assignment> granted;
+};
+
+// ------------------------------------------------------------------------------------------------ states
+
+TEST_F(DispatcherTest, NothingIsReadyBeforeItsFirstProbe) {
+  Dispatcher fresh({});
+  fresh.set_workers({{Role::kDecode, "http://d1"}}, now);
+  EXPECT_EQ(fresh.num_ready(Role::kDecode, now), 0);
+  auto result = fresh.submit(
+      {}, [](RouteResult) {}, now);
+  ASSERT_TRUE(std::holds_alternative<RouteRefusal>(result));
+  EXPECT_EQ(std::get<RouteRefusal>(result).kind, RefusalKind::kNoWorker);
+  EXPECT_THAT(std::get<RouteRefusal>(result).message, HasSubstr("http://d1 is unknown: not probed yet"));
+}
+
+TEST_F(DispatcherTest, StatesFollowTheProbes) {
+  start(1, 0);
+  EXPECT_THAT(dispatcher->on_probe(1, failed("no answer"), now), IsEmpty());  // one is forgiven
+  EXPECT_EQ(view(1).state, WorkerState::kReady);
+  EXPECT_THAT(dispatcher->on_probe(1, failed("no answer"), now),
+              ElementsAre("decode worker http://d1 is unhealthy: no answer"));
+  EXPECT_EQ(view(1).state, WorkerState::kUnhealthy);
+  EXPECT_THAT(dispatcher->on_probe(1, ready(Role::kDecode), now), ElementsAre("decode worker http://d1 is ready"));
+  dispatcher->on_probe(1, failed("cannot connect: refused", true), now);  // believed at once
+  EXPECT_EQ(view(1).state, WorkerState::kUnhealthy);
+  ProbeResult draining = ready(Role::kDecode);
+  draining.report.state = "draining";
+  dispatcher->on_probe(1, draining, now);
+  EXPECT_EQ(view(1).state, WorkerState::kDraining);
+  EXPECT_EQ(refused().kind, RefusalKind::kNoWorker);
+  ProbeResult loading = ready(Role::kDecode);
+  loading.report.state = "loading";
+  dispatcher->on_probe(1, loading, now);
+  EXPECT_EQ(view(1).state, WorkerState::kUnknown);
+  ProbeResult broken = ready(Role::kDecode);
+  broken.report.state = "failed";
+  dispatcher->on_probe(1, broken, now);
+  EXPECT_EQ(view(1).state, WorkerState::kUnhealthy);
+}
+
+TEST_F(DispatcherTest, WorkerOfTheOtherRoleTakesNothing) {
+  start(1, 0);
+  dispatcher->on_probe(1, ready(Role::kPrefill), now);
+  EXPECT_THAT(refused().message, HasSubstr("it is a prefill worker and was given as --decode"));
+}
+
+TEST_F(DispatcherTest, RefusedRequestMakesAWorkerUnhealthyUntilTheNextProbe) {
+  start(1, 0);
+  Assignment a = assigned();
+  dispatcher->finished(a, Outcome::kFailure, true, now);
+  EXPECT_EQ(refused().kind, RefusalKind::kNoWorker);
+  dispatcher->on_probe(1, ready(Role::kDecode), now);
+  assigned();
+}
+
+TEST_F(DispatcherTest, ReloadKeepsAddsAndRemoves) {
+  start(2, 1);
+  Assignment running = assigned();
+  dispatcher->set_workers({{Role::kDecode, "http://d2"}, {Role::kDecode, "http://d3"}}, now);
+  EXPECT_FALSE(dispatcher->has_worker(1));
+  EXPECT_TRUE(dispatcher->has_worker(2));
+  EXPECT_EQ(view(2).state, WorkerState::kReady);
+  EXPECT_EQ(dispatcher->workers().back().second.url, "http://d3");
+  EXPECT_EQ(dispatcher->workers().back().first, 4);              // ids are not used again
+  dispatcher->finished(running, Outcome::kSuccess, false, now);  // of a worker that is gone
+  EXPECT_EQ(assigned().decode_url, "http://d2");
+}
+
+// ------------------------------------------------------------------------------------------------ choosing
+
+TEST_F(DispatcherTest, DecodeByLeastTokensWithReasons) {
+  start(2, 0);
+  RouteRequest request;
+  request.tokens = 100;
+  EXPECT_EQ(assigned(request).decode, 1);
+  const Assignment second = assigned(request);
+  EXPECT_EQ(second.decode, 2);
+  ASSERT_EQ(second.decode_candidates.size(), 2u);
+  EXPECT_FALSE(second.decode_candidates[0].chosen);
+  EXPECT_EQ(second.decode_candidates[0].load, 100);
+  EXPECT_TRUE(second.decode_candidates[1].chosen);
+  EXPECT_EQ(second.decode_candidates[1].why, "least tokens: 0");
+}
+
+TEST_F(DispatcherTest, LoadIsTheReportAndWhatWasSentSince) {
+  start(1, 0);
+  RouteRequest request;
+  request.tokens = 10;
+  Assignment first = assigned(request);
+  ProbeResult probe = ready(Role::kDecode);
+  probe.report.num_running = 3;  // ours and two of another router
+  probe.report.num_tokens_in_flight = 500;
+  dispatcher->on_probe(1, probe, now);
+  EXPECT_EQ(view(1).load_requests, 3);
+  Assignment second = assigned(request);
+  EXPECT_EQ(view(1).load_requests, 4);
+  EXPECT_EQ(view(1).load_tokens, 510);
+  dispatcher->finished(first, Outcome::kSuccess, false, now);
+  dispatcher->finished(second, Outcome::kSuccess, false, now);
+  EXPECT_EQ(view(1).in_flight, 0);
+  EXPECT_EQ(view(1).load_requests, 2);
+  dispatcher->finished(second, Outcome::kSuccess, false, now);  // given back once only
+  EXPECT_EQ(view(1).in_flight, 0);
+}
+
+TEST_F(DispatcherTest, UpToThreePrefillWorkersBestFirst) {
+  start(1, 5);
+  RouteRequest request;
+  request.prompt = prompt_blocks("m", std::string(2000, 'x'));
+  const Assignment first = assigned(request);
+  ASSERT_EQ(first.prefill_endpoints.size(), 3u);
+  EXPECT_EQ(std::set<std::string>(first.prefill_endpoints.begin(), first.prefill_endpoints.end()).size(), 3u);
+  Assignment again = assigned(request);
+  dispatcher->prefill_done(again, now);
+  EXPECT_EQ(first.prefill_candidates.size(), 5u);
+}
+
+TEST_F(DispatcherTest, PrefillGoesWhereThePrefixIsOnceItIsFree) {
+  start(1, 3);
+  RouteRequest request;
+  request.tokens = 100;
+  request.prompt = prompt_blocks("m", std::string(2000, 'x'));
+  Assignment first = assigned(request);
+  const std::string endpoint = first.prefill_endpoints[0];
+  EXPECT_NE(assigned(request).prefill_endpoints[0], endpoint);  // it computes that very prompt: too much load
+  dispatcher->prefill_done(first, now);
+  const Assignment third = assigned(request);
+  EXPECT_EQ(third.prefill_endpoints[0], endpoint);
+}
+
+TEST_F(DispatcherTest, NoPrefillWorkerIsNoObstacle) {
+  start(1, 1);
+  dispatcher->on_probe(2, failed("gone", true), now);
+  const Assignment a = assigned();
+  EXPECT_THAT(a.prefill_endpoints, IsEmpty());
+  EXPECT_EQ(a.prefill_candidates[0].why, "unhealthy: gone");
+}
+
+TEST_F(DispatcherTest, PairsThatDoNotFitAreLoggedOnceAndNotUsed) {
+  start(1, 1);
+  EXPECT_THAT(
+      dispatcher->on_probe(2, prefill_at("p:1", "h2"), now),
+      ElementsAre("prefill worker http://p1 cannot serve decode worker http://d1: another model: h2 is not h1"));
+  EXPECT_THAT(dispatcher->on_probe(2, prefill_at("p:1", "h2"), now), IsEmpty());
+  EXPECT_THAT(assigned().prefill_endpoints, IsEmpty());
+  EXPECT_THAT(dispatcher->on_probe(2, prefill_at("p:1", "h1", "n2"), now), IsEmpty());
+  EXPECT_EQ(assigned().prefill_candidates[0].why, "other numerics: n2 is not n1");
+  dispatcher->on_probe(2, prefill_at("p:1"), now);
+  EXPECT_THAT(assigned().prefill_endpoints, ElementsAre("p:1"));
+  EXPECT_EQ(dispatcher->on_probe(2, prefill_at("p:1", "h3"), now).size(), 1u);
+}
+
+TEST_F(DispatcherTest, UnknownModel) {
+  start(1, 0);
+  RouteRequest request;
+  request.model = "gpt-17";
+  const RouteRefusal refusal = refused(request);
+  EXPECT_EQ(refusal.kind, RefusalKind::kUnknownModel);
+  EXPECT_EQ(refusal.message, "demo");
+  request.model = "demo";
+  assigned(request);
+}
+
+TEST_F(DispatcherTest, TriedWorkersAreNotTriedAgain) {
+  start(2, 0);
+  RouteRequest request;
+  request.tried = {1};
+  EXPECT_EQ(assigned(request).decode, 2);
+  request.tried = {1, 2};
+  EXPECT_THAT(refused(request).message, HasSubstr("failed this request already"));
+}
+
+// ------------------------------------------------------------------------------------------------ circuit breaker
+
+TEST_F(DispatcherTest, BreakerOpensHalfOpensAndCloses) {
+  DispatcherOptions options;
+  options.breaker = {3, 2, seconds(60)};
+  start(1, 0, options);
+  for (int i = 0; i < 3; ++i) {
+    Assignment a = assigned();
+    dispatcher->finished(a, Outcome::kFailure, false, now);
+  }
+  EXPECT_THAT(refused().message, HasSubstr("circuit breaker"));
+  EXPECT_EQ(dispatcher->num_ready(Role::kDecode, now), 0);
+  now += seconds(59);
+  EXPECT_THAT(refused().message, HasSubstr("circuit breaker"));
+  now += seconds(1);
+  EXPECT_EQ(dispatcher->num_ready(Role::kDecode, now), 1);
+  Assignment trial = assigned();
+  EXPECT_THAT(refused().message, HasSubstr("circuit breaker"));  // one at a time
+  dispatcher->finished(trial, Outcome::kSuccess, false, now);
+  trial = assigned();
+  dispatcher->finished(trial, Outcome::kFailure, false, now);  // open again
+  EXPECT_THAT(refused().message, HasSubstr("circuit breaker"));
+  now += seconds(60);
+  for (int i = 0; i < 2; ++i) {
+    trial = assigned();
+    dispatcher->finished(trial, Outcome::kSuccess, false, now);
+  }
+  assigned();
+  assigned();  // closed: several at a time
+}
+
+TEST_F(DispatcherTest, OnlyFailuresInARowOpenTheBreaker) {
+  DispatcherOptions options;
+  options.breaker = {2, 1, seconds(60)};
+  start(1, 0, options);
+  for (const Outcome outcome : {Outcome::kFailure, Outcome::kSuccess, Outcome::kFailure, Outcome::kNeutral}) {
+    Assignment a = assigned();
+    dispatcher->finished(a, outcome, false, now);
+  }
+  Assignment a = assigned();
+  dispatcher->finished(a, Outcome::kFailure, false, now);
+  refused();
+}
+
+// ------------------------------------------------------------------------------------------------ queue
+
+class QueueTest : public DispatcherTest {
+ protected:
+  void SetUp() override {
+    DispatcherOptions options;
+    options.max_requests_per_worker = 1;
+    options.max_queue_size = 3;
+    start(1, 0, options);
+    running = assigned();
+  }
+  Assignment running;
+};
+
+TEST_F(QueueTest, ServedInOrderWhenCapacityReturns) {
+  wait("a");
+  wait("b");
+  EXPECT_EQ(dispatcher->num_waiting(), 2u);
+  dispatcher->finished(running, Outcome::kSuccess, false, now);
+  EXPECT_THAT(decisions, ElementsAre("a"));
+  dispatcher->finished(granted[0], Outcome::kSuccess, false, now);
+  EXPECT_THAT(decisions, ElementsAre("a", "b"));
+  EXPECT_EQ(dispatcher->num_waiting(), 0u);
+}
+
+TEST_F(QueueTest, NobodyOvertakes) {
+  wait("a");
+  dispatcher->set_workers({{Role::kDecode, "http://d1"}, {Role::kDecode, "http://d2"}}, now);
+  wait("b");
+  dispatcher->on_probe(2, ready(Role::kDecode), now);  // capacity for one
+  EXPECT_THAT(decisions, ElementsAre("a"));
+  wait("c");
+  dispatcher->finished(running, Outcome::kSuccess, false, now);
+  EXPECT_THAT(decisions, ElementsAre("a", "b"));
+}
+
+TEST_F(QueueTest, FullQueueRefuses) {
+  for (const char* name : {"a", "b", "c"}) wait(name);
+  const RouteRefusal refusal = refused();
+  EXPECT_EQ(refusal.kind, RefusalKind::kQueueFull);
+  EXPECT_THAT(refusal.message, HasSubstr("3 requests are waiting"));
+}
+
+TEST_F(QueueTest, WithdrawnRequestsAreSkipped) {
+  const Ticket a = wait("a");
+  wait("b");
+  EXPECT_TRUE(dispatcher->withdraw(a));
+  EXPECT_FALSE(dispatcher->withdraw(a));
+  dispatcher->finished(running, Outcome::kSuccess, false, now);
+  EXPECT_THAT(decisions, ElementsAre("b"));
+}
+
+TEST_F(QueueTest, WhenTheLastWorkerGoesTheWaitingAreRefused) {
+  wait("a");
+  wait("b");
+  dispatcher->on_probe(1, failed("gone", true), now);
+  EXPECT_THAT(decisions, ElementsAre("a: http://d1 is unhealthy: gone", "b: http://d1 is unhealthy: gone"));
+}
+
+TEST_F(QueueTest, OneThatLostItsWorkerDoesNotQueueAgainWhenAnotherIsFree) {
+  wait("a");
+  RouteRequest retry;
+  retry.tried = {7};
+  wait("retry, nobody is free", retry);
+  EXPECT_TRUE(decisions.empty());
+}
+
+// ------------------------------------------------------------------------------------------------ quarantine
+
+TEST(Quarantine, TwoDifferentWorkersThenNoMore) {
+  Quarantine quarantine;
+  const BlockHash key = Quarantine::key_of("body"), other = Quarantine::key_of("other");
+  quarantine.on_death(key, 1, kStart);
+  quarantine.on_death(key, 1, kStart);  // the same worker, with another request of the same text
+  EXPECT_FALSE(quarantine.holds(key, kStart));
+  quarantine.on_death(key, 2, kStart);
+  EXPECT_TRUE(quarantine.holds(key, kStart));
+  EXPECT_FALSE(quarantine.holds(other, kStart));
+  EXPECT_TRUE(quarantine.holds(key, kStart + seconds(59)));
+  EXPECT_FALSE(quarantine.holds(key, kStart + seconds(60)));
+  quarantine.on_death(key, 3, kStart + seconds(61));  // long ago does not count
+  EXPECT_FALSE(quarantine.holds(key, kStart + seconds(61)));
+}
+
+TEST(Quarantine, SuccessClearsAndSizeIsBounded) {
+  Quarantine quarantine;
+  const BlockHash key = Quarantine::key_of("body");
+  quarantine.on_death(key, 1, kStart);
+  quarantine.on_success(key);
+  quarantine.on_death(key, 2, kStart);
+  EXPECT_FALSE(quarantine.holds(key, kStart));
+  quarantine.on_death(key, 3, kStart);
+  EXPECT_TRUE(quarantine.holds(key, kStart));
+  for (size_t i = 0; i < Quarantine::kMaxEntries; ++i)
+    quarantine.on_death(Quarantine::key_of(fmt::format("{}", i)), 1, kStart);
+  EXPECT_FALSE(quarantine.holds(key, kStart));
+}
+
+}  // namespace
+}  // namespace moectl::router
