@@ -18,8 +18,8 @@
 namespace moectl {
 namespace {
 
-using Clock = Channel::Clock;
-using Millis = Channel::Millis;
+using Clock = TcpChannel::Clock;
+using Millis = TcpChannel::Millis;
 
 constexpr Millis kAcceptPause{
     100};  // after the system refused a connection (out of descriptors): it will not change at once
@@ -116,8 +116,8 @@ void Waker::reset() {
   (void)!::read(fd_, &value, sizeof value);
 }
 
-// ------------------------------------------------------------------------------------------------ Channel
-std::unique_ptr<Channel> Channel::connect(const Endpoint& endpoint, Millis timeout, const Waker& stop) {
+// ------------------------------------------------------------------------------------------------ TcpChannel
+std::unique_ptr<TcpChannel> TcpChannel::connect(const Endpoint& endpoint, Millis timeout, const Waker& stop) {
   const std::string name = fmt::format("{}:{}", endpoint.host, endpoint.port);
   const auto deadline = after(timeout);
   AddressList addresses;
@@ -129,7 +129,7 @@ std::unique_ptr<Channel> Channel::connect(const Endpoint& endpoint, Millis timeo
       why = std::strerror(errno);
       continue;
     }
-    auto channel = std::make_unique<Channel>(fd, address_text(a->ai_addr, a->ai_addrlen));
+    auto channel = std::make_unique<TcpChannel>(fd, address_text(a->ai_addr, a->ai_addrlen));
     if (::connect(fd, a->ai_addr, a->ai_addrlen) == 0) return channel;
     if (errno != EINPROGRESS) {
       why = std::strerror(errno);
@@ -148,15 +148,15 @@ std::unique_ptr<Channel> Channel::connect(const Endpoint& endpoint, Millis timeo
   unavailable(fmt::format("{}: cannot connect: {}", name, why));
 }
 
-Channel::Channel(int fd, std::string peer) : fd_(fd), peer_(std::move(peer)) {
+TcpChannel::TcpChannel(int fd, std::string peer) : fd_(fd), peer_(std::move(peer)) {
   set_option(fd, IPPROTO_TCP, TCP_NODELAY, 1);
 }
 
-Channel::~Channel() {
+TcpChannel::~TcpChannel() {
   ::close(fd_);
 }
 
-size_t Channel::recv_some(std::span<std::byte> out, Millis silence, Clock::time_point deadline) {
+size_t TcpChannel::recv_some(std::span<std::byte> out, Millis silence, Clock::time_point deadline) {
   const auto silent_at = after(silence), until = std::min(deadline, silent_at);
   for (;;) {
     const ssize_t n = ::recv(fd_, out.data(), out.size(), MSG_DONTWAIT);
@@ -171,7 +171,7 @@ size_t Channel::recv_some(std::span<std::byte> out, Millis silence, Clock::time_
   }
 }
 
-void Channel::send_all(std::span<iovec> parts, Millis stall) {
+void TcpChannel::send_all(std::span<iovec> parts, Millis stall) {
   while (!parts.empty()) {
     msghdr message{};
     message.msg_iov = parts.data();
@@ -196,12 +196,12 @@ void Channel::send_all(std::span<iovec> parts, Millis stall) {
   }
 }
 
-void Channel::shutdown() {
+void TcpChannel::shutdown() {
   (void)::shutdown(fd_, SHUT_RDWR);
 }
 
-// ------------------------------------------------------------------------------------------------ Listener
-Listener::Listener(const std::string& host, uint16_t port) {
+// ------------------------------------------------------------------------------------------------ TcpListener
+TcpListener::TcpListener(const std::string& host, uint16_t port) {
   AddressList addresses;
   resolve(host, port, AI_PASSIVE, addresses);
   std::string why = "it has no address";
@@ -225,11 +225,11 @@ Listener::Listener(const std::string& host, uint16_t port) {
                                               : reinterpret_cast<sockaddr_in&>(address).sin_port);
 }
 
-Listener::~Listener() {
+TcpListener::~TcpListener() {
   ::close(fd_);
 }
 
-std::unique_ptr<Channel> Listener::accept(const Waker& wake) {
+std::unique_ptr<TcpChannel> TcpListener::accept(const Waker& wake) {
   pollfd fds[] = {{fd_, POLLIN, 0}, {wake.fd(), POLLIN, 0}};
   while (!wait_ready(fds, Clock::time_point::max())) {
   }
@@ -243,7 +243,7 @@ std::unique_ptr<Channel> Listener::accept(const Waker& wake) {
       (void)wait_ready(only_wake, after(kAcceptPause));
     return nullptr;
   }
-  return std::make_unique<Channel>(fd, address_text(reinterpret_cast<sockaddr*>(&address), length));
+  return std::make_unique<TcpChannel>(fd, address_text(reinterpret_cast<sockaddr*>(&address), length));
 }
 
 }  // namespace moectl

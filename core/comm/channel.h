@@ -37,18 +37,18 @@ class Waker {
   int fd_;
 };
 
-class Channel {
+class TcpChannel {
  public:
   using Clock = std::chrono::steady_clock;
   using Millis = std::chrono::milliseconds;
 
   // Tries every address of the host until `timeout` is over or `stop` is woken. (A name is resolved by the system, with
   // its timeouts.)
-  static std::unique_ptr<Channel> connect(const Endpoint& endpoint, Millis timeout, const Waker& stop);
-  Channel(int fd, std::string peer);
-  ~Channel();
-  Channel(const Channel&) = delete;
-  Channel& operator=(const Channel&) = delete;
+  static std::unique_ptr<TcpChannel> connect(const Endpoint& endpoint, Millis timeout, const Waker& stop);
+  TcpChannel(int fd, std::string peer);
+  ~TcpChannel();
+  TcpChannel(const TcpChannel&) = delete;
+  TcpChannel& operator=(const TcpChannel&) = delete;
 
   // At least one byte, at most out.size(). Throws when the peer closed, was silent for `silence`, or `deadline` passed.
   size_t recv_some(std::span<std::byte> out, Millis silence, Clock::time_point deadline = Clock::time_point::max());
@@ -62,18 +62,18 @@ class Channel {
   std::string peer_;
 };
 
-class Listener {
+class TcpListener {
  public:
   // Port 0 picks one. Throws Error{kBadConfig} when the address cannot be had.
-  Listener(const std::string& host, uint16_t port);
-  ~Listener();
-  Listener(const Listener&) = delete;
-  Listener& operator=(const Listener&) = delete;
+  TcpListener(const std::string& host, uint16_t port);
+  ~TcpListener();
+  TcpListener(const TcpListener&) = delete;
+  TcpListener& operator=(const TcpListener&) = delete;
 
   uint16_t port() const { return port_; }
   // Waits for a connection; null when `wake` was woken, or when the system refused one (it is asked again by the next
   // call).
-  std::unique_ptr<Channel> accept(const Waker& wake);
+  std::unique_ptr<TcpChannel> accept(const Waker& wake);
 
  private:
   int fd_ = -1;

@@ -15,7 +15,7 @@ namespace {
 constexpr size_t kReadBufferBytes = 512 << 10;  // many frames a system call; fits a core's cache
 constexpr std::string_view kProofLabel = "moectl kv proof 1";
 
-[[noreturn]] void refuse(const Channel& channel, std::string_view why) {
+[[noreturn]] void refuse(const TcpChannel& channel, std::string_view why) {
   throw Error(Code::kUnavailable, fmt::format("{}: {}", channel.peer(), why));
 }
 
@@ -37,8 +37,8 @@ std::string_view text_of(const Sha256& digest) {
   return {reinterpret_cast<const char*>(digest.data()), digest.size()};
 }
 
-FrameReader::Frame expect(FrameReader& reader, const Channel& channel, FrameType type, const KvTimeouts& timeouts,
-                          Channel::Clock::time_point deadline) {
+FrameReader::Frame expect(FrameReader& reader, const TcpChannel& channel, FrameType type, const KvTimeouts& timeouts,
+                          TcpChannel::Clock::time_point deadline) {
   const FrameReader::Frame frame = reader.next(timeouts.handshake, deadline);
   if (frame.type != type)
     refuse(channel,
@@ -58,7 +58,7 @@ void FrameReader::set_limits(const FrameLimits& limits) {
 }
 
 // Until `num_bytes` lie at begin_.
-void FrameReader::fill(size_t num_bytes, Channel::Millis silence, Channel::Clock::time_point deadline) {
+void FrameReader::fill(size_t num_bytes, TcpChannel::Millis silence, TcpChannel::Clock::time_point deadline) {
   if (begin_ + num_bytes > buffer_.size()) {
     std::memmove(buffer_.data(), buffer_.data() + begin_, end_ - begin_);
     end_ -= begin_;
@@ -67,7 +67,7 @@ void FrameReader::fill(size_t num_bytes, Channel::Millis silence, Channel::Clock
   while (end_ - begin_ < num_bytes) end_ += channel_.recv_some(std::span(buffer_).subspan(end_), silence, deadline);
 }
 
-FrameReader::Frame FrameReader::next(Channel::Millis silence, Channel::Clock::time_point deadline) {
+FrameReader::Frame FrameReader::next(TcpChannel::Millis silence, TcpChannel::Clock::time_point deadline) {
   if (begin_ == end_) begin_ = end_ = 0;
   fill(kFrameHeaderBytes, silence, deadline);
   const auto header_at = [this] {
@@ -82,7 +82,7 @@ FrameReader::Frame FrameReader::next(Channel::Millis silence, Channel::Clock::ti
   return {header.type, fields, rest.subspan(header.field_bytes)};
 }
 
-void send(Channel& channel, ByteSpan frame, Channel::Millis stall) {
+void send(TcpChannel& channel, ByteSpan frame, TcpChannel::Millis stall) {
   iovec part{const_cast<std::byte*>(frame.data()), frame.size()};
   channel.send_all({&part, 1}, stall);
 }
@@ -101,9 +101,9 @@ std::string layout_difference(const KvLayout& ours, const KvLayout& theirs) {
   return text;
 }
 
-Hello shake_hands(Channel& channel, FrameReader& reader, Hello ours, std::string_view secret,
+Hello shake_hands(TcpChannel& channel, FrameReader& reader, Hello ours, std::string_view secret,
                   const KvTimeouts& timeouts) {
-  const auto deadline = Channel::Clock::now() + timeouts.handshake;
+  const auto deadline = TcpChannel::Clock::now() + timeouts.handshake;
   reader.set_limits({});
   random_bytes(ours.nonce.data(), ours.nonce.size());
   const Bytes our_hello = encode(ours);

@@ -28,28 +28,28 @@ class FrameReader {
     transfer::ByteSpan fields, payload;  // valid until the next call
   };
 
-  explicit FrameReader(Channel& channel) : channel_(channel) {}
+  explicit FrameReader(TcpChannel& channel) : channel_(channel) {}
   // From now on these frames are accepted. Allocates for the largest of them.
   void set_limits(const transfer::FrameLimits& limits);
   // The next frame, its check verified (a payload's checksum is the caller's). Throws Error{kBadData} (not acceptable)
   // or Error{kUnavailable} (closed, silent, late).
-  Frame next(Channel::Millis silence, Channel::Clock::time_point deadline = Channel::Clock::time_point::max());
+  Frame next(TcpChannel::Millis silence, TcpChannel::Clock::time_point deadline = TcpChannel::Clock::time_point::max());
 
  private:
-  void fill(size_t num_bytes, Channel::Millis silence, Channel::Clock::time_point deadline);
+  void fill(size_t num_bytes, TcpChannel::Millis silence, TcpChannel::Clock::time_point deadline);
 
-  Channel& channel_;
+  TcpChannel& channel_;
   transfer::FrameLimits limits_;
   std::vector<std::byte> buffer_;
   size_t begin_ = 0, end_ = 0;  // what was received and not yet handed out
 };
 
-void send(Channel& channel, transfer::ByteSpan frame, Channel::Millis stall);
+void send(TcpChannel& channel, transfer::ByteSpan frame, TcpChannel::Millis stall);
 
 // Both sides: hellos, then proofs over both hellos, then the comparison of layouts. The peer's layout is not even
 // parsed before its proof was right. Returns the peer's hello. Throws Error{kUnavailable} naming what differs, and
 // leaves the connection to be closed. `ours.nonce` is drawn here.
-transfer::Hello shake_hands(Channel& channel, FrameReader& reader, transfer::Hello ours, std::string_view secret,
+transfer::Hello shake_hands(TcpChannel& channel, FrameReader& reader, transfer::Hello ours, std::string_view secret,
                             const KvTimeouts& timeouts);
 
 // "" or what differs: "model hash: ours is .., the peer's is ..".

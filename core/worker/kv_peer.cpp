@@ -9,8 +9,8 @@ namespace moectl {
 
 using namespace transfer;
 
-using Clock = Channel::Clock;
-using Millis = Channel::Millis;
+using Clock = TcpChannel::Clock;
+using Millis = TcpChannel::Millis;
 
 KvPeer::KvPeer(std::string endpoint, KvLayout layout, const KvClientOptions& options,
                std::function<void(KvOutcome)> on_end)
@@ -133,8 +133,8 @@ void KvPeer::serve_once() {
 
 void KvPeer::connect_or_throw() {
   reader_.reset();
-  std::unique_ptr<Channel> channel =
-      Channel::connect(parse_endpoint(endpoint_), options_.timeouts.connect, stop_waker_);
+  std::unique_ptr<TcpChannel> channel =
+      TcpChannel::connect(parse_endpoint(endpoint_), options_.timeouts.connect, stop_waker_);
   {
     std::lock_guard lock(mutex_);
     if (stop_) throw Error(Code::kUnavailable, "this worker is shutting down");

@@ -98,16 +98,16 @@ class KvPeer {
   Waker stop_waker_;
   mutable std::mutex mutex_;
   std::condition_variable changed_;
-  bool stop_ = false, connected_ = false;  // mutex_
-  AttemptMap attempts_;                    // mutex_; closed ones stay until the worker's last word on them
-  std::deque<Message> outbox_;             // mutex_
-  std::unique_ptr<Channel> channel_;       // mutex_ to change; the run thread's
-  std::unique_ptr<FrameReader> reader_;    // the run thread's
-  int64_t max_prompt_tokens_ = 0;          // of the worker, while connected
-  Channel::Clock::time_point next_try_{};  // the run thread's
-  Channel::Millis backoff_{};              // the run thread's
-  std::string last_error_, last_cause_;    // the run thread's
-  std::thread thread_;                     // last: it uses all of the above
+  bool stop_ = false, connected_ = false;     // mutex_
+  AttemptMap attempts_;                       // mutex_; closed ones stay until the worker's last word on them
+  std::deque<Message> outbox_;                // mutex_
+  std::unique_ptr<TcpChannel> channel_;       // mutex_ to change; the run thread's
+  std::unique_ptr<FrameReader> reader_;       // the run thread's
+  int64_t max_prompt_tokens_ = 0;             // of the worker, while connected
+  TcpChannel::Clock::time_point next_try_{};  // the run thread's
+  TcpChannel::Millis backoff_{};              // the run thread's
+  std::string last_error_, last_cause_;       // the run thread's
+  std::thread thread_;                        // last: it uses all of the above
 };
 
 }  // namespace moectl

@@ -17,12 +17,12 @@ struct KvServer::Impl {
     KvServerConnection connection;
     std::atomic<bool> over{false};
     std::thread thread;
-    Peer(std::unique_ptr<Channel> channel, KvServerContext& context) : connection(std::move(channel), context) {}
+    Peer(std::unique_ptr<TcpChannel> channel, KvServerContext& context) : connection(std::move(channel), context) {}
   };
 
   KvServerContext context;
   Waker wake;  // the accepting thread: a connection is over, or stop()
-  Listener listener;
+  TcpListener listener;
   std::atomic<bool> stopping{false};
   std::mutex stop_mutex;
   std::list<Peer> peers;  // the accepting thread's; stop() takes them when it has ended
@@ -35,7 +35,7 @@ struct KvServer::Impl {
   void accept_loop() {
     while (!stopping) {
       try {
-        std::unique_ptr<Channel> channel = listener.accept(wake);
+        std::unique_ptr<TcpChannel> channel = listener.accept(wake);
         if (stopping) return;
         if (channel)
           admit(std::move(channel));
@@ -48,7 +48,7 @@ struct KvServer::Impl {
     }
   }
 
-  void admit(std::unique_ptr<Channel> channel) {
+  void admit(std::unique_ptr<TcpChannel> channel) {
     if (context.num_strangers >= context.options.max_strangers) {
       ++context.num_refused_peers;
       log::warn("kv: connection from {} refused: {} others are in their handshake", channel->peer(),

@@ -24,7 +24,7 @@ double seconds_since(Clock::time_point start) {
 
 }  // namespace
 
-KvServerConnection::KvServerConnection(std::unique_ptr<Channel> channel, KvServerContext& context)
+KvServerConnection::KvServerConnection(std::unique_ptr<TcpChannel> channel, KvServerContext& context)
     : channel_(std::move(channel)), context_(context), reader_(*channel_), shared_(std::make_shared<Shared>()) {}
 
 void KvServerConnection::close() {

@@ -27,7 +27,7 @@ struct KvServerContext {
 
 class KvServerConnection {
  public:
-  KvServerConnection(std::unique_ptr<Channel> channel, KvServerContext& context);
+  KvServerConnection(std::unique_ptr<TcpChannel> channel, KvServerContext& context);
   // The connection's life, on the reader's thread; returns when everything it held is given back. Never throws.
   void run();
   // Ends it, from any thread.
@@ -74,7 +74,7 @@ class KvServerConnection {
   void end_job(const std::shared_ptr<Job>& job);
   void release_job(Job& job);
 
-  std::unique_ptr<Channel> channel_;
+  std::unique_ptr<TcpChannel> channel_;
   KvServerContext& context_;
   FrameReader reader_;
   std::shared_ptr<Shared> shared_;

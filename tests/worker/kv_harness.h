@@ -235,9 +235,10 @@ class FakeProducer {
   std::thread thread_;
 };
 
-inline KvTimeouts fast_timeouts() {
+// Where a timeout is meant to strike.
+inline KvTimeouts short_timeouts() {
   using Millis = KvTimeouts::Millis;
-  return {.connect = Millis(2000), .handshake = Millis(2000), .heartbeat = Millis(50), .dead_after = Millis(500)};
+  return {.connect = Millis(2000), .handshake = Millis(2000), .heartbeat = Millis(100), .dead_after = Millis(2000)};
 }
 
 // A machine under load may not run a thread for a second: where no timeout is meant to strike, it is far away.
@@ -316,7 +317,7 @@ class Decode {
 // `serve`.
 class FakeWorker {
  public:
-  using Serve = std::function<void(Channel&)>;
+  using Serve = std::function<void(TcpChannel&)>;
   explicit FakeWorker(Serve serve) : listener_("127.0.0.1", 0), serve_(std::move(serve)) {
     thread_ = std::thread([this] {
       while (!stop_) {
@@ -349,17 +350,67 @@ class FakeWorker {
 
  private:
   Waker wake_;
-  Listener listener_;
+  TcpListener listener_;
   Serve serve_;
   std::mutex mutex_;
   std::atomic<bool> stop_{false};
-  Channel* current_ = nullptr;
+  TcpChannel* current_ = nullptr;
   std::thread thread_;
+};
+
+// What a worker sends for a request, message by message.
+struct GoodStream {
+  GoodStream(const transfer::Prefill& request, const KvLayout& layout) : memory(layout, 64) {
+    const auto states = token_states(request.prompt_ids, request.cache_salt);
+    const size_t token_bytes = size_t(layout.page_bytes / layout.page_size);
+    std::vector<int32_t> pages;
+    for (int64_t t = 0; t < request.num_tokens; ++t) {
+      if (t % layout.page_size == 0) pages.push_back(int32_t(t / layout.page_size));
+      for (int l = 0; l < layout.num_layers; ++l)
+        fill_token(memory.pool.page(l, pages.back()) + size_t(t % layout.page_size) * token_bytes, token_bytes,
+                   states[size_t(t)], l);
+    }
+    transfer::OutgoingTransfer out({.id = request.id,
+                                    .epoch = request.epoch,
+                                    .num_layers = layout.num_layers,
+                                    .page_size = layout.page_size,
+                                    .page_bytes = layout.page_bytes,
+                                    .first_page = request.first_page,
+                                    .num_tokens = request.num_tokens},
+                                   memory.pool, pages);
+    while (const auto piece = out.next(request.num_tokens))
+      blocks.push_back({piece->block, {piece->payload.begin(), piece->payload.end()}});
+    done = out.done();
+  }
+  struct Piece {
+    transfer::Block block;
+    transfer::Bytes payload;
+    transfer::Bytes frame() const {
+      const transfer::BlockFrame header = encode(block);
+      transfer::Bytes bytes(header.begin(), header.end());
+      bytes.insert(bytes.end(), payload.begin(), payload.end());
+      return bytes;
+    }
+  };
+  transfer::Bytes all() const {
+    transfer::Bytes bytes;
+    for (const Piece& p : blocks) {
+      const transfer::Bytes frame = p.frame();
+      bytes.insert(bytes.end(), frame.begin(), frame.end());
+    }
+    const transfer::Bytes last = encode(done);
+    bytes.insert(bytes.end(), last.begin(), last.end());
+    return bytes;
+  }
+
+  PoolMemory memory;
+  std::vector<Piece> blocks;
+  transfer::Done done;
 };
 
 // The protocol by hand, from either side.
 struct HandPeer {
-  HandPeer(Channel& channel, transfer::Hello hello, const std::string& secret = kSecret)
+  HandPeer(TcpChannel& channel, transfer::Hello hello, const std::string& secret = kSecret)
       : channel(channel), reader(channel) {
     theirs = shake_hands(channel, reader, hello, secret, patient_timeouts());
     using From = transfer::FrameLimits::From;
@@ -375,12 +426,17 @@ struct HandPeer {
     }
   }
   void say(transfer::ByteSpan bytes) { send(channel, bytes, std::chrono::milliseconds(60000)); }
+  transfer::Prefill next_prefill() {
+    const auto frame = next();
+    if (frame.type != transfer::FrameType::kPrefill) throw Error(Code::kBadData, "no Prefill");
+    return transfer::decode_prefill(frame.fields, 1 << 20);
+  }
   // Until the other side hangs up.
   void drain() {
     for (;;) next();
   }
 
-  Channel& channel;
+  TcpChannel& channel;
   FrameReader reader;
   transfer::Hello theirs;
 };

@@ -101,7 +101,7 @@ TEST(KvTransfer, WorkersAreTriedInOrder) {
   KvServer broken_server(broken.producer(), server_options()), good_server(good.producer(), server_options());
   std::string dead;
   {
-    Listener listener("127.0.0.1", 0);
+    TcpListener listener("127.0.0.1", 0);
     dead = endpoint(listener.port());
   }
   Decode decode(layout, 64);
