@@ -1,6 +1,7 @@
 // EngineImpl: the threads behind engine.h. The scheduler thread owns the Scheduler and the sinks and runs the loop
 // take submissions -> plan -> launch -> collect -> deliver; each RankWorker computes on its own thread. Callers only
-// touch the inbox and the published statistics, both under short locks.
+// touch the inbox and the published statistics, both under short locks; so do the results of a PrefillSource, which may
+// come from any thread, and even late: the mailbox outlives the engine if it must.
 #include "core/engine/engine.h"
 
 #include <algorithm>
@@ -22,20 +23,46 @@ using Clock = std::chrono::steady_clock;
 
 struct Submission {
   uint64_t handle = 0;
-  GenerateRequest request;
+  Clock::time_point time;
+  GenerateRequest request;  // or, when `job_sink`:
+  PrefillJob job;
   OutputSink sink;
+  PrefillSink job_sink;
+};
+
+struct RemoteResult {
+  uint64_t remote = 0;
+  RemotePrefillResult result;
 };
 
 struct Inbox {
   std::vector<Submission> submissions;
-  std::vector<uint64_t> cancels;
+  std::vector<uint64_t> cancels, releases;
+  std::vector<RemoteResult> remote_results;
   bool flush = false;
-  bool empty() const { return submissions.empty() && cancels.empty() && !flush; }
+  bool empty() const {
+    return submissions.empty() && cancels.empty() && releases.empty() && remote_results.empty() && !flush;
+  }
+};
+
+struct Mailbox {
+  std::mutex mutex;
+  std::condition_variable wake;
+  Inbox inbox;
+
+  void post(const std::function<void(Inbox&)>& change) {
+    {
+      std::lock_guard lock(mutex);
+      change(inbox);
+    }
+    wake.notify_one();
+  }
 };
 
 class EngineImpl final : public Engine {
  public:
-  EngineImpl(ModelInfo info, Config config, SchedulerConfig scheduler, std::vector<RankSetup> ranks);
+  EngineImpl(ModelInfo info, Config config, SchedulerConfig scheduler, std::vector<RankSetup> ranks,
+             std::shared_ptr<PrefillSource> source);
   ~EngineImpl() override;
 
   const ModelInfo& info() const override { return info_; }
@@ -44,30 +71,41 @@ class EngineImpl final : public Engine {
   EngineStats stats() const override;
   void drain() override;
   void flush_prefix_cache() override;
+  uint64_t prefill(PrefillJob job, PrefillSink sink) override;
+  void release_prefill(uint64_t handle) override;
+  KvLayout kv_layout() const override;
+  std::vector<KvPool> kv_pools() const override;
 
  private:
+  uint64_t take(Submission submission);
   void run();
   bool take_inbox(Inbox& inbox);
+  void keep_sinks(Inbox& inbox);
   void apply(Inbox inbox);
   void step();
+  void start_remotes();
   void fail(const std::string& reason);
   void end_everything(FinishReason reason, const std::string& error);
   void deliver();
   void call_sink(Emission emission);
+  void call_job_sink(JobProgress progress);
+  template <class Sink, class Value>
+  void call(std::map<uint64_t, Sink>& sinks, uint64_t handle, Value value, bool last);
   void publish(bool progressed);
 
   const ModelInfo info_;
   const Config config_;
+  const std::shared_ptr<PrefillSource> source_;  // may be null
   std::vector<std::unique_ptr<RankWorker>> workers_;
 
   // Scheduler thread.
   Scheduler scheduler_;
   std::map<uint64_t, OutputSink> sinks_;
+  std::map<uint64_t, PrefillSink> job_sinks_;
+  bool parked_ = false;  // the last plan was empty: nothing to do until the inbox or a deadline says so
 
-  // Shared.
-  mutable std::mutex mutex_;
-  std::condition_variable wake_;
-  Inbox inbox_;
+  // Shared, under mail_->mutex.
+  const std::shared_ptr<Mailbox> mail_ = std::make_shared<Mailbox>();
   uint64_t next_handle_ = 1;
   bool draining_ = false, stop_ = false;
   EngineStats stats_;  // as of the last step
@@ -77,8 +115,13 @@ class EngineImpl final : public Engine {
   std::thread thread_;
 };
 
-EngineImpl::EngineImpl(ModelInfo info, Config config, SchedulerConfig scheduler, std::vector<RankSetup> ranks)
-    : info_(std::move(info)), config_(std::move(config)), scheduler_(std::move(scheduler)) {
+EngineImpl::EngineImpl(ModelInfo info, Config config, SchedulerConfig scheduler, std::vector<RankSetup> ranks,
+                       std::shared_ptr<PrefillSource> source)
+    : info_(std::move(info)),
+      config_(std::move(config)),
+      source_(std::move(source)),
+      scheduler_(std::move(scheduler), source_ ? [source = source_.get()](uint64_t remote) { source->cancel(remote); }
+                                               : std::function<void(uint64_t)>()) {
   for (RankSetup& rank : ranks) {
     rank.config = &config_;
     workers_.push_back(std::make_unique<RankWorker>(std::move(rank)));
@@ -89,16 +132,17 @@ EngineImpl::EngineImpl(ModelInfo info, Config config, SchedulerConfig scheduler,
     if (failure.empty() || !worker->failed_by_peer()) failure = why.empty() ? failure : why;
   }
   if (!failure.empty()) throw Error(Code::kBadConfig, "the model could not be set up: " + failure);
+  if (source_) source_->attach(kv_layout(), kv_pools());
   stats_ = scheduler_.stats();
   thread_ = std::thread([this] { run(); });
 }
 
 EngineImpl::~EngineImpl() {
   {
-    std::lock_guard lock(mutex_);
+    std::lock_guard lock(mail_->mutex);
     stop_ = true;
   }
-  wake_.notify_all();
+  mail_->wake.notify_all();
   if (thread_.joinable()) thread_.join();
 }
 
@@ -107,47 +151,69 @@ EngineImpl::~EngineImpl() {
 uint64_t EngineImpl::submit(GenerateRequest request, OutputSink sink) {
   CHECK(sink, "a request without a sink");
   check_request(request, scheduler_.config());
+  return take({.request = std::move(request), .sink = std::move(sink)});
+}
+
+uint64_t EngineImpl::prefill(PrefillJob job, PrefillSink sink) {
+  CHECK(sink, "a prefill job without a sink");
+  check_job(job, scheduler_.config());
+  return take({.job = std::move(job), .job_sink = std::move(sink)});
+}
+
+uint64_t EngineImpl::take(Submission submission) {
+  submission.time = Clock::now();
   uint64_t handle = 0;
   {
-    std::lock_guard lock(mutex_);
+    std::lock_guard lock(mail_->mutex);
     if (stats_.failed) throw Error(Code::kUnavailable, "the engine has failed: " + stats_.failure);
     if (draining_ || stop_) throw Error(Code::kUnavailable, "the engine is draining and takes no new requests");
-    handle = next_handle_++;
-    inbox_.submissions.push_back({handle, std::move(request), std::move(sink)});
-    if (!working_) last_progress_ = Clock::now();
+    handle = submission.handle = next_handle_++;
+    if (!working_) last_progress_ = submission.time;
     working_ = true;
+    mail_->inbox.submissions.push_back(std::move(submission));
   }
-  wake_.notify_one();
+  mail_->wake.notify_one();
   return handle;
 }
 
 void EngineImpl::cancel(uint64_t handle) {
-  {
-    std::lock_guard lock(mutex_);
-    inbox_.cancels.push_back(handle);
-  }
-  wake_.notify_one();
+  mail_->post([&](Inbox& inbox) { inbox.cancels.push_back(handle); });
+}
+
+void EngineImpl::release_prefill(uint64_t handle) {
+  mail_->post([&](Inbox& inbox) { inbox.releases.push_back(handle); });
+}
+
+KvLayout EngineImpl::kv_layout() const {
+  const KvPool pool = workers_[0]->kv_pool();
+  return {.model_hash = info_.model_hash,
+          .numerics_id = info_.numerics_id,
+          .num_layers = pool.num_layers,
+          .page_size = pool.page_size,
+          .page_bytes = pool.page_bytes};
+}
+
+std::vector<KvPool> EngineImpl::kv_pools() const {
+  std::vector<KvPool> pools;
+  for (const auto& worker : workers_) pools.push_back(worker->kv_pool());
+  return pools;
 }
 
 EngineStats EngineImpl::stats() const {
-  std::lock_guard lock(mutex_);
+  std::lock_guard lock(mail_->mutex);
   EngineStats stats = stats_;
-  stats.num_waiting += int64_t(inbox_.submissions.size());
+  stats.num_waiting += int64_t(mail_->inbox.submissions.size());
   if (working_) stats.seconds_since_progress = std::chrono::duration<double>(Clock::now() - last_progress_).count();
   return stats;
 }
 
 void EngineImpl::drain() {
-  std::lock_guard lock(mutex_);
+  std::lock_guard lock(mail_->mutex);
   draining_ = true;
 }
 
 void EngineImpl::flush_prefix_cache() {
-  {
-    std::lock_guard lock(mutex_);
-    inbox_.flush = true;
-  }
-  wake_.notify_one();
+  mail_->post([](Inbox& inbox) { inbox.flush = true; });
 }
 
 // ------------------------------------------------------------------------------------------------ scheduler thread
@@ -167,32 +233,58 @@ void EngineImpl::run() {
     deliver();
     publish(progressed);
   }
-  for (Submission& s : inbox.submissions) sinks_.emplace(s.handle, std::move(s.sink));
+  keep_sinks(inbox);
   end_everything(FinishReason::kCancelled, "");
 }
 
 // Parks until there is something to do; false when the engine is to end (`inbox` then holds what came last).
 bool EngineImpl::take_inbox(Inbox& inbox) {
-  std::unique_lock lock(mutex_);
-  wake_.wait(lock, [&] { return stop_ || !inbox_.empty() || scheduler_.has_work(); });
-  inbox = std::exchange(inbox_, {});
+  const auto deadline = parked_ ? scheduler_.next_deadline() : std::nullopt;
+  std::unique_lock lock(mail_->mutex);
+  const auto due = [&] { return stop_ || !mail_->inbox.empty() || (scheduler_.has_work() && !parked_); };
+  if (deadline)
+    mail_->wake.wait_until(lock, *deadline, due);
+  else
+    mail_->wake.wait(lock, due);
+  inbox = std::exchange(mail_->inbox, {});
+  if (!working_) last_progress_ = Clock::now();
+  working_ = true;
   return !stop_;
 }
 
+void EngineImpl::keep_sinks(Inbox& inbox) {
+  for (Submission& s : inbox.submissions) {
+    if (s.job_sink)
+      job_sinks_.emplace(s.handle, std::move(s.job_sink));
+    else
+      sinks_.emplace(s.handle, std::move(s.sink));
+  }
+}
+
 void EngineImpl::apply(Inbox inbox) {
-  for (Submission& s : inbox.submissions) sinks_.emplace(s.handle, std::move(s.sink));
-  for (Submission& s : inbox.submissions) scheduler_.submit(s.handle, std::move(s.request));
+  keep_sinks(inbox);
+  for (Submission& s : inbox.submissions) {
+    if (job_sinks_.contains(s.handle))
+      scheduler_.submit_job(s.handle, std::move(s.job), s.time);
+    else
+      scheduler_.submit(s.handle, std::move(s.request), s.time);
+  }
+  for (RemoteResult& r : inbox.remote_results) scheduler_.remote_done(r.remote, std::move(r.result));
   for (uint64_t handle : inbox.cancels) scheduler_.cancel(handle);
+  for (uint64_t handle : inbox.releases) scheduler_.release_job(handle);
   if (inbox.flush) scheduler_.flush_prefix_cache();
 }
 
 void EngineImpl::step() {
   const StepPlan plan = scheduler_.plan(Clock::now());
-  if (plan.empty()) {
-    CHECK(!scheduler_.has_work(), "requests are left that no step advances");
-    return;
+  parked_ = plan.empty();
+  if (parked_) {
+    CHECK(!scheduler_.has_work() || scheduler_.waits_for_others(), "requests are left that no step advances");
+    return start_remotes();
   }
   for (size_t i = 0; i < workers_.size(); ++i) workers_[i]->launch(plan.ranks[i]);
+  start_remotes();
+  deliver();  // a job's cached pages can travel while the others are computed
   std::string failure;
   bool by_peer = true;
   for (auto& worker : workers_) {  // all, even after a failure: the plan must outlive the step
@@ -204,14 +296,31 @@ void EngineImpl::step() {
   if (!failure.empty()) return fail(failure);
   std::vector<std::vector<ChunkResult>> results;
   for (auto& worker : workers_) results.push_back(worker->take_results());
-  scheduler_.complete(plan, std::move(results));
+  scheduler_.complete(plan, std::move(results), Clock::now());
+}
+
+// Never throws: a source that cannot begin has failed, and the prompt is computed here.
+void EngineImpl::start_remotes() {
+  for (RemotePrefill& start : scheduler_.take_remote_starts()) {
+    const uint64_t remote = start.handle;
+    const auto done = [mail = mail_, remote](RemotePrefillResult result) {
+      mail->post([&](Inbox& inbox) { inbox.remote_results.push_back({remote, std::move(result)}); });
+    };
+    try {
+      source_->start(std::move(start), done);
+    } catch (const std::exception& e) {
+      done({.error = e.what()});
+    } catch (...) {
+      done({.error = "the prefill source threw"});
+    }
+  }
 }
 
 // Decision 8: a failed step ends the instance. Everything in flight ends with an error; nothing new is taken.
 void EngineImpl::fail(const std::string& reason) {
   bool first = false;
   {
-    std::lock_guard lock(mutex_);
+    std::lock_guard lock(mail_->mutex);
     first = !std::exchange(stats_.failed, true);
     if (first) stats_.failure = reason;
   }
@@ -224,44 +333,59 @@ void EngineImpl::end_everything(FinishReason reason, const std::string& error) {
   scheduler_.end_all(reason, error);
   deliver();
   while (!sinks_.empty()) call_sink({sinks_.begin()->first, {.finish = reason, .error = error}});
+  while (!job_sinks_.empty())
+    call_job_sink({job_sinks_.begin()->first, {.finished = true, .error = error.empty() ? "cancelled" : error}});
 }
 
 void EngineImpl::deliver() {
   for (;;) {
     std::vector<Emission> emissions = scheduler_.take_emissions();
-    if (emissions.empty()) return;
+    std::vector<JobProgress> progress = scheduler_.take_progress();
+    if (emissions.empty() && progress.empty()) return;
+    for (JobProgress& p : progress) call_job_sink(std::move(p));
     for (Emission& e : emissions) call_sink(std::move(e));
   }
 }
 
 void EngineImpl::call_sink(Emission emission) {
-  const auto it = sinks_.find(emission.handle);
-  if (it == sinks_.end()) return;
   const bool last = emission.output.finish != FinishReason::kNone;
-  OutputSink ended;
+  call(sinks_, emission.handle, std::move(emission.output), last);
+}
+
+void EngineImpl::call_job_sink(JobProgress progress) {
+  const bool last = progress.progress.finished;
+  call(job_sinks_, progress.handle, std::move(progress.progress), last);
+}
+
+// A step may be in progress: the scheduler is left alone.
+template <class Sink, class Value>
+void EngineImpl::call(std::map<uint64_t, Sink>& sinks, uint64_t handle, Value value, bool last) {
+  const auto it = sinks.find(handle);
+  if (it == sinks.end()) return;
+  Sink ended;
   if (last) {
     ended = std::move(it->second);
-    sinks_.erase(it);
+    sinks.erase(it);
   }
   try {
-    (last ? ended : it->second)(std::move(emission.output));
+    (last ? ended : it->second)(std::move(value));
     return;
   } catch (const std::exception& e) {
-    log::warn("request {}: its sink threw ({}); the request is cancelled", emission.handle, e.what());
+    log::warn("request {}: its sink threw ({}); the request is cancelled", handle, e.what());
   } catch (...) {
-    log::warn("request {}: its sink threw; the request is cancelled", emission.handle);
+    log::warn("request {}: its sink threw; the request is cancelled", handle);
   }
-  sinks_.erase(emission.handle);
-  scheduler_.cancel(emission.handle);
+  sinks.erase(handle);
+  cancel(handle);
 }
 
 void EngineImpl::publish(bool progressed) {
   EngineStats stats = scheduler_.stats();
-  std::lock_guard lock(mutex_);
+  std::lock_guard lock(mail_->mutex);
   stats.failed = stats_.failed;
   stats.failure = std::move(stats_.failure);
   stats_ = std::move(stats);
-  const bool working = scheduler_.has_work() || !inbox_.empty();
+  const bool working = (scheduler_.has_work() && !parked_) || !mail_->inbox.empty();
   if (progressed || !working_) last_progress_ = Clock::now();
   working_ = working;
 }
@@ -269,8 +393,9 @@ void EngineImpl::publish(bool progressed) {
 }  // namespace
 
 std::unique_ptr<Engine> start_engine(ModelInfo info, Config config, SchedulerConfig scheduler,
-                                     std::vector<RankSetup> ranks) {
-  return std::make_unique<EngineImpl>(std::move(info), std::move(config), std::move(scheduler), std::move(ranks));
+                                     std::vector<RankSetup> ranks, std::shared_ptr<PrefillSource> source) {
+  return std::make_unique<EngineImpl>(std::move(info), std::move(config), std::move(scheduler), std::move(ranks),
+                                      std::move(source));
 }
 
 }  // namespace moectl

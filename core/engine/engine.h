@@ -1,7 +1,7 @@
 // Engine: the narrow boundary between the servers and everything that computes. Servers include this header and no other of
 // core/engine, core/model, core/kv, core/comm or kernels.
 //
-// Threads: submit, cancel, stats may be called from any thread and never block on a step. One scheduler thread plans for all
+// Threads: every member may be called from any thread and none blocks on a step. One scheduler thread plans for all
 // ranks; each rank computes on its own thread. Sinks are called on the scheduler thread: they must only enqueue.
 //
 // Exactness (CPU backend): a request's tokens and logprobs are a function of its prompt, its sampling parameters and the
@@ -9,6 +9,9 @@
 //
 // EP ranks step together: in every step each rank runs the same layers, a rank with nothing to do an empty batch, because
 // its experts may be needed by the others.
+//
+// Prefill and decode apart: the decode role's engine gets a PrefillSource and lets it fill the pages of long prompts; the
+// prefill role's engine computes them (prefill). Both are ordinary engines otherwise.
 #pragma once
 
 #include <chrono>
@@ -19,6 +22,8 @@
 #include <string>
 #include <utility>
 #include <vector>
+
+#include "core/engine/prefill_source.h"
 
 namespace moectl {
 
@@ -34,6 +39,10 @@ struct EngineConfig {
   int64_t kv_cache_bytes = 256ll << 20;    // all ranks together
   std::string kv_cache_dtype = "auto";     // auto = f32 on CPU
   bool enable_prefix_caching = true;
+  std::shared_ptr<PrefillSource> prefill_source;  // decode role: who computes prompts elsewhere; null: nobody
+  int local_prefill_tokens = 64;           // decode role: at most so many tokens that no cache holds are computed here
+  bool prefill_role = false;               // prefill() may be called
+  bool compute_mtp_kv = true;              // either role, and only then: the MTP layer's KV of prompts too
   // Called while loading: bytes read so far and in total. May be empty.
   std::function<void(int64_t done, int64_t total)> progress;
 };
@@ -46,6 +55,7 @@ struct ModelInfo {
   std::vector<int32_t> eos_token_ids;      // generation_config.json, else config.json
   int64_t num_params = 0, weight_bytes = 0, kv_bytes_per_token = 0, kv_pool_tokens = 0;
   std::string numerics_id;                 // instruction-set path, KV dtype, kernel version (PD handshake)
+  std::string model_hash;                  // of the checkpoint (PD handshake)
 };
 
 struct SamplingParams {
@@ -74,6 +84,17 @@ struct GenerateRequest {
   SamplingParams sampling;
   std::string cache_salt;                  // prefixes are shared only between equal salts
   std::optional<std::chrono::steady_clock::time_point> deadline;
+  std::vector<std::string> prefill_workers;  // KV endpoints that may compute the prompt, best first; none: computed here
+};
+
+// How a prompt's KV came to be, for the timeline.
+struct PrefillFacts {
+  std::string worker;                      // who computed it for us; empty: computed here
+  std::string local_reason;                // why here: "aggregated", "no prefill worker", "short prompt", ...
+  int64_t kv_bytes = 0;                    // received
+  int remote_cached_tokens = 0;            // of the worker's own prefix cache
+  double queue_seconds = 0;                // here, from submit to a place on a rank
+  double remote_queue_seconds = 0, remote_compute_seconds = 0, transfer_seconds = 0;
 };
 
 enum class FinishReason { kNone, kStop, kLength, kCancelled, kError };
@@ -88,6 +109,7 @@ struct GenerateOutput {
   std::vector<Token> tokens;               // new output tokens
   std::vector<Token> prompt_tokens;        // once, when prompt_logprobs: entry i belongs to prompt token i + 1
   int num_cached_tokens = 0;               // prompt tokens served by the prefix cache
+  std::optional<PrefillFacts> prefill;     // once, with the first increment
   FinishReason finish = FinishReason::kNone;
   int32_t stop_token = -1;                 // the eos or stop id that ended the answer
   std::string error;                       // why, when kError
@@ -96,7 +118,9 @@ struct GenerateOutput {
 using OutputSink = std::function<void(GenerateOutput&&)>;
 
 struct EngineStats {
-  int64_t num_running = 0, num_waiting = 0;
+  int64_t num_running = 0, num_waiting = 0;                            // requests and prefill jobs that hold pages; the queue
+  int64_t num_remote_prefills = 0;                                     // running requests whose prompt is computed elsewhere
+  int64_t num_tokens_in_flight = 0;                                    // of what runs or waits: prompts and outputs
   int64_t kv_pages_total = 0, kv_pages_used = 0, kv_pages_cached = 0;  // used: held by requests; cached: reusable
   int64_t prompt_tokens_total = 0, generation_tokens_total = 0;
   int64_t prefix_cache_queries = 0, prefix_cache_hits = 0;             // in tokens
@@ -124,6 +148,15 @@ class Engine {
   virtual void drain() = 0;
   // Forget all cached prefixes that no request holds.
   virtual void flush_prefix_cache() = 0;
+
+  // Prefill role: computes the KV of job.num_tokens tokens, fewer than the prompt has. Throws like submit. `sink` is
+  // called until `finished`, then destroyed. cancel(handle) stops the computing (`finished`, with an error); the pages
+  // stay as they are until release_prefill, which every job needs exactly once, whatever became of it.
+  virtual uint64_t prefill(PrefillJob job, PrefillSink sink) = 0;
+  virtual void release_prefill(uint64_t handle) = 0;
+  // What a peer must agree on, and where pages lie, by rank. The pools live as long as the engine.
+  virtual KvLayout kv_layout() const = 0;
+  virtual std::vector<KvPool> kv_pools() const = 0;
 };
 
 }  // namespace moectl

@@ -25,6 +25,8 @@ void check_parallelism(const EngineConfig& engine, const Config& model) {
           engine.ep_size);
   require(experts == 0 || experts % engine.ep_size == 0, "--ep-size {} does not divide the checkpoint's {} experts",
           engine.ep_size, experts);
+  require(engine.local_prefill_tokens >= 0, "--local-prefill-tokens must be 0 or more, not {}",
+          engine.local_prefill_tokens);
   require(engine.num_threads >= 0, "--threads must be 0 (one a core) or more, not {}", engine.num_threads);
 }
 
@@ -77,7 +79,11 @@ EngineSetup plan_setup(const EngineConfig& engine, const Config& model, std::vec
                      .max_model_len = max_len,
                      .vocab_size = model.vocab_size,
                      .enable_prefix_caching = engine.enable_prefix_caching,
-                     .eos_token_ids = std::move(eos_token_ids)};
+                     .eos_token_ids = std::move(eos_token_ids),
+                     .local_prefill_tokens = engine.local_prefill_tokens,
+                     .takes_jobs = engine.prefill_role,
+                     .compute_mtp_kv = engine.compute_mtp_kv && model.num_mtp_layers > 0 &&
+                                       (engine.prefill_role || engine.prefill_source)};
   require(engine.max_num_batched_tokens >= setup.scheduler.max_seqs_per_rank(),
           "--max-num-batched-tokens {} is less than the {} sequences a rank may run (--max-num-seqs {} over {} "
           "rank(s)); each needs a "
@@ -113,7 +119,8 @@ std::unique_ptr<Engine> Engine::create(EngineConfig config) {
                      .comm = std::move(comm),
                      .num_pages = setup.scheduler.num_pages,
                      .limits = setup.limits,
-                     .eos_token_ids = setup.scheduler.eos_token_ids});
+                     .eos_token_ids = setup.scheduler.eos_token_ids,
+                     .compute_mtp_kv = setup.scheduler.compute_mtp_kv});
   }
   ModelInfo info{.architecture = model.model_type,
                  .vocab_size = model.vocab_size,
@@ -124,7 +131,7 @@ std::unique_ptr<Engine> Engine::create(EngineConfig config) {
                  .kv_bytes_per_token = setup.kv_bytes_per_token,
                  .kv_pool_tokens = int64_t{setup.scheduler.num_pages} * kPageSize * config.ep_size,
                  .numerics_id = ranks[0].ops->numerics_id() + "-kv-f32"};
-  return start_engine(std::move(info), model, setup.scheduler, std::move(ranks));
+  return start_engine(std::move(info), model, setup.scheduler, std::move(ranks), config.prefill_source);
 }
 
 }  // namespace moectl

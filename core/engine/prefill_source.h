@@ -16,7 +16,7 @@
 namespace moectl {
 
 struct RemotePrefill {
-  uint64_t handle = 0;              // the engine's
+  uint64_t handle = 0;              // the engine's, of this attempt: never used twice
   std::string request_id;           // for logs
   std::vector<std::string> workers; // KV endpoints "host:port" in order of preference, 1 to 3
   std::vector<int32_t> prompt_ids;  // the whole prompt
@@ -41,7 +41,8 @@ class PrefillSource {
   virtual void attach(KvLayout layout, std::vector<KvPool> pools) = 0;
   // Begins; never blocks. `done` is called exactly once, from any thread, unless cancel() returned before.
   virtual void start(RemotePrefill request, std::function<void(RemotePrefillResult)> done) = 0;
-  // When it returns, nothing writes to the request's pages any more and `done` will not be called. Unknown handles are ignored.
+  // When it returns, nothing writes to the request's pages any more and `done` will not be called. Unknown handles are ignored. Must not
+  // throw: the engine has no other way to get its pages back.
   virtual void cancel(uint64_t handle) = 0;
 };
 
@@ -50,7 +51,7 @@ class PrefillSource {
 struct PrefillJob {
   std::string request_id;
   std::vector<int32_t> prompt_ids;  // the whole prompt: the MTP layer's KV at position i needs token i + 1
-  int num_tokens = 0;               // compute KV of tokens [0, num_tokens)
+  int num_tokens = 0;               // compute KV of tokens [0, num_tokens); at most prompt - 1
   std::string cache_salt;
 };
 

@@ -30,6 +30,26 @@ void make_batch(const RankPlan& plan, Batch& batch) {
   }
 }
 
+void make_mtp_batch(const RankPlan& plan, const Batch& batch, Batch& mtp_batch, std::vector<int32_t>& rows) {
+  mtp_batch.token_ids.clear();
+  mtp_batch.positions.clear();
+  mtp_batch.seq_idx.clear();
+  mtp_batch.page_table = batch.page_table;
+  mtp_batch.max_pages = batch.max_pages;
+  rows.clear();
+  int first_row = 0;
+  for (size_t s = 0; s < plan.chunks.size(); ++s) {
+    const Chunk& chunk = plan.chunks[s];
+    for (int position = chunk.begin; position < chunk.mtp_end; ++position) {
+      rows.push_back(first_row + position - chunk.begin);
+      mtp_batch.token_ids.push_back(chunk.seq->token_ids[size_t(position) + 1]);
+      mtp_batch.positions.push_back(position);
+      mtp_batch.seq_idx.push_back(int32_t(s));
+    }
+    first_row += chunk.num_tokens;
+  }
+}
+
 RankWorker::RankWorker(RankSetup setup) : setup_(std::move(setup)), thread_([this] { run(); }) {}
 
 RankWorker::~RankWorker() {
@@ -92,6 +112,19 @@ void RankWorker::build() {
   cache_ = std::make_unique<KvCache>(*setup_.config, *setup_.ops, setup_.num_pages);
   model_ = std::make_unique<Model>(*setup_.config, setup_.weights, *setup_.ops, *setup_.comm, *cache_, setup_.limits);
   sampler_ = std::make_unique<Sampler>(setup_.config->vocab_size);
+  if (!setup_.compute_mtp_kv) return;
+  const int64_t max_tokens = setup_.limits.max_tokens;
+  mtp_row_idx_ = setup_.ops->alloc(max_tokens * int64_t(sizeof(int32_t)));
+  mtp_states_ = setup_.ops->alloc(max_tokens * setup_.config->hidden_size * int64_t(sizeof(float)));
+}
+
+KvPool RankWorker::kv_pool() const {
+  KvPool pool{.num_layers = int(cache_->layers.size()),
+              .num_pages = cache_->num_pages,
+              .page_size = kPageSize,
+              .page_bytes = int64_t{kPageSize} * cache_->values_per_token * int64_t(sizeof(float))};
+  for (const Buffer& layer : cache_->layers) pool.layers.push_back(layer.get());
+  return pool;
 }
 
 void RankWorker::step(const RankPlan& plan) {
@@ -100,6 +133,20 @@ void RankWorker::step(const RankPlan& plan) {
   results_.clear();
   int row = 0;
   for (const Chunk& chunk : plan.chunks) results_.push_back(result_of(chunk, logits, row));
+  if (plan.mtp) compute_mtp_kv(plan);
+}
+
+// Only the module's keys and values are wanted; its logits are not.
+void RankWorker::compute_mtp_kv(const RankPlan& plan) {
+  CHECK(mtp_states_, "a plan asks for the MTP module's KV");
+  make_mtp_batch(plan, batch_, mtp_batch_, mtp_rows_);
+  const int64_t num_rows = mtp_batch_.num_tokens(), hidden_size = setup_.config->hidden_size;
+  setup_.ops->upload(mtp_row_idx_.get(), mtp_rows_.data(), num_rows * int64_t(sizeof(int32_t)));
+  const View<float> states(reinterpret_cast<float*>(mtp_states_.get()), {num_rows, hidden_size});
+  setup_.ops->gather(
+      {model_->hidden(), View<const int32_t>(reinterpret_cast<const int32_t*>(mtp_row_idx_.get()), {num_rows}), states},
+      {});
+  model_->forward_mtp(mtp_batch_, states);
 }
 
 ChunkResult RankWorker::result_of(const Chunk& chunk, View<const float> logits, int& row) {

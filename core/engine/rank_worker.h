@@ -24,6 +24,7 @@ struct RankSetup {
   int num_pages = 0;
   ModelLimits limits;
   std::vector<int32_t> eos_token_ids;
+  bool compute_mtp_kv = false;  // plans may ask for it
 };
 
 class RankWorker {
@@ -38,6 +39,8 @@ class RankWorker {
   void launch(const RankPlan& plan);
   std::string wait();
   std::vector<ChunkResult> take_results() { return std::move(results_); }
+  // Where the rank's pages lie, once it is built.
+  KvPool kv_pool() const;
   // True when the failure was a peer's: its own message says more.
   bool failed_by_peer() const { return failed_by_peer_; }
 
@@ -45,6 +48,7 @@ class RankWorker {
   void run();
   void build();
   void step(const RankPlan& plan);
+  void compute_mtp_kv(const RankPlan& plan);
   ChunkResult result_of(const Chunk& chunk, View<const float> logits, int& row);
   void fail(const std::string& what, bool by_peer);
 
@@ -52,7 +56,9 @@ class RankWorker {
   std::unique_ptr<KvCache> cache_;
   std::unique_ptr<Model> model_;
   std::unique_ptr<Sampler> sampler_;
-  Batch batch_;
+  Batch batch_, mtp_batch_;
+  std::vector<int32_t> mtp_rows_;
+  Buffer mtp_row_idx_, mtp_states_;  // [max_tokens], [max_tokens, hidden_size]: the states the MTP module starts from
   std::vector<ChunkResult> results_;
 
   std::mutex mutex_;
@@ -67,9 +73,11 @@ class RankWorker {
 
 // The model's rows for a plan. Pages of a sequence are a row of the page table.
 void make_batch(const RankPlan& plan, Batch& batch);
+// The MTP module's rows for the same plan, each with the token after its position, and where they stand in `batch`.
+void make_mtp_batch(const RankPlan& plan, const Batch& batch, Batch& mtp_batch, std::vector<int32_t>& rows);
 
 // The engine over ranks that are ready to start (engine.cpp); Engine::create and tests of failing ranks use it.
 std::unique_ptr<Engine> start_engine(ModelInfo info, Config config, SchedulerConfig scheduler,
-                                     std::vector<RankSetup> ranks);
+                                     std::vector<RankSetup> ranks, std::shared_ptr<PrefillSource> source = {});
 
 }  // namespace moectl

@@ -2,6 +2,7 @@
 // steps, rank threads read it during a step.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <span>
 #include <vector>
@@ -11,7 +12,12 @@
 
 namespace moectl {
 
-enum class Phase { kWaiting, kRunning };
+enum class Phase {
+  kWaiting,        // in the queue, without pages
+  kRunning,        // on a rank, computed step by step
+  kRemotePrefill,  // on a rank, its reserved pages are filled by another worker; no step touches them
+  kHeld,           // a prefill job that is over; its pages wait for their release
+};
 
 struct Sequence {
   uint64_t handle = 0;  // grows with arrival: the smaller, the older
@@ -25,6 +31,17 @@ struct Sequence {
   std::vector<PageId> pages;  // page i holds tokens [i * page_size, (i + 1) * page_size)
   PrefixCursor cursor;
 
+  // A prefill job computes the KV of its first tokens and nothing else; all its pages are reserved when it is admitted,
+  // because a peer reads them until it says otherwise.
+  int job_tokens = 0;      // 0: an ordinary request
+  double job_seconds = 0;  // from its admission to the last step
+  std::chrono::steady_clock::time_point submitted, admitted;
+
+  uint64_t remote = 0;         // the attempt under way, in Phase::kRemotePrefill
+  bool remote_failed = false;  // from now on computed here
+  PrefillFacts facts;
+  int num_mtp_computed = 0;  // tokens, from the first on, whose KV of the MTP layer is in `pages`
+
   bool admitted_before = false;                        // a preemption sends it back to the queue
   bool reported = false;                               // prompt facts went out with the first output
   int num_cached_tokens = 0;                           // at the first admission
@@ -32,7 +49,10 @@ struct Sequence {
 
   int num_tokens() const { return int(token_ids.size()); }
   int num_output_tokens() const { return num_tokens() - num_prompt_tokens; }
-  int num_remaining() const { return num_tokens() - num_computed; }
+  bool is_job() const { return job_tokens > 0; }
+  int num_remaining() const { return (is_job() ? job_tokens : num_tokens()) - num_computed; }
+  // An ordinary request computes at least its last token itself, for the logits.
+  int num_cacheable() const { return is_job() ? job_tokens : num_tokens() - 1; }
   bool wants_prompt_logprobs() const { return request.sampling.prompt_logprobs; }
   std::span<const int32_t> ids() const { return token_ids; }
 };

@@ -10,6 +10,10 @@
 namespace moectl {
 namespace {
 
+double seconds_between(Scheduler::TimePoint begin, Scheduler::TimePoint end) {
+  return std::chrono::duration<double>(end - begin).count();
+}
+
 constexpr int kDecodeLoad = 64;  // a running sequence weighs as much as this many prompt tokens when a rank is chosen
 
 }  // namespace
@@ -40,7 +44,8 @@ bool StepPlan::empty() const {
   return std::ranges::all_of(ranks, [](const RankPlan& r) { return r.chunks.empty(); });
 }
 
-Scheduler::Scheduler(SchedulerConfig config) : config_(std::move(config)) {
+Scheduler::Scheduler(SchedulerConfig config, std::function<void(uint64_t)> cancel_remote)
+    : config_(std::move(config)), cancel_remote_(std::move(cancel_remote)) {
   CHECK(config_.num_ranks > 0 && config_.max_num_seqs > 0 && config_.max_num_batched_tokens > 0 &&
             config_.max_prompt_logits > 0 && config_.max_model_len > 0,
         "a scheduler needs ranks, sequences, tokens and a length");
@@ -49,27 +54,42 @@ Scheduler::Scheduler(SchedulerConfig config) : config_(std::move(config)) {
 
 // ------------------------------------------------------------------------------------------------ requests
 
-void Scheduler::submit(uint64_t handle, GenerateRequest request) {
+void Scheduler::submit(uint64_t handle, GenerateRequest request, TimePoint now) {
+  add_sequence(handle, std::move(request), now);
+}
+
+Sequence& Scheduler::add_sequence(uint64_t handle, GenerateRequest request, TimePoint now) {
   CHECK(!in_flight_, "submit during a step");
   CHECK(sequences_.empty() || sequences_.rbegin()->first < handle, "handle {} is not the newest", handle);
   auto seq = std::make_unique<Sequence>();
   seq->handle = handle;
+  seq->submitted = now;
   seq->token_ids = std::move(request.prompt_ids);
   seq->num_prompt_tokens = seq->num_tokens();
   seq->request = std::move(request);
   waiting_.emplace(handle, seq.get());
-  sequences_.emplace(handle, std::move(seq));
+  return *sequences_.emplace(handle, std::move(seq)).first->second;
 }
 
 void Scheduler::cancel(uint64_t handle) {
   CHECK(!in_flight_, "cancel during a step");
-  if (const auto it = sequences_.find(handle); it != sequences_.end())
-    finish(*it->second, {.finish = FinishReason::kCancelled});
+  const auto it = sequences_.find(handle);
+  if (it == sequences_.end()) return;
+  if (it->second->is_job()) return hold_job(*it->second, "cancelled");
+  finish(*it->second, {.finish = FinishReason::kCancelled});
 }
 
 void Scheduler::end_all(FinishReason reason, const std::string& error) {
   in_flight_ = false;  // a failed step is never completed
-  while (!sequences_.empty()) finish(*sequences_.begin()->second, {.finish = reason, .error = error});
+  while (!sequences_.empty()) {
+    Sequence& seq = *sequences_.begin()->second;
+    if (!seq.is_job()) {
+      finish(seq, {.finish = reason, .error = error});
+    } else {
+      hold_job(seq, error.empty() ? "cancelled" : error);
+      release_job(seq.handle);
+    }
+  }
 }
 
 void Scheduler::flush_prefix_cache() {
@@ -81,29 +101,42 @@ void Scheduler::flush_prefix_cache() {
 
 StepPlan Scheduler::plan(TimePoint now) {
   CHECK(!in_flight_, "the last step is not complete");
-  expire_waiting(now);
+  expire(now);
   StepPlan plan;
   plan.ranks.resize(size_t(config_.num_ranks));
   for (size_t i = 0; i < ranks_.size(); ++i) {
     schedule_running(*ranks_[i], plan.ranks[i], /*decodes=*/true);
     schedule_running(*ranks_[i], plan.ranks[i], /*decodes=*/false);
   }
-  admit_waiting(plan);
+  admit_waiting(plan, now);
+  const auto runs_mtp = [](const Chunk& chunk) { return chunk.mtp_end > chunk.begin; };
+  const bool mtp =
+      std::ranges::any_of(plan.ranks, [&](const RankPlan& r) { return std::ranges::any_of(r.chunks, runs_mtp); });
+  for (RankPlan& rank : plan.ranks) rank.mtp = mtp;
   in_flight_ = !plan.empty();
   return plan;
 }
 
-void Scheduler::expire_waiting(TimePoint now) {
-  for (auto it = waiting_.begin(); it != waiting_.end();) {
-    Sequence& seq = *(it++)->second;  // finish() erases its entry
-    if (seq.request.deadline && *seq.request.deadline <= now)
-      finish(seq, {.finish = FinishReason::kError, .error = "deadline"});
-  }
+void Scheduler::expire(TimePoint now) {
+  for (const auto* group : {&waiting_, &remotes_})
+    for (auto it = group->begin(); it != group->end();) {
+      Sequence& seq = *(it++)->second;  // finish() erases its entry
+      if (seq.request.deadline && *seq.request.deadline <= now)
+        finish(seq, {.finish = FinishReason::kError, .error = "deadline"});
+    }
+}
+
+std::optional<Scheduler::TimePoint> Scheduler::next_deadline() const {
+  std::optional<TimePoint> next;
+  for (const auto* group : {&waiting_, &remotes_})
+    for (const auto& [key, seq] : *group)
+      if (const auto& deadline = seq->request.deadline; deadline && (!next || *deadline < *next)) next = deadline;
+  return next;
 }
 
 void Scheduler::schedule_running(Rank& rank, RankPlan& plan, bool decodes) {
   for (size_t i = 0; i < rank.running.size(); ++i)  // preemption shortens the list behind i
-    if ((rank.running[i]->num_remaining() == 1) == decodes)
+    if (rank.running[i]->phase == Phase::kRunning && (rank.running[i]->num_remaining() == 1) == decodes)
       schedule_chunk(rank, plan, *rank.running[i], /*may_preempt=*/true);
 }
 
@@ -128,6 +161,9 @@ void Scheduler::schedule_chunk(Rank& rank, RankPlan& plan, Sequence& seq, bool m
                          .num_tokens = num_tokens,
                          .prompt_logits_begin = logits_begin,
                          .prompt_logits_end = logits_end,
+                         .mtp_end = config_.compute_mtp_kv && seq.num_mtp_computed == begin
+                                        ? std::min(end, seq.num_tokens() - 1)  // the next token is known
+                                        : begin,
                          .sample = end == seq.num_tokens() && seq.request.sampling.max_tokens > 0});
   plan.num_tokens += num_tokens;
   plan.num_prompt_logits += logits_end - logits_begin;
@@ -143,10 +179,12 @@ int Scheduler::grow(Rank& rank, Sequence& seq, int num_tokens) {
   return std::min(num_tokens, int(seq.pages.size()) * config_.page_size - seq.num_computed);
 }
 
-// Sends the rank's youngest sequence back to the queue if it is younger than `than`. Its tokens stay, its pages go.
+// Sends the rank's youngest request back to the queue if it is younger than `than`. Its tokens stay, its pages go.
 bool Scheduler::preempt_youngest(Rank& rank, RankPlan& plan, const Sequence& than) {
-  Sequence& victim = *rank.running.back();
-  if (victim.handle <= than.handle) return false;
+  const auto youngest = std::ranges::find_if(rank.running.rbegin(), rank.running.rend(),
+                                             [](const Sequence* seq) { return !seq->is_job(); });
+  if (youngest == rank.running.rend() || (*youngest)->handle <= than.handle) return false;
+  Sequence& victim = **youngest;
   std::erase_if(plan.chunks, [&](const Chunk& chunk) {
     if (chunk.seq != &victim) return false;
     plan.num_tokens -= chunk.num_tokens;
@@ -156,26 +194,26 @@ bool Scheduler::preempt_youngest(Rank& rank, RankPlan& plan, const Sequence& tha
   plan.preempted = true;
   ++counters_.num_preemptions_total;
   release_pages(victim);
-  victim.phase = Phase::kWaiting;
   waiting_.emplace(victim.handle, &victim);
   return true;
 }
 
-void Scheduler::admit_waiting(StepPlan& plan) {
+void Scheduler::admit_waiting(StepPlan& plan, TimePoint now) {
   while (!waiting_.empty()) {  // first come, first served: nobody overtakes a request that has to wait
     Sequence& seq = *waiting_.begin()->second;
-    if (!admit(seq, plan)) return;
+    if (!admit(seq, plan, now)) return;
     waiting_.erase(seq.handle);
   }
 }
 
-bool Scheduler::admit(Sequence& seq, StepPlan& plan) {
+bool Scheduler::admit(Sequence& seq, StepPlan& plan, TimePoint now) {
   int num_running = 0;
   for (const auto& rank : ranks_) num_running += int(rank->running.size());
   if (num_running >= config_.max_num_seqs) return false;
   for (int rank_idx : ranks_by_preference(seq, plan)) {
-    if (!place(seq, rank_idx)) continue;
-    schedule_chunk(*ranks_[size_t(rank_idx)], plan.ranks[size_t(rank_idx)], seq, /*may_preempt=*/false);
+    if (!place(seq, rank_idx, now)) continue;
+    if (seq.phase == Phase::kRunning)
+      schedule_chunk(*ranks_[size_t(rank_idx)], plan.ranks[size_t(rank_idx)], seq, /*may_preempt=*/false);
     return true;
   }
   return false;
@@ -187,14 +225,14 @@ std::vector<int> Scheduler::ranks_by_preference(const Sequence& seq, const StepP
   for (int i = 0; i < config_.num_ranks; ++i) {
     const Rank& rank = *ranks_[size_t(i)];
     const RankPlan& rank_plan = plan.ranks[size_t(i)];
-    if (rank_plan.preempted || rank_plan.num_tokens >= config_.max_num_batched_tokens ||
-        int(rank.running.size()) >= config_.max_seqs_per_rank())
-      continue;
+    const bool has_room = rank_plan.num_tokens < config_.max_num_batched_tokens || may_go_remote(seq);
+    if (rank_plan.preempted || !has_room || int(rank.running.size()) >= config_.max_seqs_per_rank()) continue;
     int64_t load = 0;
-    for (const Sequence* other : rank.running) load += kDecodeLoad + other->num_remaining();
+    for (const Sequence* other : rank.running)
+      load += kDecodeLoad + (other->phase == Phase::kRemotePrefill ? 1 : other->num_remaining());
     if (!seq.wants_prompt_logprobs())
-      load -= int64_t{config_.page_size} * rank.cache.num_matching_pages(seq.request.cache_salt, seq.ids(),
-                                                                         (seq.num_tokens() - 1) / config_.page_size);
+      load -= int64_t{config_.page_size} *
+              rank.cache.num_matching_pages(seq.request.cache_salt, seq.ids(), seq.num_cacheable() / config_.page_size);
     cost.emplace_back(load, i);
   }
   std::ranges::sort(cost);
@@ -204,55 +242,68 @@ std::vector<int> Scheduler::ranks_by_preference(const Sequence& seq, const StepP
 }
 
 // Puts the sequence on a rank when its tokens and the next one fit into the pages that can be had now.
-bool Scheduler::place(Sequence& seq, int rank_idx) {
+bool Scheduler::place(Sequence& seq, int rank_idx, TimePoint now) {
   Rank& rank = *ranks_[size_t(rank_idx)];
   seq.cursor = rank.cache.root(seq.request.cache_salt);
-  // At least the last token is computed, for its logits, and it is written to a page of its own.
-  const int max_hits = seq.wants_prompt_logprobs() ? 0 : (seq.num_tokens() - 1) / config_.page_size;
+  // The token computed for its logits is written to a page of its own.
+  const int max_hits = seq.wants_prompt_logprobs() ? 0 : seq.num_cacheable() / config_.page_size;
   seq.pages = rank.cache.acquire(seq.cursor, seq.ids(), max_hits);
   const int num_hits = int(seq.pages.size());
-  const int needed = std::min(num_pages_for(seq.num_tokens() + 1), config_.num_pages) - num_hits;
+  const int num_tokens = seq.is_job() ? seq.job_tokens : seq.num_tokens() + 1;
+  const int needed = std::min(num_pages_for(num_tokens), config_.num_pages) - num_hits;
   if (needed > rank.pool.num_available()) {
     rank.cache.release(seq.pages);
     seq.pages.clear();
     return false;
   }
-  seq.num_computed = num_hits * config_.page_size;
+  seq.num_computed = seq.num_mtp_computed = num_hits * config_.page_size;
   seq.rank = rank_idx;
   seq.phase = Phase::kRunning;
   rank.running.insert(std::ranges::upper_bound(rank.running, seq.handle, {}, &Sequence::handle), &seq);
-  if (!seq.admitted_before) {
-    seq.admitted_before = true;
-    seq.num_cached_tokens = std::min(seq.num_computed, seq.num_prompt_tokens);
-    if (config_.enable_prefix_caching && !seq.wants_prompt_logprobs()) {
-      counters_.prefix_cache_queries += seq.num_prompt_tokens;
-      counters_.prefix_cache_hits += seq.num_cached_tokens;
-    }
-  }
+  if (!seq.admitted_before) note_admission(seq, now);
+  if (seq.is_job())
+    begin_job(seq);
+  else if (may_go_remote(seq) && seq.num_cacheable() - seq.num_computed > config_.local_prefill_tokens)
+    start_remote(seq);
+  else if (seq.facts.local_reason.empty())
+    seq.facts.local_reason = local_reason(seq);
   return true;
+}
+
+void Scheduler::note_admission(Sequence& seq, TimePoint now) {
+  seq.admitted_before = true;
+  seq.admitted = now;
+  seq.facts.queue_seconds = seconds_between(seq.submitted, now);
+  seq.num_cached_tokens = std::min(seq.num_computed, seq.num_prompt_tokens);
+  if (!config_.enable_prefix_caching || seq.wants_prompt_logprobs()) return;
+  counters_.prefix_cache_queries += seq.is_job() ? seq.job_tokens : seq.num_prompt_tokens;
+  counters_.prefix_cache_hits += seq.num_cached_tokens;
 }
 
 // ------------------------------------------------------------------------------------------------ complete
 
-void Scheduler::complete(const StepPlan& plan, std::vector<std::vector<ChunkResult>> results) {
+void Scheduler::complete(const StepPlan& plan, std::vector<std::vector<ChunkResult>> results, TimePoint now) {
   CHECK(in_flight_ && results.size() == plan.ranks.size(), "results of {} ranks", results.size());
   in_flight_ = false;
   ++counters_.num_steps_total;
   for (size_t r = 0; r < results.size(); ++r) {
     CHECK(results[r].size() == plan.ranks[r].chunks.size(), "{} results for {} chunks", results[r].size(),
           plan.ranks[r].chunks.size());
-    for (size_t i = 0; i < results[r].size(); ++i) complete_chunk(plan.ranks[r].chunks[i], std::move(results[r][i]));
+    for (size_t i = 0; i < results[r].size(); ++i)
+      complete_chunk(plan.ranks[r].chunks[i], std::move(results[r][i]), now);
   }
 }
 
-void Scheduler::complete_chunk(const Chunk& chunk, ChunkResult result) {
+void Scheduler::complete_chunk(const Chunk& chunk, ChunkResult result, TimePoint now) {
   Sequence& seq = *chunk.seq;
   seq.num_computed = chunk.begin + chunk.num_tokens;
+  if (chunk.mtp_end > chunk.begin) seq.num_mtp_computed = chunk.mtp_end;
   register_full_pages(*ranks_[size_t(seq.rank)], seq);
   if (!result.error.empty()) return finish(seq, {.finish = FinishReason::kError, .error = std::move(result.error)});
   CHECK(int(result.prompt_logprobs.size()) == chunk.prompt_logits_end - chunk.prompt_logits_begin &&
             result.token.has_value() == chunk.sample,
         "a result that does not fit its chunk");
+  if (seq.is_job()) return advance_job(seq, now);
   std::ranges::move(result.prompt_logprobs, std::back_inserter(seq.prompt_logprobs));
   if (seq.num_remaining() > 0) return;
   if (!chunk.sample) return finish(seq, {.finish = FinishReason::kLength});  // max_tokens 0: the prompt was all
@@ -271,7 +322,8 @@ void Scheduler::complete_chunk(const Chunk& chunk, ChunkResult result) {
 
 void Scheduler::register_full_pages(Rank& rank, Sequence& seq) {
   const int page_size = config_.page_size;
-  while (!seq.cursor.detached && (seq.cursor.num_blocks + 1) * page_size <= seq.num_computed) {
+  const int num_tokens = config_.compute_mtp_kv ? std::min(seq.num_computed, seq.num_mtp_computed) : seq.num_computed;
+  while (!seq.cursor.detached && (seq.cursor.num_blocks + 1) * page_size <= num_tokens) {
     const size_t block = size_t(seq.cursor.num_blocks);
     rank.cache.insert(seq.cursor, seq.pages[block], seq.ids().subspan(block * size_t(page_size), size_t(page_size)));
   }
@@ -292,6 +344,7 @@ void Scheduler::emit(Sequence& seq, GenerateOutput output) {
   output.num_cached_tokens = seq.num_cached_tokens;
   if (!seq.reported) {
     seq.reported = true;
+    output.prefill = seq.facts;
     output.prompt_tokens = std::move(seq.prompt_logprobs);
     // The entries moved out still count as scored: a preemption after the first output must not score them again.
     seq.prompt_logprobs.assign(output.prompt_tokens.size(), {});
@@ -309,11 +362,13 @@ void Scheduler::finish(Sequence& seq, GenerateOutput output) {
 }
 
 void Scheduler::release_pages(Sequence& seq) {
-  if (seq.phase != Phase::kRunning) return;
+  if (seq.phase == Phase::kWaiting) return;
+  if (seq.phase == Phase::kRemotePrefill) end_remote(seq);
   Rank& rank = *ranks_[size_t(seq.rank)];
   rank.cache.release(seq.pages);
   seq.pages.clear();
   std::erase(rank.running, &seq);
+  seq.phase = Phase::kWaiting;
   seq.rank = -1;
   seq.num_computed = 0;
 }
@@ -325,6 +380,9 @@ std::vector<Emission> Scheduler::take_emissions() {
 EngineStats Scheduler::stats() const {
   EngineStats stats = counters_;
   stats.num_waiting = int64_t(waiting_.size());
+  stats.num_running = int64_t(held_.size());
+  stats.num_remote_prefills = int64_t(remotes_.size());
+  for (const auto& [handle, seq] : sequences_) stats.num_tokens_in_flight += seq->num_tokens();
   for (const auto& rank : ranks_) {
     stats.num_running += int64_t(rank->running.size());
     stats.kv_pages_total += rank->pool.num_pages();
