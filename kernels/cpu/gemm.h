@@ -31,10 +31,14 @@ template <DType D, int R, int T>
   for (int t = 0; t < T; ++t) tiles[t] = w.tile(tile0 + t);
   for (int r = 0; r < R; ++r)
     for (int t = 0; t < T; ++t) acc[r][t] = zero();
+  // The tiles after these are wanted next; hardware prefetch stops at page ends, which a tile often is.
+  const int64_t ahead = w.k * kStep * T;
   if (!w.scales) {
     for (int64_t k = 0; k < w.k; ++k) {
       F32x16 wk[T];
       for (int t = 0; t < T; ++t) wk[t] = load_weight<D>(tiles[t] + k * kStep);
+      if constexpr (kStep >= 64 && R <= 2)
+        for (int t = 0; t < T; ++t) prefetch(tiles[t] + ahead + k * kStep);
       for (int r = 0; r < R; ++r) {
         F32x16 xk = broadcast(x[r][k]);
         for (int t = 0; t < T; ++t) acc[r][t] = fma(wk[t], xk, acc[r][t]);
@@ -50,6 +54,7 @@ template <DType D, int R, int T>
     for (const int64_t end = w.segment_end[s]; k < end; ++k) {
       F32x16 wk[T];
       for (int t = 0; t < T; ++t) wk[t] = load_weight<D>(tiles[t] + k * kStep);
+      if (k % 4 < T) prefetch(tiles[k % 4] + ahead + (k & ~int64_t{3}) * kStep);
       for (int r = 0; r < R; ++r) {
         F32x16 xk = broadcast(x[r][k]);
         for (int t = 0; t < T; ++t) part[r][t] = fma(wk[t], xk, part[r][t]);

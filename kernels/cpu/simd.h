@@ -117,6 +117,9 @@ inline F32x16 reduce_add_16(const F32x16 (&a)[16]) {
 
 #endif
 
+// A hint only: any address is allowed.
+inline void prefetch(const void* p) { __builtin_prefetch(p, 0, 3); }
+
 // Sum of the lanes as a fixed tree: (i, i + 8), (i, i + 4), (i, i + 2), (i, i + 1).
 inline float reduce_add(F32x16 a) {
   float t[16];
