@@ -6,6 +6,7 @@
 
 #include "core/engine/rank_worker.h"
 #include "core/model/inspect.h"
+#include "core/model/model_hash.h"
 #include "core/model/weights.h"
 
 namespace moectl {
@@ -130,7 +131,8 @@ std::unique_ptr<Engine> Engine::create(EngineConfig config) {
                  .weight_bytes = weight_bytes(*weights),
                  .kv_bytes_per_token = setup.kv_bytes_per_token,
                  .kv_pool_tokens = int64_t{setup.scheduler.num_pages} * kPageSize * config.ep_size,
-                 .numerics_id = ranks[0].ops->numerics_id() + "-kv-f32"};
+                 .numerics_id = ranks[0].ops->numerics_id() + "-kv-f32",
+                 .model_hash = model_hash(checkpoint)};
   return start_engine(std::move(info), model, setup.scheduler, std::move(ranks), config.prefill_source);
 }
 

@@ -2,6 +2,7 @@
 
 #include <fstream>
 #include <nlohmann/json.hpp>
+#include <thread>
 
 namespace moectl::test {
 
@@ -12,6 +13,25 @@ std::vector<GoldenCase> golden_cases() {
   for (const auto& c : golden.at("cases"))
     cases.push_back({c.at("prompt_ids").get<std::vector<int32_t>>(), c.at("output_ids").get<std::vector<int32_t>>()});
   return cases;
+}
+
+std::vector<int32_t> long_prompt(int n) {
+  std::vector<int32_t> ids;
+  const auto cases = golden_cases();
+  for (size_t i = 0; int(ids.size()) < n; ++i) {
+    const auto& p = cases[i % cases.size()].prompt_ids;
+    ids.insert(ids.end(), p.begin(), p.end());
+  }
+  ids.resize(size_t(n));
+  return ids;
+}
+
+EngineStats idle_stats(Engine& engine) {
+  for (;;) {
+    const EngineStats s = engine.stats();
+    if (s.num_running + s.num_waiting == 0 && s.seconds_since_progress == 0.0) return s;
+    std::this_thread::yield();
+  }
 }
 
 EngineConfig demo_config() {
@@ -49,6 +69,10 @@ size_t Client::send(GenerateRequest request, std::function<void(const Answer&)> 
       a.finish = output.finish;
       a.error = output.error;
       a.num_cached_tokens = output.num_cached_tokens;
+      if (output.prefill) {
+        ++a.num_prefill_facts;
+        a.prefill = *output.prefill;
+      }
       copy = a;
       changed_.notify_all();  // under the lock: who waits may destroy the client as soon as it can look
     }

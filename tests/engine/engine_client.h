@@ -20,6 +20,12 @@ struct GoldenCase {
 };
 std::vector<GoldenCase> golden_cases();
 
+// The golden prompts one after the other, cut to `n` ids.
+std::vector<int32_t> long_prompt(int n);
+
+// Statistics are published after the sinks were called: waits until they show an idle engine.
+EngineStats idle_stats(Engine& engine);
+
 // An engine for tests: one thread, 1024 tokens of context, a pool for a few such sequences.
 EngineConfig demo_config();
 
@@ -31,6 +37,8 @@ struct Answer {
   std::string error;
   int num_cached_tokens = 0;
   int num_outputs_after_end = 0;
+  int num_prefill_facts = 0;
+  PrefillFacts prefill;
   bool same_text(const Answer& o) const { return ids == o.ids && numbers == o.numbers && finish == o.finish; }
 };
 

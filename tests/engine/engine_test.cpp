@@ -20,26 +20,6 @@ GenerateRequest greedy(std::vector<int32_t> prompt, int max_tokens) {
   return {.id = "test", .prompt_ids = std::move(prompt), .sampling = {.temperature = 0.0f, .max_tokens = max_tokens}};
 }
 
-std::vector<int32_t> long_prompt(int n) {
-  std::vector<int32_t> ids;
-  const auto cases = golden_cases();
-  for (size_t i = 0; int(ids.size()) < n; ++i) {
-    const auto& p = cases[i % cases.size()].prompt_ids;
-    ids.insert(ids.end(), p.begin(), p.end());
-  }
-  ids.resize(size_t(n));
-  return ids;
-}
-
-// Statistics are published after the sinks were called: waits until they show an idle engine.
-EngineStats idle_stats(Engine& engine) {
-  for (;;) {
-    const EngineStats s = engine.stats();
-    if (s.num_running + s.num_waiting == 0 && s.seconds_since_progress == 0.0) return s;
-    std::this_thread::yield();
-  }
-}
-
 template <class F>
 std::string error_of(F&& f, Code code) {
   try {
