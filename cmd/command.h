@@ -31,7 +31,7 @@ struct ParallelOptions {
 struct ApiOptions {
   std::string served_model_name;  // resolved: the checkpoint folder's name when not given
   std::string host = "127.0.0.1";
-  int port = 8000;                        // 0: the system picks one; the ready line tells which
+  int port = -1;                          // 0: the system picks one; the ready line tells which. Resolved by command
   int ops_port = -1;                      // operations and admin; -1: off, 0: the system picks one. Always on loopback
   std::vector<std::string> api_keys;      // any of them is accepted; empty: no authentication. Never log or print them
   std::string ssl_certfile, ssl_keyfile;  // both or none
@@ -47,10 +47,17 @@ struct BenchLoad {
   uint64_t seed = 0;
 };
 
+// A server's part in a cluster of prefill, decode and router.
+struct ClusterOptions {
+  std::string secret_file;  // empty: no part in one
+  int kv_port = 9100;       // serve-prefill; 0: the system picks one
+};
+
 struct ServeOptions {
   CommonOptions common;
   EngineConfig engine;  // engine.progress is empty: the command sets it (cmd/progress.h)
   ApiOptions api;
+  ClusterOptions cluster;
 };
 
 struct InspectOptions {
@@ -70,6 +77,7 @@ struct DocgenOptions {
 };
 
 int serve_decode(const ServeOptions& options);        // cmd/serve.cpp
+int serve_prefill(const ServeOptions& options);       // cmd/serve.cpp
 int inspect(const InspectOptions& options);           // cmd/inspect.cpp
 int bench_engine(const BenchEngineOptions& options);  // cmd/bench.cpp
 int docgen(const DocgenOptions& options);             // cmd/docgen.cpp

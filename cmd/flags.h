@@ -25,6 +25,7 @@ struct Options {
   ParallelOptions parallel;
   EngineConfig engine;
   ApiOptions api;
+  ClusterOptions cluster;
   BenchLoad load;
   DocgenOptions docgen;
   int block_size = 64;         // --block-size: 64 is the only one

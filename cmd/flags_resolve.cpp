@@ -93,7 +93,13 @@ void resolve_engine(Options& options, const Given& given) {
   engine.device = "cpu";
 }
 
-void resolve_api(Options& options, const Given& given) {
+int default_port(std::string_view command) {
+  if (command == "serve-prefill") return 8100;
+  return command == "serve-router" ? 8080 : 8000;
+}
+
+void resolve_api(Options& options, const Command& command, const Given& given) {
+  if (options.api.port < 0) options.api.port = default_port(command.name);
   if (options.api.ssl_certfile.empty() != options.api.ssl_keyfile.empty()) {
     const bool has_cert = !options.api.ssl_certfile.empty();
     throw Error(Code::kBadConfig,
@@ -105,13 +111,22 @@ void resolve_api(Options& options, const Given& given) {
                 fmt::format("{} is the API port too; operations need a port of their own", quoted(given, "ops-port")));
 }
 
+// A server that listens on its own ports must not use one twice.
+void resolve_kv_port(const Options& options, const Given& given) {
+  const int kv = options.cluster.kv_port;
+  if (kv > 0 && (kv == options.api.port || kv == options.api.ops_port))
+    throw Error(Code::kBadConfig, fmt::format("the KV port {} is {} too; give each a port of its own", kv,
+                                              kv == options.api.port ? "the API port" : quoted(given, "ops-port")));
+}
+
 }  // namespace
 
 void resolve(Options& options, const Command& command, const Given& given) {
   const auto takes = [&](std::string_view flag) { return find_flag(command.name, flag) != nullptr; };
   if (takes("ep-size")) resolve_parallel(options, given);
   if (takes("device")) resolve_engine(options, given);
-  if (takes("port")) resolve_api(options, given);
+  if (takes("port")) resolve_api(options, command, given);
+  if (takes("kv-port")) resolve_kv_port(options, given);
   if (takes("model")) resolve_model(options, given);
 }
 

@@ -6,17 +6,19 @@ namespace moectl {
 namespace {
 
 constexpr std::string_view kModel = "Model", kParallel = "Parallelism", kBatching = "Memory and batching",
-                           kHardware = "Hardware", kServer = "Server", kLoad = "Load", kDocs = "Documentation",
-                           kOutput = "Output and configuration";
+                           kHardware = "Hardware", kServer = "Server", kCluster = "Cluster", kLoad = "Load",
+                           kDocs = "Documentation", kOutput = "Output and configuration";
 
 using Names = std::vector<std::string_view>;
-const Names kServe = {"serve-decode"};
+const Names kDecode = {"serve-decode"};
+const Names kPrefill = {"serve-prefill"};
+const Names kServe = {"serve-decode", "serve-prefill"};
 const Names kBench = {"bench engine"};
 const Names kDocgen = {"docgen"};
-const Names kEngines = {"serve-decode", "bench engine"};
+const Names kEngines = {"serve-decode", "serve-prefill", "bench engine"};
 const Names kReports = {"inspect", "bench engine"};
-const Names kCheckpoints = {"serve-decode", "inspect", "bench engine"};
-const Names kEvery = {"serve-decode", "inspect", "bench engine", "docgen"};
+const Names kCheckpoints = {"serve-decode", "serve-prefill", "inspect", "bench engine"};
+const Names kEvery = {"serve-decode", "serve-prefill", "inspect", "bench engine", "docgen"};
 
 constexpr int64_t kMiB = 1ll << 20, kTiB = 1ll << 40;
 constexpr int kMaxRanks = 1024, kMaxTokens = 1 << 24;
@@ -66,11 +68,13 @@ std::vector<Flag> model_flags() {
        .commands = kServe,
        .target = MEMBER(bool, api.skip_tokenizer_init),
        .help = "Load no tokenizer: prompts and answers are token ids",
-       .doc = "For checkpoints without tokenizer.json. Only /v1/completions with lists of ids is served then."},
+       .doc =
+           "For checkpoints without tokenizer.json. Only /v1/completions with lists of ids is served then. A prefill "
+           "worker never loads one."},
       {.name = "reasoning-parser",
        .metavar = "NAME",
        .group = kModel,
-       .commands = kServe,
+       .commands = kDecode,
        .target = MEMBER(std::string, api.reasoning_parser),
        .help = "How reasoning is told apart from the answer",
        .doc =
@@ -226,7 +230,8 @@ std::vector<Flag> server_flags() {
        .help = "Port of the API; 0 lets the system pick one",
        .doc = "The line {\"ready\":true,\"url\":...} on stdout tells which.",
        .min = 0,
-       .max = 65535},
+       .max = 65535,
+       .shown_default = "8000; prefill 8100, router 8080"},
       {.name = "ops-port",
        .metavar = "PORT",
        .group = kServer,
@@ -273,6 +278,40 @@ std::vector<Flag> server_flags() {
        .doc = "A second signal ends the server at once.",
        .min = 0,
        .max = 86400},
+  };
+}
+
+std::vector<Flag> cluster_flags() {
+  return {
+      {.name = "cluster-secret-file",
+       .metavar = "FILE",
+       .group = kCluster,
+       .commands = kServe,
+       .target = MEMBER(std::string, cluster.secret_file),
+       .help = "File with the secret that all processes of a cluster share",
+       .doc = "At least 16 bytes; `openssl rand -hex 32 > FILE` makes one. With it a decode worker obeys the router's "
+              "headers and asks the prefill workers they name; without it, it computes everything itself. A prefill "
+              "worker does not start without it.",
+       .completes = Completes::kFile},
+      {.name = "kv-port",
+       .metavar = "PORT",
+       .group = kCluster,
+       .commands = kPrefill,
+       .target = MEMBER(int, cluster.kv_port),
+       .help = "Port where decode workers ask for keys and values",
+       .doc = "On the address of --host. 0 lets the system pick one; the ready line tells which.",
+       .min = 0,
+       .max = 65535},
+      {.name = "local-prefill-tokens",
+       .metavar = "N",
+       .group = kCluster,
+       .commands = kDecode,
+       .target = MEMBER(int, engine.local_prefill_tokens),
+       .help = "Longest rest of a prompt that decode computes itself",
+       .doc = "Counted after what the prefix cache holds. Below a page of 64 tokens a transfer saves next to nothing "
+              "and costs a round trip. 0 sends every prompt of two tokens or more to a prefill worker.",
+       .min = 0,
+       .max = kMaxTokens},
   };
 }
 
@@ -409,7 +448,20 @@ const std::vector<Command>& commands() {
                     {"MOECTL_API_KEY=secret moectl serve-decode --host 0.0.0.0", "open to the network, with a key"}},
        .run =
            [](const Options& o) {
-             return serve_decode({o.common, o.engine, o.api});
+             return serve_decode({o.common, o.engine, o.api, o.cluster});
+           }},
+      {.name = "serve-prefill",
+       .summary = "Compute prompts for decode workers",
+       .doc = "Loads a checkpoint, the same as the decode workers', and sends them keys and values of the prompts they "
+              "ask for. It answers no requests of clients; its API port serves health, metrics and load. When it is "
+              "ready it prints one line of JSON with its URL and its KV endpoint on stdout. SIGTERM lets running "
+              "transfers finish.",
+       .examples = {{"moectl serve-prefill --cluster-secret-file secret", "the demo model"},
+                    {"moectl serve-prefill /data/model --host 10.0.0.5 --kv-port 9100 --cluster-secret-file secret",
+                     "for decode workers on other machines"}},
+       .run =
+           [](const Options& o) {
+             return serve_prefill({o.common, o.engine, o.api, o.cluster});
            }},
       {.name = "inspect",
        .summary = "Show what a checkpoint holds and needs",
@@ -445,8 +497,8 @@ const std::vector<Command>& commands() {
 const std::vector<Flag>& flags() {
   static const std::vector<Flag> table = [] {
     std::vector<Flag> all;
-    for (auto part : {model_flags(), parallel_flags(), batching_flags(), hardware_flags(), server_flags(), load_flags(),
-                      docgen_flags(), output_flags()})
+    for (auto part : {model_flags(), parallel_flags(), batching_flags(), hardware_flags(), server_flags(),
+                      cluster_flags(), load_flags(), docgen_flags(), output_flags()})
       all.insert(all.end(), part.begin(), part.end());
     return all;
   }();

@@ -1,9 +1,5 @@
-// serve-decode: binds, loads, serves, and goes down in order. The main thread waits for signals and watches the engine;
-// loading runs beside it so that Ctrl-C works at any time.
-#include <pthread.h>
-#include <signal.h>
-#include <unistd.h>
-
+// serve-decode and serve-prefill, one code: binds, loads, serves, and goes down in order. The main thread waits for
+// signals and watches the engine; loading runs beside it so that Ctrl-C works at any time.
 #include <chrono>
 #include <cstdio>
 #include <future>
@@ -13,9 +9,11 @@
 
 #include "cmd/command.h"
 #include "cmd/progress.h"
+#include "cmd/signals.h"
 #include "core/base/error.h"
 #include "core/base/log.h"
-#include "core/worker/decode_service.h"
+#include "core/base/secret_file.h"
+#include "core/worker/worker_service.h"
 
 namespace moectl {
 namespace {
@@ -23,35 +21,12 @@ namespace {
 using Clock = std::chrono::steady_clock;
 using std::chrono::milliseconds;
 
-// SIGINT and SIGTERM, blocked in every thread started after it and taken one by one by the main thread. Ignores
-// SIGPIPE.
-class Signals {
- public:
-  Signals() {
-    sigemptyset(&set_);
-    sigaddset(&set_, SIGINT);
-    sigaddset(&set_, SIGTERM);
-    pthread_sigmask(SIG_BLOCK, &set_, &before_);
-    signal(SIGPIPE, SIG_IGN);
-  }
-  ~Signals() { pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
-  // The next signal, or nullopt when none came within `timeout`.
-  std::optional<int> wait(milliseconds timeout) const {
-    const timespec duration{timeout.count() / 1000, (timeout.count() % 1000) * 1'000'000};
-    const int signal = sigtimedwait(&set_, nullptr, &duration);
-    return signal > 0 ? std::optional(signal) : std::nullopt;
-  }
-
- private:
-  sigset_t set_, before_;
-};
-
-int exit_status(int signal) {
-  return signal == SIGINT ? 130 : 0;
-}
-
-ServiceOptions service_options(const ApiOptions& api) {
+ServiceOptions service_options(const ServeOptions& given, Role role) {
+  const ApiOptions& api = given.api;
   ServiceOptions options;
+  options.role = role;
+  if (!given.cluster.secret_file.empty()) options.cluster_secret = read_secret_file(given.cluster.secret_file);
+  options.kv_port = given.cluster.kv_port;
   options.served_model_name = api.served_model_name;
   options.version = MOECTL_VERSION;
   options.host = api.host;
@@ -66,15 +41,16 @@ ServiceOptions service_options(const ApiOptions& api) {
 }
 
 // The one line on stdout, for programs that started us: it says where, with --port 0 above all.
-void print_ready_line(const DecodeService& service) {
+void print_ready_line(const WorkerService& service) {
   nlohmann::ordered_json line = {{"ready", true}, {"url", service.url()}, {"ops", nullptr}, {"kv", nullptr}};
   if (const auto ops = service.ops_url()) line["ops"] = *ops;
+  if (const auto kv = service.kv_endpoint()) line["kv"] = *kv;
   std::printf("%s\n", line.dump().c_str());
   std::fflush(stdout);
 }
 
 // Loads the model; ends the process when a signal comes meanwhile. Throws what loading throws.
-void load(DecodeService& service, EngineConfig config, const Signals& signals) {
+void load(WorkerService& service, EngineConfig config, const Signals& signals) {
   ProgressBar progress("Loading " + config.model_dir);
   config.progress = progress.callback();
   auto loading = std::async(std::launch::async, [&service, &config] { service.load(std::move(config)); });
@@ -89,7 +65,7 @@ void load(DecodeService& service, EngineConfig config, const Signals& signals) {
 }
 
 // Until a signal comes (returned) or the engine fails (thrown).
-int wait_for_end(DecodeService& service, const Signals& signals) {
+int wait_for_end(WorkerService& service, const Signals& signals) {
   for (;;) {
     if (const auto signal = signals.wait(milliseconds(250))) return *signal;
     if (const auto failure = service.failure())
@@ -97,10 +73,10 @@ int wait_for_end(DecodeService& service, const Signals& signals) {
   }
 }
 
-void shut_down(DecodeService& service, const Signals& signals, std::chrono::seconds timeout) {
+void shut_down(WorkerService& service, const Signals& signals, std::chrono::seconds timeout) {
   service.drain();
-  log::info("shutting down: waiting up to {} s for {} requests; a second signal ends them at once", timeout.count(),
-            service.num_in_flight());
+  log::info("shutting down: waiting up to {} s for {} requests and transfers; a second signal ends them at once",
+            timeout.count(), service.num_in_flight());
   const auto deadline = Clock::now() + timeout;
   while (service.num_in_flight() > 0 && Clock::now() < deadline)
     if (const auto signal = signals.wait(milliseconds(20))) {
@@ -112,11 +88,9 @@ void shut_down(DecodeService& service, const Signals& signals, std::chrono::seco
   service.stop(milliseconds(500));
 }
 
-}  // namespace
-
-int serve_decode(const ServeOptions& options) {
+int serve(const ServeOptions& options, Role role) {
   const Signals signals;
-  DecodeService service(service_options(options.api));
+  WorkerService service(service_options(options, role));
   log::info("listening on {}, loading {}", service.url(), options.engine.model_dir);
   const auto start = Clock::now();
   load(service, options.engine, signals);
@@ -124,11 +98,26 @@ int serve_decode(const ServeOptions& options) {
   log::info("ready after {} ms: {} ({}, {:.1f} M parameters), context {}, KV pool {} tokens",
             std::chrono::duration_cast<milliseconds>(Clock::now() - start).count(), options.api.served_model_name,
             info.architecture, double(info.num_params) / 1e6, info.max_model_len, info.kv_pool_tokens);
+  if (const auto kv = service.kv_endpoint()) log::info("decode workers ask for prompts on {}", *kv);
   print_ready_line(service);
   const int signal = wait_for_end(service, signals);
   shut_down(service, signals, options.api.shutdown_timeout);
   log::info("stopped");
   return exit_status(signal);
+}
+
+}  // namespace
+
+int serve_decode(const ServeOptions& options) {
+  return serve(options, Role::kDecode);
+}
+
+int serve_prefill(const ServeOptions& options) {
+  if (options.cluster.secret_file.empty())
+    throw Error(Code::kBadConfig,
+                "serve-prefill needs --cluster-secret-file FILE: it gives keys and values only to decode workers that "
+                "know the cluster's secret. Make one with `openssl rand -hex 32 > FILE`");
+  return serve(options, Role::kPrefill);
 }
 
 }  // namespace moectl

@@ -10,7 +10,7 @@ _moectl() {
     prev=${COMP_WORDS[COMP_CWORD-2]}
   fi
   if (( COMP_CWORD == 1 )); then
-    mapfile -t COMPREPLY < <(compgen -W 'serve-decode inspect bench --help --version' -- "$cur")
+    mapfile -t COMPREPLY < <(compgen -W 'serve-decode serve-prefill inspect bench --help --version' -- "$cur")
     return
   fi
   if [[ $command == bench ]]; then
@@ -44,9 +44,37 @@ _moectl() {
     'serve-decode:--ssl-certfile') kind='file' ;;
     'serve-decode:--ssl-keyfile') kind='file' ;;
     'serve-decode:--shutdown-timeout') return ;;
+    'serve-decode:--cluster-secret-file') kind='file' ;;
+    'serve-decode:--local-prefill-tokens') return ;;
     'serve-decode:--config') kind='file' ;;
     'serve-decode:--log-format') words='text json' ;;
     'serve-decode:--log-level') words='debug info warn error' ;;
+    'serve-prefill:--model') kind='folder' ;;
+    'serve-prefill:--served-model-name') return ;;
+    'serve-prefill:--max-model-len') return ;;
+    'serve-prefill:--tensor-parallel-size'|'serve-prefill:--tp-size') return ;;
+    'serve-prefill:--data-parallel-size'|'serve-prefill:--dp-size') return ;;
+    'serve-prefill:--expert-parallel-size'|'serve-prefill:--ep-size') return ;;
+    'serve-prefill:--max-num-seqs') return ;;
+    'serve-prefill:--max-num-batched-tokens') return ;;
+    'serve-prefill:--kv-cache-memory-bytes') return ;;
+    'serve-prefill:--kv-cache-dtype') words='auto f32' ;;
+    'serve-prefill:--block-size') return ;;
+    'serve-prefill:--device') words='auto cpu cuda' ;;
+    'serve-prefill:--cpu-path') words='auto avx512 portable' ;;
+    'serve-prefill:--threads') return ;;
+    'serve-prefill:--host') return ;;
+    'serve-prefill:--port') return ;;
+    'serve-prefill:--ops-port') return ;;
+    'serve-prefill:--api-key') return ;;
+    'serve-prefill:--ssl-certfile') kind='file' ;;
+    'serve-prefill:--ssl-keyfile') kind='file' ;;
+    'serve-prefill:--shutdown-timeout') return ;;
+    'serve-prefill:--cluster-secret-file') kind='file' ;;
+    'serve-prefill:--kv-port') return ;;
+    'serve-prefill:--config') kind='file' ;;
+    'serve-prefill:--log-format') words='text json' ;;
+    'serve-prefill:--log-level') words='debug info warn error' ;;
     'inspect:--model') kind='folder' ;;
     'inspect:--config') kind='file' ;;
     'inspect:--log-format') words='text json' ;;
@@ -77,7 +105,11 @@ _moectl() {
   if [[ -z $words$kind ]]; then
     case "$command" in
       'serve-decode')
-        words='--model --served-model-name --max-model-len --skip-tokenizer-init --reasoning-parser --tensor-parallel-size --tp-size --data-parallel-size --dp-size --expert-parallel-size --ep-size --max-num-seqs --max-num-batched-tokens --kv-cache-memory-bytes --kv-cache-dtype --block-size --enable-prefix-caching --no-enable-prefix-caching --device --cpu-path --threads --deterministic --host --port --ops-port --api-key --ssl-certfile --ssl-keyfile --shutdown-timeout --config --log-format --log-level --no-color --help --version -h'
+        words='--model --served-model-name --max-model-len --skip-tokenizer-init --reasoning-parser --tensor-parallel-size --tp-size --data-parallel-size --dp-size --expert-parallel-size --ep-size --max-num-seqs --max-num-batched-tokens --kv-cache-memory-bytes --kv-cache-dtype --block-size --enable-prefix-caching --no-enable-prefix-caching --device --cpu-path --threads --deterministic --host --port --ops-port --api-key --ssl-certfile --ssl-keyfile --shutdown-timeout --cluster-secret-file --local-prefill-tokens --config --log-format --log-level --no-color --help --version -h'
+        [[ $cur == -* ]] || kind='folder'
+        ;;
+      'serve-prefill')
+        words='--model --served-model-name --max-model-len --skip-tokenizer-init --tensor-parallel-size --tp-size --data-parallel-size --dp-size --expert-parallel-size --ep-size --max-num-seqs --max-num-batched-tokens --kv-cache-memory-bytes --kv-cache-dtype --block-size --enable-prefix-caching --no-enable-prefix-caching --device --cpu-path --threads --deterministic --host --port --ops-port --api-key --ssl-certfile --ssl-keyfile --shutdown-timeout --cluster-secret-file --kv-port --config --log-format --log-level --no-color --help --version -h'
         [[ $cur == -* ]] || kind='folder'
         ;;
       'inspect')

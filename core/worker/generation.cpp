@@ -6,15 +6,19 @@
 #include <utility>
 #include <vector>
 
+#include "core/api/cluster.h"
 #include "core/api/openai_response.h"
 #include "core/base/error.h"
 #include "core/base/log.h"
 #include "core/http/sse.h"
 #include "core/worker/job.h"
+#include "core/worker/request_record.h"
 #include "core/worker/sampling.h"
 
 namespace moectl {
 namespace {
+
+constexpr const char* kDeadlinePassed = "The request's deadline passed before its answer began";
 
 struct Increment {
   size_t choice_idx;
@@ -26,53 +30,6 @@ std::string random_id(const char* prefix) {
   thread_local std::mt19937_64 generator{std::random_device{}()};
   return fmt::format("{}{:016x}{:016x}", prefix, generator(), generator());
 }
-
-double seconds_between(Clock::time_point from, Clock::time_point to) {
-  return std::chrono::duration<double>(to - from).count();
-}
-
-// Counts a request in and out, and writes its line in the log: sizes and times, never text.
-class RequestRecord {
- public:
-  RequestRecord(Instance& instance, const http::Request& request)
-      : instance_(instance), id_(request.id), path_(request.path), start_(Clock::now()) {
-    ++instance_.in_flight;
-    instance_.metrics.add_in_flight(1);
-  }
-  ~RequestRecord() {
-    const double seconds = seconds_between(start_, Clock::now());
-    instance_.metrics.count_request(outcome);
-    if (outcome == Outcome::kSuccess) instance_.metrics.observe_request(seconds, double(prompt_tokens), double(tokens));
-    log::info("{} {} {} prompt={} completion={} ttft={:.1f}ms total={:.1f}ms", id_, path_, status, prompt_tokens,
-              tokens, 1e3 * seconds_between(start_, first_token_.value_or(start_)), 1e3 * seconds);
-    instance_.metrics.add_in_flight(-1);
-    --instance_.in_flight;
-  }
-  RequestRecord(const RequestRecord&) = delete;
-
-  void on_tokens(int64_t count) {
-    if (count == 0) return;
-    const auto now = Clock::now();
-    if (!first_token_) {
-      first_token_ = now;
-      instance_.metrics.observe_first_token(seconds_between(start_, now));
-    } else {
-      instance_.metrics.observe_inter_token(seconds_between(last_token_, now) / double(count));
-    }
-    last_token_ = now;
-  }
-
-  Outcome outcome = Outcome::kCancelled;  // what is true when the coroutine is dropped
-  int status = 499;                       // likewise; as proxies log a client that went away
-  int64_t prompt_tokens = 0, tokens = 0;
-
- private:
-  Instance& instance_;
-  const std::string id_, path_;
-  const Clock::time_point start_;
-  std::optional<Clock::time_point> first_token_;
-  Clock::time_point last_token_;
-};
 
 // The engine requests of one job; those that still run are cancelled when it goes out of scope, whatever the reason.
 class Submission {
@@ -98,15 +55,19 @@ class Submission {
   std::vector<uint64_t> handles_;
 };
 
-void submit_all(const Instance& instance, const Job& job, const std::string& id, Submission& submission) {
+void submit_all(const Instance& instance, const Job& job, const RequestContext& context, Submission& submission) {
   const api::Sampling& sampling = job.common.sampling;
   const uint64_t seed = sampling.seed ? *sampling.seed : draw_seed();
   const ModelInfo& info = instance.engine->info();
+  int num = 0;
   try {
     for (const EncodedPrompt& prompt : job.prompts)
       for (int i = 0; i < job.common.n; ++i) {
-        GenerateRequest request{
-            .id = fmt::format("{}-{}", id, i), .prompt_ids = prompt.ids, .cache_salt = job.common.cache_salt};
+        GenerateRequest request{.id = job.num_choices() == 1 ? context.id : fmt::format("{}-{}", context.id, num++),
+                                .prompt_ids = prompt.ids,
+                                .cache_salt = job.common.cache_salt,
+                                .deadline = context.deadline,
+                                .prefill_workers = context.prefill_workers};
         request.sampling =
             to_engine_sampling(sampling, instance.defaults, seed, i, prompt.ids.size(), info.max_model_len);
         if (job.answer.echo && sampling.num_logprobs >= 0) request.sampling.prompt_logprobs = true;
@@ -143,14 +104,17 @@ class Generation {
       answers_.emplace_back(instance_.text, job_.common, job_.prompts[i / size_t(job_.common.n)], job_.answer, int(i));
       choices_.push_back({.index = int(i)});
     }
-    for (const EncodedPrompt& prompt : job_.prompts) record_.prompt_tokens += int64_t(prompt.ids.size());
+    unsent_ids_.resize(answers_.size());
   }
 
   Task<void> run(http::Exchange& exchange) {
     auto increments = std::make_shared<Increments>();
     exchange.on_client_gone([increments] { increments->close(); });
     Submission submission(*instance_.engine, increments);
-    submit_all(instance_, job_, head_.id, submission);
+    int64_t num_prompt_tokens = 0;
+    for (const EncodedPrompt& prompt : job_.prompts) num_prompt_tokens += int64_t(prompt.ids.size());
+    record_.on_submit(num_prompt_tokens);
+    submit_all(instance_, job_, record_.context(), submission);
     if (job_.common.stream) co_await start_stream(exchange);
     for (size_t num_open = answers_.size(); num_open > 0;) {
       std::optional<Increment> increment = co_await increments->pop(kPingInterval);
@@ -164,11 +128,9 @@ class Generation {
       }
       Answer& answer = answers_[increment->choice_idx];
       if (answer.done()) continue;  // what the engine made beyond a stop string
+      if (increment->output.prefill) record_.on_prefill(*increment->output.prefill);
       check_finish(increment->output);
-      const int64_t tokens_before = answer.num_tokens();
-      api::Choice delta = answer.push(std::move(increment->output));
-      record_.on_tokens(answer.num_tokens() - tokens_before);
-      record_.tokens += answer.num_tokens() - tokens_before;
+      api::Choice delta = push(answer, increment->choice_idx, std::move(increment->output));
       if (answer.done()) {
         submission.cancel(increment->choice_idx);
         --num_open;
@@ -178,8 +140,7 @@ class Generation {
       else
         choices_[increment->choice_idx].append(std::move(delta));
     }
-    record_.outcome = Outcome::kSuccess;
-    record_.status = 200;
+    record_.on_end(Outcome::kSuccess, 200);
     if (job_.common.stream)
       co_await finish_stream(exchange);
     else
@@ -187,9 +148,23 @@ class Generation {
   }
 
  private:
-  static void check_finish(const GenerateOutput& output) {
+  void check_finish(const GenerateOutput& output) const {
+    if (output.finish == FinishReason::kError && record_.context().deadline_passed(Clock::now()))
+      throw Error(Code::kUnavailable, kDeadlinePassed);
     if (output.finish == FinishReason::kError) throw Error(Code::kInternal, "the engine failed: " + output.error);
     if (output.finish == FinishReason::kCancelled) throw Error(Code::kUnavailable, "the server is going down");
+  }
+
+  api::Choice push(Answer& answer, size_t choice_idx, GenerateOutput&& output) {
+    std::vector<int32_t> ids;
+    for (const GenerateOutput::Token& token : output.tokens) ids.push_back(token.id);
+    const int64_t tokens_before = answer.num_tokens();
+    api::Choice delta = answer.push(std::move(output));
+    const size_t num_new = size_t(answer.num_tokens() - tokens_before);  // fewer than `ids` at a stop string
+    record_.on_tokens(int64_t(num_new));
+    if (record_.context().from_router)
+      unsent_ids_[choice_idx].insert(unsent_ids_[choice_idx].end(), ids.begin(), ids.begin() + ptrdiff_t(num_new));
+    return delta;
   }
 
   Task<void> start_stream(http::Exchange& exchange) {
@@ -207,14 +182,22 @@ class Generation {
     const bool empty = delta.content.empty() && delta.reasoning.empty() && delta.logprobs.empty() &&
                        delta.token_ids.empty() && delta.prompt_token_ids.empty() && delta.finish_reason.empty();
     if (empty) co_return;  // everything is held back
-    std::string event =
-        http::sse_event(job_.chat ? api::chat_chunk(head_, delta) : api::completion_chunk(head_, delta));
-    co_await exchange.write(std::move(event));
+    std::string events = take_token_comment(size_t(delta.index));
+    events += http::sse_event(job_.chat ? api::chat_chunk(head_, delta) : api::completion_chunk(head_, delta));
+    co_await exchange.write(std::move(events));
+  }
+
+  // For the router: the ids behind the text of the next event, held-back ones included.
+  std::string take_token_comment(size_t choice_idx) {
+    const std::vector<int32_t> ids = std::exchange(unsent_ids_[choice_idx], {});
+    return ids.empty() ? "" : api::token_comment(int(choice_idx), ids, answers_[choice_idx].num_tokens());
   }
 
   Task<void> finish_stream(http::Exchange& exchange) {
     std::string end;
     if (job_.common.include_usage) end = http::sse_event(api::usage_chunk(head_, job_.chat, usage()));
+    if (record_.context().debug)
+      end += fmt::format("{}{}\n\n", api::kTimelineComment, api::to_json(record_.timeline(usage().cached_tokens)));
     end += http::kSseDone;
     co_await exchange.write(std::move(end));
     co_await exchange.finish();
@@ -222,6 +205,8 @@ class Generation {
 
   Task<void> respond(http::Exchange& exchange) {
     http::Response response;
+    if (record_.context().debug)
+      response.headers.emplace_back(api::kTimelineHeader, api::to_json(record_.timeline(usage().cached_tokens)));
     response.body =
         job_.chat ? api::chat_response(head_, choices_, usage()) : api::completion_response(head_, choices_, usage());
     co_await exchange.respond(std::move(response));
@@ -229,7 +214,7 @@ class Generation {
 
   // Prompts count once, however many choices they have.
   api::Usage usage() const {
-    api::Usage usage{.prompt_tokens = record_.prompt_tokens};
+    api::Usage usage{.prompt_tokens = record_.num_prompt_tokens()};
     for (const Answer& answer : answers_) {
       usage.completion_tokens += answer.num_tokens();
       usage.reasoning_tokens += answer.num_reasoning_tokens();
@@ -245,11 +230,11 @@ class Generation {
   const api::AnswerHead head_;
   std::vector<Answer> answers_;
   std::vector<api::Choice> choices_;
+  std::vector<std::vector<int32_t>> unsent_ids_;  // by choice; from the router only
 };
 
 void set_failure(RequestRecord& record, const api::ApiError& error) {
-  record.outcome = error.status >= 500 ? Outcome::kFailed : Outcome::kRefused;
-  record.status = error.status;
+  record.on_end(error.status >= 500 ? Outcome::kFailed : Outcome::kRefused, error.status);
 }
 
 // A refusal, or what went wrong: a response while that is possible, an event in a stream that has begun. A stream that
@@ -258,6 +243,7 @@ Task<void> report(http::Exchange& exchange, RequestRecord& record, const api::Ap
   set_failure(record, error);
   if (!exchange.responded()) {
     http::Response response = error_response(error);
+    if (record.context().debug) response.headers.emplace_back(api::kTimelineHeader, api::to_json(record.timeline(0)));
     co_await exchange.respond(std::move(response));
     co_return;
   }
@@ -266,15 +252,23 @@ Task<void> report(http::Exchange& exchange, RequestRecord& record, const api::Ap
   exchange.abort();
 }
 
-api::ApiError to_api_error(const std::exception& e) {
-  if (const auto* error = dynamic_cast<const Error*>(&e)) return api::from_error(*error);
+api::ApiError to_api_error(const std::exception& e, const RequestContext& context) {
+  const auto* error = dynamic_cast<const Error*>(&e);
+  if (error && error->code() == Code::kUnavailable && context.deadline_passed(Clock::now()))
+    return api::from_status(504, e.what());
+  if (error) return api::from_error(*error);
   return api::from_status(500, e.what());
 }
 
 using MakeJob = Job (*)(const Instance&, std::string_view);
 
 Task<void> generate(Instance& instance, MakeJob make_job, http::Exchange& exchange, RequestRecord& record) {
-  auto prepare = [&instance, make_job, &exchange] { return make_job(instance, exchange.request().body); };
+  const http::Request& request = exchange.request();
+  auto check = [&instance, &request] { return read_context(request, instance.options.cluster_secret, read_clocks()); };
+  RequestContext context = co_await run_on(instance.pool, std::move(check));
+  record.on_context(context);
+  if (context.deadline_passed(Clock::now())) throw Error(Code::kUnavailable, kDeadlinePassed);
+  auto prepare = [&instance, make_job, &request] { return make_job(instance, request.body); };
   Job job = co_await run_on(instance.pool, std::move(prepare));
   if (!job.refusal && instance.engine->stats().num_waiting > kMaxWaitingRequests)
     job.refusal = api::from_status(429, "Too many requests are waiting; try again later");
@@ -295,12 +289,12 @@ http::Handler generation_handler(Instance& instance, MakeJob make_job) {
       co_await generate(instance, make_job, exchange, record);
     } catch (const Error& e) {
       if (e.code() == Code::kCancelled) throw;  // the client is gone: nobody to tell; the server closes
-      failure = to_api_error(e);
+      failure = to_api_error(e, record.context());
     } catch (const std::exception& e) {
-      failure = to_api_error(e);
+      failure = to_api_error(e, record.context());
     }
     if (!failure) co_return;
-    if (failure->status >= 500) log::warn("{} {}", exchange.request().id, failure->message);
+    if (failure->status >= 500) log::warn("{} {}", record.context().id, failure->message);
     co_await report(exchange, record, *failure);
   };
   return when_ready(instance, true, std::move(handler));

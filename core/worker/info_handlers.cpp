@@ -5,11 +5,13 @@
 #include <nlohmann/json.hpp>
 #include <utility>
 
+#include "core/api/cluster.h"
 #include "core/api/json.h"
 #include "core/api/openai_response.h"
 #include "core/base/error.h"
 #include "core/worker/generation.h"
 #include "core/worker/job.h"
+#include "core/worker/kv_role.h"
 
 namespace moectl {
 namespace {
@@ -80,6 +82,13 @@ http::Response detokenize(Instance& instance, const http::Request& request) {
   return json_response(api::detokenize_response(instance.text.tokenizer->decode(asked.tokens, false)));
 }
 
+http::Response no_generation(Instance&, const http::Request&) {
+  return error_response(api::from_status(
+      404,
+      "This is a prefill worker: it computes prompts for decode workers and answers no requests. Send them to the "
+      "router (moectl serve-router), or to a decode worker"));
+}
+
 // ------------------------------------------------------------------------------------------------ operations
 
 http::Response health(Instance& instance, const http::Request&) {
@@ -106,12 +115,17 @@ http::Response readiness(Instance& instance, const http::Request& request) {
 
 http::Response metrics(Instance& instance, const http::Request&) {
   http::Response response{.content_type = "text/plain; version=0.0.4; charset=utf-8"};
+  InstanceFacts facts{.role = name_of(instance.options.role), .phase = name_of(instance.phase)};
+  EngineStats stats;
+  KvTransferTotals transfers;
   if (instance.loaded()) {
-    const EngineStats stats = instance.engine->stats();
-    response.body = instance.metrics.text(&stats, &instance.engine->info(), instance.phase == InstancePhase::kReady);
-  } else {
-    response.body = instance.metrics.text(nullptr, nullptr, false);
+    stats = instance.engine->stats();
+    transfers = transfer_totals(instance);
+    facts.stats = &stats;
+    facts.info = &instance.engine->info();
+    if (!instance.options.cluster_secret.empty()) facts.transfers = &transfers;
   }
+  response.body = instance.metrics.text(facts);
   return response;
 }
 
@@ -119,33 +133,48 @@ http::Response version(Instance& instance, const http::Request&) {
   return json_response(api::to_text({{"version", instance.options.version}}));
 }
 
-http::Response load(Instance& instance, const http::Request&) {
-  const EngineStats stats = instance.loaded() ? instance.engine->stats() : EngineStats{};
-  return json_response(api::to_text({{"server_load", instance.in_flight.load()},
-                                     {"num_running", stats.num_running},
-                                     {"num_waiting", stats.num_waiting},
-                                     {"kv_pages_used", stats.kv_pages_used},
-                                     {"kv_pages_total", stats.kv_pages_total}}));
+// Where decode workers reach the KV port. A wildcard address says nothing to others, so then it is the address by which
+// the asker reached us; it hears its own words only.
+std::string kv_endpoint(const Instance& instance, const http::Request& request) {
+  std::string host = instance.options.host;
+  if (host == "0.0.0.0" || host == "::") {
+    const std::string_view asked = request.header("host");
+    const size_t colon = asked.rfind(':');
+    const bool has_port = colon != std::string_view::npos && asked.find(']', colon) == std::string_view::npos;
+    host = asked.substr(0, has_port ? colon : asked.size());
+  }
+  if (host.find(':') != std::string::npos && !host.starts_with('[')) host = "[" + host + "]";
+  return fmt::format("{}:{}", host, instance.kv_server->port());
 }
 
-const char* name_of(InstancePhase phase) {
-  switch (phase) {
-    case InstancePhase::kLoading:
-      return "loading";
-    case InstancePhase::kReady:
-      return "ready";
-    case InstancePhase::kDraining:
-      return "draining";
-    case InstancePhase::kFailed:
-      return "failed";
+http::Response load(Instance& instance, const http::Request& request) {
+  api::LoadReport report{.role = name_of(instance.options.role),
+                         .model = instance.options.served_model_name,
+                         .state = name_of(instance.phase)};
+  if (instance.loaded()) {
+    const EngineStats stats = instance.engine->stats();
+    const ModelInfo& info = instance.engine->info();
+    if (stats.failed) report.state = name_of(InstancePhase::kFailed);
+    if (instance.kv_server) report.kv_endpoint = kv_endpoint(instance, request);
+    report.numerics_id = info.numerics_id;
+    report.model_hash = info.model_hash;
+    report.num_running = stats.num_running;
+    report.num_waiting = stats.num_waiting;
+    report.num_tokens_in_flight = stats.num_tokens_in_flight;
+    report.kv_pages_total = stats.kv_pages_total;
+    report.kv_pages_used = stats.kv_pages_used;
+    report.max_model_len = info.max_model_len;
   }
-  return "failed";
+  Json object = Json::parse(api::to_json(report));
+  object["server_load"] = instance.num_in_flight();
+  return json_response(api::to_text(object));
 }
 
 http::Response server_info(Instance& instance, const http::Request&) {
   const ModelInfo& info = instance.engine->info();
   return json_response(api::to_text(
       {{"version", instance.options.version},
+       {"role", name_of(instance.options.role)},
        {"state", name_of(instance.phase)},
        {"model", instance.options.served_model_name},
        {"architecture", info.architecture},
@@ -162,7 +191,7 @@ http::Response server_info(Instance& instance, const http::Request&) {
 
 http::Response drain(Instance& instance, const http::Request&) {
   start_draining(instance);
-  return json_response(api::to_text({{"status", "draining"}, {"in_flight", instance.in_flight.load()}}));
+  return json_response(api::to_text({{"status", "draining"}, {"in_flight", instance.num_in_flight()}}));
 }
 
 http::Response flush_cache(Instance& instance, const http::Request&) {
@@ -217,11 +246,16 @@ http::Handler eas_prefix_handler(std::vector<Route> routes) {
 
 std::vector<Route> data_routes(Instance& instance) {
   std::vector<Route> routes;
-  routes.push_back({"POST", "/v1/chat/completions", chat_handler(instance)});
-  routes.push_back({"POST", "/v1/completions", completion_handler(instance)});
+  if (instance.options.role == Role::kDecode) {
+    routes.push_back({"POST", "/v1/chat/completions", chat_handler(instance)});
+    routes.push_back({"POST", "/v1/completions", completion_handler(instance)});
+    routes.push_back({"POST", "/tokenize", when_ready(instance, false, pooled(tokenize, instance))});
+    routes.push_back({"POST", "/detokenize", when_ready(instance, false, pooled(detokenize, instance))});
+  } else {
+    for (const char* path : {"/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize"})
+      routes.push_back({"POST", path, immediate(no_generation, instance)});
+  }
   routes.push_back({"GET", "/v1/models", when_ready(instance, false, immediate(list_models, instance))});
-  routes.push_back({"POST", "/tokenize", when_ready(instance, false, pooled(tokenize, instance))});
-  routes.push_back({"POST", "/detokenize", when_ready(instance, false, pooled(detokenize, instance))});
   routes.push_back({"GET", "/v1/models/*", when_ready(instance, false, immediate(show_model, instance))});
   add_operations(instance, routes);
   http::Handler under_prefix = eas_prefix_handler(routes);

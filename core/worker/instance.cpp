@@ -34,13 +34,37 @@ std::optional<api::ApiError> refusal(const Instance& instance, bool generates, c
 void start_draining(Instance& instance) {
   InstancePhase expected = InstancePhase::kReady;
   if (!instance.phase.compare_exchange_strong(expected, InstancePhase::kDraining)) return;
-  log::info("draining: no new requests, {} in flight", instance.in_flight.load());
+  log::info("draining: no new requests, {} in flight", instance.num_in_flight());
+}
+
+const char* name_of(Role role) {
+  return role == Role::kPrefill ? "prefill" : "decode";
+}
+
+const char* name_of(InstancePhase phase) {
+  switch (phase) {
+    case InstancePhase::kLoading:
+      return "loading";
+    case InstancePhase::kReady:
+      return "ready";
+    case InstancePhase::kDraining:
+      return "draining";
+    case InstancePhase::kFailed:
+      return "failed";
+  }
+  return "failed";
+}
+
+int Instance::num_in_flight() const {
+  return in_flight + (loaded() && kv_server ? int(kv_server->stats().num_active) : 0);
 }
 
 http::Response error_response(const api::ApiError& error) {
   http::Response response{.status = error.status, .body = api::error_body(error)};
   if (error.retry_after_seconds > 0)
     response.headers.emplace_back("Retry-After", std::to_string(error.retry_after_seconds));
+  // Clients repeat 5xx answers by themselves; nobody waits for this one any more.
+  if (error.status == 504) response.headers.emplace_back("x-should-retry", "false");
   if (error.status == 401) response.headers.emplace_back("WWW-Authenticate", "Bearer");
   return response;
 }

@@ -14,13 +14,20 @@
 #include "core/engine/engine.h"
 #include "core/http/server.h"
 #include "core/model/config.h"
+#include "core/worker/kv_client.h"
+#include "core/worker/kv_server.h"
 #include "core/worker/model_text.h"
 #include "core/worker/service_metrics.h"
 
 namespace moectl {
 
-// The HTTP side of an instance, as the command line resolved it.
+// What the process is for. A decode worker answers requests, and lets prefill workers compute long prompts when it can;
+// a prefill worker computes prompts for decode workers and answers nobody else.
+enum class Role { kDecode, kPrefill };
+
+// An instance as the command line resolved it, apart from its engine.
 struct ServiceOptions {
+  Role role = Role::kDecode;
   std::string served_model_name;
   std::string version;
   std::string host = "127.0.0.1";
@@ -30,12 +37,18 @@ struct ServiceOptions {
   std::string ssl_certfile, ssl_keyfile;
   std::string reasoning_parser = "auto";
   bool skip_tokenizer_init = false;
+  std::string cluster_secret;  // empty: no router is trusted and no prefill worker asked. Never logged
+  int kv_port = 0;             // prefill: where decode workers ask, on `host`; 0: the system picks one
 };
 
 enum class InstancePhase { kLoading, kReady, kDraining, kFailed };
 
+const char* name_of(Role role);
+const char* name_of(InstancePhase phase);
+
 struct Instance {
   ServiceOptions options;
+  std::string url;  // of the data port; set before it serves
   std::atomic<InstancePhase> phase{InstancePhase::kLoading};
   std::atomic<int> in_flight{0};  // generation requests
   const int64_t started =
@@ -44,10 +57,13 @@ struct Instance {
   // Reads, renders and tokenises: work that would stall the I/O thread.
   WorkerPool pool{2};
 
-  ModelText text;
+  ModelText text;  // decode
   GenerationDefaults defaults;
+  std::shared_ptr<RemotePrefillSource> prefill_source;  // decode, with a secret
   std::unique_ptr<Engine> engine;
+  std::unique_ptr<KvServer> kv_server;  // prefill; goes before the engine
 
+  int num_in_flight() const;                                        // generation requests and transfers to peers
   bool loaded() const { return phase != InstancePhase::kLoading; }  // then engine is set
   // Empty: whatever is served.
   bool serves(std::string_view model) const { return model.empty() || model == options.served_model_name; }

@@ -2,7 +2,10 @@
 // Any thread.
 #pragma once
 
+#include <cstdint>
+#include <map>
 #include <string>
+#include <vector>
 
 #include "core/base/metrics.h"
 #include "core/engine/engine.h"
@@ -12,6 +15,21 @@ namespace moectl {
 // Each generation request ends in exactly one of them.
 enum class Outcome { kSuccess, kRefused, kCancelled, kFailed };
 
+// KV transfers since the start, of either end.
+struct KvTransferTotals {
+  int64_t num_bytes = 0, num_active = 0;
+  std::map<std::string, int64_t> failures;      // by cause, from a fixed list
+  std::map<std::string, int64_t> leg_failures;  // "prefill": no worker computed it; "transfer": it broke on the way
+};
+
+// What a scrape shows of the instance's state.
+struct InstanceFacts {
+  std::string role, phase;
+  const EngineStats* stats = nullptr;  // both null while the model loads
+  const ModelInfo* info = nullptr;
+  const KvTransferTotals* transfers = nullptr;  // null: no part of a cluster
+};
+
 class ServiceMetrics {
  public:
   ServiceMetrics();
@@ -19,13 +37,21 @@ class ServiceMetrics {
   void observe_first_token(double seconds) { first_token_.observe(seconds); }
   void observe_inter_token(double seconds) { inter_token_.observe(seconds); }
   void observe_request(double seconds, double prompt_tokens, double generation_tokens);
+  // Decode: how a prompt's KV came to be.
+  void observe_prefill(const PrefillFacts& facts);
+  // Prefill: a job for a peer, from its first page ready to its last one sent.
+  void observe_queue(double seconds) { queue_.observe(seconds); }
+  void observe_transfer(double seconds) { transfer_.observe(seconds); }
   void add_in_flight(int change) { in_flight_.add(change); }
-  // `stats` and `info` are null while the model loads.
-  std::string text(const EngineStats* stats, const ModelInfo* info, bool ready);
+  std::string text(const InstanceFacts& facts);
 
  private:
   metrics::Registry registry_;
-  metrics::Histogram first_token_, inter_token_, request_, prompt_tokens_, generation_tokens_;
+  void show_engine(const EngineStats& stats);
+  void show_transfers(const KvTransferTotals& totals);
+  metrics::Counter prefills(const char* where);
+
+  metrics::Histogram first_token_, inter_token_, request_, queue_, transfer_, prompt_tokens_, generation_tokens_;
   metrics::Gauge in_flight_, ready_;
 };
 

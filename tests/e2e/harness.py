@@ -36,19 +36,19 @@ class Reply:
 class Server:
     """Starts on free ports and waits for the ready line. Use as a context manager; logs are kept in a file."""
 
-    def __init__(self, *flags, model=DEMO, wait=True):
+    def __init__(self, *flags, model=DEMO, wait=True, command="serve-decode"):
         self.log = tempfile.NamedTemporaryFile("w+", suffix=".log")
         self.process = subprocess.Popen(
-            [MOECTL, "serve-decode", str(model), "--served-model-name", "demo", "--port", "0", "--ops-port", "0", *flags],
+            [MOECTL, command, str(model), "--served-model-name", "demo", "--port", "0", "--ops-port", "0", *flags],
             stdout=subprocess.PIPE, stderr=self.log, text=True, env=environment(), cwd=ROOT)
-        self.url = self.ops = None
+        self.url = self.ops = self.kv = None
         if wait:
             line = self.process.stdout.readline()
             if not line:
                 raise RuntimeError("the server did not start:\n" + self.logged())
             ready = json.loads(line)
-            assert ready["ready"] is True and ready["kv"] is None, ready
-            self.url, self.ops = ready["url"], ready["ops"]
+            assert ready["ready"] is True and (ready["kv"] is not None) == (command == "serve-prefill"), ready
+            self.url, self.ops, self.kv = ready["url"], ready["ops"], ready["kv"]
 
     def __enter__(self):
         return self

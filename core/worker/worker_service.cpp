@@ -1,4 +1,4 @@
-#include "core/worker/decode_service.h"
+#include "core/worker/worker_service.h"
 
 #include <malloc.h>
 
@@ -7,6 +7,7 @@
 #include "core/base/error.h"
 #include "core/base/log.h"
 #include "core/worker/info_handlers.h"
+#include "core/worker/kv_role.h"
 
 namespace moectl {
 namespace {
@@ -43,16 +44,16 @@ std::unique_ptr<http::Server> make_server(http::ServerOptions options, std::vect
   return server;
 }
 
-std::string url_of(const char* scheme, std::string host, uint16_t port) {
-  if (host == "0.0.0.0") host = "127.0.0.1";
-  if (host == "::") host = "::1";
-  return host.find(':') == std::string::npos ? fmt::format("{}://{}:{}", scheme, host, port)
-                                             : fmt::format("{}://[{}]:{}", scheme, host, port);
+// An address that this machine can reach, in a URL's spelling.
+std::string url_host(std::string host) {
+  if (host == "0.0.0.0") return "127.0.0.1";
+  if (host == "::") return "[::1]";
+  return host.find(':') == std::string::npos || host.starts_with('[') ? host : "[" + host + "]";
 }
 
 }  // namespace
 
-DecodeService::DecodeService(ServiceOptions options) {
+WorkerService::WorkerService(ServiceOptions options) {
   instance_.options = std::move(options);
   const ServiceOptions& o = instance_.options;
   http::ServerOptions data{.host = o.host, .port = uint16_t(o.port), .name = "api"};
@@ -64,46 +65,62 @@ DecodeService::DecodeService(ServiceOptions options) {
   if (o.ops_port >= 0)
     ops_server_ =
         make_server({.host = "127.0.0.1", .port = uint16_t(o.ops_port), .name = "ops"}, ops_routes(instance_));
+  instance_.url =
+      fmt::format("{}://{}:{}", o.ssl_certfile.empty() ? "http" : "https", url_host(o.host), data_server_->port());
   data_server_->start();
   if (ops_server_) ops_server_->start();
 }
 
-DecodeService::~DecodeService() {
+WorkerService::~WorkerService() {
   stop(std::chrono::milliseconds(0));
 }
 
-void DecodeService::load(EngineConfig config) {
-  const std::filesystem::path dir = config.model_dir;
-  instance_.text = ModelText::load(dir, instance_.options.skip_tokenizer_init, instance_.options.reasoning_parser);
-  instance_.defaults = read_generation_defaults(dir);
+void WorkerService::load(EngineConfig config) {
+  const ServiceOptions& options = instance_.options;
+  if (options.role == Role::kDecode) {
+    const std::filesystem::path dir = config.model_dir;
+    instance_.text = ModelText::load(dir, options.skip_tokenizer_init, options.reasoning_parser);
+    instance_.defaults = read_generation_defaults(dir);
+    if (!options.cluster_secret.empty()) {
+      KvClientOptions client{.secret = options.cluster_secret};
+      instance_.prefill_source = std::make_shared<RemotePrefillSource>(std::move(client));
+      config.prefill_source = instance_.prefill_source;
+    }
+  }
+  config.prefill_role = options.role == Role::kPrefill;
   instance_.engine = Engine::create(std::move(config));
+  if (options.role == Role::kPrefill) instance_.kv_server = start_kv_server(instance_);
   malloc_trim(0);  // what loading needed and freed goes back to the system
   instance_.phase = InstancePhase::kReady;
 }
 
-std::string DecodeService::url() const {
-  return url_of(instance_.options.ssl_certfile.empty() ? "http" : "https", instance_.options.host,
-                data_server_->port());
+std::string WorkerService::url() const {
+  return instance_.url;
 }
 
-std::optional<std::string> DecodeService::ops_url() const {
+std::optional<std::string> WorkerService::ops_url() const {
   if (!ops_server_) return std::nullopt;
-  return url_of("http", "127.0.0.1", ops_server_->port());
+  return fmt::format("http://127.0.0.1:{}", ops_server_->port());
 }
 
-const ModelInfo& DecodeService::model_info() const {
+std::optional<std::string> WorkerService::kv_endpoint() const {
+  if (!instance_.kv_server) return std::nullopt;
+  return fmt::format("{}:{}", url_host(instance_.options.host), instance_.kv_server->port());
+}
+
+const ModelInfo& WorkerService::model_info() const {
   return instance_.engine->info();
 }
 
-void DecodeService::drain() {
+void WorkerService::drain() {
   start_draining(instance_);
 }
 
-int DecodeService::num_in_flight() const {
-  return instance_.in_flight;
+int WorkerService::num_in_flight() const {
+  return instance_.num_in_flight();
 }
 
-std::optional<std::string> DecodeService::failure() {
+std::optional<std::string> WorkerService::failure() {
   if (!instance_.loaded()) return std::nullopt;
   const EngineStats stats = instance_.engine->stats();
   if (!stats.failed) return std::nullopt;
@@ -111,7 +128,7 @@ std::optional<std::string> DecodeService::failure() {
   return stats.failure;
 }
 
-void DecodeService::stop(std::chrono::milliseconds grace) {
+void WorkerService::stop(std::chrono::milliseconds grace) {
   if (std::exchange(stopped_, true)) return;
   data_server_->stop(grace);
   if (ops_server_) ops_server_->stop(std::chrono::milliseconds(0));
@@ -120,7 +137,9 @@ void DecodeService::stop(std::chrono::milliseconds grace) {
   instance_.pool.join();
   data_server_.reset();
   ops_server_.reset();
+  instance_.kv_server.reset();
   instance_.engine.reset();
+  instance_.prefill_source.reset();
 }
 
 }  // namespace moectl
