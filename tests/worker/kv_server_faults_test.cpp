@@ -114,6 +114,7 @@ TEST(KvServerFaults, ViolationsCloseTheConnectionAndReleaseItsJobs) {
   unknown_type[8] = std::byte(42);
   damaged[30] ^= std::byte(1);
   huge[3] = std::byte(0xFF);  // 4 GB of fields
+  const BlockFrame block = encode(Block{});
   const std::vector<Bytes> violations = {
       prefill_frame(1),  // the same transfer id again
       unknown_type,
@@ -123,7 +124,7 @@ TEST(KvServerFaults, ViolationsCloseTheConnectionAndReleaseItsJobs) {
       encode(Done{.id = {1}}),
       encode(Failed{.id = {1}}),
       encode(Hello{}),
-      Bytes(encode(Block{}).begin(), encode(Block{}).end()),
+      Bytes(block.begin(), block.end()),
   };
   FakeProducer engine(kLayout, 64);
   KvServer server(engine.producer(), server_options());
