@@ -163,7 +163,7 @@ Assignment Dispatcher::assign(const RouteRequest& request, std::vector<Worker*> 
   assignment.why = choice.why;
   ++decode.in_flight;
   decode.tokens += request.tokens;
-  choose_prefill(request, decode, assignment, now);
+  if (request.generates) choose_prefill(request, decode, assignment, now);
   return assignment;
 }
 

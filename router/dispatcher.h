@@ -32,6 +32,7 @@ struct RouteRequest {
   std::string model;              // empty: whatever is served
   std::vector<BlockHash> prompt;  // prompt_blocks
   int64_t tokens = 0;             // estimate
+  bool generates = true;          // else no prefill worker is needed
   std::set<int> tried;            // decode workers that failed it already
 };
 

@@ -100,12 +100,14 @@ RequestOutcome outcome_of(int status) {
 // ------------------------------------------------------------------------------------------------ routing
 
 // A decision, perhaps after waiting for one; nullopt: the client has left.
-Task<std::optional<RouteResult>> route(Flight& flight, std::shared_ptr<Departure> departure, std::set<int> tried) {
+Task<std::optional<RouteResult>> route(Flight& flight, Forwarding forwarding, std::shared_ptr<Departure> departure,
+                                       std::set<int> tried) {
   Dispatcher& dispatcher = flight.context.dispatcher;
   RouteRequest request;
   request.model = flight.call.model;
   request.prompt = flight.call.prompt;
   request.tokens = flight.call.tokens;
+  request.generates = forwarding == Forwarding::kGenerate;
   request.tried = std::move(tried);
   const TimePoint asked = Clock::now();
   Channel<std::optional<RouteResult>> decisions;
@@ -122,6 +124,7 @@ Task<std::optional<RouteResult>> route(Flight& flight, std::shared_ptr<Departure
   const TimePoint now = Clock::now();
   flight.queue_seconds += std::chrono::duration<double>(now - asked).count();
   flight.stage("queue", asked, now);
+  flight.context.metrics.observe_queue(std::chrono::duration<double>(now - asked).count());
   if (decision && *decision) co_return std::move(*decision);
   if (!dispatcher.withdraw(ticket)) {  // decided in this very moment: the decision is in the channel
     while (!decision || !*decision) decision = co_await decisions.pop();
@@ -181,49 +184,62 @@ http::Response response_of(const http::ClientResponse& worker, std::string body)
   return response;
 }
 
-std::string error_event(std::string message) {
-  return http::sse_event(api::error_body(api::from_status(502, std::move(message))));
+// Ends a stream that cannot be completed: an error event and a close, never a clean end.
+Task<void> break_off(Flight& flight, http::Exchange& exchange, std::string error_object, std::string message) {
+  flight.status = 200;
+  flight.outcome = RequestOutcome::kFailed;
+  flight.problem = std::move(message);
+  std::string event = http::sse_event(error_object);
+  co_await exchange.write(std::move(event));
+  exchange.abort();
 }
 
-// What a worker's stream has brought to the client so far; outlives an attempt that failed before its first event.
+// What the client has got of its stream so far; outlives an attempt that failed before its first text.
 struct Streaming {
   bool started = false;  // the head is with the client
   int64_t events = 0;    // with the client
 };
 
 // Passes the stream on, piece by piece: the next is read when the last is written. Throws Error{kUnavailable} when the
-// worker breaks off, Error{kCancelled} when the client has left.
+// worker breaks off, Error{kInternal} with the worker's error object when it sent one, Error{kCancelled} when the
+// client has left.
 Task<void> relay(Flight& flight, http::Exchange& exchange, http::ClientResponse& worker, Lease& lease,
                  Streaming& streaming) {
   SseFilter filter;
-  std::string out;
-  for (;;) {
+  while (!filter.done() && filter.error().empty()) {
     std::optional<std::string> piece = co_await worker.read();
-    if (!piece) break;
-    out.clear();
+    if (!piece) throw Error(Code::kUnavailable, "it ended its stream before the end of the answer");
+    std::string out;
     filter.feed(*piece, out);
     if (filter.overflow()) throw Error(Code::kUnavailable, "it sent an event without an end");
     if (filter.num_events() > 0 && flight.first_event == TimePoint{}) {
       flight.first_event = Clock::now();
       lease.prefill_done();
     }
-    if (!out.empty()) {
-      if (!std::exchange(streaming.started, true)) co_await exchange.start_stream();
-      streaming.events = filter.num_events();
-      co_await exchange.write(std::move(out));
-    }
+    if (out.empty()) continue;
+    if (!std::exchange(streaming.started, true)) co_await exchange.start_stream();
+    co_await exchange.write(std::move(out));
+    streaming.events = filter.num_events();
   }
-  if (filter.failed()) throw Error(Code::kInternal, "it ended its stream with an error");
-  if (!filter.done()) throw Error(Code::kUnavailable, "it ended its stream without [DONE]");
-  out.clear();
+  if (!filter.error().empty()) throw Error(Code::kInternal, filter.error());
+  std::string end;
   if (flight.debug) {
     flight.stage("decode", flight.first_event, Clock::now(), fmt::format("{} events", filter.num_events()));
-    out = std::string(api::kTimelineComment) + flight.timeline(filter.timeline()) + "\n\n";
+    end = std::string(api::kTimelineComment) + flight.timeline(filter.timeline()) + "\n\n";
   }
-  out += http::kSseDone;
+  end += http::kSseDone;
   if (!std::exchange(streaming.started, true)) co_await exchange.start_stream();
-  co_await exchange.write(std::move(out));
+  co_await exchange.write(std::move(end));
   co_await exchange.finish();
+}
+
+// Reads what follows [DONE], which is nothing: then the worker's connection can be used again.
+Task<void> drain(http::ClientResponse& worker) {
+  try {
+    co_await worker.read_all(0);
+  } catch (const Error& e) {
+    log::debug("after the end of a stream: {}", e.what());
+  }
 }
 
 bool is_stream(const http::ClientResponse& worker) {
@@ -259,6 +275,7 @@ Task<Failed> attempt(Flight& flight, http::Exchange& exchange, Forwarding forwar
       context.quarantine.on_success(flight.body_key);
       flight.status = 200;
       flight.outcome = RequestOutcome::kSuccess;
+      co_await drain(*worker);
       failed.final = true;
       co_return failed;
     }
@@ -299,21 +316,16 @@ Task<Failed> attempt(Flight& flight, http::Exchange& exchange, Forwarding forwar
 
   // The worker failed this request.
   const bool refused = !connected && message.starts_with("cannot connect");
+  const bool told = code == Code::kInternal && message.starts_with("{");  // its own error object
   lease.end(Outcome::kFailure, refused);
   failed.cause = refused ? "connect" : "died";
   failed.message = fmt::format("{}: {}", worker_name, message);
-  failed.response = error_response(api::from_status(502, "The decode worker failed: " + message));
-  if (refused) failed.response = unavailable("The decode worker cannot be reached: " + message);
-  if (!refused && code == Code::kUnavailable) context.quarantine.on_death(flight.body_key, worker_id, Clock::now());
+  failed.response = refused ? unavailable("The decode worker cannot be reached: " + message)
+                            : error_response(api::from_status(502, "The decode worker failed: " + message));
+  if (told) failed.response.body = message;
+  if (!refused && !told) context.quarantine.on_death(flight.body_key, worker_id, Clock::now());
   if (streaming.events > 0) {  // the client has part of the answer: nobody else can go on from there
-    flight.status = 200;
-    flight.outcome = RequestOutcome::kFailed;
-    flight.problem = failed.message;
-    if (code != Code::kInternal) {
-      std::string event = error_event("The decode worker failed in the middle of the answer: " + message);
-      co_await exchange.write(std::move(event));
-    }
-    exchange.abort();
+    co_await break_off(flight, exchange, failed.response.body, failed.message);
     failed.final = true;
   }
   co_return failed;
@@ -322,17 +334,13 @@ Task<Failed> attempt(Flight& flight, http::Exchange& exchange, Forwarding forwar
 // Nobody is left to try.
 Task<void> give_up(Flight& flight, http::Exchange& exchange, http::Response response, const Streaming& streaming,
                    std::string message) {
-  flight.problem = message;
-  if (!streaming.started) {
-    const RequestOutcome outcome = outcome_of(response.status);
-    co_await answer(flight, exchange, std::move(response), outcome);
+  if (streaming.started) {
+    co_await break_off(flight, exchange, std::move(response.body), std::move(message));
     co_return;
   }
-  flight.status = 200;
-  flight.outcome = RequestOutcome::kFailed;
-  std::string event = http::sse_event(response.body);
-  co_await exchange.write(std::move(event));
-  exchange.abort();
+  flight.problem = std::move(message);
+  const RequestOutcome outcome = outcome_of(response.status);
+  co_await answer(flight, exchange, std::move(response), outcome);
 }
 
 Task<void> read_client(Flight& flight, Forwarding forwarding) {
@@ -364,7 +372,7 @@ Task<void> fly(Flight& flight, http::Exchange& exchange, Forwarding forwarding) 
     }
     if (flight.attempt > 1) context.metrics.count_retry(last.cause);
     const TimePoint begin = Clock::now();
-    std::optional<RouteResult> routed = co_await route(flight, departure, tried);
+    std::optional<RouteResult> routed = co_await route(flight, forwarding, departure, tried);
     if (!routed) throw_departed();
     if (const auto* refusal = std::get_if<RouteRefusal>(&*routed)) {
       const bool first = flight.attempt == 1;

@@ -1,12 +1,13 @@
 #include "router/sse_filter.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "core/api/cluster.h"
 
 namespace moectl::router {
 namespace {
-constexpr std::string_view kOwnComment = ": moectl";
+constexpr std::string_view kOwnComment = ": moectl", kErrorEvent = R"(data: {"error":)";
 }
 
 void SseFilter::feed(std::string_view piece, std::string& out) {
@@ -25,7 +26,8 @@ void SseFilter::feed(std::string_view piece, std::string& out) {
 }
 
 void SseFilter::on_event(std::string_view event, std::string& out) {
-  const size_t before = out.size();
+  std::string kept;
+  bool has_data = false;
   for (bool more = true; more;) {
     const size_t end = event.find('\n');
     const std::string_view line = event.substr(0, end);
@@ -33,20 +35,38 @@ void SseFilter::on_event(std::string_view event, std::string& out) {
     if (more) event.remove_prefix(end + 1);
     if (line.starts_with(api::kTimelineComment)) {
       timeline_ = line.substr(api::kTimelineComment.size());
-      continue;
-    }
-    if (line.starts_with(kOwnComment) || line.empty()) continue;
-    if (line == "data: [DONE]") {
+    } else if (line == "data: [DONE]") {
       done_ = true;
-      break;
+    } else if (line.starts_with(kErrorEvent)) {
+      error_ = line.substr(std::string_view("data: ").size());
+    } else if (!line.empty() && !line.starts_with(kOwnComment)) {
+      has_data |= line.starts_with("data:");
+      kept.append(line).append("\n");
     }
-    if (line.starts_with("data:")) {
-      ++num_events_;
-      failed_ = line.starts_with(R"(data: {"error")");
-    }
-    out.append(line).append("\n");
   }
-  if (out.size() > before) out.append("\n");
+  if (!kept.empty()) kept += '\n';
+  if (has_data) {
+    on_data(std::move(kept), out);
+  } else {
+    out += kept;
+  }
+  if (done_ && !first_.empty()) {  // an answer without text
+    out += std::exchange(first_, {});
+    ++num_events_;
+  }
+}
+
+void SseFilter::on_data(std::string lines, std::string& out) {
+  if (!std::exchange(has_first_, true)) {
+    first_ = std::move(lines);
+    return;
+  }
+  if (!first_.empty()) {
+    out += std::exchange(first_, {});
+    ++num_events_;
+  }
+  out += lines;
+  ++num_events_;
 }
 
 }  // namespace moectl::router

@@ -112,9 +112,9 @@ TEST(SseFilter, StripsTheWorkersCommentsAndKeepsPings) {
       ": moectl-timeline {\"role\":\"decode\"}\n\ndata: [DONE]\n\n";
   for (size_t piece = 1; piece <= stream.size(); ++piece) {
     SseFilter filter;
-    EXPECT_EQ(filtered(stream, filter, piece), "data: {\"a\":1}\n\n: ping\n\ndata: {\"b\":2}\n\n") << piece;
+    EXPECT_EQ(filtered(stream, filter, piece), ": ping\n\ndata: {\"a\":1}\n\ndata: {\"b\":2}\n\n") << piece;
     EXPECT_TRUE(filter.done());
-    EXPECT_FALSE(filter.failed());
+    EXPECT_EQ(filter.error(), "");
     EXPECT_EQ(filter.num_events(), 2);
     EXPECT_EQ(filter.timeline(), "{\"role\":\"decode\"}");
   }
@@ -123,17 +123,37 @@ TEST(SseFilter, StripsTheWorkersCommentsAndKeepsPings) {
 TEST(SseFilter, HalfAnEventIsNotPassedOn) {
   SseFilter filter;
   std::string out;
-  filter.feed("data: {\"a\":1}\n\ndata: {\"b\"", out);
-  EXPECT_EQ(out, "data: {\"a\":1}\n\n");
+  filter.feed("data: {\"a\":1}\n\ndata: {\"b\":2}\n\ndata: {\"c\"", out);
+  EXPECT_EQ(out, "data: {\"a\":1}\n\ndata: {\"b\":2}\n\n");
   EXPECT_FALSE(filter.done());
+}
+
+TEST(SseFilter, TheFirstEventWaitsForText) {
+  SseFilter filter;
+  std::string out;
+  filter.feed("data: {\"role\":1}\n\n: ping\n\n", out);
+  EXPECT_EQ(out, ": ping\n\n");
+  EXPECT_EQ(filter.num_events(), 0);
+  out.clear();
+  filter.feed(": moectl {}\n\ndata: {\"text\":1}\n\n", out);
+  EXPECT_EQ(out, "data: {\"role\":1}\n\ndata: {\"text\":1}\n\n");
+  EXPECT_EQ(filter.num_events(), 2);
+}
+
+TEST(SseFilter, AnAnswerOfOneEvent) {
+  SseFilter filter;
+  std::string out;
+  filter.feed("data: {\"a\":1}\n\ndata: [DONE]\n\n", out);
+  EXPECT_EQ(out, "data: {\"a\":1}\n\n");
+  EXPECT_EQ(filter.num_events(), 1);
 }
 
 TEST(SseFilter, KnowsAnErrorEvent) {
   SseFilter filter;
   std::string out;
-  filter.feed("data: {\"error\":{\"message\":\"x\"}}\n\n", out);
-  EXPECT_TRUE(filter.failed());
-  EXPECT_EQ(out, "data: {\"error\":{\"message\":\"x\"}}\n\n");
+  filter.feed("data: {\"a\":1}\n\ndata: {\"b\":1}\n\ndata: {\"error\":{\"message\":\"x\"}}\n\n", out);
+  EXPECT_EQ(filter.error(), "{\"error\":{\"message\":\"x\"}}");
+  EXPECT_EQ(out, "data: {\"a\":1}\n\ndata: {\"b\":1}\n\n");
 }
 
 TEST(SseFilter, NothingAfterTheEndCounts) {
