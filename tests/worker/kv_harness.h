@@ -387,8 +387,9 @@ struct GoodStream {
     transfer::Bytes payload;
     transfer::Bytes frame() const {
       const transfer::BlockFrame header = encode(block);
-      transfer::Bytes bytes(header.begin(), header.end());
-      bytes.insert(bytes.end(), payload.begin(), payload.end());
+      transfer::Bytes bytes(header.size() + payload.size());
+      std::copy(header.begin(), header.end(), bytes.begin());
+      std::copy(payload.begin(), payload.end(), bytes.begin() + long(header.size()));
       return bytes;
     }
   };
