@@ -123,12 +123,13 @@ TEST_F(SchedulerPd, ARemotePrefillNeedsNoRoomInTheStep) {
 }
 
 TEST_F(SchedulerPd, AJobIsNeverPreempted) {
-  scheduler.submit(1, request(7, 22, false));
+  scheduler.submit(1, request(11, 18, false));
   step();
+  step();  // three pages, full; the fourth is needed while the job is being computed
   scheduler.submit_job(2, {.prompt_ids = std::vector<int32_t>(20, 7), .num_tokens = 18});
   while (step()) {
   }
-  EXPECT_TRUE(scheduler.waits_for_others()) << "the job's five pages are held, the request needs a fourth of three";
+  EXPECT_TRUE(scheduler.waits_for_others()) << "the job's five pages are held, the request has no fourth";
   EXPECT_EQ(scheduler.stats().num_preemptions_total, 0);
   const auto progress = scheduler.take_progress();
   ASSERT_EQ(progress.front().progress.pages.pages.size(), 5u);
