@@ -53,6 +53,27 @@ struct ClusterOptions {
   int kv_port = 9100;       // serve-prefill; 0: the system picks one
 };
 
+// A server that a command talks to.
+struct EndpointOptions {
+  std::string url = "http://127.0.0.1:8080";  // without a path; the router's default
+  std::string model;                          // sent as `model`; empty: left out, or asked for
+  std::vector<std::string> api_keys;          // the first is sent. Never log or print them
+  std::chrono::seconds timeout{600};          // for the head of an answer, and between two pieces of it
+  bool insecure = false;                      // accept any certificate
+};
+
+// Load on a server, beside BenchLoad.
+struct ServeLoad {
+  double request_rate = 0;           // requests a second, Poisson arrivals; 0: by concurrency
+  std::chrono::seconds duration{0};  // of a measurement: no request is started later; 0: no limit
+  int vocab_size = 4000;             // random prompts are ids in [10, vocab_size)
+  int shared_prefix_len = 0;         // first tokens that all prompts of a measurement share
+  std::string prompts_file;          // JSONL; empty: random prompts
+  int num_warmup = 2;
+  std::string html_file;
+  bool allow_remote = false;
+};
+
 struct ServeOptions {
   CommonOptions common;
   EngineConfig engine;  // engine.progress is empty: the command sets it (cmd/progress.h)
@@ -71,15 +92,36 @@ struct BenchEngineOptions {
   BenchLoad load;
 };
 
+struct DebugRequestOptions {
+  CommonOptions common;
+  EndpointOptions endpoint;
+  std::string path = "/v1/chat/completions";
+  std::string method;                // empty: POST with a body, GET without
+  std::vector<std::string> headers;  // "Name: value"
+  std::string body;                  // JSON, "@FILE" or "-"
+  std::string message;               // a chat of one message, in place of a body
+  int max_tokens = 0;                // with a message; 0: the server's default
+  bool stream = true;                // with a message
+};
+
+struct BenchServeOptions {
+  CommonOptions common;
+  EndpointOptions endpoint;
+  BenchLoad load;
+  ServeLoad serve_load;
+};
+
 struct DocgenOptions {
   std::string root = ".";  // source tree that holds man/ and completions/
   bool check = false;      // compare, write nothing, fail with the names of files that differ
 };
 
-int serve_decode(const ServeOptions& options);        // cmd/serve.cpp
-int serve_prefill(const ServeOptions& options);       // cmd/serve.cpp
-int inspect(const InspectOptions& options);           // cmd/inspect.cpp
-int bench_engine(const BenchEngineOptions& options);  // cmd/bench.cpp
-int docgen(const DocgenOptions& options);             // cmd/docgen.cpp
+int serve_decode(const ServeOptions& options);          // cmd/serve.cpp
+int serve_prefill(const ServeOptions& options);         // cmd/serve.cpp
+int inspect(const InspectOptions& options);             // cmd/inspect.cpp
+int bench_engine(const BenchEngineOptions& options);    // cmd/bench.cpp
+int debug_request(const DebugRequestOptions& options);  // cmd/debug_request.cpp
+int bench_serve(const BenchServeOptions& options);      // cmd/bench_serve.cpp
+int docgen(const DocgenOptions& options);               // cmd/docgen.cpp
 
 }  // namespace moectl

@@ -27,6 +27,9 @@ struct Options {
   ApiOptions api;
   ClusterOptions cluster;
   BenchLoad load;
+  ServeLoad serve_load;
+  EndpointOptions endpoint;
+  DebugRequestOptions debug;
   DocgenOptions docgen;
   int block_size = 64;         // --block-size: 64 is the only one
   bool deterministic = false;  // --deterministic: the CPU backend always is
@@ -39,6 +42,7 @@ using MemberOf = T& (*)(Options&);
 using Target = std::variant<MemberOf<bool>,                      // switch
                             MemberOf<int>, MemberOf<uint64_t>,   // whole number in [min, max]
                             MemberOf<int64_t>,                   // bytes: 512M, 2G, 1GiB
+                            MemberOf<double>,                    // number in [min, max]
                             MemberOf<std::chrono::seconds>,      // seconds
                             MemberOf<std::string>,               // text, or one of `choices`
                             MemberOf<std::vector<std::string>>,  // repeatable
@@ -87,6 +91,7 @@ struct Command {
 
 const std::vector<Command>& commands();
 const std::vector<Flag>& flags();
+std::vector<Flag> tool_flags();          // the part of flags() that stands in flags_tools.cpp
 std::vector<std::string_view> groups();  // headings in the order of --help
 
 const Command* find_command(std::string_view name);

@@ -119,6 +119,15 @@ void resolve_kv_port(const Options& options, const Given& given) {
                                               kv == options.api.port ? "the API port" : quoted(given, "ops-port")));
 }
 
+void resolve_load(const Options& options, const Given& given) {
+  if (options.serve_load.request_rate > 0 && given.count("concurrency"))
+    throw Error(Code::kBadConfig, fmt::format("{} and {}: give one of them", quoted(given, "request-rate"),
+                                              quoted(given, "concurrency")));
+  if (options.serve_load.shared_prefix_len > options.load.input_len)
+    throw Error(Code::kBadConfig, fmt::format("{} is longer than the prompts (--input-len {})",
+                                              quoted(given, "shared-prefix-len"), options.load.input_len));
+}
+
 }  // namespace
 
 void resolve(Options& options, const Command& command, const Given& given) {
@@ -127,7 +136,9 @@ void resolve(Options& options, const Command& command, const Given& given) {
   if (takes("device")) resolve_engine(options, given);
   if (takes("port")) resolve_api(options, command, given);
   if (takes("kv-port")) resolve_kv_port(options, given);
-  if (takes("model")) resolve_model(options, given);
+  // The positional MODEL is a folder; clients have a --model that is only a name.
+  if (const Flag* model = find_flag(command.name, "model"); model && model->positional) resolve_model(options, given);
+  if (takes("request-rate")) resolve_load(options, given);
 }
 
 }  // namespace moectl

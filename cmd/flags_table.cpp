@@ -13,12 +13,15 @@ using Names = std::vector<std::string_view>;
 const Names kDecode = {"serve-decode"};
 const Names kPrefill = {"serve-prefill"};
 const Names kServe = {"serve-decode", "serve-prefill"};
-const Names kBench = {"bench engine"};
+const Names kBenches = {"bench engine", "bench serve"};
 const Names kDocgen = {"docgen"};
 const Names kEngines = {"serve-decode", "serve-prefill", "bench engine"};
-const Names kReports = {"inspect", "bench engine"};
+const Names kReports = {"inspect", "bench engine", "debug-request", "bench serve"};
 const Names kCheckpoints = {"serve-decode", "serve-prefill", "inspect", "bench engine"};
-const Names kEvery = {"serve-decode", "serve-prefill", "inspect", "bench engine", "docgen"};
+const Names kConfigured = {"serve-decode", "serve-prefill", "inspect", "bench engine", "debug-request", "bench serve"};
+const Names kKeyed = {"serve-decode", "serve-prefill", "debug-request", "bench serve"};
+const Names kEvery = {"serve-decode",  "serve-prefill", "inspect", "bench engine",
+                      "debug-request", "bench serve",   "docgen"};
 
 constexpr int64_t kMiB = 1ll << 20, kTiB = 1ll << 40;
 constexpr int kMaxRanks = 1024, kMaxTokens = 1 << 24;
@@ -247,12 +250,12 @@ std::vector<Flag> server_flags() {
       {.name = "api-key",
        .metavar = "KEY",
        .group = kServer,
-       .commands = kServe,
+       .commands = kKeyed,
        .target = MEMBER(std::vector<std::string>, api.api_keys),
-       .help = "Ask clients for this key; may be given repeatedly",
-       .doc =
-           "Sent as `Authorization: Bearer KEY`. Better set as MOECTL_API_KEY (several separated by commas): a command "
-           "line is visible to other users of the machine.",
+       .help = "API key: servers ask for it, clients send it",
+       .doc = "Sent as `Authorization: Bearer KEY`. A server accepts any of several. Better set as MOECTL_API_KEY "
+              "(several separated by commas): a command "
+              "line is visible to other users of the machine.",
        .secret = true},
       {.name = "ssl-certfile",
        .metavar = "FILE",
@@ -320,7 +323,7 @@ std::vector<Flag> load_flags() {
       {.name = "input-len",
        .metavar = "N",
        .group = kLoad,
-       .commands = kBench,
+       .commands = kBenches,
        .target = MEMBER(int, load.input_len),
        .help = "Prompt tokens a request",
        .min = 1,
@@ -328,7 +331,7 @@ std::vector<Flag> load_flags() {
       {.name = "output-len",
        .metavar = "N",
        .group = kLoad,
-       .commands = kBench,
+       .commands = kBenches,
        .target = MEMBER(int, load.output_len),
        .help = "Tokens generated a request",
        .min = 1,
@@ -336,7 +339,7 @@ std::vector<Flag> load_flags() {
       {.name = "concurrency",
        .metavar = "N,N,...",
        .group = kLoad,
-       .commands = kBench,
+       .commands = kBenches,
        .target = MEMBER(std::vector<int>, load.concurrency),
        .help = "Requests in flight, one measurement each",
        .min = 1,
@@ -344,7 +347,7 @@ std::vector<Flag> load_flags() {
       {.name = "num-requests",
        .metavar = "N",
        .group = kLoad,
-       .commands = kBench,
+       .commands = kBenches,
        .target = MEMBER(int, load.num_requests),
        .help = "Requests a measurement",
        .min = 1,
@@ -353,7 +356,7 @@ std::vector<Flag> load_flags() {
       {.name = "seed",
        .metavar = "N",
        .group = kLoad,
-       .commands = kBench,
+       .commands = kBenches,
        .target = MEMBER(uint64_t, load.seed),
        .help = "Picks the prompts",
        .doc = "Equal seeds give equal prompts and, on one path, equal output hashes.",
@@ -388,7 +391,7 @@ std::vector<Flag> output_flags() {
       {.name = "config",
        .metavar = "FILE",
        .group = kOutput,
-       .commands = kCheckpoints,
+       .commands = kConfigured,
        .target = MEMBER(std::string, common.config_file),
        .help = "Read flags from a YAML file",
        .doc = "One `name: value` a line, named like the flags without dashes in front. A flag on the command line wins "
@@ -398,20 +401,20 @@ std::vector<Flag> output_flags() {
       {.name = "log-format",
        .metavar = "FORMAT",
        .group = kOutput,
-       .commands = kCheckpoints,
+       .commands = kConfigured,
        .target = MEMBER(std::string, common.log_format),
        .help = "Format of diagnostics on stderr",
        .choices = {"text", "json"}},
       {.name = "log-level",
        .metavar = "LEVEL",
        .group = kOutput,
-       .commands = kCheckpoints,
+       .commands = kConfigured,
        .target = MEMBER(std::string, common.log_level),
        .help = "Least important diagnostics shown",
        .choices = {"debug", "info", "warn", "error"}},
       {.name = "no-color",
        .group = kOutput,
-       .commands = kCheckpoints,
+       .commands = kConfigured,
        .target = MEMBER(bool, common.no_color),
        .help = "No colours on a terminal",
        .environment = {"NO_COLOR"}},
@@ -484,6 +487,40 @@ const std::vector<Command>& commands() {
            [](const Options& o) {
              return bench_engine({o.common, o.engine, o.load});
            }},
+      {.name = "bench serve",
+       .summary = "Measure a running server under load",
+       .doc = "Sends streamed requests to a server of the OpenAI API and prints the time to the first token, the time "
+              "between tokens, throughput and errors, for each concurrency or at a request rate. The exit code is 1 "
+              "when any request failed. Ctrl-C ends it and prints what was measured so far.",
+       .examples = {{"moectl bench serve --concurrency 1,4,16 --input-len 256 --output-len 64 --html report.html",
+                     "growing load, with a report"},
+                    {"moectl bench serve --url http://127.0.0.1:8000 --request-rate 2.5 --duration 60",
+                     "a minute of random arrivals"},
+                    {"moectl bench serve --prompts prompts.jsonl --json", "prompts of your own, for scripts"}},
+       .run =
+           [](const Options& o) {
+             EndpointOptions endpoint = o.endpoint;
+             endpoint.api_keys = o.api.api_keys;
+             return bench_serve({o.common, endpoint, o.load, o.serve_load});
+           }},
+      {.name = "debug-request",
+       .summary = "Send one request and show where its time went",
+       .doc =
+           "Sends any request to a router or worker and prints the status, the answer as it arrives, and the "
+           "timeline: queue, routing with its candidates, prefill, KV transfer, first token and tokens a second. The "
+           "exit code is 0 only when the status is 2xx and the answer is complete, 69 when the server cannot be "
+           "reached.",
+       .examples = {{"moectl debug-request --message 'What is 384 + 157?'", "a chat through the router"},
+                    {"moectl debug-request --url http://127.0.0.1:8000 --path /v1/models", "any path of any server"},
+                    {"moectl debug-request --body @request.json --header 'X-Session-Id: 7' --json", "for scripts"}},
+       .run =
+           [](const Options& o) {
+             DebugRequestOptions options = o.debug;
+             options.common = o.common;
+             options.endpoint = o.endpoint;
+             options.endpoint.api_keys = o.api.api_keys;
+             return debug_request(options);
+           }},
       {.name = "docgen",
        .summary = "Write man pages and completions from the table of flags",
        .doc = "For developers. Writes man/ and completions/ of the source tree.",
@@ -498,7 +535,7 @@ const std::vector<Flag>& flags() {
   static const std::vector<Flag> table = [] {
     std::vector<Flag> all;
     for (auto part : {model_flags(), parallel_flags(), batching_flags(), hardware_flags(), server_flags(),
-                      cluster_flags(), load_flags(), docgen_flags(), output_flags()})
+                      cluster_flags(), load_flags(), tool_flags(), docgen_flags(), output_flags()})
       all.insert(all.end(), part.begin(), part.end());
     return all;
   }();

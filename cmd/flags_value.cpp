@@ -28,6 +28,15 @@ int64_t parse_number(const Flag& flag, const GivenValue& given, const std::strin
   return value;
 }
 
+double parse_decimal(const Flag& flag, const GivenValue& given) {
+  double value = 0;
+  const char* end = given.text.data() + given.text.size();
+  const auto [rest, error] = std::from_chars(given.text.data(), end, value);
+  if (error != std::errc{} || rest != end || !(value >= double(flag.min) && value <= double(flag.max)))
+    refuse(flag, given, fmt::format("a number from {} to {}", flag.min, flag.max));
+  return value;
+}
+
 // 512M, 1.5G, 1GiB, 500MB, 1048576
 int64_t parse_bytes(const Flag& flag, const GivenValue& given) {
   const auto expected = [&] {
@@ -102,6 +111,7 @@ struct Setter {
   void operator()(MemberOf<int> m) const { m(options) = int(parse_number(flag, last(), last().text)); }
   void operator()(MemberOf<uint64_t> m) const { m(options) = uint64_t(parse_number(flag, last(), last().text)); }
   void operator()(MemberOf<int64_t> m) const { m(options) = parse_bytes(flag, last()); }
+  void operator()(MemberOf<double> m) const { m(options) = parse_decimal(flag, last()); }
   void operator()(MemberOf<std::chrono::seconds> m) const {
     m(options) = std::chrono::seconds(parse_number(flag, last(), last().text));
   }
@@ -120,6 +130,7 @@ struct DefaultPrinter {
   std::string operator()(MemberOf<int> m) const { return fmt::format("{}", m(options)); }
   std::string operator()(MemberOf<uint64_t> m) const { return fmt::format("{}", m(options)); }
   std::string operator()(MemberOf<int64_t> m) const { return byte_text(m(options)); }
+  std::string operator()(MemberOf<double> m) const { return fmt::format("{}", m(options)); }
   std::string operator()(MemberOf<std::chrono::seconds> m) const { return fmt::format("{}", m(options).count()); }
   std::string operator()(MemberOf<std::string> m) const { return m(options); }
   std::string operator()(MemberOf<std::vector<std::string>> m) const {

@@ -10,12 +10,12 @@ _moectl() {
     prev=${COMP_WORDS[COMP_CWORD-2]}
   fi
   if (( COMP_CWORD == 1 )); then
-    mapfile -t COMPREPLY < <(compgen -W 'serve-decode serve-prefill inspect bench --help --version' -- "$cur")
+    mapfile -t COMPREPLY < <(compgen -W 'serve-decode serve-prefill inspect bench debug-request --help --version' -- "$cur")
     return
   fi
   if [[ $command == bench ]]; then
     if (( COMP_CWORD == 2 )); then
-      mapfile -t COMPREPLY < <(compgen -W 'engine' -- "$cur")
+      mapfile -t COMPREPLY < <(compgen -W 'engine serve' -- "$cur")
       return
     fi
     command="bench ${COMP_WORDS[2]}"
@@ -100,6 +100,38 @@ _moectl() {
     'bench engine:--config') kind='file' ;;
     'bench engine:--log-format') words='text json' ;;
     'bench engine:--log-level') words='debug info warn error' ;;
+    'bench serve:--api-key') return ;;
+    'bench serve:--input-len') return ;;
+    'bench serve:--output-len') return ;;
+    'bench serve:--concurrency') return ;;
+    'bench serve:--num-requests') return ;;
+    'bench serve:--seed') return ;;
+    'bench serve:--request-rate') return ;;
+    'bench serve:--duration') return ;;
+    'bench serve:--shared-prefix-len') return ;;
+    'bench serve:--vocab-size') return ;;
+    'bench serve:--prompts') kind='file' ;;
+    'bench serve:--num-warmup') return ;;
+    'bench serve:--html') kind='file' ;;
+    'bench serve:--url') return ;;
+    'bench serve:--model') return ;;
+    'bench serve:--timeout') return ;;
+    'bench serve:--config') kind='file' ;;
+    'bench serve:--log-format') words='text json' ;;
+    'bench serve:--log-level') words='debug info warn error' ;;
+    'debug-request:--api-key') return ;;
+    'debug-request:--url') return ;;
+    'debug-request:--model') return ;;
+    'debug-request:--timeout') return ;;
+    'debug-request:--message') return ;;
+    'debug-request:--max-tokens') return ;;
+    'debug-request:--body') return ;;
+    'debug-request:--path') return ;;
+    'debug-request:--method') return ;;
+    'debug-request:--header') return ;;
+    'debug-request:--config') kind='file' ;;
+    'debug-request:--log-format') words='text json' ;;
+    'debug-request:--log-level') words='debug info warn error' ;;
   esac
   # A flag, or the positional argument.
   if [[ -z $words$kind ]]; then
@@ -119,6 +151,12 @@ _moectl() {
       'bench engine')
         words='--model --max-model-len --tensor-parallel-size --tp-size --data-parallel-size --dp-size --expert-parallel-size --ep-size --max-num-seqs --max-num-batched-tokens --kv-cache-memory-bytes --kv-cache-dtype --block-size --device --cpu-path --threads --deterministic --input-len --output-len --concurrency --num-requests --seed --json --config --log-format --log-level --no-color --help --version -h'
         [[ $cur == -* ]] || kind='folder'
+        ;;
+      'bench serve')
+        words='--api-key --input-len --output-len --concurrency --num-requests --seed --request-rate --duration --shared-prefix-len --vocab-size --prompts --num-warmup --html --allow-remote --url --model --timeout --insecure --json --config --log-format --log-level --no-color --help --version -h'
+        ;;
+      'debug-request')
+        words='--api-key --url --model --timeout --insecure --message --max-tokens --stream --no-stream --body --path --method --header --json --config --log-format --log-level --no-color --help --version -h'
         ;;
     esac
   fi

@@ -21,7 +21,8 @@ LAYERS = {
     "core/worker": ["core/", "kernels"],
     "router": ["core/base", "core/text", "core/http", "core/api"],
     "cmd": ["core/", "kernels", "router"],
-    "tests": ["core/", "kernels", "router", "cmd/flags.h"],
+    "tests/cmd": ["core/", "kernels", "router", "cmd", "tests"],
+    "tests": ["core/", "kernels", "router"],
 }
 
 # third-party include: (what it is, the files it may stand in)

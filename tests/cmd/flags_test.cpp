@@ -260,8 +260,9 @@ TEST(Sources, FileErrorsNameFileLineKeyAndNearestFlag) {
     return f.message.substr(file.path().size());
   };
   EXPECT_EQ(message("port: 1\nprot: 2\n"), ":2: unknown key `prot`, did you mean `port`?");
-  EXPECT_EQ(message("input-len: 2\n"),
-            ":1: `input-len` is a flag of `moectl bench engine`, not of `moectl serve-decode`");
+  EXPECT_EQ(
+      message("input-len: 2\n"),
+      ":1: `input-len` is a flag of `moectl bench engine` and `moectl bench serve`, not of `moectl serve-decode`");
   EXPECT_EQ(message("port: x\n"), ":1: port: 'x' is not a whole number from 0 to 65535");
   EXPECT_THAT(message("ep-size: 2\nexpert_parallel_size: 2\n"), HasSubstr(":2: expert_parallel_size: given twice"));
   EXPECT_THAT(message("port: [1, 2]\n"), HasSubstr(":1: port: expected one value"));
