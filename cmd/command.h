@@ -40,17 +40,25 @@ struct ApiOptions {
   bool skip_tokenizer_init = false;       // prompts and answers as token ids only
 };
 
+// What serve-router decides by; router/context.h says what the values mean.
+struct RoutingOptions {
+  std::vector<std::string> prefill_urls, decode_urls;
+  std::string workers_file;                           // in place of the two
+  std::string policy, prefill_policy, decode_policy;  // empty: the default of the role
+  double prefix_cache_load_tolerance = 0.3;
+  int max_queue_size = 512;
+  std::chrono::seconds queue_timeout{60};
+  int max_requests_per_worker = 256;
+  int max_retries = 3;
+  int cb_failure_threshold = 10, cb_success_threshold = 3;
+  std::chrono::seconds cb_timeout{60};
+};
+
 struct BenchLoad {
   int input_len = 512, output_len = 128;  // tokens a request
   std::vector<int> concurrency = {1, 4, 16};
   int num_requests = 0;  // a concurrency level; 0: twice the level
   uint64_t seed = 0;
-};
-
-// A server's part in a cluster of prefill, decode and router.
-struct ClusterOptions {
-  std::string secret_file;  // empty: no part in one
-  int kv_port = 9100;       // serve-prefill; 0: the system picks one
 };
 
 // A server that a command talks to.
@@ -74,11 +82,24 @@ struct ServeLoad {
   bool allow_remote = false;
 };
 
+// A server's part in a cluster of prefill, decode and router.
+struct ClusterOptions {
+  std::string secret_file;  // empty: no part in one
+  int kv_port = 9100;       // serve-prefill; 0: the system picks one
+};
+
 struct ServeOptions {
   CommonOptions common;
   EngineConfig engine;  // engine.progress is empty: the command sets it (cmd/progress.h)
   ApiOptions api;
   ClusterOptions cluster;
+};
+
+struct ServeRouterOptions {
+  CommonOptions common;
+  ApiOptions api;  // of it what any server has: ports, keys, shutdown
+  ClusterOptions cluster;
+  RoutingOptions routing;
 };
 
 struct InspectOptions {
@@ -117,6 +138,7 @@ struct DocgenOptions {
 };
 
 int serve_decode(const ServeOptions& options);          // cmd/serve.cpp
+int serve_router(const ServeRouterOptions& options);    // cmd/serve_router.cpp
 int serve_prefill(const ServeOptions& options);         // cmd/serve.cpp
 int inspect(const InspectOptions& options);             // cmd/inspect.cpp
 int bench_engine(const BenchEngineOptions& options);    // cmd/bench.cpp

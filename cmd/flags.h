@@ -25,6 +25,7 @@ struct Options {
   ParallelOptions parallel;
   EngineConfig engine;
   ApiOptions api;
+  RoutingOptions routing;
   ClusterOptions cluster;
   BenchLoad load;
   ServeLoad serve_load;
@@ -91,6 +92,7 @@ struct Command {
 
 const std::vector<Command>& commands();
 const std::vector<Flag>& flags();
+std::vector<Flag> router_flags();        // the part of flags() that stands in flags_router.cpp
 std::vector<Flag> tool_flags();          // the part of flags() that stands in flags_tools.cpp
 std::vector<std::string_view> groups();  // headings in the order of --help
 

@@ -13,15 +13,17 @@ using Names = std::vector<std::string_view>;
 const Names kDecode = {"serve-decode"};
 const Names kPrefill = {"serve-prefill"};
 const Names kServe = {"serve-decode", "serve-prefill"};
+const Names kServers = {"serve-decode", "serve-prefill", "serve-router"};
 const Names kBenches = {"bench engine", "bench serve"};
 const Names kDocgen = {"docgen"};
 const Names kEngines = {"serve-decode", "serve-prefill", "bench engine"};
 const Names kReports = {"inspect", "bench engine", "debug-request", "bench serve"};
 const Names kCheckpoints = {"serve-decode", "serve-prefill", "inspect", "bench engine"};
-const Names kConfigured = {"serve-decode", "serve-prefill", "inspect", "bench engine", "debug-request", "bench serve"};
-const Names kKeyed = {"serve-decode", "serve-prefill", "debug-request", "bench serve"};
-const Names kEvery = {"serve-decode",  "serve-prefill", "inspect", "bench engine",
-                      "debug-request", "bench serve",   "docgen"};
+const Names kConfigured = {"serve-decode", "serve-router",  "serve-prefill", "inspect",
+                           "bench engine", "debug-request", "bench serve"};
+const Names kKeyed = {"serve-decode", "serve-router", "serve-prefill", "debug-request", "bench serve"};
+const Names kEvery = {"serve-decode", "serve-router",  "serve-prefill", "inspect",
+                      "bench engine", "debug-request", "bench serve",   "docgen"};
 
 constexpr int64_t kMiB = 1ll << 20, kTiB = 1ll << 40;
 constexpr int kMaxRanks = 1024, kMaxTokens = 1 << 24;
@@ -222,13 +224,13 @@ std::vector<Flag> server_flags() {
       {.name = "host",
        .metavar = "ADDRESS",
        .group = kServer,
-       .commands = kServe,
+       .commands = kServers,
        .target = MEMBER(std::string, api.host),
        .help = "Address to listen on; 0.0.0.0 for every interface"},
       {.name = "port",
        .metavar = "PORT",
        .group = kServer,
-       .commands = kServe,
+       .commands = kServers,
        .target = MEMBER(int, api.port),
        .help = "Port of the API; 0 lets the system pick one",
        .doc = "The line {\"ready\":true,\"url\":...} on stdout tells which.",
@@ -238,7 +240,7 @@ std::vector<Flag> server_flags() {
       {.name = "ops-port",
        .metavar = "PORT",
        .group = kServer,
-       .commands = kServe,
+       .commands = kServers,
        .target = MEMBER(int, api.ops_port),
        .help = "Second port for health, metrics and admin, on loopback",
        .doc =
@@ -260,7 +262,7 @@ std::vector<Flag> server_flags() {
       {.name = "ssl-certfile",
        .metavar = "FILE",
        .group = kServer,
-       .commands = kServe,
+       .commands = kServers,
        .target = MEMBER(std::string, api.ssl_certfile),
        .help = "Certificate chain (PEM); serves HTTPS",
        .doc = "Goes with --ssl-keyfile.",
@@ -268,14 +270,14 @@ std::vector<Flag> server_flags() {
       {.name = "ssl-keyfile",
        .metavar = "FILE",
        .group = kServer,
-       .commands = kServe,
+       .commands = kServers,
        .target = MEMBER(std::string, api.ssl_keyfile),
        .help = "Private key (PEM) of the certificate",
        .completes = Completes::kFile},
       {.name = "shutdown-timeout",
        .metavar = "SECONDS",
        .group = kServer,
-       .commands = kServe,
+       .commands = kServers,
        .target = MEMBER(std::chrono::seconds, api.shutdown_timeout),
        .help = "Time that running answers get after SIGTERM",
        .doc = "A second signal ends the server at once.",
@@ -289,12 +291,12 @@ std::vector<Flag> cluster_flags() {
       {.name = "cluster-secret-file",
        .metavar = "FILE",
        .group = kCluster,
-       .commands = kServe,
+       .commands = kServers,
        .target = MEMBER(std::string, cluster.secret_file),
        .help = "File with the secret that all processes of a cluster share",
        .doc = "At least 16 bytes; `openssl rand -hex 32 > FILE` makes one. With it a decode worker obeys the router's "
               "headers and asks the prefill workers they name; without it, it computes everything itself. A prefill "
-              "worker does not start without it.",
+              "worker and a router do not start without it.",
        .completes = Completes::kFile},
       {.name = "kv-port",
        .metavar = "PORT",
@@ -466,6 +468,21 @@ const std::vector<Command>& commands() {
            [](const Options& o) {
              return serve_prefill({o.common, o.engine, o.api, o.cluster});
            }},
+      {.name = "serve-router",
+       .summary = "Route requests to prefill and decode workers",
+       .doc =
+           "Takes requests of the OpenAI API, picks a decode worker and up to three prefill workers for each, and "
+           "passes the answer on. Requests wait in a bounded queue when all workers are busy, and go to another worker "
+           "when one fails before the first byte. It is ready when a decode worker is: GET /readiness tells.",
+       .examples =
+           {{"moectl serve-router --prefill 127.0.0.1:8100 --decode 127.0.0.1:8000 --cluster-secret-file secret",
+             "one worker of each role"},
+            {"moectl serve-router --workers-file workers.yaml --cluster-secret-file secret --ops-port 9080",
+             "workers from a file that may change"}},
+       .run =
+           [](const Options& o) {
+             return serve_router({o.common, o.api, o.cluster, o.routing});
+           }},
       {.name = "inspect",
        .summary = "Show what a checkpoint holds and needs",
        .doc = "Prints a checkpoint's architecture, parameters in total and at work on each token, tensors by number "
@@ -534,8 +551,8 @@ const std::vector<Command>& commands() {
 const std::vector<Flag>& flags() {
   static const std::vector<Flag> table = [] {
     std::vector<Flag> all;
-    for (auto part : {model_flags(), parallel_flags(), batching_flags(), hardware_flags(), server_flags(),
-                      cluster_flags(), load_flags(), tool_flags(), docgen_flags(), output_flags()})
+    for (auto part : {model_flags(), parallel_flags(), batching_flags(), hardware_flags(), router_flags(),
+                      server_flags(), cluster_flags(), load_flags(), tool_flags(), docgen_flags(), output_flags()})
       all.insert(all.end(), part.begin(), part.end());
     return all;
   }();

@@ -10,7 +10,7 @@ _moectl() {
     prev=${COMP_WORDS[COMP_CWORD-2]}
   fi
   if (( COMP_CWORD == 1 )); then
-    mapfile -t COMPREPLY < <(compgen -W 'serve-decode serve-prefill inspect bench debug-request --help --version' -- "$cur")
+    mapfile -t COMPREPLY < <(compgen -W 'serve-decode serve-prefill serve-router inspect bench debug-request --help --version' -- "$cur")
     return
   fi
   if [[ $command == bench ]]; then
@@ -75,6 +75,31 @@ _moectl() {
     'serve-prefill:--config') kind='file' ;;
     'serve-prefill:--log-format') words='text json' ;;
     'serve-prefill:--log-level') words='debug info warn error' ;;
+    'serve-router:--prefill') return ;;
+    'serve-router:--decode') return ;;
+    'serve-router:--workers-file') kind='file' ;;
+    'serve-router:--policy') return ;;
+    'serve-router:--prefill-policy') return ;;
+    'serve-router:--decode-policy') return ;;
+    'serve-router:--prefix-cache-load-tolerance') return ;;
+    'serve-router:--max-queue-size') return ;;
+    'serve-router:--queue-timeout') return ;;
+    'serve-router:--max-requests-per-worker') return ;;
+    'serve-router:--retry-max-retries') return ;;
+    'serve-router:--cb-failure-threshold') return ;;
+    'serve-router:--cb-success-threshold') return ;;
+    'serve-router:--cb-timeout') return ;;
+    'serve-router:--host') return ;;
+    'serve-router:--port') return ;;
+    'serve-router:--ops-port') return ;;
+    'serve-router:--api-key') return ;;
+    'serve-router:--ssl-certfile') kind='file' ;;
+    'serve-router:--ssl-keyfile') kind='file' ;;
+    'serve-router:--shutdown-timeout') return ;;
+    'serve-router:--cluster-secret-file') kind='file' ;;
+    'serve-router:--config') kind='file' ;;
+    'serve-router:--log-format') words='text json' ;;
+    'serve-router:--log-level') words='debug info warn error' ;;
     'inspect:--model') kind='folder' ;;
     'inspect:--config') kind='file' ;;
     'inspect:--log-format') words='text json' ;;
@@ -143,6 +168,9 @@ _moectl() {
       'serve-prefill')
         words='--model --served-model-name --max-model-len --skip-tokenizer-init --tensor-parallel-size --tp-size --data-parallel-size --dp-size --expert-parallel-size --ep-size --max-num-seqs --max-num-batched-tokens --kv-cache-memory-bytes --kv-cache-dtype --block-size --enable-prefix-caching --no-enable-prefix-caching --device --cpu-path --threads --deterministic --host --port --ops-port --api-key --ssl-certfile --ssl-keyfile --shutdown-timeout --cluster-secret-file --kv-port --config --log-format --log-level --no-color --help --version -h'
         [[ $cur == -* ]] || kind='folder'
+        ;;
+      'serve-router')
+        words='--prefill --decode --workers-file --policy --prefill-policy --decode-policy --prefix-cache-load-tolerance --max-queue-size --queue-timeout --max-requests-per-worker --retry-max-retries --cb-failure-threshold --cb-success-threshold --cb-timeout --host --port --ops-port --api-key --ssl-certfile --ssl-keyfile --shutdown-timeout --cluster-secret-file --config --log-format --log-level --no-color --help --version -h'
         ;;
       'inspect')
         words='--model --json --config --log-format --log-level --no-color --help --version -h'

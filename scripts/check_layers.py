@@ -29,7 +29,7 @@ LAYERS = {
 HOMES = [
     (r"boost/", r"core/(http|comm)/|tests/(http|comm)/"),
     (r"CLI/", r"cmd/flags_parse\.cpp$"),
-    (r"yaml-cpp/", r"cmd/config_file\.cpp$"),
+    (r"yaml-cpp/", r"cmd/(config_file|workers_file)\.cpp$"),
     (r"(cuda|cublas|cooperative_groups|cub/|thrust/|cutlass|cute/)", r"kernels/cuda/|core/comm/nccl_comm\."),
     (r"nccl\.h", r"core/comm/nccl_comm\."),
     (r"gloo/", r"core/comm/gloo_comm\."),
