@@ -71,11 +71,8 @@ struct Row {
   bool has_bar = true;
 };
 
-// Where the decode worker's clock began on the router's: when the stage that speaks to it began, else behind the rest.
+// Where the decode worker's clock began on the router's: behind what the router did before it spoke to a worker.
 double inner_offset(const api::Timeline& outer) {
-  for (const char* name : {"decode", "forward", "upstream", "proxy"})
-    for (const api::Stage& stage : outer.stages)
-      if (stage.name.find(name) != std::string::npos) return stage.start_ms;
   double end = 0;
   for (const api::Stage& stage : outer.stages)
     if (stage.name == "route" || stage.name == "queue") end = std::max(end, stage.start_ms + stage.duration_ms);

@@ -36,7 +36,7 @@ struct Axis {
 
 Axis x_axis(double low, double high, bool log) {
   if (log) {
-    low = std::max(low, 1e-6);
+    low = std::max({low, high * 1e-4, 1e-9});  // events that arrive together are zero apart
     high = std::max(high, low * 1.2);
     return {low / 1.05, high * 1.05, kLeft, kWidth - kRight, true};
   }
