@@ -40,14 +40,15 @@ std::vector<api::Stage> stages_of(const RequestTimes& times, const PrefillFacts&
   if (facts.worker.empty()) {
     add("prefill", admitted, first_token, "here: " + facts.local_reason);
   } else {
-    // The worker's own measurements, laid end to end from our request to it; blocks travel while it still computes.
-    const double computing = admitted + facts.remote_queue_seconds;
-    const double computed = computing + facts.remote_compute_seconds;
-    const double received = std::max(computed, std::min(first_token, computing + facts.transfer_seconds));
+    // The worker's own measurements, laid end to end from our request to it and cut at our first token: clocks of two
+    // machines may contradict each other. Blocks travel while it still computes.
+    const double computing = std::min(admitted + facts.remote_queue_seconds, first_token);
+    const double computed = std::min(computing + facts.remote_compute_seconds, first_token);
+    const double received = std::min(std::max(computed, computing + facts.transfer_seconds), first_token);
     add("prefill.queue", admitted, computing, facts.worker);
     add("prefill.compute", computing, computed,
         facts.remote_cached_tokens > 0 ? fmt::format("{} tokens from its cache", facts.remote_cached_tokens) : "");
-    add("kv.transfer", received - facts.transfer_seconds, received, transfer_detail(facts));
+    add("kv.transfer", std::max(computing, received - facts.transfer_seconds), received, transfer_detail(facts));
     add("first_token", received, first_token, "the last prompt token, here");
   }
   add("decode", first_token, end,
