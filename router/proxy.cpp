@@ -370,17 +370,17 @@ Task<void> fly(Flight& flight, http::Exchange& exchange, Forwarding forwarding) 
       co_await give_up(flight, exchange, std::move(response), streaming, "workers died of it");
       co_return;
     }
-    if (flight.attempt > 1) context.metrics.count_retry(last.cause);
     const TimePoint begin = Clock::now();
     std::optional<RouteResult> routed = co_await route(flight, forwarding, departure, tried);
     if (!routed) throw_departed();
     if (const auto* refusal = std::get_if<RouteRefusal>(&*routed)) {
-      const bool first = flight.attempt == 1;
+      const bool first = flight.attempt-- == 1;
       http::Response response = first ? refusal_response(*refusal, flight.call) : std::move(last.response);
       std::string message = first ? refusal->message : last.message;
       co_await give_up(flight, exchange, std::move(response), streaming, std::move(message));
       co_return;
     }
+    if (flight.attempt > 1) context.metrics.count_retry(last.cause);
     flight.assignment = std::get<Assignment>(std::move(*routed));
     flight.stage("route", begin, Clock::now(), flight.assignment.why);
     tried.insert(flight.assignment.decode);

@@ -46,12 +46,16 @@ void Breaker::on_failure(const BreakerOptions& options, TimePoint now) {
 }
 
 double Worker::load_requests() const {
-  const int64_t reported = report.num_running + report.num_waiting + in_flight - in_flight_at_report;
-  return double(std::max<int64_t>(in_flight, reported));
+  const int64_t others = report.num_running + report.num_waiting - in_flight_at_report;
+  return double(in_flight + std::max<int64_t>(0, others));
 }
 
 double Worker::load_tokens() const {
-  return std::max(double(tokens), double(report.num_tokens_in_flight) + double(tokens - tokens_at_report));
+  const double reported = double(report.num_running + report.num_waiting), now = load_requests();
+  if (reported == 0) return double(tokens);
+  const double reported_tokens = double(report.num_tokens_in_flight);
+  if (now <= reported) return reported_tokens * now / reported;
+  return reported_tokens + double(std::max<int64_t>(0, tokens - tokens_at_report));
 }
 
 void apply_probe(Worker& worker, const ProbeResult& probe) {

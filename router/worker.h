@@ -56,7 +56,8 @@ struct Worker {
   int in_flight = 0, in_flight_at_report = 0;
   int64_t tokens = 0, tokens_at_report = 0;
 
-  // Requests and tokens on the worker now, this router's own and others'.
+  // Requests and tokens on the worker now, this router's own and others': the last report, corrected by what this
+  // router has sent and seen end since.
   double load_requests() const;
   double load_tokens() const;
 };

@@ -197,8 +197,24 @@ TEST_F(DispatcherTest, LoadIsTheReportAndWhatWasSentSince) {
   dispatcher->finished(second, Outcome::kSuccess, false, now);
   EXPECT_EQ(view(1).in_flight, 0);
   EXPECT_EQ(view(1).load_requests, 2);
+  EXPECT_NEAR(view(1).load_tokens, 500. * 2 / 3, 1e-9);
   dispatcher->finished(second, Outcome::kSuccess, false, now);  // given back once only
   EXPECT_EQ(view(1).in_flight, 0);
+}
+
+TEST_F(DispatcherTest, LoadThatWasOursIsGoneWhenItEnds) {
+  start(1, 0);
+  RouteRequest request;
+  request.tokens = 10;
+  Assignment running = assigned(request);
+  ProbeResult probe = ready(Role::kDecode);
+  probe.report.num_running = 1;
+  probe.report.num_tokens_in_flight = 500;  // more than was estimated
+  dispatcher->on_probe(1, probe, now);
+  EXPECT_EQ(view(1).load_tokens, 500);
+  dispatcher->finished(running, Outcome::kSuccess, false, now);
+  EXPECT_EQ(view(1).load_tokens, 0);
+  EXPECT_EQ(view(1).load_requests, 0);
 }
 
 TEST_F(DispatcherTest, UpToThreePrefillWorkersBestFirst) {

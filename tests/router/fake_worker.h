@@ -44,13 +44,17 @@ class RawConnection {
     }
     return true;
   }
-  void answer(std::string_view body) {
-    send(fmt::format("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{}", body.size(),
-                     body));
+  // A worker that closes afterwards says so: a client that used the connection again could not know.
+  void answer(std::string_view body, std::string_view connection = "close") {
+    send(fmt::format(
+        "HTTP/1.1 200 OK\r\nConnection: {}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{}",
+        connection, body.size(), body));
   }
   void chunk(std::string_view data) { send(fmt::format("{:x}\r\n{}\r\n", data.size(), data)); }
   void start_stream() {
-    send("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n");
+    send(
+        "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: "
+        "chunked\r\n\r\n");
   }
   void wait_for_close() {
     char buffer[4096];
@@ -138,7 +142,7 @@ class RawWorker {
       const std::string request = connection.next_request();
       if (request.empty()) return;
       if (request.starts_with("GET /load ")) {
-        connection.answer(load_report(role_));
+        connection.answer(load_report(role_), "keep-alive");
         continue;
       }
       behaviour_(connection, request, ++num_posts_);

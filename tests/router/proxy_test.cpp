@@ -431,6 +431,7 @@ TEST_F(RouterTest, LastWordsWhenNobodyIsLeft) {
   const Answer answer = post(kChat);
   EXPECT_EQ(answer.status, 503);
   EXPECT_EQ(answer.body, "{\"mine\":1");
+  EXPECT_EQ(metric("moectl_router_retries_total{cause=\"busy\"}"), "0");
   EXPECT_EQ(answer.header("retry-after"), "7");
 }
 
