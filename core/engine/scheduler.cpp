@@ -82,12 +82,13 @@ void Scheduler::cancel(uint64_t handle) {
 void Scheduler::end_all(FinishReason reason, const std::string& error) {
   in_flight_ = false;  // a failed step is never completed
   while (!sequences_.empty()) {
+    const uint64_t handle = sequences_.begin()->first;
     Sequence& seq = *sequences_.begin()->second;
     if (!seq.is_job()) {
       finish(seq, {.finish = reason, .error = error});
     } else {
       hold_job(seq, error.empty() ? "cancelled" : error);
-      release_job(seq.handle);
+      release_job(handle);  // a job that was waiting is gone already
     }
   }
 }

@@ -139,5 +139,24 @@ TEST_F(SchedulerPd, AJobIsNeverPreempted) {
   while (scheduler.has_work()) ASSERT_TRUE(step());
 }
 
+TEST_F(SchedulerPd, JobsEndInEveryPhase) {
+  for (uint64_t handle : {1, 2, 3})
+    scheduler.submit_job(handle, {.prompt_ids = std::vector<int32_t>(17, 7), .num_tokens = 16});
+  scheduler.release_job(3);  // in the queue
+  step();
+  step();  // the first is held, the second runs
+  scheduler.submit_job(4, {.prompt_ids = std::vector<int32_t>(17, 7), .num_tokens = 16});
+  scheduler.end_all(FinishReason::kError, "over");
+  std::map<uint64_t, std::string> errors;
+  for (const JobProgress& p : scheduler.take_progress())
+    if (p.progress.finished) {
+      EXPECT_TRUE(errors.emplace(p.handle, p.progress.error).second) << "ended twice";
+    }
+  EXPECT_EQ(errors, (std::map<uint64_t, std::string>{
+                        {1, ""}, {2, "over"}, {3, "its pages were released before it was finished"}, {4, "over"}}));
+  EXPECT_FALSE(scheduler.has_work());
+  EXPECT_EQ(scheduler.pool(0).num_used(), 0);
+}
+
 }  // namespace
 }  // namespace moectl
