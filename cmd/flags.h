@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "cmd/command.h"
+#include "cmd/deploy.h"
 #include "core/base/error.h"
 
 namespace moectl {
@@ -31,6 +32,7 @@ struct Options {
   ServeLoad serve_load;
   EndpointOptions endpoint;
   DebugRequestOptions debug;
+  DeployOptions deploy;
   DocgenOptions docgen;
   int block_size = 64;         // --block-size: 64 is the only one
   bool deterministic = false;  // --deterministic: the CPU backend always is
@@ -94,6 +96,8 @@ const std::vector<Command>& commands();
 const std::vector<Flag>& flags();
 std::vector<Flag> router_flags();        // the part of flags() that stands in flags_router.cpp
 std::vector<Flag> tool_flags();          // the part of flags() that stands in flags_tools.cpp
+std::vector<Flag> deploy_flags();        // the part of flags() that stands in flags_deploy.cpp
+std::vector<Command> deploy_commands();  // and of commands()
 std::vector<std::string_view> groups();  // headings in the order of --help
 
 const Command* find_command(std::string_view name);

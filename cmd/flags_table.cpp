@@ -17,13 +17,13 @@ const Names kServers = {"serve-decode", "serve-prefill", "serve-router"};
 const Names kBenches = {"bench engine", "bench serve"};
 const Names kDocgen = {"docgen"};
 const Names kEngines = {"serve-decode", "serve-prefill", "bench engine"};
-const Names kReports = {"inspect", "bench engine", "debug-request", "bench serve"};
+const Names kReports = {"inspect", "bench engine", "debug-request", "bench serve", "deploy up", "deploy status"};
 const Names kCheckpoints = {"serve-decode", "serve-prefill", "inspect", "bench engine"};
 const Names kConfigured = {"serve-decode", "serve-router",  "serve-prefill", "inspect",
                            "bench engine", "debug-request", "bench serve"};
 const Names kKeyed = {"serve-decode", "serve-router", "serve-prefill", "debug-request", "bench serve"};
-const Names kEvery = {"serve-decode", "serve-router",  "serve-prefill", "inspect",
-                      "bench engine", "debug-request", "bench serve",   "docgen"};
+const Names kEvery = {"serve-decode", "serve-router", "serve-prefill", "inspect",       "bench engine", "debug-request",
+                      "bench serve",  "docgen",       "deploy up",     "deploy status", "deploy logs",  "deploy down"};
 
 constexpr int64_t kMiB = 1ll << 20, kTiB = 1ll << 40;
 constexpr int kMaxRanks = 1024, kMaxTokens = 1 << 24;
@@ -437,10 +437,8 @@ std::vector<Flag> output_flags() {
 }
 #undef MEMBER
 
-}  // namespace
-
-const std::vector<Command>& commands() {
-  static const std::vector<Command> table = {
+std::vector<Command> server_and_tool_commands() {
+  return {
       {.name = "serve-decode",
        .summary = "Serve a checkpoint over the OpenAI API",
        .doc =
@@ -545,14 +543,26 @@ const std::vector<Command>& commands() {
        .run = [](const Options& o) { return docgen(o.docgen); },
        .hidden = true},
   };
+}
+
+}  // namespace
+
+const std::vector<Command>& commands() {
+  static const std::vector<Command> table = [] {
+    std::vector<Command> all = server_and_tool_commands();
+    const std::vector<Command> deploy = deploy_commands();
+    all.insert(all.end() - 1, deploy.begin(), deploy.end());  // before docgen
+    return all;
+  }();
   return table;
 }
 
 const std::vector<Flag>& flags() {
   static const std::vector<Flag> table = [] {
     std::vector<Flag> all;
-    for (auto part : {model_flags(), parallel_flags(), batching_flags(), hardware_flags(), router_flags(),
-                      server_flags(), cluster_flags(), load_flags(), tool_flags(), docgen_flags(), output_flags()})
+    for (auto part :
+         {model_flags(), parallel_flags(), batching_flags(), hardware_flags(), router_flags(), server_flags(),
+          cluster_flags(), load_flags(), tool_flags(), deploy_flags(), docgen_flags(), output_flags()})
       all.insert(all.end(), part.begin(), part.end());
     return all;
   }();

@@ -1,0 +1,191 @@
+// `moectl deploy status`: what the state says, what is really alive, and what the instances say of their load.
+#include <algorithm>
+#include <cstdio>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <optional>
+
+#include "cmd/command.h"
+#include "cmd/deploy.h"
+#include "cmd/deploy_state.h"
+#include "core/base/error.h"
+#include "core/base/json_depth.h"
+#include "core/http/client.h"
+#include "core/http/spawn.h"
+
+namespace moectl {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+constexpr std::chrono::milliseconds kTimeout{1000};
+constexpr size_t kMaxAnswer = 1 << 20;
+
+// GET; empty when there is no answer in time, or another one than 200.
+Task<void> get(http::Client& client, std::string url, std::string* body) {
+  http::ClientRequest request;
+  request.url = std::move(url);
+  request.connect_timeout = request.header_timeout = request.idle_timeout = kTimeout;
+  try {
+    const std::unique_ptr<http::ClientResponse> response = co_await client.send(std::move(request));
+    std::string answer = co_await response->read_all(kMaxAnswer);
+    if (response->status() == 200) *body = std::move(answer);
+  } catch (const Error&) {
+  }
+}
+
+struct Answers {
+  std::vector<std::string> load, metrics;  // by instance; empty: none
+  std::string readiness;                   // of the router
+};
+
+Task<void> ask_all(const DeployState& state, Answers& answers) {
+  const auto client = http::Client::create();
+  std::vector<Task<void>> tasks;
+  for (size_t i = 0; i < state.instances.size(); ++i) {
+    const InstanceStatus& instance = state.instances[i];
+    if (instance.state != "ready" || instance.ops.empty()) continue;
+    tasks.push_back(get(*client, instance.ops + "/load", &answers.load[i]));
+    if (instance.role == kDecodeRole) tasks.push_back(get(*client, instance.ops + "/metrics", &answers.metrics[i]));
+    if (instance.role == kRouterRole) tasks.push_back(get(*client, instance.ops + "/readiness", &answers.readiness));
+  }
+  co_await http::run_all(std::move(tasks));
+}
+
+Json parse_load(const std::string& text) {
+  try {
+    check_json_depth(text, 16, "load");
+  } catch (const Error&) {
+    return nullptr;
+  }
+  Json json = Json::parse(text, nullptr, false);
+  return json.is_object() ? json : Json(nullptr);
+}
+
+int64_t number(const Json& load, const char* key) {
+  return load.is_object() && load.contains(key) && load[key].is_number() ? load[key].get<int64_t>() : 0;
+}
+
+// Of one sample without labels.
+int64_t metric(const std::string& text, const std::string& name) {
+  const size_t at = text.starts_with(name + " ") ? 0 : text.find("\n" + name + " ");
+  if (at == std::string::npos) return 0;
+  return int64_t(std::atof(text.c_str() + text.find(' ', at) + 1));
+}
+
+std::string duration_text(int64_t ms) {
+  const int64_t s = std::max<int64_t>(0, ms / 1000);
+  if (s < 60) return fmt::format("{}s", s);
+  if (s < 3600) return fmt::format("{}m{:02}s", s / 60, s % 60);
+  if (s < 86400) return fmt::format("{}h{:02}m", s / 3600, s % 3600 / 60);
+  return fmt::format("{}d{:02}h", s / 86400, s % 86400 / 3600);
+}
+
+std::string load_text(const InstanceStatus& instance, const Json& load) {
+  if (!load.is_object()) return instance.state == "ready" ? "no answer" : "-";
+  if (instance.role == kRouterRole)
+    return fmt::format("{} in flight, {} waiting", number(load, "in_flight"), number(load, "waiting"));
+  return fmt::format("{} running, {} waiting, {} tokens, KV {}/{} pages", number(load, "num_running"),
+                     number(load, "num_waiting"), number(load, "num_tokens_in_flight"), number(load, "kv_pages_used"),
+                     number(load, "kv_pages_total"));
+}
+
+std::string port_text(const std::string& url) {
+  const size_t colon = url.rfind(':');
+  return colon == std::string::npos ? "-" : url.substr(colon + 1);
+}
+
+struct Summary {
+  size_t num_ready = 0;
+  bool path_ready = false;  // the router would answer a request
+  int64_t running = 0, waiting = 0, prompt_tokens = 0, generated_tokens = 0;
+};
+
+Summary summarise(const DeployState& state, const std::vector<Json>& loads, const Answers& answers) {
+  Summary sum;
+  for (size_t i = 0; i < state.instances.size(); ++i) {
+    const InstanceStatus& instance = state.instances[i];
+    sum.num_ready += instance.state == "ready";
+    if (instance.role == kDecodeRole) sum.running += number(loads[i], "num_running");
+    sum.waiting += number(loads[i], instance.role == kRouterRole ? "waiting" : "num_waiting");
+    sum.prompt_tokens += metric(answers.metrics[i], "moectl_prompt_tokens_total");
+    sum.generated_tokens += metric(answers.metrics[i], "moectl_generation_tokens_total");
+  }
+  sum.path_ready = !answers.readiness.empty();
+  return sum;
+}
+
+void print_json(const DeployState& state, const Summary& sum, const std::vector<Json>& loads, bool supervised) {
+  Json json = Json::parse(state_json(state));
+  json["supervised"] = supervised;
+  json["ready"] = sum.num_ready == state.instances.size() && sum.path_ready;
+  json["instances_ready"] = sum.num_ready;
+  json["requests_running"] = sum.running;
+  json["requests_waiting"] = sum.waiting;
+  json["prompt_tokens_total"] = sum.prompt_tokens;
+  json["generation_tokens_total"] = sum.generated_tokens;
+  for (size_t i = 0; i < state.instances.size(); ++i) {
+    const InstanceStatus& instance = state.instances[i];
+    json["instances"][i]["load"] = loads[i];
+    json["instances"][i]["uptime_seconds"] =
+        instance.process.pid > 0 ? double(unix_ms() - instance.started_unix_ms) / 1000 : 0.0;
+  }
+  std::fputs((json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n").c_str(), stdout);
+}
+
+void print_text(const DeployState& state, const Summary& sum, const std::vector<Json>& loads, bool supervised) {
+  std::string text = fmt::format("{}: {}, {}/{} instances ready, {} requests running, {} waiting, {} tokens in, {} out",
+                                 state.name, state.phase, sum.num_ready, state.instances.size(), sum.running,
+                                 sum.waiting, sum.prompt_tokens, sum.generated_tokens);
+  if (!state.url.empty()) text += fmt::format("  {}", state.url);
+  text += fmt::format("\n\n  {:<12} {:<9} {:<8} {:<9} {:<6} {:<5} {}\n", "INSTANCE", "STATE", "UPTIME", "RESTARTS",
+                      "PORT", "PID", "LOAD");
+  for (size_t i = 0; i < state.instances.size(); ++i) {
+    const InstanceStatus& instance = state.instances[i];
+    const bool runs = instance.process.pid > 0;
+    text += fmt::format("  {:<12} {:<9} {:<8} {:<9} {:<6} {:<5} {}", instance.id, instance.state,
+                        runs ? duration_text(unix_ms() - instance.started_unix_ms) : "-", instance.restarts,
+                        port_text(instance.url), runs ? std::to_string(instance.process.pid) : "-",
+                        load_text(instance, loads[i]));
+    if (!instance.last_exit.empty()) text += fmt::format("; last ended: {}", instance.last_exit);
+    text += "\n";
+  }
+  if (!supervised) text += "\nThe supervisor is gone: nothing is restarted. `moectl deploy down` ends what is left.\n";
+  if (sum.num_ready == state.instances.size() && !sum.path_ready)
+    text += "\nThe router does not find a worker ready.\n";
+  std::fputs(text.c_str(), stdout);
+}
+
+}  // namespace
+
+int deploy_status(const CommonOptions& common, const DeployOptions& options) {
+  const std::string name = options.name.empty() ? Plan().name : options.name;
+  std::optional<DeployState> state = read_state(deploy_folder(name));
+  const bool supervised = state && is_alive(state->supervisor);
+  size_t num_alive = 0;
+  if (state)
+    for (InstanceStatus& instance : state->instances) {
+      if (is_alive(instance.process)) {
+        ++num_alive;
+      } else if (!supervised) {
+        instance.process = {};
+        instance.state = "gone";
+      }
+    }
+  if (!supervised && num_alive == 0) {
+    std::string why =
+        state && !state->failure.empty() ? fmt::format(" The last start failed: {}.", state->failure) : "";
+    throw Error(Code::kUnavailable,
+                fmt::format("deployment {} is not running.{} `moectl deploy up` starts one", name, why));
+  }
+  Answers answers{
+      std::vector<std::string>(state->instances.size()), std::vector<std::string>(state->instances.size()), {}};
+  http::run_blocking(ask_all(*state, answers));
+  std::vector<Json> loads;
+  for (const std::string& text : answers.load) loads.push_back(parse_load(text));
+  const Summary sum = summarise(*state, loads, answers);
+  (common.json ? print_json : print_text)(*state, sum, loads, supervised);
+  return supervised && sum.num_ready == state->instances.size() && sum.path_ready ? 0 : 1;
+}
+
+}  // namespace moectl
