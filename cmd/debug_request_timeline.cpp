@@ -143,9 +143,11 @@ void print_facts(std::string& out, const api::Timeline& timeline) {
     fact("tokens", fmt::format("{} in ({} cached), {} out", timeline.prompt_tokens, timeline.cached_tokens,
                                timeline.output_tokens));
   }
-  if (timeline.ttft_ms > 0 || timeline.tokens_per_second > 0)
-    fact(decode ? "decode" : "router", fmt::format("first token after {}, {:.1f} tokens/s",
-                                                   milliseconds_text(timeline.ttft_ms), timeline.tokens_per_second));
+  if (timeline.ttft_ms > 0) {
+    std::string first = fmt::format("first token after {}", milliseconds_text(timeline.ttft_ms));
+    if (timeline.tokens_per_second > 0) first += fmt::format(", {:.1f} tokens/s", timeline.tokens_per_second);
+    fact(decode ? "decode" : "router", first);
+  }
 }
 
 }  // namespace

@@ -216,7 +216,7 @@ TcpListener::TcpListener(const std::string& host, uint16_t port) {
     if (fd >= 0) ::close(fd);
   }
   if (fd_ < 0)
-    throw Error(Code::kBadConfig,
+    throw Error(Code::kResourceExhausted,
                 fmt::format("{}:{}: cannot listen: {} (another port, or 0 to pick one?)", host, port, why));
   sockaddr_storage address{};
   socklen_t length = sizeof address;
