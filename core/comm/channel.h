@@ -64,7 +64,7 @@ class TcpChannel {
 
 class TcpListener {
  public:
-  // Port 0 picks one. Throws Error{kBadConfig} when the address cannot be had.
+  // Port 0 picks one. Throws Error{kResourceExhausted} when the address cannot be had.
   TcpListener(const std::string& host, uint16_t port);
   ~TcpListener();
   TcpListener(const TcpListener&) = delete;
