@@ -10,7 +10,7 @@ _moectl() {
     prev=${COMP_WORDS[COMP_CWORD-2]}
   fi
   if (( COMP_CWORD == 1 )); then
-    mapfile -t COMPREPLY < <(compgen -W 'serve-decode serve-prefill serve-router inspect bench debug-request --help --version' -- "$cur")
+    mapfile -t COMPREPLY < <(compgen -W 'serve-decode serve-prefill serve-router inspect bench debug-request deploy --help --version' -- "$cur")
     return
   fi
   if [[ $command == bench ]]; then
@@ -19,6 +19,13 @@ _moectl() {
       return
     fi
     command="bench ${COMP_WORDS[2]}"
+  fi
+  if [[ $command == deploy ]]; then
+    if (( COMP_CWORD == 2 )); then
+      mapfile -t COMPREPLY < <(compgen -W 'up status logs down' -- "$cur")
+      return
+    fi
+    command="deploy ${COMP_WORDS[2]}"
   fi
   # The value of a flag.
   case "$command:$prev" in
@@ -157,6 +164,23 @@ _moectl() {
     'debug-request:--config') kind='file' ;;
     'debug-request:--log-format') words='text json' ;;
     'debug-request:--log-level') words='debug info warn error' ;;
+    'deploy up:--file') kind='file' ;;
+    'deploy up:--template') words='ep-pd' ;;
+    'deploy up:--model') kind='folder' ;;
+    'deploy up:--prefill') return ;;
+    'deploy up:--decode') return ;;
+    'deploy up:--host') return ;;
+    'deploy up:--port') return ;;
+    'deploy up:--ready-timeout') return ;;
+    'deploy up:--name') return ;;
+    'deploy status:--name') return ;;
+    'deploy logs:--name') return ;;
+    'deploy logs:--instance') return ;;
+    'deploy logs:--since') return ;;
+    'deploy logs:--grep') return ;;
+    'deploy logs:--tail') return ;;
+    'deploy down:--timeout') return ;;
+    'deploy down:--name') return ;;
   esac
   # A flag, or the positional argument.
   if [[ -z $words$kind ]]; then
@@ -185,6 +209,20 @@ _moectl() {
         ;;
       'debug-request')
         words='--api-key --url --model --timeout --insecure --message --max-tokens --stream --no-stream --body --path --method --header --json --config --log-format --log-level --no-color --help --version -h'
+        ;;
+      'deploy up')
+        words='--file --template --model --prefill --decode --host --port --ready-timeout --dry-run --yes --foreground --name --json --help --version -y -h'
+        [[ $cur == -* ]] || kind='folder'
+        ;;
+      'deploy status')
+        words='--name --json --help --version -h'
+        ;;
+      'deploy logs')
+        words='--name --instance --since --grep --tail --follow --previous --help --version -f -h'
+        [[ $cur == -* ]] || kind='folder'
+        ;;
+      'deploy down')
+        words='--timeout --name --help --version -h'
         ;;
     esac
   fi

@@ -16,10 +16,6 @@ using ::testing::IsEmpty;
 constexpr Supervisor::TimePoint kStart{seconds(1000)};
 constexpr int kPrefill = 0, kDecode = 1, kRouter = 2;
 
-std::ostream& operator<<(std::ostream& out, const Action& action) {
-  return out << "action " << int(action.what) << " of instance " << action.instance;
-}
-
 Supervisor make() {
   Instance prefill, decode, router;
   prefill.id = "prefill/0";
