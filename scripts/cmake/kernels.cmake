@@ -4,6 +4,8 @@
 # kernels/cpu: each .cpp is compiled in its own namespace with its own flags; kernels/ops.cpp picks one at run time.
 file(GLOB cpu_sources CONFIGURE_DEPENDS kernels/cpu/*.cpp)
 set(cpu_objects)
+# Sanitizers at -O3 take minutes a file here and find nothing more.
+set(kernel_optimization $<IF:$<BOOL:${MOECTL_SANITIZE}>,-O1,-O3>)
 function(moectl_cpu_path path)
   if(NOT cpu_sources)
     return()
@@ -11,7 +13,7 @@ function(moectl_cpu_path path)
   add_library(moectl_cpu_${path} OBJECT ${cpu_sources})
   target_link_libraries(moectl_cpu_${path} PUBLIC moectl_base)
   target_compile_definitions(moectl_cpu_${path} PRIVATE MOECTL_CPU_PATH=${path} MOECTL_CPU_PATH_${path}=1)
-  target_compile_options(moectl_cpu_${path} PRIVATE -O3 -fno-math-errno -Wno-maybe-uninitialized -Wno-uninitialized ${ARGN})
+  target_compile_options(moectl_cpu_${path} PRIVATE ${kernel_optimization} -fno-math-errno -Wno-maybe-uninitialized -Wno-uninitialized ${ARGN})
   list(APPEND cpu_objects $<TARGET_OBJECTS:moectl_cpu_${path}>)
   set(cpu_objects ${cpu_objects} PARENT_SCOPE)
 endfunction()
