@@ -26,7 +26,6 @@
 #include "cmd/deploy_state.h"
 #include "cmd/signals.h"
 #include "core/base/error.h"
-#include "core/http/client.h"
 
 namespace moectl {
 namespace {
@@ -186,29 +185,6 @@ class Progress {
   size_t num_lines_ = 0;
 };
 
-Task<void> ask_ready(std::string url, bool* ready) {
-  const auto client = http::Client::create();
-  http::ClientRequest request;
-  request.url = url + "/readiness";
-  request.connect_timeout = request.header_timeout = request.idle_timeout = milliseconds(2000);
-  const std::unique_ptr<http::ClientResponse> response = co_await client->send(std::move(request));
-  *ready = response->status() == 200;
-}
-
-// The ops port of the router needs no key.
-bool answers(const DeployState& state) {
-  for (const InstanceStatus& instance : state.instances) {
-    if (instance.role != kRouterRole || instance.ops.empty()) continue;
-    bool ready = false;
-    try {
-      http::run_blocking(ask_ready(instance.ops, &ready));
-    } catch (const Error&) {
-    }
-    return ready;
-  }
-  return false;
-}
-
 std::string last_lines(const std::string& folder, const std::string& instance, size_t count) {
   std::vector<std::string> lines;
   LogReader reader(log_path(folder, instance, false));
@@ -274,7 +250,7 @@ std::optional<int> wait_until_ready(const Plan& plan, const DeployOptions& optio
     const std::optional<DeployState> state = own_state(folder, supervisor);
     if (state) progress.show(*state);
     if (ended) throw_failed_start(folder, supervisor);
-    if (state && state->phase == "running" && answers(*state)) {
+    if (state && state->phase == "running" && requests_are_answered(*state)) {
       print_ready(plan, *state, progress.seconds(), json);
       return std::nullopt;
     }

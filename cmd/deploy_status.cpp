@@ -36,7 +36,7 @@ Task<void> get(http::Client& client, std::string url, std::string* body) {
 
 struct Answers {
   std::vector<std::string> load, metrics;  // by instance; empty: none
-  std::string readiness;                   // of the router
+  std::string workers;                     // the router's view of them
 };
 
 Task<void> ask_all(const DeployState& state, Answers& answers) {
@@ -47,14 +47,19 @@ Task<void> ask_all(const DeployState& state, Answers& answers) {
     if (instance.state != "ready" || instance.ops.empty()) continue;
     tasks.push_back(get(*client, instance.ops + "/load", &answers.load[i]));
     if (instance.role == kDecodeRole) tasks.push_back(get(*client, instance.ops + "/metrics", &answers.metrics[i]));
-    if (instance.role == kRouterRole) tasks.push_back(get(*client, instance.ops + "/readiness", &answers.readiness));
+    if (instance.role == kRouterRole) tasks.push_back(get(*client, instance.ops + "/workers", &answers.workers));
   }
   co_await http::run_all(std::move(tasks));
 }
 
-Json parse_load(const std::string& text) {
+Task<void> ask_router(std::string ops, std::string* workers) {
+  const auto client = http::Client::create();
+  co_await get(*client, ops + "/workers", workers);
+}
+
+Json parse_object(const std::string& text) {
   try {
-    check_json_depth(text, 16, "load");
+    check_json_depth(text, 16, "answer");
   } catch (const Error&) {
     return nullptr;
   }
@@ -95,9 +100,22 @@ std::string port_text(const std::string& url) {
   return colon == std::string::npos ? "-" : url.substr(colon + 1);
 }
 
+// Whether the router finds every worker ready where it is now: after a restart it looks at the old place for a moment.
+bool router_finds_all(const DeployState& state, const std::string& workers) {
+  const Json answer = parse_object(workers);
+  if (!answer.is_object() || !answer.contains("workers") || !answer["workers"].is_array()) return false;
+  return std::all_of(state.instances.begin(), state.instances.end(), [&answer](const InstanceStatus& instance) {
+    if (instance.role == kRouterRole) return true;
+    return std::any_of(answer["workers"].begin(), answer["workers"].end(), [&instance](const Json& worker) {
+      return worker.is_object() && worker.value("url", Json()) == instance.url &&
+             worker.value("state", Json()) == "ready";
+    });
+  });
+}
+
 struct Summary {
   size_t num_ready = 0;
-  bool path_ready = false;  // the router would answer a request
+  bool path_ready = false;  // the router finds every worker ready
   int64_t running = 0, waiting = 0, prompt_tokens = 0, generated_tokens = 0;
 };
 
@@ -111,7 +129,7 @@ Summary summarise(const DeployState& state, const std::vector<Json>& loads, cons
     sum.prompt_tokens += metric(answers.metrics[i], "moectl_prompt_tokens_total");
     sum.generated_tokens += metric(answers.metrics[i], "moectl_generation_tokens_total");
   }
-  sum.path_ready = !answers.readiness.empty();
+  sum.path_ready = router_finds_all(state, answers.workers);
   return sum;
 }
 
@@ -152,11 +170,20 @@ void print_text(const DeployState& state, const Summary& sum, const std::vector<
   }
   if (!supervised) text += "\nThe supervisor is gone: nothing is restarted. `moectl deploy down` ends what is left.\n";
   if (sum.num_ready == state.instances.size() && !sum.path_ready)
-    text += "\nThe router does not find a worker ready.\n";
+    text += "\nThe router does not find every worker ready yet.\n";
   std::fputs(text.c_str(), stdout);
 }
 
 }  // namespace
+
+bool requests_are_answered(const DeployState& state) {
+  std::string workers;
+  for (const InstanceStatus& instance : state.instances) {
+    if (instance.state != "ready") return false;
+    if (instance.role == kRouterRole) http::run_blocking(ask_router(instance.ops, &workers));
+  }
+  return router_finds_all(state, workers);
+}
 
 int deploy_status(const CommonOptions& common, const DeployOptions& options) {
   const std::string name = options.name.empty() ? Plan().name : options.name;
@@ -182,7 +209,7 @@ int deploy_status(const CommonOptions& common, const DeployOptions& options) {
       std::vector<std::string>(state->instances.size()), std::vector<std::string>(state->instances.size()), {}};
   http::run_blocking(ask_all(*state, answers));
   std::vector<Json> loads;
-  for (const std::string& text : answers.load) loads.push_back(parse_load(text));
+  for (const std::string& text : answers.load) loads.push_back(parse_object(text));
   const Summary sum = summarise(*state, loads, answers);
   (common.json ? print_json : print_text)(*state, sum, loads, supervised);
   return supervised && sum.num_ready == state->instances.size() && sum.path_ready ? 0 : 1;
