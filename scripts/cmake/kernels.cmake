@@ -5,7 +5,10 @@
 file(GLOB cpu_sources CONFIGURE_DEPENDS kernels/cpu/*.cpp)
 set(cpu_objects)
 # Sanitizers at -O3 take minutes a file here and find nothing more.
-set(kernel_optimization $<IF:$<BOOL:${MOECTL_SANITIZE}>,-O1,-O3>)
+set(kernel_optimization -O3)
+if(MOECTL_SANITIZE)
+  set(kernel_optimization -O1)
+endif()
 function(moectl_cpu_path path)
   if(NOT cpu_sources)
     return()
