@@ -123,7 +123,7 @@ void end_leftovers(const DeployState& state, milliseconds grace) {
 }
 
 // The calling process has one thread. The child gets the lock; its output goes to logs/supervisor.log.
-pid_t start_supervisor(const Plan& plan, const std::string& folder, bool foreground) {
+pid_t start_supervisor(const Plan& plan, const std::string& folder, int lock, bool foreground) {
   std::error_code failed;
   const std::string program = fs::read_symlink("/proc/self/exe", failed).string();
   std::fflush(nullptr);
@@ -139,6 +139,9 @@ pid_t start_supervisor(const Plan& plan, const std::string& folder, bool foregro
   const int null = ::open("/dev/null", O_RDONLY);
   const int log = ::open((folder + "/logs/supervisor.log").c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0600);
   ::dup2(null, 0), ::dup2(log, 1), ::dup2(log, 2);
+  // Of what the command was started with only the lock stays: somebody may wait for the end of a pipe.
+  if (lock > 3) ::close_range(3, unsigned(lock) - 1, 0);
+  ::close_range(unsigned(lock) + 1, ~0u, 0);
   int code = 1;
   try {
     code = supervise(plan, folder, program);
@@ -295,7 +298,7 @@ int deploy_up(const CommonOptions& common, const DeployOptions& options) {
   std::error_code none;
   fs::remove(folder + "/workers.json", none);
 
-  const pid_t supervisor = start_supervisor(plan, folder, options.foreground);
+  const pid_t supervisor = start_supervisor(plan, folder, lock, options.foreground);
   ::close(lock);
   const Signals signals;
   if (const auto signal = wait_until_ready(plan, options, folder, supervisor, signals, common.json)) {

@@ -199,7 +199,8 @@ std::optional<DeployState> read_state(const std::string& folder) {
     for (const Json& i : json.at("instances")) s.instances.push_back(instance_status(i));
     return s;
   } catch (const std::exception& error) {
-    throw Error(Code::kBadData, fmt::format("{} cannot be used: {}", path, error.what()));
+    throw Error(Code::kBadData, fmt::format("{} cannot be used: {}. Remove it when nothing of that deployment runs",
+                                            path, error.what()));
   }
 }
 

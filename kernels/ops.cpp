@@ -17,9 +17,10 @@ namespace {
 
 bool machine_has_avx512() {
 #if defined(MOECTL_HAVE_AVX512)
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("fma") &&
-         __builtin_cpu_supports("f16c") && __builtin_cpu_supports("bmi2");
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+         __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c") &&
+         __builtin_cpu_supports("bmi2");
 #else
   return false;
 #endif
@@ -36,7 +37,8 @@ std::unique_ptr<Ops> make_ops(const OpsOptions& options) {
   if (path != "auto" && path != "avx512" && path != "portable")
     throw Error(Code::kBadConfig, fmt::format("--cpu-path {}: expected auto, avx512 or portable", path));
   if (path == "avx512" && !machine_has_avx512())
-    throw Error(Code::kBadConfig, "--cpu-path avx512: this CPU or build lacks AVX-512 (F, BW, VL, DQ, CD); use --cpu-path auto");
+    throw Error(Code::kBadConfig,
+                "--cpu-path avx512: this CPU or build lacks AVX-512 (F, BW, VL, DQ, CD); use --cpu-path auto");
 #if defined(MOECTL_HAVE_AVX512)
   if (path != "portable" && machine_has_avx512()) return cpu_avx512::make_cpu_ops(options.num_threads, options.spin);
 #endif

@@ -1,12 +1,12 @@
-// Ops: the one interface between the model and the hardware. About twenty coarse operations, one Args struct each, a shape on
-// every field. The model above it is the same for every backend.
+// Ops: the one interface between the model and the hardware. About twenty coarse operations, one Args struct each, a
+// shape on every field. The model above it is the same for every backend.
 //
-// Rules: views point to device memory of the backend that the Ops belongs to (host memory on CPU). Every operation takes a
-// stream and may return before it is done there (the CPU backend returns when done). No Args field is a host value derived
-// from device data, and nothing is allocated inside an operation: scratch is an Args field.
+// Rules: views point to device memory of the backend that the Ops belongs to (host memory on CPU). Every operation
+// takes a stream and may return before it is done there (the CPU backend returns when done). No Args field is a host
+// value derived from device data, and nothing is allocated inside an operation: scratch is an Args field.
 //
-// Exactness: on the CPU backend each output row is a function of its own inputs; the number of rows, their order and the
-// number of threads change no bit of it (docs/determinism.md).
+// Exactness: on the CPU backend each output row is a function of its own inputs; the number of rows, their order and
+// the number of threads change no bit of it (docs/determinism.md).
 #pragma once
 
 #include <cstdint>
@@ -29,14 +29,14 @@ using Buffer = std::shared_ptr<std::byte>;
 
 // A matrix as it lies in a checkpoint, or a rectangle of it, perhaps transposed: the operand W [n, k] of out = x W^T.
 struct MatrixSpec {
-  std::string name;                  // for messages
-  const std::byte* data = nullptr;   // [rows, cols], row-major, any alignment
+  std::string name;                 // for messages
+  const std::byte* data = nullptr;  // [rows, cols], row-major, any alignment
   DType dtype = DType::kF32;
-  int64_t rows = 0, cols = 0;        // of the whole tensor
-  const std::byte* scales = nullptr; // f32 [ceil(rows/block_n), ceil(cols/block_k)], any alignment; FP8 only
+  int64_t rows = 0, cols = 0;         // of the whole tensor
+  const std::byte* scales = nullptr;  // f32 [ceil(rows/block_n), ceil(cols/block_k)], any alignment; FP8 only
   int block_n = 0, block_k = 0;
   int64_t row_begin = 0, num_rows = 0, col_begin = 0, num_cols = 0;  // the rectangle that is used
-  bool transpose = false;            // n = num_cols, k = num_rows
+  bool transpose = false;                                            // n = num_cols, k = num_rows
 };
 
 // `batch` matrices [n, k] of one dtype in the layout that the backend reads fastest; opaque above this interface.
@@ -51,110 +51,112 @@ struct Weight {
 // ------------------------------------------------------------------------------------------------ arguments
 
 struct EmbedArgs {
-  View<const int32_t> token_ids;     // [num_tokens]
-  Weight table;                      // packed by pack_rows: [vocab_size, hidden_size]
-  View<float> out;                   // [num_tokens, hidden_size]
+  View<const int32_t> token_ids;  // [num_tokens]
+  Weight table;                   // packed by pack_rows: [vocab_size, hidden_size]
+  View<float> out;                // [num_tokens, hidden_size]
 };
 
-// out = norm(x) * weight, norm(x) = x / sqrt(mean(x^2) + eps). With a residual stream: residual += x, and the sum is normed.
+// out = norm(x) * weight, norm(x) = x / sqrt(mean(x^2) + eps). With a residual stream: residual += x, and the sum is
+// normed.
 struct RmsNormArgs {
-  View<const float> x;               // [num_rows, size]
-  View<float> residual;              // [num_rows, size] in and out; empty: none
-  View<const float> weight;          // [size]
-  View<float> out;                   // [num_rows, size]; may be `x` itself
+  View<const float> x;       // [num_rows, size]
+  View<float> residual;      // [num_rows, size] in and out; empty: none
+  View<const float> weight;  // [size]
+  View<float> out;           // [num_rows, size]; may be `x` itself
   float eps = 1e-6f;
 };
 
 struct LinearArgs {
-  View<const float> x;               // [num_rows, k]
-  Weight weight;                     // batch 1
-  View<float> out;                   // [num_rows, n]
+  View<const float> x;  // [num_rows, k]
+  Weight weight;        // batch 1
+  View<float> out;      // [num_rows, n]
 };
 
 // Row gather: out[i] = x[row_idx[i]].
 struct GatherArgs {
-  View<const float> x;               // [any, size]
-  View<const int32_t> row_idx;       // [num_rows]
-  View<float> out;                   // [num_rows, size]
+  View<const float> x;          // [any, size]
+  View<const int32_t> row_idx;  // [num_rows]
+  View<float> out;              // [num_rows, size]
 };
 
 // cos and sin of position * inv_freq, both times `factor` (YaRN's attention factor), for the rows of one step.
 struct RopeTableArgs {
-  View<const int32_t> positions;     // [num_tokens]
-  View<const float> inv_freq;        // [rope_dim / 2]
+  View<const int32_t> positions;  // [num_tokens]
+  View<const float> inv_freq;     // [rope_dim / 2]
   float factor = 1.0f;
-  View<float> cos_sin;               // [num_tokens, rope_dim] out: cosines, then sines
+  View<float> cos_sin;  // [num_tokens, rope_dim] out: cosines, then sines
 };
 
-// MLA (DeepSeek-V2 report, section 2.1), absorbed form: the query is moved into the latent space, so that attention reads the
-// cached latent only. q_latent = q_nope W_UK; the rotary part is rotated in pairs (2i, 2i + 1).
+// MLA (DeepSeek-V2 report, section 2.1), absorbed form: the query is moved into the latent space, so that attention
+// reads the cached latent only. q_latent = q_nope W_UK; the rotary part is rotated in pairs (2i, 2i + 1).
 struct MlaQueryArgs {
-  View<const float> q;               // [num_tokens, num_heads, qk_nope_head_dim + qk_rope_head_dim]
-  Weight w_uk;                       // batch num_heads: [kv_lora_rank, qk_nope_head_dim]
-  View<const float> cos_sin;         // [num_tokens, qk_rope_head_dim]
-  View<float> out;                   // [num_tokens, num_heads, kv_lora_rank + qk_rope_head_dim]
+  View<const float> q;        // [num_tokens, num_heads, qk_nope_head_dim + qk_rope_head_dim]
+  Weight w_uk;                // batch num_heads: [kv_lora_rank, qk_nope_head_dim]
+  View<const float> cos_sin;  // [num_tokens, qk_rope_head_dim]
+  View<float> out;            // [num_tokens, num_heads, kv_lora_rank + qk_rope_head_dim]
 };
 
 // Writes a token's latent (normed) and rotated key part to its slot of the paged cache.
 struct MlaCacheWriteArgs {
-  View<const float> kv;              // [num_tokens, kv_lora_rank + qk_rope_head_dim], of kv_a_proj_with_mqa
-  View<const float> norm_weight;     // [kv_lora_rank]
+  View<const float> kv;           // [num_tokens, kv_lora_rank + qk_rope_head_dim], of kv_a_proj_with_mqa
+  View<const float> norm_weight;  // [kv_lora_rank]
   float eps = 1e-6f;
-  View<const float> cos_sin;         // [num_tokens, qk_rope_head_dim]
-  View<const int64_t> slots;         // [num_tokens]: page * page_size + offset
-  View<float> cache;                 // [num_pages, page_size, kv_lora_rank + qk_rope_head_dim] of one layer
+  View<const float> cos_sin;  // [num_tokens, qk_rope_head_dim]
+  View<const int64_t> slots;  // [num_tokens]: page * page_size + offset
+  View<float> cache;          // [num_pages, page_size, kv_lora_rank + qk_rope_head_dim] of one layer
 };
 
 // softmax(scale * q . k) v over the cache positions 0 .. position of the row's sequence, page by page from position 0.
 struct MlaAttentionArgs {
-  View<const float> q;               // [num_tokens, num_heads, kv_lora_rank + qk_rope_head_dim]
-  View<const float> cache;           // [num_pages, page_size, kv_lora_rank + qk_rope_head_dim] of one layer
-  View<const int32_t> page_table;    // [num_seqs, max_pages]
-  View<const int32_t> seq_idx;       // [num_tokens]: row of page_table
-  View<const int32_t> positions;     // [num_tokens]
+  View<const float> q;             // [num_tokens, num_heads, kv_lora_rank + qk_rope_head_dim]
+  View<const float> cache;         // [num_pages, page_size, kv_lora_rank + qk_rope_head_dim] of one layer
+  View<const int32_t> page_table;  // [num_seqs, max_pages]
+  View<const int32_t> seq_idx;     // [num_tokens]: row of page_table
+  View<const int32_t> positions;   // [num_tokens]
   int kv_lora_rank = 0;
   float scale = 1.0f;
-  View<float> out;                   // [num_tokens, num_heads, kv_lora_rank]
+  View<float> out;  // [num_tokens, num_heads, kv_lora_rank]
 };
 
 // out[t, h] = W_UV[h] latent[t, h].
 struct MlaOutputArgs {
-  View<const float> latent;          // [num_tokens, num_heads, kv_lora_rank]
-  Weight w_uv;                       // batch num_heads: [v_head_dim, kv_lora_rank]
-  View<float> out;                   // [num_tokens, num_heads, v_head_dim]
+  View<const float> latent;  // [num_tokens, num_heads, kv_lora_rank]
+  Weight w_uv;               // batch num_heads: [v_head_dim, kv_lora_rank]
+  View<float> out;           // [num_tokens, num_heads, v_head_dim]
 };
 
 // Top-k routing. Sigmoid: DeepSeek-V3 report, section 2.1.2: the bias picks experts; it never weights them.
 struct MoeGateArgs {
-  View<const float> logits;          // [num_tokens, num_experts]
-  View<const float> bias;            // [num_experts]; empty: no correction
-  View<int32_t> expert_idx;          // [num_tokens, top_k] out, logical ids, best first, ties to the lower id
-  View<float> expert_weight;         // [num_tokens, top_k] out; rows sum to `scale` when normalised
-  bool sigmoid = false;              // else softmax over all experts
+  View<const float> logits;   // [num_tokens, num_experts]
+  View<const float> bias;     // [num_experts]; empty: no correction
+  View<int32_t> expert_idx;   // [num_tokens, top_k] out, logical ids, best first, ties to the lower id
+  View<float> expert_weight;  // [num_tokens, top_k] out; rows sum to `scale` when normalised
+  bool sigmoid = false;       // else softmax over all experts
   bool normalize = false;
   int num_groups = 1, num_topk_groups = 1;  // groups of equal size; only the best num_topk_groups take part
-  bool group_score_top2 = false;     // a group's score: sum of its two best (V3), else its best (V2)
+  bool group_score_top2 = false;            // a group's score: sum of its two best (V3), else its best (V2)
   float scale = 1.0f;
 };
 
 // SwiGLU feed-forward of several experts: rows of expert e are expert_offsets[e] .. expert_offsets[e + 1].
 // out = (silu(x W_gate^T) * (x W_up^T)) W_down^T. A dense feed-forward is one expert.
 struct MoeExpertsArgs {
-  View<const float> x;               // [max_rows, hidden_size]
+  View<const float> x;                 // [max_rows, hidden_size]
   View<const int32_t> expert_offsets;  // [num_local_experts + 1], on the device
-  Weight w_gate, w_up;               // batch >= expert_begin + num_local_experts: [intermediate, hidden_size]
-  Weight w_down;                     // the same batch: [hidden_size, intermediate]
-  int64_t expert_begin = 0;          // batch index of local expert 0
-  View<float> hidden;                // [max_rows, intermediate] scratch
-  View<float> out;                   // [max_rows, hidden_size]
+  Weight w_gate, w_up;                 // batch >= expert_begin + num_local_experts: [intermediate, hidden_size]
+  Weight w_down;                       // the same batch: [hidden_size, intermediate]
+  int64_t expert_begin = 0;            // batch index of local expert 0
+  View<float> hidden;                  // [max_rows, intermediate] scratch
+  View<float> out;                     // [max_rows, hidden_size]
 };
 
 // out[t] = sum over j of expert_weight[t, j] * expert_out[row_idx[t, j]], in the order of j, plus shared[t].
 struct MoeCombineArgs {
-  View<const float* const> expert_rows;  // [num_tokens, top_k]: the expert's output row of [hidden_size], maybe a peer's memory
-  View<const float> expert_weight;   // [num_tokens, top_k]
-  View<const float> shared;          // [num_tokens, hidden_size]; empty: none
-  View<float> out;                   // [num_tokens, hidden_size]
+  View<const float* const>
+      expert_rows;  // [num_tokens, top_k]: the expert's output row of [hidden_size], maybe a peer's memory
+  View<const float> expert_weight;  // [num_tokens, top_k]
+  View<const float> shared;         // [num_tokens, hidden_size]; empty: none
+  View<float> out;                  // [num_tokens, hidden_size]
 };
 
 // ------------------------------------------------------------------------------------------------ interface
@@ -188,10 +190,10 @@ class Ops {
 };
 
 struct OpsOptions {
-  std::string device = "cpu";        // cpu | cuda | auto
-  std::string cpu_path = "auto";     // auto | avx512 | portable
-  int num_threads = 1;               // of this rank
-  bool spin = true;                  // false when ranks x threads exceed the cores
+  std::string device = "cpu";     // cpu | cuda | auto
+  std::string cpu_path = "auto";  // auto | avx512 | portable
+  int num_threads = 1;            // of this rank
+  bool spin = true;               // false when ranks x threads exceed the cores
 };
 
 // Throws Error{kBadConfig} that says what this machine or build lacks.

@@ -1,5 +1,6 @@
-// What the router and the workers say to each other beside the OpenAI API: signed request headers, SSE comments with token ids, the
-// timeline, and the load report. Both sides use these functions and no other spelling. docs/pd.md and docs/router.md explain them.
+// What the router and the workers say to each other beside the OpenAI API: signed request headers, SSE comments with
+// token ids, the timeline, and the load report. Both sides use these functions and no other spelling. docs/pd.md and
+// docs/router.md explain them.
 #pragma once
 
 #include <cstdint>
@@ -11,74 +12,78 @@
 
 namespace moectl::api {
 
-// ------------------------------------------------------------------------------------------------ router -> decode worker
-// Accepted only when signed with the cluster secret; refused (400) from anyone else.
+// ------------------------------------------------------------------------------------------------ router -> decode
+// worker Accepted only when signed with the cluster secret; refused (400) from anyone else.
 inline constexpr std::string_view kClusterHeaderPrefix = "x-moectl-cluster-";
 
 struct ClusterHeaders {
   std::string request_id;
-  int attempt = 1;                         // 1, 2, ... of one client request
-  int64_t deadline_unix_ms = 0;            // 0: none
-  std::vector<std::string> prefill;        // KV endpoints "host:port", best first, at most 3; empty: prefill locally
+  int attempt = 1;                   // 1, 2, ... of one client request
+  int64_t deadline_unix_ms = 0;      // 0: none
+  std::vector<std::string> prefill;  // KV endpoints "host:port", best first, at most 3; empty: prefill locally
 };
 
 using HeaderList = std::vector<std::pair<std::string, std::string>>;
 // Headers "x-moectl-cluster-*" with an HMAC-SHA256 over version, fields, time and a hash of the body.
-HeaderList sign_cluster_headers(const ClusterHeaders& headers, std::string_view body, std::string_view secret, int64_t now_unix_ms);
-// nullopt: the request carries none of them. Throws Error{kInvalidArgument} naming the header: no or wrong signature, no secret
-// configured, older than 60 s, malformed. Constant-time compare.
+HeaderList sign_cluster_headers(const ClusterHeaders& headers, std::string_view body, std::string_view secret,
+                                int64_t now_unix_ms);
+// nullopt: the request carries none of them. Throws Error{kInvalidArgument} naming the header: no or wrong signature,
+// no secret configured, older than 60 s, malformed. Constant-time compare.
 std::optional<ClusterHeaders> verify_cluster_headers(const HeaderList& lower_case_headers, std::string_view body,
                                                      std::string_view secret, int64_t now_unix_ms);
 
-// ------------------------------------------------------------------------------------------------ worker -> router, in streams
-// ": moectl {"choice":0,"ids":[...],"pos":N}", with the blank line that ends it, before each event that carries text: ids of the new
-// output tokens of choice `choice`, and the sampler position after them. Only on requests with cluster headers; the router strips every comment line.
+// ------------------------------------------------------------------------------------------------ worker -> router, in
+// streams
+// ": moectl {"choice":0,"ids":[...],"pos":N}", with the blank line that ends it, before each event that carries text:
+// ids of the new output tokens of choice `choice`, and the sampler position after them. Only on requests with cluster
+// headers; the router strips every comment line.
 std::string token_comment(int choice, const std::vector<int32_t>& ids, int64_t position);
 
 // ------------------------------------------------------------------------------------------------ timeline
-// With the request header "x-moectl-debug: 1" the answer tells where the request went and how long each stage took: as an SSE comment
-// ": moectl-timeline {json}" before [DONE], or as the response header "x-moectl-timeline". The router replaces the worker's by its own,
-// with the worker's inside.
+// With the request header "x-moectl-debug: 1" the answer tells where the request went and how long each stage took: as
+// an SSE comment
+// ": moectl-timeline {json}" before [DONE], or as the response header "x-moectl-timeline". The router replaces the
+// worker's by its own, with the worker's inside.
 inline constexpr std::string_view kDebugHeader = "x-moectl-debug";
 inline constexpr std::string_view kTimelineHeader = "x-moectl-timeline";
 inline constexpr std::string_view kTimelineComment = ": moectl-timeline ";
 
 struct Stage {
-  std::string name;                        // "queue", "route", "prefill.queue", "prefill.compute", "kv.transfer", "first_token", "decode"
-  double start_ms = 0, duration_ms = 0;    // from the arrival of the request at the process that reports
-  std::string detail;                      // "12 pages, 1.9 MB, 2.4 GB/s"
+  std::string name;  // "queue", "route", "prefill.queue", "prefill.compute", "kv.transfer", "first_token", "decode"
+  double start_ms = 0, duration_ms = 0;  // from the arrival of the request at the process that reports
+  std::string detail;                    // "12 pages, 1.9 MB, 2.4 GB/s"
 };
 struct Candidate {
   std::string worker;
   double load = 0;
   int cached_blocks = 0;
   bool chosen = false;
-  std::string why;                         // "longest prefix", "unhealthy: connection refused", ...
+  std::string why;  // "longest prefix", "unhealthy: connection refused", ...
 };
 struct Timeline {
-  std::string role;                        // "router" | "decode"
-  std::string worker;                      // url of the process that reports
+  std::string role;    // "router" | "decode"
+  std::string worker;  // url of the process that reports
   std::string request_id;
   std::vector<Stage> stages;
   std::vector<Candidate> prefill_candidates, decode_candidates;  // router only
-  std::string prefill_worker;              // decode only: who computed the prompt; empty: locally
-  std::string prefill_reason;              // decode only: why locally ("short prompt", "no prefill worker", "transfer failed: ...")
+  std::string prefill_worker;                                    // decode only: who computed the prompt; empty: locally
+  std::string prefill_reason;  // decode only: why locally ("short prompt", "no prefill worker", "transfer failed: ...")
   int64_t kv_bytes = 0;
   int prompt_tokens = 0, cached_tokens = 0, output_tokens = 0;
   double ttft_ms = 0, tokens_per_second = 0;
-  std::string inner_json;                  // router: the decode worker's timeline, as it came
+  std::string inner_json;  // router: the decode worker's timeline, as it came
 };
 std::string to_json(const Timeline& timeline);  // one line, ASCII only
 
 // ------------------------------------------------------------------------------------------------ GET /load
 struct LoadReport {
-  std::string role;                        // "prefill" | "decode"
-  std::string model;                       // served model name
-  std::string state;                       // "loading" | "ready" | "draining" | "failed"
-  std::string kv_endpoint;                 // prefill: "host:port"; else empty
+  std::string role;         // "prefill" | "decode"
+  std::string model;        // served model name
+  std::string state;        // "loading" | "ready" | "draining" | "failed"
+  std::string kv_endpoint;  // prefill: "host:port"; else empty
   std::string numerics_id, model_hash;
   int64_t num_running = 0, num_waiting = 0;
-  int64_t num_tokens_in_flight = 0;        // prompt tokens not yet computed + tokens held by running requests
+  int64_t num_tokens_in_flight = 0;  // prompt tokens not yet computed + tokens held by running requests
   int64_t kv_pages_total = 0, kv_pages_used = 0;
   int64_t max_model_len = 0;
 };

@@ -1,5 +1,6 @@
-// The one exception type for bad input, I/O and peers. A message says what was wrong, where, what was expected, and what
-// to do. How far an error reaches is decided by where it is caught (docs/architecture.md, "Errors know their radius").
+// The one exception type for bad input, I/O and peers. A message says what was wrong, where, what was expected, and
+// what to do. How far an error reaches is decided by where it is caught (docs/architecture.md, "Errors know their
+// radius").
 #pragma once
 
 #include <fmt/format.h>

@@ -1,5 +1,5 @@
-// Logging: diagnostics to stderr as text or JSON lines. spdlog and fmt stay behind this header. Never log prompts, outputs
-// or keys.
+// Logging: diagnostics to stderr as text or JSON lines. spdlog and fmt stay behind this header. Never log prompts,
+// outputs or keys.
 #pragma once
 
 #include <fmt/format.h>
@@ -16,12 +16,20 @@ void init(Format format, Level level, bool color);
 void write(Level level, std::string_view message);
 
 template <class... Args>
-void debug(fmt::format_string<Args...> f, Args&&... a) { write(Level::kDebug, fmt::format(f, std::forward<Args>(a)...)); }
+void debug(fmt::format_string<Args...> f, Args&&... a) {
+  write(Level::kDebug, fmt::format(f, std::forward<Args>(a)...));
+}
 template <class... Args>
-void info(fmt::format_string<Args...> f, Args&&... a) { write(Level::kInfo, fmt::format(f, std::forward<Args>(a)...)); }
+void info(fmt::format_string<Args...> f, Args&&... a) {
+  write(Level::kInfo, fmt::format(f, std::forward<Args>(a)...));
+}
 template <class... Args>
-void warn(fmt::format_string<Args...> f, Args&&... a) { write(Level::kWarn, fmt::format(f, std::forward<Args>(a)...)); }
+void warn(fmt::format_string<Args...> f, Args&&... a) {
+  write(Level::kWarn, fmt::format(f, std::forward<Args>(a)...));
+}
 template <class... Args>
-void error(fmt::format_string<Args...> f, Args&&... a) { write(Level::kError, fmt::format(f, std::forward<Args>(a)...)); }
+void error(fmt::format_string<Args...> f, Args&&... a) {
+  write(Level::kError, fmt::format(f, std::forward<Args>(a)...));
+}
 
 }  // namespace moectl::log

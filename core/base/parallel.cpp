@@ -3,7 +3,8 @@
 namespace moectl {
 namespace {
 
-constexpr int kSpins = 4000;  // tens of microseconds: longer than the gap between two operations, shorter than an idle period
+constexpr int kSpins =
+    4000;  // tens of microseconds: longer than the gap between two operations, shorter than an idle period
 
 inline void pause() {
 #if defined(__x86_64__)
@@ -30,7 +31,8 @@ void ThreadPool::work(uint32_t generation) {
     // A claim succeeds only on an unchanged ticket, so num_chunks_ below belongs to this generation when it does.
     const int num_chunks = num_chunks_.load(std::memory_order_acquire);
     if (uint32_t(ticket >> 32) != generation || int(uint32_t(ticket)) >= num_chunks) return;
-    if (!ticket_.compare_exchange_weak(ticket, ticket + 1, std::memory_order_acq_rel, std::memory_order_acquire)) continue;
+    if (!ticket_.compare_exchange_weak(ticket, ticket + 1, std::memory_order_acq_rel, std::memory_order_acquire))
+      continue;
     try {
       call_(ctx_, int(uint32_t(ticket)));
     } catch (...) {

@@ -1,7 +1,7 @@
-// ThreadPool: a fixed team that works through the chunks of one job at a time. One per rank; run() is called from that rank's
-// thread only, which is a member itself. Chunks are claimed, not assigned: a member that the system has not scheduled delays
-// nobody, the others take its share. Members spin for some microseconds between jobs and park after that; a team that shares
-// its cores with other teams does not spin at all.
+// ThreadPool: a fixed team that works through the chunks of one job at a time. One per rank; run() is called from that
+// rank's thread only, which is a member itself. Chunks are claimed, not assigned: a member that the system has not
+// scheduled delays nobody, the others take its share. Members spin for some microseconds between jobs and park after
+// that; a team that shares its cores with other teams does not spin at all.
 #pragma once
 
 #include <algorithm>
@@ -62,8 +62,8 @@ class ThreadPool {
 
   const bool spin_;
   std::vector<std::thread> workers_;
-  // Generation of the job (upper half) and its next unclaimed chunk (lower half): one word, so that a member that comes late
-  // cannot claim a chunk of another job.
+  // Generation of the job (upper half) and its next unclaimed chunk (lower half): one word, so that a member that comes
+  // late cannot claim a chunk of another job.
   alignas(64) std::atomic<uint64_t> ticket_{0};
   alignas(64) std::atomic<int> unfinished_{0};  // chunks of the current job
   alignas(64) std::atomic<uint32_t> generation_{0};

@@ -24,8 +24,8 @@ struct View {
     for (int64_t d : dims) shape[i++] = d;
   }
   template <class U>
-    requires(std::is_same_v<std::remove_const_t<T>, U> && std::is_const_v<T>)
-  View(const View<U>& o) : data(o.data), shape(o.shape), rank(o.rank) {}  // View<T> converts to View<const T>
+  requires(std::is_same_v<std::remove_const_t<T>, U>&& std::is_const_v<T>) View(const View<U>& o)
+      : data(o.data), shape(o.shape), rank(o.rank) {}  // View<T> converts to View<const T>
 
   explicit operator bool() const { return data != nullptr; }
   int64_t dim(int i) const { return shape[i]; }

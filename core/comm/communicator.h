@@ -1,5 +1,5 @@
-// Communicator: what the ranks of an instance need of each other. One object a rank, used from that rank's thread only (abort
-// from any). Local implementation: ranks are threads of one process that share an address space.
+// Communicator: what the ranks of an instance need of each other. One object a rank, used from that rank's thread only
+// (abort from any). Local implementation: ranks are threads of one process that share an address space.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +14,8 @@ class Communicator {
   virtual ~Communicator() = default;
   virtual int rank() const = 0;
   virtual int size() const = 0;
-  // Returns when every rank has called it. Throws Error{kUnavailable} once any rank has aborted: nobody waits for a dead peer.
+  // Returns when every rank has called it. Throws Error{kUnavailable} once any rank has aborted: nobody waits for a
+  // dead peer.
   virtual void barrier() = 0;
   // Pointers of all ranks, by rank; the peers' memory may be read until the next exchange of the same rank.
   virtual std::vector<const void*> all_gather(const void* mine) = 0;

@@ -7,7 +7,8 @@
 
 namespace moectl {
 
-ExpertExchange::ExpertExchange(Communicator& comm, Ops& ops, int num_experts, int top_k, int hidden_size, int max_tokens)
+ExpertExchange::ExpertExchange(Communicator& comm, Ops& ops, int num_experts, int top_k, int hidden_size,
+                               int max_tokens)
     : comm_(comm), num_experts_(num_experts), top_k_(top_k), hidden_size_(hidden_size), max_tokens_(max_tokens) {
   const int size = comm.size();
   CHECK(num_experts % size == 0, "{} experts over {} ranks", num_experts, size);
@@ -55,7 +56,8 @@ ExpertExchange::Received ExpertExchange::dispatch(View<const float> x, View<cons
     }
   }
   const int64_t num_rows = std::max<int64_t>(offsets_.back(), 1);
-  return {View<const float>(rows, {num_rows, hidden_size_}), View<const int32_t>(offsets_.data(), {num_local_experts_ + 1}),
+  return {View<const float>(rows, {num_rows, hidden_size_}),
+          View<const int32_t>(offsets_.data(), {num_local_experts_ + 1}),
           View<float>(reinterpret_cast<float*>(out_.get()), {num_rows, hidden_size_})};
 }
 

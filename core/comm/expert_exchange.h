@@ -1,6 +1,7 @@
-// ExpertExchange: moves each token's hidden state to the ranks that own its experts, and finds the results again. This is the naive
-// form for ranks of one address space: peers publish pointers, owners copy the rows they need, sources read the results in place.
-// Two barriers a layer. One object a rank, used on its thread; the buffers live as long as the exchange.
+// ExpertExchange: moves each token's hidden state to the ranks that own its experts, and finds the results again. This
+// is the naive form for ranks of one address space: peers publish pointers, owners copy the rows they need, sources
+// read the results in place. Two barriers a layer. One object a rank, used on its thread; the buffers live as long as
+// the exchange.
 #pragma once
 
 #include <cstdint>
@@ -13,8 +14,8 @@ namespace moectl {
 
 class ExpertExchange {
  public:
-  // Experts are divided evenly: rank r owns [r, r + 1) * num_experts / size. `max_tokens` is the largest batch of any rank.
-  // All ranks of a group construct together.
+  // Experts are divided evenly: rank r owns [r, r + 1) * num_experts / size. `max_tokens` is the largest batch of any
+  // rank. All ranks of a group construct together.
   ExpertExchange(Communicator& comm, Ops& ops, int num_experts, int top_k, int hidden_size, int max_tokens);
 
   int64_t expert_begin() const { return expert_begin_; }
@@ -22,14 +23,14 @@ class ExpertExchange {
 
   // Rows that this rank's experts must compute, sorted by local expert, then by source rank and token.
   struct Received {
-    View<const float> x;                   // [max_rows, hidden_size]
-    View<const int32_t> expert_offsets;    // [num_local_experts + 1]
-    View<float> out;                       // [max_rows, hidden_size]: write the experts' results here
+    View<const float> x;                 // [max_rows, hidden_size]
+    View<const int32_t> expert_offsets;  // [num_local_experts + 1]
+    View<float> out;                     // [max_rows, hidden_size]: write the experts' results here
   };
   // x [num_tokens, hidden_size] and expert_idx [num_tokens, top_k] must stay as they are until collect() has returned.
   Received dispatch(View<const float> x, View<const int32_t> expert_idx);
-  // After the results were written: for each (token, slot) of this rank the row of its expert's result. The rows are valid until
-  // the next dispatch of the group.
+  // After the results were written: for each (token, slot) of this rank the row of its expert's result. The rows are
+  // valid until the next dispatch of the group.
   View<const float* const> collect();
 
  private:
@@ -38,7 +39,8 @@ class ExpertExchange {
     View<const float> x;
     View<const int32_t> expert_idx;
     const float* out = nullptr;
-    std::vector<std::vector<int32_t>> row_of;  // [source rank][token * top_k + slot]: row of `out`, where this rank owns the expert
+    std::vector<std::vector<int32_t>>
+        row_of;  // [source rank][token * top_k + slot]: row of `out`, where this rank owns the expert
   };
 
   Communicator& comm_;

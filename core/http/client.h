@@ -1,6 +1,6 @@
-// HTTP client for the router, the tools and tests: coroutines, keep-alive pool, streamed bodies, deadlines on every wait. One object a
-// process (or a tool); used from coroutines of any executor that runs one at a time (a strand, one thread). Nothing from outside can make
-// it allocate without bound. Connections over TLS are not kept for reuse.
+// HTTP client for the router, the tools and tests: coroutines, keep-alive pool, streamed bodies, deadlines on every
+// wait. One object a process (or a tool); used from coroutines of any executor that runs one at a time (a strand, one
+// thread). Nothing from outside can make it allocate without bound. Connections over TLS are not kept for reuse.
 #pragma once
 
 #include <chrono>
@@ -17,8 +17,8 @@
 
 namespace moectl::http {
 
-// Ends what is under way: a send() that was given it throws Error{kCancelled}, and so does a pending read() of the response. Used on the
-// executor that sends.
+// Ends what is under way: a send() that was given it throws Error{kCancelled}, and so does a pending read() of the
+// response. Used on the executor that sends.
 class Cancellation {
  public:
   void cancel() {
@@ -35,8 +35,8 @@ class Cancellation {
 
 struct ClientRequest {
   std::string method = "GET";
-  std::string url;                   // "http://host:port/path?query" or https
-  Headers headers;                   // Host, Content-Length and Connection are the client's
+  std::string url;  // "http://host:port/path?query" or https
+  Headers headers;  // Host, Content-Length and Connection are the client's
   std::string body;
   std::chrono::milliseconds connect_timeout{2'000};
   std::chrono::milliseconds header_timeout{600'000};  // from the request sent to the response head
@@ -44,15 +44,16 @@ struct ClientRequest {
   std::shared_ptr<Cancellation> cancellation;
 };
 
-// A response whose body is read piece by piece. Destroying it before the end closes the connection: the server sees the client gone.
+// A response whose body is read piece by piece. Destroying it before the end closes the connection: the server sees the
+// client gone.
 class ClientResponse {
  public:
   virtual ~ClientResponse() = default;
   virtual int status() const = 0;
   virtual const Headers& headers() const = 0;
   virtual std::string_view header(std::string_view lower_case_name) const = 0;
-  // The next piece of the body, at most 64 KB; nullopt at its end. Throws Error{kUnavailable} when the peer vanishes, sends what is
-  // not HTTP, or is silent for idle_timeout.
+  // The next piece of the body, at most 64 KB; nullopt at its end. Throws Error{kUnavailable} when the peer vanishes,
+  // sends what is not HTTP, or is silent for idle_timeout.
   virtual Task<std::optional<std::string>> read() = 0;
   // The whole body; Error{kResourceExhausted} over `max_bytes`.
   virtual Task<std::string> read_all(size_t max_bytes = 64 << 20) = 0;
@@ -64,21 +65,21 @@ struct ClientOptions {
   size_t max_idle_per_host = 64;
   std::chrono::milliseconds max_idle{30'000};
   size_t max_header_bytes = 64 << 10;
-  bool verify_tls = true;            // --insecure turns it off in tools
+  bool verify_tls = true;  // --insecure turns it off in tools
 };
 
 class Client {
  public:
   static std::unique_ptr<Client> create(ClientOptions options = {});
   virtual ~Client() = default;
-  // Sends and waits for the response head. Throws Error{kInvalidArgument} (url), Error{kUnavailable} "cannot connect to ...: refused".
-  // An idempotent request on a pooled connection that turns out to be closed is sent once more on a fresh one; POST never after its
-  // first byte was written to a fresh connection.
+  // Sends and waits for the response head. Throws Error{kInvalidArgument} (url), Error{kUnavailable} "cannot connect to
+  // ...: refused". An idempotent request on a pooled connection that turns out to be closed is sent once more on a
+  // fresh one; POST never after its first byte was written to a fresh connection.
   virtual Task<std::unique_ptr<ClientResponse>> send(ClientRequest request) = 0;
 };
 
-// Runs a coroutine to its end on an I/O loop of its own, on the calling thread; for tools and tests. Rethrows what it throws. What it
-// spawned (spawn.h) and did not wait for ends with it.
+// Runs a coroutine to its end on an I/O loop of its own, on the calling thread; for tools and tests. Rethrows what it
+// throws. What it spawned (spawn.h) and did not wait for ends with it.
 void run_blocking(Task<void> task);
 
 }  // namespace moectl::http

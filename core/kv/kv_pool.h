@@ -1,5 +1,5 @@
-// KV memory as the transfer between workers sees it: where pages lie, what both sides must agree on, and which pages a request holds.
-// Plain data; core/engine and core/kv/transfer share it.
+// KV memory as the transfer between workers sees it: where pages lie, what both sides must agree on, and which pages a
+// request holds. Plain data; core/engine and core/kv/transfer share it.
 #pragma once
 
 #include <cstddef>
@@ -11,18 +11,19 @@ namespace moectl {
 
 // The KV memory of one rank as the transfer sees it: `layer_bytes` of a page lie together, one page after the other.
 struct KvPool {
-  int num_layers = 0;               // MTP layers included
+  int num_layers = 0;  // MTP layers included
   int64_t num_pages = 0;
-  int page_size = 0;                // tokens
-  int64_t page_bytes = 0;           // of one layer
-  std::vector<std::byte*> layers;   // [num_layers]: page p of layer l is layers[l] + p * page_bytes
+  int page_size = 0;               // tokens
+  int64_t page_bytes = 0;          // of one layer
+  std::vector<std::byte*> layers;  // [num_layers]: page p of layer l is layers[l] + p * page_bytes
   std::byte* page(int layer, int64_t page_id) const { return layers[size_t(layer)] + page_id * page_bytes; }
 };
 
-// What both sides must agree on before a byte moves. Compared field by field; a difference refuses the connection by name.
+// What both sides must agree on before a byte moves. Compared field by field; a difference refuses the connection by
+// name.
 struct KvLayout {
-  std::string model_hash;           // of config.json, all tensor headers and a sample of each tensor's bytes
-  std::string numerics_id;          // instruction-set path, kernel version, KV dtype
+  std::string model_hash;   // of config.json, all tensor headers and a sample of each tensor's bytes
+  std::string numerics_id;  // instruction-set path, kernel version, KV dtype
   int num_layers = 0, page_size = 0;
   int64_t page_bytes = 0;
   bool operator==(const KvLayout&) const = default;
@@ -31,9 +32,9 @@ struct KvLayout {
 // Pages of one request, all on one rank. Entry i holds tokens [(first_page + i) * page_size, ...).
 struct KvPages {
   int rank = 0;
-  int first_page = 0;               // index within the prompt of pages[0]
-  std::vector<int32_t> pages;       // page ids of the rank's pool
-  std::vector<uint32_t> epochs;     // of each page when it was reserved: a page whose epoch has moved on is not ours
+  int first_page = 0;            // index within the prompt of pages[0]
+  std::vector<int32_t> pages;    // page ids of the rank's pool
+  std::vector<uint32_t> epochs;  // of each page when it was reserved: a page whose epoch has moved on is not ours
 };
 
 }  // namespace moectl

@@ -1,5 +1,6 @@
-// Multi-head latent attention (DeepSeek-V2 report, section 2.1) in absorbed form for every token: keys and values are read only
-// from the latent cache, the own chunk included, so prefill in any chunking and decode are the same arithmetic.
+// Multi-head latent attention (DeepSeek-V2 report, section 2.1) in absorbed form for every token: keys and values are
+// read only from the latent cache, the own chunk included, so prefill in any chunking and decode are the same
+// arithmetic.
 #include "core/model/step.h"
 
 namespace moectl {
@@ -25,8 +26,9 @@ void mla_layer(Step& step, const MlaWeights& w, int layer_idx, View<const float>
 
   const View<float> q_latent = b.q_latent.first(n), latent = b.latent.first(n), heads = b.heads.first(n);
   ops.mla_query({q, w.w_uk, cos_sin, q_latent}, step.stream);
-  ops.mla_attention({q_latent, cache, step.page_table, step.seq_idx, step.positions, c.mla.kv_lora_rank, c.softmax_scale, latent},
-                    step.stream);
+  ops.mla_attention(
+      {q_latent, cache, step.page_table, step.seq_idx, step.positions, c.mla.kv_lora_rank, c.softmax_scale, latent},
+      step.stream);
   ops.mla_output({latent, w.w_uv, heads}, step.stream);
   ops.linear({View<const float>(heads.data, {n, heads.row_size()}), w.o, out}, step.stream);
 }

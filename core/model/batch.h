@@ -1,5 +1,5 @@
-// Batch: the rows of one step of one rank. A row is a token of a sequence at a position; prefill chunks, decode, verification
-// of drafts and prompt logprobs are all rows. Plain data, made by the scheduler, read by the model.
+// Batch: the rows of one step of one rank. A row is a token of a sequence at a position; prefill chunks, decode,
+// verification of drafts and prompt logprobs are all rows. Plain data, made by the scheduler, read by the model.
 #pragma once
 
 #include <cstdint>

@@ -22,7 +22,8 @@ int64_t KvCache::bytes_per_token(const Config& config) {
 }
 
 View<float> KvCache::layer(int layer_idx) const {
-  return View<float>(reinterpret_cast<float*>(layers[size_t(layer_idx)].get()), {num_pages, kPageSize, values_per_token});
+  return View<float>(reinterpret_cast<float*>(layers[size_t(layer_idx)].get()),
+                     {num_pages, kPageSize, values_per_token});
 }
 
 Buffers::Buffers(const Config& config, const ModelLimits& limits, Ops& ops) {
@@ -97,9 +98,11 @@ struct Model::Impl {
                                      [](const LayerConfig& x) { return x.feed_forward == FeedForwardKind::kMoe; });
     int64_t dense_size = c.intermediate_size, rows = 0;
     if (has_moe) {
-      exchange = std::make_unique<ExpertExchange>(comm, ops, c.moe.num_experts, c.moe.num_experts_per_tok, c.hidden_size, l.max_tokens);
+      exchange = std::make_unique<ExpertExchange>(comm, ops, c.moe.num_experts, c.moe.num_experts_per_tok,
+                                                  c.hidden_size, l.max_tokens);
       dense_size = std::max<int64_t>(dense_size, int64_t{c.moe.num_shared_experts} * c.moe.moe_intermediate_size);
-      rows = int64_t{comm.size()} * l.max_tokens * std::min<int64_t>(c.moe.num_experts_per_tok, exchange->num_local_experts());
+      rows = int64_t{comm.size()} * l.max_tokens *
+             std::min<int64_t>(c.moe.num_experts_per_tok, exchange->num_local_experts());
     }
     const int64_t floats = std::max(dense_size * l.max_tokens, rows * c.moe.moe_intermediate_size);
     expert_hidden = ops.alloc(floats * int64_t(sizeof(float)));
@@ -113,13 +116,14 @@ struct Model::Impl {
   void check(const Batch& batch) const {
     const int n = batch.num_tokens(), seqs = batch.num_seqs();
     CHECK(n <= limits.max_tokens && seqs <= limits.max_seqs && batch.num_logits() <= limits.max_logits,
-          "a batch of {} tokens, {} sequences, {} logits; the limits are {}, {}, {}", n, seqs, batch.num_logits(), limits.max_tokens,
-          limits.max_seqs, limits.max_logits);
+          "a batch of {} tokens, {} sequences, {} logits; the limits are {}, {}, {}", n, seqs, batch.num_logits(),
+          limits.max_tokens, limits.max_seqs, limits.max_logits);
     CHECK(int(batch.positions.size()) == n && int(batch.seq_idx.size()) == n, "batch columns differ in length");
     for (int i = 0; i < n; ++i) {
-      CHECK(batch.seq_idx[size_t(i)] >= 0 && batch.seq_idx[size_t(i)] < seqs, "sequence {} of {}", batch.seq_idx[size_t(i)], seqs);
-      CHECK(batch.positions[size_t(i)] >= 0 && batch.positions[size_t(i)] / kPageSize < batch.max_pages, "position {} in {} pages",
-            batch.positions[size_t(i)], batch.max_pages);
+      CHECK(batch.seq_idx[size_t(i)] >= 0 && batch.seq_idx[size_t(i)] < seqs, "sequence {} of {}",
+            batch.seq_idx[size_t(i)], seqs);
+      CHECK(batch.positions[size_t(i)] >= 0 && batch.positions[size_t(i)] / kPageSize < batch.max_pages,
+            "position {} in {} pages", batch.positions[size_t(i)], batch.max_pages);
     }
     for (int32_t row : batch.logits_rows) CHECK(row >= 0 && row < n, "logits of row {} of {}", row, n);
   }
@@ -131,7 +135,8 @@ struct Model::Impl {
     host_slots.clear();
     for (int64_t i = 0; i < n; ++i) {
       const int32_t position = batch.positions[size_t(i)];
-      const int64_t page = batch.page_table[size_t(batch.seq_idx[size_t(i)]) * size_t(batch.max_pages) + size_t(position / kPageSize)];
+      const int64_t page =
+          batch.page_table[size_t(batch.seq_idx[size_t(i)]) * size_t(batch.max_pages) + size_t(position / kPageSize)];
       host_slots.push_back(page * kPageSize + position % kPageSize);
     }
     auto upload = [&]<class T>(const View<T>& to, const std::vector<T>& from) {
@@ -139,7 +144,12 @@ struct Model::Impl {
       ops.upload(to.data, from.data(), int64_t(from.size() * sizeof(T)));
       return View<const T>(to.data, {int64_t(from.size())});
     };
-    Step step{.config = config, .ops = ops, .buffers = b, .cache = cache, .exchange = exchange.get(), .stream = {},
+    Step step{.config = config,
+              .ops = ops,
+              .buffers = b,
+              .cache = cache,
+              .exchange = exchange.get(),
+              .stream = {},
               .inv_freq = inv_freq};
     step.num_tokens = n;
     step.num_logits = batch.num_logits();
@@ -151,7 +161,8 @@ struct Model::Impl {
     upload(b.page_table, batch.page_table);
     step.page_table = View<const int32_t>(b.page_table.data, {batch.num_seqs(), batch.max_pages});
     upload(b.one_expert, std::vector<int32_t>{0, int32_t(n)});
-    ops.rope_table({step.positions, inv_freq, config.rope.attention_factor.value_or(1.0f), b.cos_sin.first(n)}, step.stream);
+    ops.rope_table({step.positions, inv_freq, config.rope.attention_factor.value_or(1.0f), b.cos_sin.first(n)},
+                   step.stream);
     return step;
   }
 
@@ -163,8 +174,8 @@ struct Model::Impl {
   }
 };
 
-Model::Model(const Config& config, std::shared_ptr<const ModelWeights> weights, Ops& ops, Communicator& comm, KvCache& cache,
-             ModelLimits limits)
+Model::Model(const Config& config, std::shared_ptr<const ModelWeights> weights, Ops& ops, Communicator& comm,
+             KvCache& cache, ModelLimits limits)
     : impl_(std::make_unique<Impl>(config, std::move(weights), ops, comm, cache, limits)) {}
 Model::~Model() = default;
 
@@ -172,7 +183,8 @@ View<const float> Model::forward(const Batch& batch) {
   Impl& m = *impl_;
   const ModelWeights& w = *m.weights;
   Step step = m.begin_step(batch);
-  const View<float> residual = m.buffers.residual.first(step.num_tokens), hidden = m.buffers.hidden.first(step.num_tokens);
+  const View<float> residual = m.buffers.residual.first(step.num_tokens),
+                    hidden = m.buffers.hidden.first(step.num_tokens);
   View<const float> delta;  // the last sub-layer's contribution, not yet added to the residual stream
   m.ops.embed({step.token_ids, w.embed, residual}, step.stream);
   for (int i = 0; i < m.config.num_layers; ++i) {
@@ -184,7 +196,9 @@ View<const float> Model::forward(const Batch& batch) {
   return m.logits(step, hidden, w.head);
 }
 
-View<const float> Model::hidden() const { return impl_->buffers.hidden.first(impl_->num_hidden); }
+View<const float> Model::hidden() const {
+  return impl_->buffers.hidden.first(impl_->num_hidden);
+}
 
 View<const float> Model::forward_mtp(const Batch& batch, View<const float> hidden) {
   Impl& m = *impl_;

@@ -1,5 +1,6 @@
-// Model: one decoder for every architecture, described by Config. A rank owns a Model and calls it on its own thread; ranks of a
-// group must call forward() together, a rank with nothing to do with an empty Batch (its experts may be needed).
+// Model: one decoder for every architecture, described by Config. A rank owns a Model and calls it on its own thread;
+// ranks of a group must call forward() together, a rank with nothing to do with an empty Batch (its experts may be
+// needed).
 #pragma once
 
 #include <functional>
@@ -15,7 +16,8 @@ namespace moectl {
 
 struct ModelWeights;  // weights.h
 
-// Packs every tensor of the checkpoint. `progress(done, total)` in bytes. Read-only afterwards: CPU ranks share one object.
+// Packs every tensor of the checkpoint. `progress(done, total)` in bytes. Read-only afterwards: CPU ranks share one
+// object.
 std::shared_ptr<const ModelWeights> load_weights(const Config& config, const Checkpoint& checkpoint, Ops& ops,
                                                  const std::function<void(int64_t, int64_t)>& progress = {});
 int64_t weight_bytes(const ModelWeights& weights);  // as packed
@@ -27,14 +29,14 @@ struct KvCache {
   View<float> layer(int layer_idx) const;
 
   int64_t num_pages = 0;
-  int values_per_token = 0;          // kv_lora_rank + qk_rope_head_dim
+  int values_per_token = 0;  // kv_lora_rank + qk_rope_head_dim
   std::vector<Buffer> layers;
 };
 
 struct ModelLimits {
-  int max_tokens = 512;              // rows a step
-  int max_seqs = 64;                 // sequences a step
-  int max_logits = 64;               // rows with logits a step
+  int max_tokens = 512;  // rows a step
+  int max_seqs = 64;     // sequences a step
+  int max_logits = 64;   // rows with logits a step
   int max_model_len = 2048;
 };
 
@@ -50,8 +52,9 @@ class Model {
   View<const float> forward(const Batch& batch);
   // The main model's states after the final norm, of the last forward(): [num_tokens, hidden_size].
   View<const float> hidden() const;
-  // The MTP module (DeepSeek-V3 report, section 2.2): row i of `batch` carries token t(i+1) at position i, row i of `hidden`
-  // the main model's state at position i. Returns logits of t(i+2) for batch.logits_rows, valid until the next call.
+  // The MTP module (DeepSeek-V3 report, section 2.2): row i of `batch` carries token t(i+1) at position i, row i of
+  // `hidden` the main model's state at position i. Returns logits of t(i+2) for batch.logits_rows, valid until the next
+  // call.
   View<const float> forward_mtp(const Batch& batch, View<const float> hidden);
 
  private:

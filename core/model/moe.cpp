@@ -1,4 +1,5 @@
-// Feed-forward: one dense SwiGLU, or routed experts over all ranks plus the shared expert (DeepSeek-V3 report, section 2.1.2).
+// Feed-forward: one dense SwiGLU, or routed experts over all ranks plus the shared expert (DeepSeek-V3 report,
+// section 2.1.2).
 #include "core/model/step.h"
 
 namespace moectl {
@@ -18,7 +19,8 @@ void feed_forward(Step& step, const LayerWeights& w, FeedForwardKind kind, View<
   const MoeConfig& moe = step.config.moe;
   Buffers& b = step.buffers;
   const int64_t n = step.num_tokens;
-  const View<float> logits = b.gate_logits.first(n), expert_weight = b.expert_weight.first(n), shared = b.shared.first(n);
+  const View<float> logits = b.gate_logits.first(n), expert_weight = b.expert_weight.first(n),
+                    shared = b.shared.first(n);
   const View<int32_t> expert_idx = b.expert_idx.first(n);
   step.ops.linear({x, w.gate, logits}, step.stream);
   step.ops.moe_gate({.logits = logits,
@@ -34,13 +36,15 @@ void feed_forward(Step& step, const LayerWeights& w, FeedForwardKind kind, View<
                     step.stream);
 
   ExpertExchange::Received rows = step.exchange->dispatch(x, expert_idx);
-  step.ops.moe_experts({rows.x, rows.expert_offsets, w.experts.gate, w.experts.up, w.experts.down, step.exchange->expert_begin(),
-                        View<float>(b.mlp_hidden.data, {rows.x.dim(0), moe.moe_intermediate_size}), rows.out},
-                       step.stream);
+  step.ops.moe_experts(
+      {rows.x, rows.expert_offsets, w.experts.gate, w.experts.up, w.experts.down, step.exchange->expert_begin(),
+       View<float>(b.mlp_hidden.data, {rows.x.dim(0), moe.moe_intermediate_size}), rows.out},
+      step.stream);
   if (moe.num_shared_experts > 0) dense(step, w.shared, x, shared);
   const View<const float* const> expert_rows = step.exchange->collect();
-  step.ops.moe_combine({expert_rows, expert_weight, moe.num_shared_experts > 0 ? View<const float>(shared) : View<const float>(), out},
-                       step.stream);
+  step.ops.moe_combine(
+      {expert_rows, expert_weight, moe.num_shared_experts > 0 ? View<const float>(shared) : View<const float>(), out},
+      step.stream);
 }
 
 }  // namespace moectl

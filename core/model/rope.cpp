@@ -9,7 +9,8 @@ namespace {
 
 // Index of the pair that turns `rotations` times within the original context.
 double correction_dim(double rotations, const RopeConfig& rope) {
-  return rope.dim * std::log(rope.original_max_position / (rotations * 2 * std::numbers::pi)) / (2 * std::log(double(rope.theta)));
+  return rope.dim * std::log(rope.original_max_position / (rotations * 2 * std::numbers::pi)) /
+         (2 * std::log(double(rope.theta)));
 }
 
 }  // namespace

@@ -15,23 +15,23 @@ struct Buffers {
 
   View<int32_t> token_ids, positions, seq_idx, page_table, logits_rows;
   View<int64_t> slots;
-  View<float> cos_sin;                       // [max_tokens, rope_dim]
-  View<float> residual, normed, delta;       // [max_tokens, hidden_size]
-  View<float> hidden;                        // [max_tokens, hidden_size]: the main model's final-normed states
-  View<float> q_a;                           // [max_tokens, q_lora_rank]
-  View<float> q;                             // [max_tokens, num_heads, qk_head_dim]
-  View<float> kv_a;                          // [max_tokens, kv_lora_rank + rope_dim]
-  View<float> q_latent;                      // [max_tokens, num_heads, kv_lora_rank + rope_dim]
-  View<float> latent;                        // [max_tokens, num_heads, kv_lora_rank]
-  View<float> heads;                         // [max_tokens, num_heads, v_head_dim]
-  View<float> mlp_hidden;                    // [max rows of dense or experts, intermediate]
-  View<float> gate_logits;                   // [max_tokens, num_experts]
-  View<int32_t> expert_idx;                  // [max_tokens, top_k]
-  View<float> expert_weight;                 // [max_tokens, top_k]
-  View<float> shared;                        // [max_tokens, hidden_size]
-  View<float> logits_hidden;                 // [max_logits, hidden_size]
-  View<float> logits;                        // [max_logits, vocab_size]
-  View<int32_t> one_expert;                  // [2]: offsets {0, num_tokens} of a dense feed-forward
+  View<float> cos_sin;                  // [max_tokens, rope_dim]
+  View<float> residual, normed, delta;  // [max_tokens, hidden_size]
+  View<float> hidden;                   // [max_tokens, hidden_size]: the main model's final-normed states
+  View<float> q_a;                      // [max_tokens, q_lora_rank]
+  View<float> q;                        // [max_tokens, num_heads, qk_head_dim]
+  View<float> kv_a;                     // [max_tokens, kv_lora_rank + rope_dim]
+  View<float> q_latent;                 // [max_tokens, num_heads, kv_lora_rank + rope_dim]
+  View<float> latent;                   // [max_tokens, num_heads, kv_lora_rank]
+  View<float> heads;                    // [max_tokens, num_heads, v_head_dim]
+  View<float> mlp_hidden;               // [max rows of dense or experts, intermediate]
+  View<float> gate_logits;              // [max_tokens, num_experts]
+  View<int32_t> expert_idx;             // [max_tokens, top_k]
+  View<float> expert_weight;            // [max_tokens, top_k]
+  View<float> shared;                   // [max_tokens, hidden_size]
+  View<float> logits_hidden;            // [max_logits, hidden_size]
+  View<float> logits;                   // [max_logits, vocab_size]
+  View<int32_t> one_expert;             // [2]: offsets {0, num_tokens} of a dense feed-forward
 
  private:
   std::vector<Buffer> storage_;
@@ -42,7 +42,7 @@ struct Step {
   Ops& ops;
   Buffers& buffers;
   KvCache& cache;
-  ExpertExchange* exchange;                  // null: no MoE layers
+  ExpertExchange* exchange;  // null: no MoE layers
   Stream stream;
   View<const float> inv_freq;
   int64_t num_tokens = 0, num_logits = 0;
@@ -54,7 +54,8 @@ struct Step {
 void mla_layer(Step& step, const MlaWeights& w, int layer_idx, View<const float> x, View<float> out);
 // Feed-forward of one layer, dense or MoE. Ranks of a group call it together for MoE layers.
 void feed_forward(Step& step, const LayerWeights& w, FeedForwardKind kind, View<const float> x, View<float> out);
-// residual += delta (where given), then one decoder layer; leaves the layer's last contribution in buffers.delta, not yet added.
+// residual += delta (where given), then one decoder layer; leaves the layer's last contribution in buffers.delta, not
+// yet added.
 void decoder_layer(Step& step, const LayerWeights& w, int layer_idx, View<const float> delta);
 
 }  // namespace moectl

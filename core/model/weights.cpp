@@ -11,7 +11,8 @@ namespace {
 
 class Loader {
  public:
-  Loader(const Config& config, const Checkpoint& checkpoint, Ops& ops, const std::function<void(int64_t, int64_t)>& progress)
+  Loader(const Config& config, const Checkpoint& checkpoint, Ops& ops,
+         const std::function<void(int64_t, int64_t)>& progress)
       : config_(config), checkpoint_(checkpoint), ops_(ops), progress_(progress) {}
 
   std::shared_ptr<const ModelWeights> load() {
@@ -27,27 +28,37 @@ class Loader {
   }
 
  private:
-  // Before the first allocation: a checkpoint that cannot fit (or a sparse file that claims to be huge) is refused in words.
+  // Before the first allocation: a checkpoint that cannot fit (or a sparse file that claims to be huge) is refused in
+  // words.
   void check_memory() const {
     const int64_t needed = checkpoint_.total_bytes(), available = available_memory_bytes();
     if (needed > available)
-      throw Error(Code::kResourceExhausted,
-                  fmt::format("{}: the weights need {:.1f} GB of memory and {:.1f} GB are available; use a machine with more "
-                              "memory or a smaller checkpoint",
-                              checkpoint_.dir().string(), double(needed) / 1e9, double(available) / 1e9));
+      throw Error(
+          Code::kResourceExhausted,
+          fmt::format("{}: the weights need {:.1f} GB of memory and {:.1f} GB are available; use a machine with more "
+                      "memory or a smaller checkpoint",
+                      checkpoint_.dir().string(), double(needed) / 1e9, double(available) / 1e9));
   }
 
   // The matrix as it lies in the file, with its block scales when it is FP8.
   MatrixSpec spec(const std::string& name, int64_t rows, int64_t cols) {
     const TensorInfo& t = checkpoint_.get(name, std::array{rows, cols});
-    MatrixSpec m = {.name = fmt::format("{}: {}", t.file, name), .data = t.data, .dtype = t.dtype, .rows = rows, .cols = cols,
-                    .num_rows = rows, .num_cols = cols};
+    MatrixSpec m = {.name = fmt::format("{}: {}", t.file, name),
+                    .data = t.data,
+                    .dtype = t.dtype,
+                    .rows = rows,
+                    .cols = cols,
+                    .num_rows = rows,
+                    .num_cols = cols};
     if (t.dtype == DType::kF8E4M3) {
       const int bn = config_.quant.block_n, bk = config_.quant.block_k;
       if (bn <= 0 || bk <= 0)
-        throw Error(Code::kBadData, fmt::format("{}: {} is FP8, but config.json has no quantization_config.weight_block_size; "
-                                                "expected [128, 128]", t.file, name));
-      const TensorInfo& s = checkpoint_.get(name + "_scale_inv", std::array{(rows + bn - 1) / bn, (cols + bk - 1) / bk});
+        throw Error(Code::kBadData,
+                    fmt::format("{}: {} is FP8, but config.json has no quantization_config.weight_block_size; "
+                                "expected [128, 128]",
+                                t.file, name));
+      const TensorInfo& s =
+          checkpoint_.get(name + "_scale_inv", std::array{(rows + bn - 1) / bn, (cols + bk - 1) / bk});
       if (s.dtype != DType::kF32)
         throw Error(Code::kBadData, fmt::format("{}: {} is {}, expected f32", s.file, s.name, dtype_name(s.dtype)));
       m.scales = s.data;
@@ -96,11 +107,18 @@ class Loader {
       uint16_t half = 0;
       if (dtype_bytes(t.dtype) == 2) std::memcpy(&half, p, 2);
       switch (t.dtype) {
-        case DType::kF32: std::memcpy(&host[size_t(i)], p, 4); break;
-        case DType::kBF16: host[size_t(i)] = bf16_to_f32(half); break;
-        case DType::kF16: host[size_t(i)] = f16_to_f32(half); break;
+        case DType::kF32:
+          std::memcpy(&host[size_t(i)], p, 4);
+          break;
+        case DType::kBF16:
+          host[size_t(i)] = bf16_to_f32(half);
+          break;
+        case DType::kF16:
+          host[size_t(i)] = f16_to_f32(half);
+          break;
         default:
-          throw Error(Code::kBadData, fmt::format("{}: {} is {}; vectors are f32, bf16 or f16", t.file, name, dtype_name(t.dtype)));
+          throw Error(Code::kBadData,
+                      fmt::format("{}: {} is {}; vectors are f32, bf16 or f16", t.file, name, dtype_name(t.dtype)));
       }
     }
     Buffer buffer = ops_.alloc(size * 4);
@@ -144,7 +162,8 @@ class Loader {
 
   MlpWeights mlp(const std::string& prefix, int64_t intermediate) {
     const int64_t hidden = config_.hidden_size;
-    return {matrix(prefix + "gate_proj.weight", intermediate, hidden), matrix(prefix + "up_proj.weight", intermediate, hidden),
+    return {matrix(prefix + "gate_proj.weight", intermediate, hidden),
+            matrix(prefix + "up_proj.weight", intermediate, hidden),
             matrix(prefix + "down_proj.weight", hidden, intermediate)};
   }
 
@@ -152,7 +171,8 @@ class Loader {
     const int64_t hidden = config_.hidden_size, inter = config_.moe.moe_intermediate_size;
     auto all = [&](const char* name, int64_t rows, int64_t cols) {
       std::vector<MatrixSpec> batch;
-      for (int e = 0; e < config_.moe.num_experts; ++e) batch.push_back(spec(fmt::format("{}experts.{}.{}.weight", prefix, e, name), rows, cols));
+      for (int e = 0; e < config_.moe.num_experts; ++e)
+        batch.push_back(spec(fmt::format("{}experts.{}.{}.weight", prefix, e, name), rows, cols));
       return pack(batch);
     };
     return {all("gate_proj", inter, hidden), all("up_proj", inter, hidden), all("down_proj", hidden, inter)};
@@ -182,7 +202,8 @@ class Loader {
     const int64_t hidden = config_.hidden_size, vocab = config_.vocab_size;
     MtpWeights w;
     // Published checkpoints repeat the embedding and the head here; both may be left out.
-    if (checkpoint_.find(prefix + "embed_tokens.weight")) w.embed = table(prefix + "embed_tokens.weight", vocab, hidden);
+    if (checkpoint_.find(prefix + "embed_tokens.weight"))
+      w.embed = table(prefix + "embed_tokens.weight", vocab, hidden);
     w.enorm = vector(prefix + "enorm.weight", hidden);
     w.hnorm = vector(prefix + "hnorm.weight", hidden);
     MatrixSpec half = spec(prefix + "eh_proj.weight", hidden, 2 * hidden);
@@ -193,7 +214,8 @@ class Loader {
     w.eh_proj_h = pack({&half, 1});
     w.layer = layer(idx);
     w.norm = vector(prefix + "shared_head.norm.weight", hidden);
-    if (checkpoint_.find(prefix + "shared_head.head.weight")) w.head = matrix(prefix + "shared_head.head.weight", vocab, hidden);
+    if (checkpoint_.find(prefix + "shared_head.head.weight"))
+      w.head = matrix(prefix + "shared_head.head.weight", vocab, hidden);
     return w;
   }
 
@@ -213,6 +235,8 @@ std::shared_ptr<const ModelWeights> load_weights(const Config& config, const Che
   return Loader(config, checkpoint, ops, progress).load();
 }
 
-int64_t weight_bytes(const ModelWeights& weights) { return weights.num_bytes; }
+int64_t weight_bytes(const ModelWeights& weights) {
+  return weights.num_bytes;
+}
 
 }  // namespace moectl

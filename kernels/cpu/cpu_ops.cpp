@@ -13,7 +13,9 @@
 // Raise when any kernel changes a bit of its results.
 inline constexpr int kKernelVersion = 1;
 
-std::string CpuOps::numerics_id() const { return fmt::format("cpu-{}-{}", kPathName, kKernelVersion); }
+std::string CpuOps::numerics_id() const {
+  return fmt::format("cpu-{}-{}", kPathName, kKernelVersion);
+}
 
 Buffer CpuOps::alloc(int64_t num_bytes) {
   CHECK(num_bytes >= 0, "allocation of {} bytes", num_bytes);
@@ -21,12 +23,16 @@ Buffer CpuOps::alloc(int64_t num_bytes) {
   size_t size = size_t(num_bytes > 0 ? num_bytes : 1);
   void* p = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (p == MAP_FAILED)
-    throw Error(Code::kResourceExhausted, fmt::format("cannot allocate {} bytes of memory; lower --kv-cache-memory-bytes or "
-                                                      "--max-num-batched-tokens, or use a machine with more memory", size));
+    throw Error(Code::kResourceExhausted,
+                fmt::format("cannot allocate {} bytes of memory; lower --kv-cache-memory-bytes or "
+                            "--max-num-batched-tokens, or use a machine with more memory",
+                            size));
   return Buffer(static_cast<std::byte*>(p), [size](std::byte* q) { munmap(q, size); });
 }
 
-void CpuOps::upload(void* device, const void* host, int64_t num_bytes) { std::memcpy(device, host, size_t(num_bytes)); }
+void CpuOps::upload(void* device, const void* host, int64_t num_bytes) {
+  std::memcpy(device, host, size_t(num_bytes));
+}
 
 const float* const* CpuOps::row_pointers(const float* x, int64_t num_rows, int64_t stride) {
   row_pointers_.clear();
@@ -44,10 +50,17 @@ void CpuOps::embed(const EmbedArgs& a, Stream) {
     const std::byte* row = table.data.get() + id * cols * dtype_bytes(table.dtype);
     for (int64_t c = 0; c < cols; ++c) {
       switch (table.dtype) {
-        case DType::kF32: out[c] = reinterpret_cast<const float*>(row)[c]; break;
-        case DType::kBF16: out[c] = bf16_to_f32(reinterpret_cast<const uint16_t*>(row)[c]); break;
-        case DType::kF16: out[c] = f16_to_f32(reinterpret_cast<const uint16_t*>(row)[c]); break;
-        default: CHECK(false, "no embedding table of {}", dtype_name(table.dtype));
+        case DType::kF32:
+          out[c] = reinterpret_cast<const float*>(row)[c];
+          break;
+        case DType::kBF16:
+          out[c] = bf16_to_f32(reinterpret_cast<const uint16_t*>(row)[c]);
+          break;
+        case DType::kF16:
+          out[c] = f16_to_f32(reinterpret_cast<const uint16_t*>(row)[c]);
+          break;
+        default:
+          CHECK(false, "no embedding table of {}", dtype_name(table.dtype));
       }
     }
   }

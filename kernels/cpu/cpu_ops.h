@@ -1,4 +1,5 @@
-// CpuOps: the CPU backend of one instruction-set path. One object a rank; operations run on the rank's thread and its team.
+// CpuOps: the CPU backend of one instruction-set path. One object a rank; operations run on the rank's thread and its
+// team.
 #pragma once
 
 #include "core/base/parallel.h"

@@ -1,8 +1,8 @@
 // The inner product kernel of all matrix operations on CPU: rows of x times tiles of a PackedMatrix.
 //
-// Every output is one chain: k ascending, and within FP8 one partial sum a scale segment, added to the total in ascending order.
-// How many rows or tiles are computed together changes only what stands in registers, never a chain: this is what makes results
-// independent of the batch (docs/determinism.md).
+// Every output is one chain: k ascending, and within FP8 one partial sum a scale segment, added to the total in
+// ascending order. How many rows or tiles are computed together changes only what stands in registers, never a chain:
+// this is what makes results independent of the batch (docs/determinism.md).
 #pragma once
 
 #include <vector>
@@ -67,7 +67,8 @@ template <DType D, int R, int T>
   }
 }
 
-// Calls sink(row index, tile index, F32x16) for rows [0, num_rows) and tiles [tile_begin, tile_end). `x` holds row pointers.
+// Calls sink(row index, tile index, F32x16) for rows [0, num_rows) and tiles [tile_begin, tile_end). `x` holds row
+// pointers.
 template <DType D, int R, int T, class Sink>
 inline void gemm_rows(const PackedMatrix& w, int64_t tile_begin, int64_t tile_end, const float* const* x, int64_t row0,
                       Sink&& sink) {
@@ -86,25 +87,31 @@ inline void gemm_rows(const PackedMatrix& w, int64_t tile_begin, int64_t tile_en
 }
 
 template <DType D, class Sink>
-inline void gemm_strip(const PackedMatrix& w, int64_t tile_begin, int64_t tile_end, const float* const* x, int64_t num_rows,
-                       Sink&& sink) {
+inline void gemm_strip(const PackedMatrix& w, int64_t tile_begin, int64_t tile_end, const float* const* x,
+                       int64_t num_rows, Sink&& sink) {
   int64_t row = 0;
   for (; row + 6 <= num_rows; row += 6) gemm_rows<D, 6, 4>(w, tile_begin, tile_end, x, row, sink);
   switch (num_rows - row) {
-    case 5: return gemm_rows<D, 5, 4>(w, tile_begin, tile_end, x, row, sink);
-    case 4: return gemm_rows<D, 4, 4>(w, tile_begin, tile_end, x, row, sink);
-    case 3: return gemm_rows<D, 3, 4>(w, tile_begin, tile_end, x, row, sink);
-    case 2: return gemm_rows<D, 2, 4>(w, tile_begin, tile_end, x, row, sink);
-    case 1: return gemm_rows<D, 1, 8>(w, tile_begin, tile_end, x, row, sink);
-    default: return;
+    case 5:
+      return gemm_rows<D, 5, 4>(w, tile_begin, tile_end, x, row, sink);
+    case 4:
+      return gemm_rows<D, 4, 4>(w, tile_begin, tile_end, x, row, sink);
+    case 3:
+      return gemm_rows<D, 3, 4>(w, tile_begin, tile_end, x, row, sink);
+    case 2:
+      return gemm_rows<D, 2, 4>(w, tile_begin, tile_end, x, row, sink);
+    case 1:
+      return gemm_rows<D, 1, 8>(w, tile_begin, tile_end, x, row, sink);
+    default:
+      return;
   }
 }
 
-// Many rows: a strip of tiles is widened to f32 once and stays in cache while all rows pass over it. The numbers that enter the
-// chains are the same ones.
+// Many rows: a strip of tiles is widened to f32 once and stays in cache while all rows pass over it. The numbers that
+// enter the chains are the same ones.
 template <DType D, class Sink>
-inline void gemm_typed(const PackedMatrix& w, int64_t tile_begin, int64_t tile_end, const float* const* x, int64_t num_rows,
-                       Sink&& sink) {
+inline void gemm_typed(const PackedMatrix& w, int64_t tile_begin, int64_t tile_end, const float* const* x,
+                       int64_t num_rows, Sink&& sink) {
   constexpr int64_t kWidenFromRows = 12, kStrip = 4;
   if (D == DType::kF32 || num_rows < kWidenFromRows) {
     constexpr int64_t kTiles = 8;
@@ -118,10 +125,12 @@ inline void gemm_typed(const PackedMatrix& w, int64_t tile_begin, int64_t tile_e
     int64_t num = tile_end - t < kStrip ? tile_end - t : kStrip;
     for (int64_t i = 0; i < num * w.k; ++i)
       store(wide.data() + i * 16, load_weight<D>(w.tile(t) + i * 16 * dtype_bytes(D)));
-    PackedMatrix strip = {DType::kF32, num * 16, w.k, num, {}, reinterpret_cast<const std::byte*>(wide.data()), nullptr};
+    PackedMatrix strip = {DType::kF32, num * 16, w.k, num, {}, reinterpret_cast<const std::byte*>(wide.data()),
+                          nullptr};
     strip.segment_end = w.segment_end;
     strip.scales = w.tile_scales(t);
-    gemm_strip<DType::kF32>(strip, 0, num, x, num_rows, [&](int64_t r, int64_t tile, F32x16 v) { sink(r, t + tile, v); });
+    gemm_strip<DType::kF32>(strip, 0, num, x, num_rows,
+                            [&](int64_t r, int64_t tile, F32x16 v) { sink(r, t + tile, v); });
   }
 }
 
@@ -129,11 +138,16 @@ template <class Sink>
 inline void gemm(const PackedMatrix& w, int64_t tile_begin, int64_t tile_end, const float* const* x, int64_t num_rows,
                  Sink&& sink) {
   switch (w.dtype) {
-    case DType::kF32: return gemm_typed<DType::kF32>(w, tile_begin, tile_end, x, num_rows, sink);
-    case DType::kBF16: return gemm_typed<DType::kBF16>(w, tile_begin, tile_end, x, num_rows, sink);
-    case DType::kF16: return gemm_typed<DType::kF16>(w, tile_begin, tile_end, x, num_rows, sink);
-    case DType::kF8E4M3: return gemm_typed<DType::kF8E4M3>(w, tile_begin, tile_end, x, num_rows, sink);
-    default: CHECK(false, "no GEMM for weights of {}", dtype_name(w.dtype));
+    case DType::kF32:
+      return gemm_typed<DType::kF32>(w, tile_begin, tile_end, x, num_rows, sink);
+    case DType::kBF16:
+      return gemm_typed<DType::kBF16>(w, tile_begin, tile_end, x, num_rows, sink);
+    case DType::kF16:
+      return gemm_typed<DType::kF16>(w, tile_begin, tile_end, x, num_rows, sink);
+    case DType::kF8E4M3:
+      return gemm_typed<DType::kF8E4M3>(w, tile_begin, tile_end, x, num_rows, sink);
+    default:
+      CHECK(false, "no GEMM for weights of {}", dtype_name(w.dtype));
   }
 }
 

@@ -15,19 +15,20 @@ void CpuOps::mla_query(const MlaQueryArgs& a, Stream) {
   const int64_t nope = a.w_uk.k, rank = a.w_uk.n, rope = head_dim - nope;
   const float* const* rows = row_pointers(a.q.data, num_tokens * num_heads, head_dim);
   // Row pointers are by (token, head); one head needs those of a stride.
-  pool_.parallel_for(num_heads, kMinWorkPerThread / (rank * nope * num_tokens + 1) + 1, [&](int64_t begin, int64_t end) {
-    thread_local std::vector<const float*> x;
-    for (int64_t h = begin; h < end; ++h) {
-      x.clear();
-      for (int64_t t = 0; t < num_tokens; ++t) x.push_back(rows[t * num_heads + h]);
-      const PackedMatrix& w = cpu::packed(a.w_uk).matrices[h];
-      gemm(w, 0, w.num_tiles, x.data(), num_tokens, [&](int64_t t, int64_t tile, F32x16 value) {
-        store_tile(a.out.row(t) + h * (rank + rope), tile, rank, value);
-      });
-      for (int64_t t = 0; t < num_tokens; ++t)
-        rotate_pairs(x[t] + nope, a.cos_sin.row(t), rope, a.out.row(t) + h * (rank + rope) + rank);
-    }
-  });
+  pool_.parallel_for(num_heads, kMinWorkPerThread / (rank * nope * num_tokens + 1) + 1,
+                     [&](int64_t begin, int64_t end) {
+                       thread_local std::vector<const float*> x;
+                       for (int64_t h = begin; h < end; ++h) {
+                         x.clear();
+                         for (int64_t t = 0; t < num_tokens; ++t) x.push_back(rows[t * num_heads + h]);
+                         const PackedMatrix& w = cpu::packed(a.w_uk).matrices[h];
+                         gemm(w, 0, w.num_tiles, x.data(), num_tokens, [&](int64_t t, int64_t tile, F32x16 value) {
+                           store_tile(a.out.row(t) + h * (rank + rope), tile, rank, value);
+                         });
+                         for (int64_t t = 0; t < num_tokens; ++t)
+                           rotate_pairs(x[t] + nope, a.cos_sin.row(t), rope, a.out.row(t) + h * (rank + rope) + rank);
+                       }
+                     });
 }
 
 void CpuOps::mla_cache_write(const MlaCacheWriteArgs& a, Stream) {
@@ -46,8 +47,8 @@ namespace {
 constexpr int kMaxPage = 64;
 constexpr float kMasked = -std::numeric_limits<float>::infinity();
 
-// scores[j] = q . k_j * scale for the `num` keys of one page, -infinity for the rest of its kMaxPage places; keys are `width`
-// floats apart. Sixteen keys go together; the chain of each is its own.
+// scores[j] = q . k_j * scale for the `num` keys of one page, -infinity for the rest of its kMaxPage places; keys are
+// `width` floats apart. Sixteen keys go together; the chain of each is its own.
 inline void page_scores(const float* q, const float* keys, int64_t width, int num, float scale, float* scores) {
   for (int j0 = 0; j0 < kMaxPage; j0 += 16) {
     if (j0 >= num) {
@@ -83,8 +84,8 @@ struct HeadState {
   float max = kMasked, sum = 0.0f;
 };
 
-// Online softmax over one page (arXiv 1805.02867): earlier results are rescaled when the maximum rises. Leaves the weights in
-// `scores`, 0 in masked places.
+// Online softmax over one page (arXiv 1805.02867): earlier results are rescaled when the maximum rises. Leaves the
+// weights in `scores`, 0 in masked places.
 inline void page_softmax(float* scores, int num, HeadState& state, float* out, int64_t rank) {
   F32x16 s[4];
   for (int v = 0; v < 4; ++v) s[v] = load(scores + v * 16);
@@ -132,8 +133,8 @@ void CpuOps::mla_attention(const MlaAttentionArgs& a, Stream) {
   int64_t work = 0;
   for (int64_t t = 0; t < num_tokens; ++t) work += (a.positions(t) + 1) * num_heads * (width + rank);
   const int chunks = pool_.num_chunks(work, kMinWorkPerThread);
-  // An item is a token and some of its heads; the heads of an item share each page while it is in cache. Rows late in the
-  // sequence cost more, so items are dealt out to the chunks.
+  // An item is a token and some of its heads; the heads of an item share each page while it is in cache. Rows late in
+  // the sequence cost more, so items are dealt out to the chunks.
   const int64_t groups = num_tokens >= chunks ? 1 : std::min<int64_t>(num_heads, chunks);
   pool_.run(chunks, [&](int chunk) {
     alignas(64) float scores[kMaxPage];
@@ -166,17 +167,18 @@ void CpuOps::mla_attention(const MlaAttentionArgs& a, Stream) {
 void CpuOps::mla_output(const MlaOutputArgs& a, Stream) {
   const int64_t num_tokens = a.latent.dim(0), num_heads = a.latent.dim(1), rank = a.latent.dim(2), v_dim = a.w_uv.n;
   const float* const* rows = row_pointers(a.latent.data, num_tokens * num_heads, rank);
-  pool_.parallel_for(num_heads, kMinWorkPerThread / (rank * v_dim * num_tokens + 1) + 1, [&](int64_t begin, int64_t end) {
-    thread_local std::vector<const float*> x;
-    for (int64_t h = begin; h < end; ++h) {
-      x.clear();
-      for (int64_t t = 0; t < num_tokens; ++t) x.push_back(rows[t * num_heads + h]);
-      const PackedMatrix& w = cpu::packed(a.w_uv).matrices[h];
-      gemm(w, 0, w.num_tiles, x.data(), num_tokens, [&](int64_t t, int64_t tile, F32x16 value) {
-        store_tile(a.out.row(t) + h * v_dim, tile, v_dim, value);
-      });
-    }
-  });
+  pool_.parallel_for(num_heads, kMinWorkPerThread / (rank * v_dim * num_tokens + 1) + 1,
+                     [&](int64_t begin, int64_t end) {
+                       thread_local std::vector<const float*> x;
+                       for (int64_t h = begin; h < end; ++h) {
+                         x.clear();
+                         for (int64_t t = 0; t < num_tokens; ++t) x.push_back(rows[t * num_heads + h]);
+                         const PackedMatrix& w = cpu::packed(a.w_uv).matrices[h];
+                         gemm(w, 0, w.num_tiles, x.data(), num_tokens, [&](int64_t t, int64_t tile, F32x16 value) {
+                           store_tile(a.out.row(t) + h * v_dim, tile, v_dim, value);
+                         });
+                       }
+                     });
 }
 
 #include "kernels/cpu/path_end.h"

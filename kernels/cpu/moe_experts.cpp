@@ -40,26 +40,28 @@ void CpuOps::moe_experts(const MoeExpertsArgs& a, Stream) {
 
   const float* const* x = row_pointers(a.x.data, num_rows, hidden_size);
   pool_.run(chunks, [&](int chunk) {
-    for_expert_tiles(offsets, num_experts, gate[0].num_tiles, chunk, chunks, [&](int64_t e, int64_t begin, int64_t end) {
-      const int64_t row0 = offsets[e], rows = offsets[e + 1] - row0, w = a.expert_begin + e;
-      gemm(gate[w], begin, end, x + row0, rows, [&](int64_t row, int64_t tile, F32x16 value) {
-        store_tile(a.hidden.row(row0 + row), tile, intermediate, silu(value));
-      });
-      gemm(up[w], begin, end, x + row0, rows, [&](int64_t row, int64_t tile, F32x16 value) {
-        float* out = a.hidden.row(row0 + row);
-        const int left = int(std::min<int64_t>(16, intermediate - tile * 16));
-        store_tile(out, tile, intermediate, load_part(out + tile * 16, left) * value);
-      });
-    });
+    for_expert_tiles(offsets, num_experts, gate[0].num_tiles, chunk, chunks,
+                     [&](int64_t e, int64_t begin, int64_t end) {
+                       const int64_t row0 = offsets[e], rows = offsets[e + 1] - row0, w = a.expert_begin + e;
+                       gemm(gate[w], begin, end, x + row0, rows, [&](int64_t row, int64_t tile, F32x16 value) {
+                         store_tile(a.hidden.row(row0 + row), tile, intermediate, silu(value));
+                       });
+                       gemm(up[w], begin, end, x + row0, rows, [&](int64_t row, int64_t tile, F32x16 value) {
+                         float* out = a.hidden.row(row0 + row);
+                         const int left = int(std::min<int64_t>(16, intermediate - tile * 16));
+                         store_tile(out, tile, intermediate, load_part(out + tile * 16, left) * value);
+                       });
+                     });
   });
   const float* const* h = row_pointers(a.hidden.data, num_rows, intermediate);
   pool_.run(chunks, [&](int chunk) {
-    for_expert_tiles(offsets, num_experts, down[0].num_tiles, chunk, chunks, [&](int64_t e, int64_t begin, int64_t end) {
-      const int64_t row0 = offsets[e], rows = offsets[e + 1] - row0;
-      gemm(down[a.expert_begin + e], begin, end, h + row0, rows, [&](int64_t row, int64_t tile, F32x16 value) {
-        store_tile(a.out.row(row0 + row), tile, hidden_size, value);
-      });
-    });
+    for_expert_tiles(
+        offsets, num_experts, down[0].num_tiles, chunk, chunks, [&](int64_t e, int64_t begin, int64_t end) {
+          const int64_t row0 = offsets[e], rows = offsets[e + 1] - row0;
+          gemm(down[a.expert_begin + e], begin, end, h + row0, rows, [&](int64_t row, int64_t tile, F32x16 value) {
+            store_tile(a.out.row(row0 + row), tile, hidden_size, value);
+          });
+        });
   });
 }
 

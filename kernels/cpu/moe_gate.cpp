@@ -30,11 +30,13 @@ int64_t arg_max(const float* v, int64_t n) {
   return best;
 }
 
-// Of an expert or group that is taken or out of the running. What runs is at least kLowest, NaN and -infinity too, so that a
-// token's experts are distinct whatever a checkpoint makes of the logits: the exchange has room for no more.
+// Of an expert or group that is taken or out of the running. What runs is at least kLowest, NaN and -infinity too, so
+// that a token's experts are distinct whatever a checkpoint makes of the logits: the exchange has room for no more.
 constexpr float kOut = -std::numeric_limits<float>::infinity(), kLowest = std::numeric_limits<float>::lowest();
 
-float in_the_running(float v) { return v >= kLowest ? v : kLowest; }
+float in_the_running(float v) {
+  return v >= kLowest ? v : kLowest;
+}
 
 // Leaves only the experts of the best groups in the running.
 void keep_best_groups(const MoeGateArgs& a, float* choice, int64_t num_experts, float* group_score) {
@@ -63,31 +65,33 @@ void keep_best_groups(const MoeGateArgs& a, float* choice, int64_t num_experts, 
 
 void CpuOps::moe_gate(const MoeGateArgs& a, Stream) {
   const int64_t num_experts = a.logits.dim(1), top_k = a.expert_idx.dim(1);
-  CHECK(top_k <= num_experts / a.num_groups * a.num_topk_groups, "{} experts a token of {} groups of {}", top_k, a.num_topk_groups,
-        num_experts / a.num_groups);
-  pool_.parallel_for(a.logits.dim(0), kMinWorkPerThread / (num_experts * (top_k + 16)) + 1, [&](int64_t begin, int64_t end) {
-    thread_local std::vector<float> scratch;
-    scratch.resize(size_t(2 * num_experts + a.num_groups));
-    float *scores = scratch.data(), *choice = scores + num_experts, *group_score = choice + num_experts;
-    for (int64_t t = begin; t < end; ++t) {
-      gate_scores(a.logits.row(t), num_experts, a.sigmoid, scores);
-      for (int64_t e = 0; e < num_experts; ++e) choice[e] = in_the_running(a.bias ? scores[e] + a.bias(e) : scores[e]);
-      if (a.num_topk_groups < a.num_groups) keep_best_groups(a, choice, num_experts, group_score);
-      float sum = 0.0f;
-      for (int64_t j = 0; j < top_k; ++j) {
-        int64_t e = arg_max(choice, num_experts);
-        choice[e] = kOut;
-        a.expert_idx(t, j) = int32_t(e);
-        a.expert_weight(t, j) = scores[e];
-        sum = sum + scores[e];
-      }
-      for (int64_t j = 0; j < top_k; ++j) {
-        float weight = a.expert_weight(t, j);
-        if (a.normalize) weight = weight / (sum + 1e-20f);
-        a.expert_weight(t, j) = weight * a.scale;
-      }
-    }
-  });
+  CHECK(top_k <= num_experts / a.num_groups * a.num_topk_groups, "{} experts a token of {} groups of {}", top_k,
+        a.num_topk_groups, num_experts / a.num_groups);
+  pool_.parallel_for(
+      a.logits.dim(0), kMinWorkPerThread / (num_experts * (top_k + 16)) + 1, [&](int64_t begin, int64_t end) {
+        thread_local std::vector<float> scratch;
+        scratch.resize(size_t(2 * num_experts + a.num_groups));
+        float *scores = scratch.data(), *choice = scores + num_experts, *group_score = choice + num_experts;
+        for (int64_t t = begin; t < end; ++t) {
+          gate_scores(a.logits.row(t), num_experts, a.sigmoid, scores);
+          for (int64_t e = 0; e < num_experts; ++e)
+            choice[e] = in_the_running(a.bias ? scores[e] + a.bias(e) : scores[e]);
+          if (a.num_topk_groups < a.num_groups) keep_best_groups(a, choice, num_experts, group_score);
+          float sum = 0.0f;
+          for (int64_t j = 0; j < top_k; ++j) {
+            int64_t e = arg_max(choice, num_experts);
+            choice[e] = kOut;
+            a.expert_idx(t, j) = int32_t(e);
+            a.expert_weight(t, j) = scores[e];
+            sum = sum + scores[e];
+          }
+          for (int64_t j = 0; j < top_k; ++j) {
+            float weight = a.expert_weight(t, j);
+            if (a.normalize) weight = weight / (sum + 1e-20f);
+            a.expert_weight(t, j) = weight * a.scale;
+          }
+        }
+      });
 }
 
 #include "kernels/cpu/path_end.h"

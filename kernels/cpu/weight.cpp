@@ -31,9 +31,10 @@ float scale_at(const MatrixSpec& m, int64_t row, int64_t col) {
   float s;
   std::memcpy(&s, m.scales + ((row / m.block_n) * cols + col / m.block_k) * int64_t(sizeof s), sizeof s);
   if (!std::isfinite(s))
-    throw Error(Code::kBadData, fmt::format("{}: the scale of block ({}, {}) is not a finite number; the file is damaged: "
-                                            "download the checkpoint again",
-                                            m.name, row / m.block_n, col / m.block_k));
+    throw Error(Code::kBadData,
+                fmt::format("{}: the scale of block ({}, {}) is not a finite number; the file is damaged: "
+                            "download the checkpoint again",
+                            m.name, row / m.block_n, col / m.block_k));
   return s;
 }
 
@@ -42,8 +43,9 @@ void check_no_f8_nan(const MatrixSpec& m) {
     const auto* p = reinterpret_cast<const uint8_t*>(m.data) + row * m.cols;
     for (int64_t col = m.col_begin; col < m.col_begin + m.num_cols; ++col)
       if ((p[col] & 0x7f) == 0x7f)
-        throw Error(Code::kBadData, fmt::format("{}: element ({}, {}) is NaN; the file is damaged: download the checkpoint again",
-                                                m.name, row, col));
+        throw Error(Code::kBadData,
+                    fmt::format("{}: element ({}, {}) is NaN; the file is damaged: download the checkpoint again",
+                                m.name, row, col));
   }
 }
 
@@ -55,7 +57,9 @@ void pack_one(const MatrixSpec& m, PackedMatrix& p, std::byte* data, float* scal
     const int lanes = int(std::min<int64_t>(16, p.n - tile * 16));
     for (int lane = 0; lane < lanes; ++lane) {
       const int64_t n = tile * 16 + lane;
-      const std::byte* in = m.data + ((m.row_begin + (m.transpose ? 0 : n)) * m.cols + m.col_begin + (m.transpose ? n : 0)) * int64_t(sizeof(T));
+      const std::byte* in =
+          m.data +
+          ((m.row_begin + (m.transpose ? 0 : n)) * m.cols + m.col_begin + (m.transpose ? n : 0)) * int64_t(sizeof(T));
       const int64_t step = (m.transpose ? m.cols : 1) * int64_t(sizeof(T));
       for (int64_t k = 0; k < p.k; ++k) std::memcpy(out + k * 16 + lane, in + k * step, sizeof(T));
       if (!scales) continue;
@@ -78,7 +82,8 @@ Weight CpuOps::pack(std::span<const MatrixSpec> batch) {
   auto weight = std::make_shared<PackedWeight>();
   const MatrixSpec& first = batch[0];
   const int size = dtype_bytes(first.dtype);
-  const int64_t n = first.transpose ? first.num_cols : first.num_rows, k = first.transpose ? first.num_rows : first.num_cols;
+  const int64_t n = first.transpose ? first.num_cols : first.num_rows,
+                k = first.transpose ? first.num_rows : first.num_cols;
   CHECK(n > 0 && k > 0, "{}: cannot pack a {} x {} matrix", first.name, n, k);
   const int64_t num_tiles = (n + 15) / 16, matrix_bytes = num_tiles * k * 16 * size;
   int64_t scale_floats = 0;
@@ -109,12 +114,18 @@ Weight CpuOps::pack(std::span<const MatrixSpec> batch) {
       const MatrixSpec& m = batch[size_t(i)];
       PackedMatrix& p = weight->matrices[size_t(i)];
       if (m.dtype == DType::kF8E4M3) check_no_f8_nan(m);
-      auto *data = const_cast<std::byte*>(p.data);
-      auto *s = const_cast<float*>(p.scales);
+      auto* data = const_cast<std::byte*>(p.data);
+      auto* s = const_cast<float*>(p.scales);
       switch (size) {
-        case 1: pack_one<uint8_t>(m, p, data, s); break;
-        case 2: pack_one<uint16_t>(m, p, data, s); break;
-        default: pack_one<uint32_t>(m, p, data, s); break;
+        case 1:
+          pack_one<uint8_t>(m, p, data, s);
+          break;
+        case 2:
+          pack_one<uint16_t>(m, p, data, s);
+          break;
+        default:
+          pack_one<uint32_t>(m, p, data, s);
+          break;
       }
     }
   });

@@ -1,5 +1,5 @@
-// The decoder against references that transformers computed (models/demo/golden.json, tests/golden/*/golden.json): every greedy
-// token, every logprob of prompt and output within 2e-3, the MTP module's drafts as recorded.
+// The decoder against references that transformers computed (models/demo/golden.json, tests/golden/*/golden.json):
+// every greedy token, every logprob of prompt and output within 2e-3, the MTP module's drafts as recorded.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -83,20 +83,21 @@ TEST_P(Golden, TokensAndLogprobs) {
     }
   }
   EXPECT_GT(num_tokens, 0);
-  std::printf("%s (%s): %d greedy tokens, %d drafts, worst logprob difference %.2g\n", c.dir.c_str(), c.path.c_str(), num_tokens,
-              num_drafts, worst);
+  std::printf("%s (%s): %d greedy tokens, %d drafts, worst logprob difference %.2g\n", c.dir.c_str(), c.path.c_str(),
+              num_tokens, num_drafts, worst);
 }
 
-INSTANTIATE_TEST_SUITE_P(Checkpoints, Golden,
-                         testing::Values(Case{"models/demo", "avx512"}, Case{"models/demo", "portable"},
-                                         Case{"tests/golden/deepseek_v3_a", "avx512"}, Case{"tests/golden/deepseek_v3_a", "portable"},
-                                         Case{"tests/golden/deepseek_v3_fp8_a", "avx512"},
-                                         Case{"tests/golden/deepseek_v3_fp8_a", "portable"},
-                                         Case{"tests/golden/deepseek_v2_a", "avx512"}, Case{"tests/golden/deepseek_v2_a", "portable"}),
-                         [](const auto& info) {
-                           std::string name = info.param.dir.substr(info.param.dir.rfind('/') + 1) + "_" + info.param.path;
-                           return name;
-                         });
+INSTANTIATE_TEST_SUITE_P(
+    Checkpoints, Golden,
+    testing::Values(Case{"models/demo", "avx512"}, Case{"models/demo", "portable"},
+                    Case{"tests/golden/deepseek_v3_a", "avx512"}, Case{"tests/golden/deepseek_v3_a", "portable"},
+                    Case{"tests/golden/deepseek_v3_fp8_a", "avx512"},
+                    Case{"tests/golden/deepseek_v3_fp8_a", "portable"}, Case{"tests/golden/deepseek_v2_a", "avx512"},
+                    Case{"tests/golden/deepseek_v2_a", "portable"}),
+    [](const auto& info) {
+      std::string name = info.param.dir.substr(info.param.dir.rfind('/') + 1) + "_" + info.param.path;
+      return name;
+    });
 
 }  // namespace
 }  // namespace moectl::test

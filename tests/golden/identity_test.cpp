@@ -1,5 +1,6 @@
-// Bit-identity of the decoder itself: logits of a row do not depend on chunking, on company in the batch, on threads, or on the number
-// of expert-parallel ranks (docs/determinism.md). Exact comparisons; the engine's tests repeat this above the scheduler.
+// Bit-identity of the decoder itself: logits of a row do not depend on chunking, on company in the batch, on threads,
+// or on the number of expert-parallel ranks (docs/determinism.md). Exact comparisons; the engine's tests repeat this
+// above the scheduler.
 #include <gtest/gtest.h>
 
 #include <cstring>
@@ -89,7 +90,8 @@ TEST_P(Identity, Company) {
   batch.max_pages = 2;
   std::vector<size_t> next(prompts.size());
   std::vector<std::pair<size_t, size_t>> row_is;
-  for (size_t s = 0; s < prompts.size(); ++s) batch.page_table.insert(batch.page_table.end(), {int32_t(2 * s), int32_t(2 * s + 1)});
+  for (size_t s = 0; s < prompts.size(); ++s)
+    batch.page_table.insert(batch.page_table.end(), {int32_t(2 * s), int32_t(2 * s + 1)});
   for (size_t left = prompts.size(); left > 0;) {
     const size_t s = rng() % prompts.size();
     if (next[s] == prompts[s].size()) continue;
@@ -130,7 +132,8 @@ TEST_P(Identity, ExpertParallelRanks) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Checkpoints, Identity,
-                         testing::Combine(testing::Values("models/demo", "tests/golden/deepseek_v3_fp8_a", "tests/golden/deepseek_v2_a"),
+                         testing::Combine(testing::Values("models/demo", "tests/golden/deepseek_v3_fp8_a",
+                                                          "tests/golden/deepseek_v2_a"),
                                           testing::Values("avx512", "portable")),
                          [](const auto& info) {
                            const std::string& dir = std::get<0>(info.param);

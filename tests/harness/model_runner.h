@@ -23,7 +23,7 @@ class ModelRunner {
  public:
   struct Options {
     std::string cpu_path = "auto";
-    int threads = 1;          // a rank
+    int threads = 1;  // a rank
     int ep_size = 1;
     int max_tokens = 2048, max_logits = 2048;
     int num_pages = 40;
