@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "kernels/cpu/cpu_ops.h"
 #include "kernels/cpu/gemm.h"
 
@@ -9,8 +11,10 @@ void CpuOps::linear(const LinearArgs& a, Stream) {
   CHECK(a.x.row_size() == w.k && a.out.row_size() == w.n, "linear: x has {} columns and out {}, the weight is [{}, {}]",
         a.x.row_size(), a.out.row_size(), w.n, w.k);
   const float* const* x = row_pointers(a.x.data, num_rows, w.k);
-  pool_.parallel_for(w.num_tiles, min_tiles_per_thread(w.k, num_rows), [&](int64_t begin, int64_t end) {
-    gemm(w, begin, end, x, num_rows,
+  // Four tiles fill the widest block: chunks end between such groups.
+  const int64_t groups = (w.num_tiles + 3) / 4, min_groups = (min_tiles_per_thread(w.k, num_rows) + 3) / 4;
+  pool_.parallel_for(groups, min_groups, [&](int64_t begin, int64_t end) {
+    gemm(w, begin * 4, std::min(end * 4, w.num_tiles), x, num_rows,
          [&](int64_t row, int64_t tile, F32x16 value) { store_tile(a.out.row(row), tile, w.n, value); });
   });
 }
