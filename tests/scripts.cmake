@@ -39,6 +39,9 @@ if(TARGET moectl)
     moectl_script(e2e_${name} bash tests/scripts/if_installed.sh ${CMAKE_BINARY_DIR}/venv/bin/python ${script})
   endforeach()
 
+  # Processes that are killed and stopped at chosen moments: these tests get the machine for themselves.
+  set_tests_properties(e2e_router_test e2e_pd_test e2e_deploy_test PROPERTIES RUN_SERIAL ON)
+
   # References computed anew by the libraries themselves, beside the recorded ones that the unit tests read.
   moectl_script(tokenizer_fuzz bash tests/scripts/if_installed.sh ${CMAKE_BINARY_DIR}/venv/bin/python
                 tests/text/tokenizer_fuzz.py $<TARGET_FILE:test_text> --count 4000 --seed 1)

@@ -36,10 +36,12 @@ class Reply:
 class Server:
     """Starts on free ports and waits for the ready line. Use as a context manager; logs are kept in a file."""
 
-    def __init__(self, *flags, model=DEMO, wait=True, command="serve-decode"):
+    def __init__(self, *flags, model=DEMO, wait=True, command="serve-decode", port=0):
         self.log = tempfile.NamedTemporaryFile("w+", suffix=".log")
+        self.role = command.removeprefix("serve-")
+        checkpoint = [] if command == "serve-router" else [str(model), "--served-model-name", "demo"]
         self.process = subprocess.Popen(
-            [MOECTL, command, str(model), "--served-model-name", "demo", "--port", "0", "--ops-port", "0", *flags],
+            [MOECTL, command, *checkpoint, "--port", str(port), "--ops-port", "0", *flags],
             stdout=subprocess.PIPE, stderr=self.log, text=True, env=environment(), cwd=ROOT)
         self.url = self.ops = self.kv = None
         if wait:
