@@ -31,7 +31,7 @@ Buffer CpuOps::alloc(int64_t num_bytes) {
 }
 
 void CpuOps::upload(void* device, const void* host, int64_t num_bytes) {
-  std::memcpy(device, host, size_t(num_bytes));
+  if (num_bytes > 0) std::memcpy(device, host, size_t(num_bytes));  // empty batches have null pointers
 }
 
 const float* const* CpuOps::row_pointers(const float* x, int64_t num_rows, int64_t stride) {
