@@ -36,7 +36,8 @@ struct MatrixSpec {
   const std::byte* scales = nullptr;  // f32 [ceil(rows/block_n), ceil(cols/block_k)], any alignment; FP8 only
   int block_n = 0, block_k = 0;
   int64_t row_begin = 0, num_rows = 0, col_begin = 0, num_cols = 0;  // the rectangle that is used
-  bool transpose = false;                                            // n = num_cols, k = num_rows
+  int64_t row_step = 1, col_step = 1;  // 2: every other row or column (gate and up interleaved); without scales only
+  bool transpose = false;              // n = num_cols, k = num_rows
 };
 
 // `batch` matrices [n, k] of one dtype in the layout that the backend reads fastest; opaque above this interface.
@@ -61,15 +62,16 @@ struct EmbedArgs {
 struct RmsNormArgs {
   View<const float> x;       // [num_rows, size]
   View<float> residual;      // [num_rows, size] in and out; empty: none
-  View<const float> weight;  // [size]
+  View<const float> weight;  // [size]; empty: ones
   View<float> out;           // [num_rows, size]; may be `x` itself
   float eps = 1e-6f;
 };
 
 struct LinearArgs {
-  View<const float> x;  // [num_rows, k]
-  Weight weight;        // batch 1
-  View<float> out;      // [num_rows, n]
+  View<const float> x;          // [num_rows, k]
+  Weight weight;                // batch 1
+  View<float> out;              // [num_rows, n]
+  View<const float> bias = {};  // [n], added to each row; empty: none
 };
 
 // Row gather: out[i] = x[row_idx[i]].
@@ -85,6 +87,39 @@ struct RopeTableArgs {
   View<const float> inv_freq;     // [rope_dim / 2]
   float factor = 1.0f;
   View<float> cos_sin;  // [num_tokens, rope_dim] out: cosines, then sines
+};
+
+// Rotates the first rope_dim components of every head: pairs (2i, 2i + 1) when interleaved, else (i, i + rope_dim / 2).
+struct RopeArgs {
+  View<float> x;              // [num_tokens, num_heads, head_dim] in and out
+  View<const float> cos_sin;  // [num_tokens, rope_dim]
+  bool interleaved = false;
+};
+
+// Copies keys and values of a step to their slots of the paged cache. Within a page each head's keys lie together, then
+// its values, so that attention reads one head strictly forward.
+struct GqaCacheWriteArgs {
+  View<const float> k, v;     // [num_tokens, num_kv_heads, head_dim]
+  View<const int64_t> slots;  // [num_tokens]: page * page_size + offset
+  int page_size = 0;
+  View<float> cache;  // [num_pages, num_kv_heads, 2 * page_size, head_dim] of one layer: keys, then values
+};
+
+// softmax(scale * q . k) v for grouped-query attention: query head h reads key/value head h * num_kv_heads / num_heads.
+// A row at position p sees positions b .. p, b = max(0, p - window + 1) with a window, the start of p's chunk with
+// chunks.
+struct GqaAttentionArgs {
+  View<const float> q;             // [num_tokens, num_heads, head_dim]
+  View<const float> cache;         // [num_pages, num_kv_heads, 2 * page_size, head_dim] of one layer
+  View<const int32_t> page_table;  // [num_seqs, max_pages]
+  View<const int32_t> seq_idx;     // [num_tokens]: row of page_table
+  View<const int32_t> positions;   // [num_tokens]
+  View<const float> sinks;         // [num_heads]: one more logit of each head, without a value; empty: none
+  int page_size = 0;
+  int window = 0;  // positions a row sees, its own included; 0: all
+  int chunk = 0;   // attention inside chunks of so many positions; 0: none
+  float scale = 1.0f;
+  View<float> out;  // [num_tokens, num_heads, head_dim]
 };
 
 // MLA (DeepSeek-V2 report, section 2.1), absorbed form: the query is moved into the latent space, so that attention
@@ -138,8 +173,15 @@ struct MoeGateArgs {
   float scale = 1.0f;
 };
 
-// SwiGLU feed-forward of several experts: rows of expert e are expert_offsets[e] .. expert_offsets[e + 1].
-// out = (silu(x W_gate^T) * (x W_up^T)) W_down^T. A dense feed-forward is one expert.
+// Of a gated feed-forward: what becomes of gate g and up u.
+struct Activation {
+  enum class Kind { kSwiGlu, kClampedSwiGlu } kind = Kind::kSwiGlu;  // silu(g) * u
+  // kClampedSwiGlu (gpt-oss): g' = min(g, limit), u' = clamp(u, -limit, limit), g' * sigmoid(alpha * g') * (u' + 1).
+  float limit = 0.0f, alpha = 1.0f;
+};
+
+// Gated feed-forward of several experts: rows of expert e are expert_offsets[e] .. expert_offsets[e + 1].
+// out = act(x W_gate^T, x W_up^T) W_down^T. A dense feed-forward is one expert.
 struct MoeExpertsArgs {
   View<const float> x;                 // [max_rows, hidden_size]
   View<const int32_t> expert_offsets;  // [num_local_experts + 1], on the device
@@ -148,15 +190,22 @@ struct MoeExpertsArgs {
   int64_t expert_begin = 0;            // batch index of local expert 0
   View<float> hidden;                  // [max_rows, intermediate] scratch
   View<float> out;                     // [max_rows, hidden_size]
+  Activation activation = {};
+  View<const float> gate_bias = {}, up_bias = {};  // [batch, intermediate]; empty: none
+  View<const float> down_bias = {};                // [batch, hidden_size]; empty: none
+  // Of each row: gate and up are multiplied by it before the activation, as if it had multiplied x (Llama 4). Empty: 1.
+  View<const float> row_scale = {};  // [max_rows]
 };
 
-// out[t] = sum over j of expert_weight[t, j] * expert_out[row_idx[t, j]], in the order of j, plus shared[t].
+// out[t] = sum over j of expert_weight[t, j] * expert_out[row_idx[t, j]], in the order of j, plus shared[t], which is
+// multiplied by sigmoid(shared_gate[t]) where there is one.
 struct MoeCombineArgs {
   View<const float* const>
       expert_rows;  // [num_tokens, top_k]: the expert's output row of [hidden_size], maybe a peer's memory
-  View<const float> expert_weight;  // [num_tokens, top_k]
-  View<const float> shared;         // [num_tokens, hidden_size]; empty: none
-  View<float> out;                  // [num_tokens, hidden_size]
+  View<const float> expert_weight;     // [num_tokens, top_k]; empty: ones
+  View<const float> shared;            // [num_tokens, hidden_size]; empty: none
+  View<float> out;                     // [num_tokens, hidden_size]
+  View<const float> shared_gate = {};  // [num_tokens]; empty: none
 };
 
 // ------------------------------------------------------------------------------------------------ interface
@@ -180,6 +229,9 @@ class Ops {
   virtual void linear(const LinearArgs&, Stream) = 0;
   virtual void gather(const GatherArgs&, Stream) = 0;
   virtual void rope_table(const RopeTableArgs&, Stream) = 0;
+  virtual void rope(const RopeArgs&, Stream) = 0;
+  virtual void gqa_cache_write(const GqaCacheWriteArgs&, Stream) = 0;
+  virtual void gqa_attention(const GqaAttentionArgs&, Stream) = 0;
   virtual void mla_query(const MlaQueryArgs&, Stream) = 0;
   virtual void mla_cache_write(const MlaCacheWriteArgs&, Stream) = 0;
   virtual void mla_attention(const MlaAttentionArgs&, Stream) = 0;

@@ -19,9 +19,9 @@ struct Architecture {
   void (*read)(const Fields&, Config&);
 };
 constexpr std::array kArchitectures = {
-    Architecture{"deepseek_v2", read_deepseek_v2},
-    Architecture{"deepseek_v3", read_deepseek_v3},
-    Architecture{"kimi_k2", read_deepseek_v3},
+    Architecture{"deepseek_v2", read_deepseek_v2}, Architecture{"deepseek_v3", read_deepseek_v3},
+    Architecture{"gpt_oss", read_gpt_oss},         Architecture{"kimi_k2", read_deepseek_v3},
+    Architecture{"qwen3_moe", read_qwen3_moe},
 };
 
 const Architecture& find_architecture(const Fields& f, const std::string& model_type) {

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "core/base/dtype.h"
+#include "kernels/ops.h"
 
 namespace moectl {
 
@@ -21,13 +22,22 @@ enum class GateScoring { kSigmoid, kSoftmax };
 // kGroupTop2: groups ranked by the sum of their two best biased scores (V3 noaux_tc).
 enum class GateSelect { kGreedy, kGroupMax, kGroupTop2 };
 
+// Norms of queries and keys: each head by itself before or after the rotation, or all heads of a token as one vector
+// before it. kHeadL2AfterRope has no weights.
+enum class QkNorm { kNone, kHeadBeforeRope, kHeadAfterRope, kHeadL2AfterRope, kAllBeforeRope };
+// kLinear: frequencies / factor. kYarn: arXiv 2309.00071. kLlama3: Llama 3.1's smooth step between low and high
+// frequencies.
+enum class RopeScaling { kNone, kLinear, kYarn, kLlama3 };
+
 struct RopeConfig {
-  int dim = 0;  // rotated components a head (qk_rope_head_dim)
+  int dim = 0;  // rotated components a head (qk_rope_head_dim, or head_dim * partial_rotary_factor): the first ones
   float theta = 10000.0f;
   bool interleaved = false;  // pairs (2i, 2i+1), DeepSeek; else halves (i, i + dim/2)
-  // YaRN (arXiv 2309.00071); factor 1: plain RoPE
-  float factor = 1.0f, beta_fast = 32.0f, beta_slow = 1.0f;
+  RopeScaling scaling = RopeScaling::kNone;
+  float factor = 1.0f;
   int original_max_position = 0;
+  float low_freq_factor = 1.0f, high_freq_factor = 4.0f;  // Llama 3
+  float beta_fast = 32.0f, beta_slow = 1.0f;              // YaRN, as all below
   float mscale = 0.0f, mscale_all_dim = 0.0f;
   std::optional<float> attention_factor;  // multiplies cos and sin; the reader sets it whenever YaRN is on
   bool truncate = true;
@@ -39,20 +49,51 @@ struct MlaConfig {
   float latent_norm_eps = 1e-6f;  // of q_a_layernorm and kv_a_layernorm: fixed there, whatever rms_norm_eps says
 };
 
+struct GqaConfig {
+  int num_kv_heads = 0, head_dim = 0;
+  bool qkv_bias = false, o_bias = false;
+  QkNorm qk_norm = QkNorm::kNone;
+  bool sinks = false;  // one learned logit a head that takes part in the softmax and has no value
+};
+
 struct MoeConfig {
   int num_experts = 0, num_experts_per_tok = 0, moe_intermediate_size = 0;
-  int num_shared_experts = 0;  // one shared MLP of num_shared_experts * moe_intermediate_size
+  int num_shared_experts = 0;        // how many a shared MLP stands for; 0: none
+  int shared_intermediate_size = 0;  // of the shared MLP
+  bool has_shared_gate = false;      // the shared MLP's output is multiplied by sigmoid(gate(x)) (shared_expert_gate)
   GateScoring scoring = GateScoring::kSoftmax;
   GateSelect select = GateSelect::kGreedy;
   int num_groups = 1, num_topk_groups = 1;
   bool has_correction_bias = false;  // e_score_correction_bias
   bool normalize_topk = false;       // norm_topk_prob
   float routed_scaling_factor = 1.0f;
+  bool has_router_bias = false;  // added to the router's logits
+  bool has_expert_bias = false;  // of gate, up and down projections of the routed experts
+  Activation activation;         // of the routed experts
 };
 
 struct LayerConfig {
   AttentionKind attention = AttentionKind::kMla;
   FeedForwardKind feed_forward = FeedForwardKind::kDense;
+  int window = 0;  // positions a token sees, its own included (sliding_window); 0: all
+  int chunk = 0;   // a token sees its own chunk of so many positions only (attention_chunk_size); 0: all
+  bool rope = true;
+};
+
+// How the architecture's checkpoints name their tensors, where that differs. Prefixes end in a dot and follow
+// "model.layers.N.".
+struct TensorNames {
+  std::string q_norm = "q_norm", k_norm = "k_norm";  // behind "self_attn."
+  std::string mlp = "mlp.", moe = "mlp.";            // a dense feed-forward; a MoE block
+  // Inside the MoE block:
+  std::string router = "gate", correction_bias = "gate.e_score_correction_bias";
+  std::string shared = "shared_experts.", shared_gate = "shared_expert_gate";
+  std::string expert_gate = "gate_proj", expert_up = "up_proj", expert_down = "down_proj";
+  // kEach: experts.E.gate_proj.weight [intermediate, hidden], ... kFusedInterleaved (gpt-oss): experts.gate_up_proj
+  // [num_experts, hidden, 2 * intermediate] with gate and up in turns, experts.down_proj [num_experts, intermediate,
+  // hidden], and their biases as experts.gate_up_proj_bias, ... kFusedHalves (Llama 4): the same with all of gate, then
+  // all of up.
+  enum class Experts { kEach, kFusedInterleaved, kFusedHalves } experts = Experts::kEach;
 };
 
 struct QuantConfig {
@@ -72,13 +113,22 @@ struct Config {
   int num_mtp_layers = 0;  // num_nextn_predict_layers; their weights are layers num_layers ...
   int32_t bos_token_id = -1;
   std::vector<int32_t> eos_token_ids;
-  MlaConfig mla;
+  MlaConfig mla;  // where layers have it
+  GqaConfig gqa;
   RopeConfig rope;
   MoeConfig moe;
   QuantConfig quant;
-  std::vector<LayerConfig> layers;  // num_layers + num_mtp_layers entries
+  std::vector<LayerConfig> layers;  // num_layers + num_mtp_layers entries, all of one AttentionKind
+  TensorNames names;
 
   float softmax_scale = 0.0f;  // of attention scores, YaRN's mscale^2 included
+
+  AttentionKind attention() const { return layers.front().attention; }
+  // Floats of one token in one layer's cache: the latent and the rotary key, or keys and values of all heads.
+  int kv_values_per_token() const {
+    return attention() == AttentionKind::kMla ? mla.kv_lora_rank + mla.qk_rope_head_dim
+                                              : 2 * gqa.num_kv_heads * gqa.head_dim;
+  }
 };
 
 // Parses and checks config.json. Throws Error{kBadData} that names the file, the field, what was expected and what to

@@ -32,6 +32,9 @@ void read_mla(const Fields& f, Config& c) {
   if (f.integer_or("num_key_value_heads", c.num_heads, 0, limits::kHeads) != c.num_heads)
     f.fail("num_key_value_heads", fmt::format("num_attention_heads ({}): MLA has one latent for all", c.num_heads));
 
+  if (mla.qk_rope_head_dim % 2 != 0) f.fail("qk_rope_head_dim", "an even number: RoPE rotates pairs");
+  if (read_rotary_dim(f, mla.qk_rope_head_dim) != mla.qk_rope_head_dim)
+    f.fail("partial_rotary_factor", "1: MLA rotates qk_rope_head_dim components");
   c.rope = read_rope(f, mla.qk_rope_head_dim, c.max_position_embeddings);
   if (!f.boolean_or("rope_interleave", true)) f.fail("rope_interleave", "true: MLA rotates pairs (2i, 2i+1)");
   c.rope.interleaved = true;
@@ -81,6 +84,7 @@ void read_moe(const Fields& f, const GateDefaults& defaults, MoeConfig& moe) {
   moe.num_experts_per_tok = int(f.integer("num_experts_per_tok", 1, moe.num_experts));
   moe.moe_intermediate_size = int(f.integer("moe_intermediate_size", 1, limits::kMoeIntermediate));
   moe.num_shared_experts = int(f.integer_or("n_shared_experts", 0, 0, limits::kSharedExperts));
+  moe.shared_intermediate_size = moe.num_shared_experts * moe.moe_intermediate_size;
   read_gate(f, defaults, moe);
 }
 

@@ -18,6 +18,13 @@ inline constexpr int64_t kExperts = 8192, kSharedExperts = 64, kPositions = 1 <<
 void read_deepseek_v2(const Fields& fields, Config& config);
 void read_deepseek_v3(const Fields& fields, Config& config);  // V3, R1, V3.1, and kimi_k2, which is the same arithmetic
 
+void read_qwen3_moe(const Fields& fields, Config& config);
+void read_gpt_oss(const Fields& fields, Config& config);
+
+// num_key_value_heads, head_dim (absent: hidden_size / num_attention_heads), and the softmax scale head_dim^-0.5.
+void read_gqa(const Fields& fields, Config& config);
+// How many components of a head RoPE rotates: head_dim * partial_rotary_factor, `fallback` when it is absent.
+int read_rotary_dim(const Fields& fields, int head_dim, double fallback = 1.0);
 // rope_theta + rope_scaling, or rope_parameters, for `dim` rotated components a head.
 RopeConfig read_rope(const Fields& fields, int dim, int max_position_embeddings);
 

@@ -13,6 +13,7 @@ double yarn_mscale(double factor, double mscale) {
 namespace {
 
 void read_yarn(const Fields& yarn, int max_position_embeddings, RopeConfig& rope) {
+  rope.scaling = RopeScaling::kYarn;
   rope.original_max_position =
       int(yarn.integer_or("original_max_position_embeddings", max_position_embeddings, 1, limits::kPositions));
   const double factor = yarn.number("factor", 1.0, 1e6);
@@ -41,25 +42,59 @@ void read_yarn(const Fields& yarn, int max_position_embeddings, RopeConfig& rope
 
 }  // namespace
 
+namespace {
+
+void read_llama3(const Fields& f, RopeConfig& rope) {
+  rope.scaling = RopeScaling::kLlama3;
+  rope.factor = float(f.number("factor", 1.0, 1e6));
+  rope.low_freq_factor = float(f.number("low_freq_factor", 1e-3, 1e6));
+  rope.high_freq_factor = float(f.number("high_freq_factor", 1e-3, 1e6));
+  if (rope.high_freq_factor <= rope.low_freq_factor)
+    f.fail("high_freq_factor", fmt::format("more than low_freq_factor, {}", rope.low_freq_factor));
+  rope.original_max_position = int(f.integer("original_max_position_embeddings", 1, limits::kPositions));
+}
+
+std::optional<Fields> rope_object(const Fields& f) {
+  return f.object(f.either({"rope_parameters", "rope_scaling"}));
+}
+
+}  // namespace
+
+int read_rotary_dim(const Fields& fields, int head_dim, double fallback) {
+  double factor = fields.number_or("partial_rotary_factor", fallback, 0.0, 1.0);
+  if (auto inner = rope_object(fields))
+    factor = inner->number_or("partial_rotary_factor", factor, 0.0, 1.0);
+  const int dim = int(head_dim * factor);
+  if (dim < 2 || dim % 2 != 0)
+    fields.fail("partial_rotary_factor", fmt::format("a part of head_dim ({}) that is an even number of components: "
+                                                     "RoPE rotates pairs",
+                                                     head_dim));
+  return dim;
+}
+
 RopeConfig read_rope(const Fields& fields, int dim, int max_position_embeddings) {
   constexpr double kMaxTheta = 1e12;
   RopeConfig rope;
   rope.dim = dim;
-  if (dim % 2 != 0) fields.fail("qk_rope_head_dim", "an even number: RoPE rotates pairs");
   double theta = fields.number_or("rope_theta", 10000.0, 1.001, kMaxTheta);
 
-  if (auto scaling = fields.object(fields.either({"rope_parameters", "rope_scaling"})); scaling && !scaling->empty()) {
+  if (auto scaling = rope_object(fields); scaling && !scaling->empty()) {
     double inner = scaling->number_or("rope_theta", theta, 1.001, kMaxTheta);
     if (fields.has("rope_theta") && inner != theta) scaling->fail("rope_theta", "the same as `rope_theta` outside");
     theta = inner;
-    if (scaling->number_or("partial_rotary_factor", 1.0, 0.0, 1.0) != 1.0)
-      scaling->fail("partial_rotary_factor", "1: a partial rotation is not supported here");
     const std::string_view type_field = scaling->either({"rope_type", "type"});
     const std::string type = scaling->text_or(type_field, "default");
-    if (type == "yarn" || type == "deepseek_yarn")
+    if (type == "yarn" || type == "deepseek_yarn") {
       read_yarn(*scaling, max_position_embeddings, rope);
-    else if (type != "default")
-      scaling->fail(type_field, "\"default\" or \"yarn\": other kinds of RoPE scaling are not supported");
+    } else if (type == "linear") {
+      rope.scaling = RopeScaling::kLinear;
+      rope.factor = float(scaling->number("factor", 1.0, 1e6));
+    } else if (type == "llama3") {
+      read_llama3(*scaling, rope);
+    } else if (type != "default") {
+      scaling->fail(type_field,
+                    "\"default\", \"linear\", \"yarn\" or \"llama3\": other kinds of RoPE scaling are not supported");
+    }
   }
   rope.theta = float(theta);
   return rope;

@@ -183,8 +183,7 @@ InspectReport inspect_checkpoint(const std::filesystem::path& dir) {
   }
   if (r.config) {
     Account(*r.config, checkpoint ? &*checkpoint : nullptr, r).run();
-    const int64_t values =
-        int64_t(r.config->layers.size()) * (r.config->mla.kv_lora_rank + r.config->mla.qk_rope_head_dim);
+    const int64_t values = int64_t(r.config->layers.size()) * r.config->kv_values_per_token();
     r.kv_bytes_f32 = values * dtype_bytes(DType::kF32);
     r.kv_bytes_bf16 = values * dtype_bytes(DType::kBF16);
   } else if (checkpoint) {

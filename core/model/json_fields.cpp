@@ -176,6 +176,20 @@ std::optional<Fields> Fields::object(std::string_view name) const {
   return Fields(*value, origin_, fmt::format("{}{}.", prefix_, name));
 }
 
+std::vector<std::string> Fields::texts(std::string_view name) const {
+  constexpr size_t kMaxCount = 1024;
+  const json* value = find(name);
+  if (!value) return {};
+  const std::string expected = fmt::format("a list of up to {} texts", kMaxCount);
+  if (!value->is_array() || value->size() > kMaxCount) fail(name, expected);
+  std::vector<std::string> out;
+  for (const json& item : *value) {
+    if (!item.is_string()) fail(name, expected);
+    out.push_back(item.get<std::string>());
+  }
+  return out;
+}
+
 std::vector<int32_t> Fields::integers(std::string_view name, int64_t min, int64_t max) const {
   constexpr size_t kMaxCount = 1024;
   const json* value = find(name);

@@ -52,6 +52,9 @@ class Fields {
   // A number or a list of numbers (eos_token_id); empty when absent.
   std::vector<int32_t> integers(std::string_view name, int64_t min, int64_t max) const;
 
+  // A list of texts (layer_types); empty when absent.
+  std::vector<std::string> texts(std::string_view name) const;
+
   // The first name of several spellings that is present, or names[0]; two that disagree are refused.
   std::string_view either(std::initializer_list<std::string_view> names) const;
 

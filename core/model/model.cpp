@@ -11,19 +11,23 @@ namespace moectl {
 // ------------------------------------------------------------------------------------------------ cache and buffers
 
 KvCache::KvCache(const Config& config, Ops& ops, int64_t num_pages_) : num_pages(num_pages_) {
-  values_per_token = config.mla.kv_lora_rank + config.mla.qk_rope_head_dim;
-  const int64_t num_bytes = num_pages * kPageSize * values_per_token * int64_t(sizeof(float));
+  const int64_t values = config.kv_values_per_token();
+  if (config.attention() == AttentionKind::kMla)
+    shape_ = View<float>(nullptr, {num_pages, kPageSize, values});
+  else
+    shape_ = View<float>(nullptr, {num_pages, config.gqa.num_kv_heads, 2 * kPageSize, config.gqa.head_dim});
+  const int64_t num_bytes = num_pages * kPageSize * values * int64_t(sizeof(float));
   for (int i = 0; i < config.num_layers + config.num_mtp_layers; ++i) layers.push_back(ops.alloc(num_bytes));
 }
 
 int64_t KvCache::bytes_per_token(const Config& config) {
-  return int64_t{config.mla.kv_lora_rank + config.mla.qk_rope_head_dim} * int64_t(sizeof(float)) *
-         (config.num_layers + config.num_mtp_layers);
+  return int64_t{config.kv_values_per_token()} * int64_t(sizeof(float)) * (config.num_layers + config.num_mtp_layers);
 }
 
 View<float> KvCache::layer(int layer_idx) const {
-  return View<float>(reinterpret_cast<float*>(layers[size_t(layer_idx)].get()),
-                     {num_pages, kPageSize, values_per_token});
+  View<float> view = shape_;
+  view.data = reinterpret_cast<float*>(layers[size_t(layer_idx)].get());
+  return view;
 }
 
 Buffers::Buffers(const Config& config, const ModelLimits& limits, Ops& ops) {
@@ -47,16 +51,25 @@ Buffers::Buffers(const Config& config, const ModelLimits& limits, Ops& ops) {
   make(normed, {tokens, hidden_size});
   make(delta, {tokens, hidden_size});
   make(hidden, {tokens, hidden_size});
-  make(q_a, {tokens, std::max(mla.q_lora_rank, 1)});
-  make(q, {tokens, heads_n, mla.qk_nope_head_dim + mla.qk_rope_head_dim});
-  make(kv_a, {tokens, latent_size});
-  make(q_latent, {tokens, heads_n, latent_size});
-  make(latent, {tokens, heads_n, mla.kv_lora_rank});
-  make(heads, {tokens, heads_n, mla.v_head_dim});
+  if (config.attention() == AttentionKind::kMla) {
+    make(q, {tokens, heads_n, mla.qk_nope_head_dim + mla.qk_rope_head_dim});
+    make(heads, {tokens, heads_n, mla.v_head_dim});
+    make(q_a, {tokens, std::max(mla.q_lora_rank, 1)});
+    make(kv_a, {tokens, latent_size});
+    make(q_latent, {tokens, heads_n, latent_size});
+    make(latent, {tokens, heads_n, mla.kv_lora_rank});
+  } else {
+    const int64_t kv_heads = config.gqa.num_kv_heads, head_dim = config.gqa.head_dim;
+    make(q, {tokens, heads_n, head_dim});
+    make(heads, {tokens, heads_n, head_dim});
+    make(k, {tokens, kv_heads, head_dim});
+    make(v, {tokens, kv_heads, head_dim});
+  }
   make(gate_logits, {tokens, std::max(moe.num_experts, 1)});
   make(expert_idx, {tokens, std::max(moe.num_experts_per_tok, 1)});
   make(expert_weight, {tokens, std::max(moe.num_experts_per_tok, 1)});
   make(shared, {tokens, hidden_size});
+  make(shared_gate, {tokens, 1});
   make(logits_hidden, {limits.max_logits, hidden_size});
   make(logits, {limits.max_logits, config.vocab_size});
   make(one_expert, {2});
@@ -73,7 +86,10 @@ void decoder_layer(Step& step, const LayerWeights& w, int layer_idx, View<const 
     step.ops.rms_norm({delta, residual, w.input_norm, normed, eps}, step.stream);
   else
     step.ops.rms_norm({.x = residual, .weight = w.input_norm, .out = normed, .eps = eps}, step.stream);
-  mla_layer(step, w.attention, layer_idx, normed, out);
+  if (step.config.layers[size_t(layer_idx)].attention == AttentionKind::kMla)
+    mla_layer(step, w.mla, layer_idx, normed, out);
+  else
+    gqa_layer(step, w.gqa, layer_idx, normed, out);
   step.ops.rms_norm({out, residual, w.post_attention_norm, normed, eps}, step.stream);
   feed_forward(step, w, step.config.layers[size_t(layer_idx)].feed_forward, normed, out);
 }
@@ -100,7 +116,7 @@ struct Model::Impl {
     if (has_moe) {
       exchange = std::make_unique<ExpertExchange>(comm, ops, c.moe.num_experts, c.moe.num_experts_per_tok,
                                                   c.hidden_size, l.max_tokens);
-      dense_size = std::max<int64_t>(dense_size, int64_t{c.moe.num_shared_experts} * c.moe.moe_intermediate_size);
+      dense_size = std::max<int64_t>(dense_size, c.moe.shared_intermediate_size);
       rows = int64_t{comm.size()} * l.max_tokens *
              std::min<int64_t>(c.moe.num_experts_per_tok, exchange->num_local_experts());
     }

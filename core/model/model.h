@@ -22,15 +22,18 @@ std::shared_ptr<const ModelWeights> load_weights(const Config& config, const Che
                                                  const std::function<void(int64_t, int64_t)>& progress = {});
 int64_t weight_bytes(const ModelWeights& weights);  // as packed
 
-// Paged cache of one rank: for each layer (MTP layers included) [num_pages, kPageSize, values a token].
+// Paged cache of one rank, for each layer (MTP layers included). MLA: [num_pages, kPageSize, values a token]; GQA:
+// [num_pages, num_kv_heads, 2 * kPageSize, head_dim], a page's keys of one head, then its values.
 struct KvCache {
   KvCache(const Config& config, Ops& ops, int64_t num_pages);
   static int64_t bytes_per_token(const Config& config);  // all layers
   View<float> layer(int layer_idx) const;
 
   int64_t num_pages = 0;
-  int values_per_token = 0;  // kv_lora_rank + qk_rope_head_dim
   std::vector<Buffer> layers;
+
+ private:
+  View<float> shape_;  // of each layer, without data
 };
 
 struct ModelLimits {

@@ -22,9 +22,9 @@ void feed_forward(Step& step, const LayerWeights& w, FeedForwardKind kind, View<
   const View<float> logits = b.gate_logits.first(n), expert_weight = b.expert_weight.first(n),
                     shared = b.shared.first(n);
   const View<int32_t> expert_idx = b.expert_idx.first(n);
-  step.ops.linear({x, w.gate, logits}, step.stream);
+  step.ops.linear({x, w.gate, logits, w.gate_bias}, step.stream);
   step.ops.moe_gate({.logits = logits,
-                     .bias = w.gate_bias,
+                     .bias = w.correction_bias,
                      .expert_idx = expert_idx,
                      .expert_weight = expert_weight,
                      .sigmoid = moe.scoring == GateScoring::kSigmoid,
@@ -36,15 +36,31 @@ void feed_forward(Step& step, const LayerWeights& w, FeedForwardKind kind, View<
                     step.stream);
 
   ExpertExchange::Received rows = step.exchange->dispatch(x, expert_idx);
-  step.ops.moe_experts(
-      {rows.x, rows.expert_offsets, w.experts.gate, w.experts.up, w.experts.down, step.exchange->expert_begin(),
-       View<float>(b.mlp_hidden.data, {rows.x.dim(0), moe.moe_intermediate_size}), rows.out},
-      step.stream);
-  if (moe.num_shared_experts > 0) dense(step, w.shared, x, shared);
-  const View<const float* const> expert_rows = step.exchange->collect();
-  step.ops.moe_combine(
-      {expert_rows, expert_weight, moe.num_shared_experts > 0 ? View<const float>(shared) : View<const float>(), out},
-      step.stream);
+  step.ops.moe_experts({.x = rows.x,
+                        .expert_offsets = rows.expert_offsets,
+                        .w_gate = w.experts.gate,
+                        .w_up = w.experts.up,
+                        .w_down = w.experts.down,
+                        .expert_begin = step.exchange->expert_begin(),
+                        .hidden = View<float>(b.mlp_hidden.data, {rows.x.dim(0), moe.moe_intermediate_size}),
+                        .out = rows.out,
+                        .activation = moe.activation,
+                        .gate_bias = w.experts.gate_bias,
+                        .up_bias = w.experts.up_bias,
+                        .down_bias = w.experts.down_bias},
+                       step.stream);
+  MoeCombineArgs combine = {.expert_weight = expert_weight, .out = out};
+  if (moe.num_shared_experts > 0) {
+    dense(step, w.shared, x, shared);
+    combine.shared = shared;
+  }
+  if (w.shared_gate) {
+    const View<float> gate = b.shared_gate.first(n);
+    step.ops.linear({x, w.shared_gate, gate}, step.stream);
+    combine.shared_gate = View<const float>(gate.data, {n});
+  }
+  combine.expert_rows = step.exchange->collect();
+  step.ops.moe_combine(combine, step.stream);
 }
 
 }  // namespace moectl

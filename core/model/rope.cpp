@@ -13,6 +13,15 @@ double correction_dim(double rotations, const RopeConfig& rope) {
          (2 * std::log(double(rope.theta)));
 }
 
+// Wave lengths above the original context are interpolated, short ones kept, and those between blended.
+float llama3_frequency(float f, const RopeConfig& rope) {
+  const float length = float(rope.original_max_position), wave = float(2 * std::numbers::pi) / f;
+  if (wave < length / rope.high_freq_factor) return f;
+  if (wave > length / rope.low_freq_factor) return f / rope.factor;
+  const float smooth = (length / wave - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor);
+  return (1 - smooth) * f / rope.factor + smooth * f;
+}
+
 }  // namespace
 
 std::vector<float> rope_inv_freq(const RopeConfig& rope) {
@@ -20,8 +29,19 @@ std::vector<float> rope_inv_freq(const RopeConfig& rope) {
   std::vector<float> inv_freq(static_cast<size_t>(half));
   for (int i = 0; i < half; ++i)
     inv_freq[size_t(i)] = 1.0f / float(std::pow(double(rope.theta), double(2 * i) / rope.dim));
+  switch (rope.scaling) {
+    case RopeScaling::kNone:
+      return inv_freq;
+    case RopeScaling::kLinear:
+      for (float& f : inv_freq) f /= rope.factor;
+      return inv_freq;
+    case RopeScaling::kLlama3:
+      for (float& f : inv_freq) f = llama3_frequency(f, rope);
+      return inv_freq;
+    case RopeScaling::kYarn:
+      break;
+  }
   if (rope.factor <= 1.0f) return inv_freq;
-
   double low = correction_dim(rope.beta_fast, rope), high = correction_dim(rope.beta_slow, rope);
   if (rope.truncate) {
     low = std::floor(low);

@@ -18,20 +18,25 @@ struct Buffers {
   View<float> cos_sin;                  // [max_tokens, rope_dim]
   View<float> residual, normed, delta;  // [max_tokens, hidden_size]
   View<float> hidden;                   // [max_tokens, hidden_size]: the main model's final-normed states
-  View<float> q_a;                      // [max_tokens, q_lora_rank]
   View<float> q;                        // [max_tokens, num_heads, qk_head_dim]
-  View<float> kv_a;                     // [max_tokens, kv_lora_rank + rope_dim]
-  View<float> q_latent;                 // [max_tokens, num_heads, kv_lora_rank + rope_dim]
-  View<float> latent;                   // [max_tokens, num_heads, kv_lora_rank]
   View<float> heads;                    // [max_tokens, num_heads, v_head_dim]
-  View<float> mlp_hidden;               // [max rows of dense or experts, intermediate]
-  View<float> gate_logits;              // [max_tokens, num_experts]
-  View<int32_t> expert_idx;             // [max_tokens, top_k]
-  View<float> expert_weight;            // [max_tokens, top_k]
-  View<float> shared;                   // [max_tokens, hidden_size]
-  View<float> logits_hidden;            // [max_logits, hidden_size]
-  View<float> logits;                   // [max_logits, vocab_size]
-  View<int32_t> one_expert;             // [2]: offsets {0, num_tokens} of a dense feed-forward
+  // MLA
+  View<float> q_a;       // [max_tokens, q_lora_rank]
+  View<float> kv_a;      // [max_tokens, kv_lora_rank + rope_dim]
+  View<float> q_latent;  // [max_tokens, num_heads, kv_lora_rank + rope_dim]
+  View<float> latent;    // [max_tokens, num_heads, kv_lora_rank]
+  // GQA
+  View<float> k, v;  // [max_tokens, num_kv_heads, head_dim]
+  // Feed-forward
+  View<float> mlp_hidden;     // [max rows of dense or experts, intermediate]
+  View<float> gate_logits;    // [max_tokens, num_experts]
+  View<int32_t> expert_idx;   // [max_tokens, top_k]
+  View<float> expert_weight;  // [max_tokens, top_k]
+  View<float> shared;         // [max_tokens, hidden_size]
+  View<float> shared_gate;    // [max_tokens, 1]
+  View<float> logits_hidden;  // [max_logits, hidden_size]
+  View<float> logits;         // [max_logits, vocab_size]
+  View<int32_t> one_expert;   // [2]: offsets {0, num_tokens} of a dense feed-forward
 
  private:
   std::vector<Buffer> storage_;
@@ -52,6 +57,7 @@ struct Step {
 
 // normed [num_tokens, hidden_size] -> delta. Reads and writes layer `layer_idx` of the cache.
 void mla_layer(Step& step, const MlaWeights& w, int layer_idx, View<const float> x, View<float> out);
+void gqa_layer(Step& step, const GqaWeights& w, int layer_idx, View<const float> x, View<float> out);
 // Feed-forward of one layer, dense or MoE. Ranks of a group call it together for MoE layers.
 void feed_forward(Step& step, const LayerWeights& w, FeedForwardKind kind, View<const float> x, View<float> out);
 // residual += delta (where given), then one decoder layer; leaves the layer's last contribution in buffers.delta, not

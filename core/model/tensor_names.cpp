@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <unordered_set>
+
 namespace moectl {
 
 namespace {
@@ -10,100 +12,241 @@ constexpr std::string_view kScaleSuffix = "_scale_inv";
 
 class Walk {
  public:
-  Walk(const Config& config, const std::function<void(const TensorSpec&)>& visit) : c_(config), visit_(visit) {}
+  Walk(const Config& config, ModelWeights& weights, TensorVisitor& visitor)
+      : c_(config), w_(weights), visitor_(visitor) {}
 
   void model() {
-    table("model.embed_tokens.weight", c_.vocab_size, c_.hidden_size);
-    for (int i = 0; i < c_.num_layers; ++i) decoder_layer(i);
-    norm("model.norm.weight", c_.hidden_size);
-    if (!c_.tie_word_embeddings) linear(TensorRole::kOutputHead, "lm_head.weight", c_.vocab_size, c_.hidden_size);
-    for (int i = c_.num_layers; i < c_.num_layers + c_.num_mtp_layers; ++i) mtp_layer(i);
+    table(w_.embed, "model.embed_tokens.weight");
+    w_.layers.resize(size_t(c_.num_layers));
+    for (int i = 0; i < c_.num_layers; ++i) decoder_layer(i, w_.layers[size_t(i)]);
+    norm(w_.norm, "model.norm.weight", c_.hidden_size);
+    head(w_.head, c_.tie_word_embeddings ? "model.embed_tokens.weight" : "lm_head.weight");
+    w_.mtp.resize(size_t(c_.num_mtp_layers));
+    for (int i = 0; i < c_.num_mtp_layers; ++i) mtp_layer(c_.num_layers + i, w_.mtp[size_t(i)]);
   }
 
  private:
-  void mtp_layer(int layer) {
-    decoder_layer(layer);
+  void mtp_layer(int layer, MtpWeights& w) {
+    decoder_layer(layer, w.layer);
     const std::string p = layer_prefix(layer);
+    const int64_t hidden = c_.hidden_size;
     layer_ = layer;
-    norm(p + "enorm.weight", c_.hidden_size);
-    norm(p + "hnorm.weight", c_.hidden_size);
-    norm(p + "shared_head.norm.weight", c_.hidden_size);
-    linear(TensorRole::kMtp, p + "eh_proj.weight", c_.hidden_size, 2 * int64_t{c_.hidden_size});
+    norm(w.enorm, p + "enorm.weight", hidden);
+    norm(w.hnorm, p + "hnorm.weight", hidden);
+    norm(w.norm, p + "shared_head.norm.weight", hidden);
+    TensorPart half = matrix(TensorRole::kMtp, p + "eh_proj.weight", hidden, 2 * hidden);
+    half.num_cols = hidden;
+    visitor_.matrices(w.eh_proj_e, {&half, 1});
+    half.col_begin = hidden;
+    visitor_.matrices(w.eh_proj_h, {&half, 1});
     shared_copy_ = true;
-    table(p + "embed_tokens.weight", c_.vocab_size, c_.hidden_size);
-    linear(TensorRole::kOutputHead, p + "shared_head.head.weight", c_.vocab_size, c_.hidden_size);
+    table(w.embed, p + "embed_tokens.weight");
+    head(w.head, p + "shared_head.head.weight");
     shared_copy_ = false;
     layer_ = -1;
   }
 
-  void decoder_layer(int layer) {
+  void decoder_layer(int layer, LayerWeights& w) {
     const std::string p = layer_prefix(layer);
     layer_ = layer;
-    norm(p + "input_layernorm.weight", c_.hidden_size);
-    norm(p + "post_attention_layernorm.weight", c_.hidden_size);
-    mla(p + "self_attn.");
-    if (c_.layers[layer].feed_forward == FeedForwardKind::kMoe)
-      moe(p + "mlp.");
+    norm(w.input_norm, p + "input_layernorm.weight", c_.hidden_size);
+    norm(w.post_attention_norm, p + "post_attention_layernorm.weight", c_.hidden_size);
+    if (c_.layers[size_t(layer)].attention == AttentionKind::kMla)
+      mla(w.mla, p + "self_attn.");
     else
-      mlp(TensorRole::kDenseMlp, p + "mlp.", c_.intermediate_size);
+      gqa(w.gqa, p + "self_attn.");
+    if (c_.layers[size_t(layer)].feed_forward == FeedForwardKind::kMoe)
+      moe(w, p + c_.names.moe);
+    else
+      mlp(w.mlp, TensorRole::kDenseMlp, p + c_.names.mlp, c_.intermediate_size);
     layer_ = -1;
   }
 
-  void mla(const std::string& p) {
+  void mla(MlaWeights& w, const std::string& p) {
     const MlaConfig& a = c_.mla;
-    const int64_t heads = c_.num_heads, query = heads * (a.qk_nope_head_dim + a.qk_rope_head_dim);
+    const int64_t heads = c_.num_heads, nope = a.qk_nope_head_dim, v = a.v_head_dim;
+    const int64_t query = heads * (nope + a.qk_rope_head_dim);
     if (a.q_lora_rank > 0) {
-      linear(TensorRole::kAttention, p + "q_a_proj.weight", a.q_lora_rank, c_.hidden_size);
-      norm(p + "q_a_layernorm.weight", a.q_lora_rank);
-      linear(TensorRole::kAttention, p + "q_b_proj.weight", query, a.q_lora_rank);
+      linear(w.q_a, TensorRole::kAttention, p + "q_a_proj.weight", a.q_lora_rank, c_.hidden_size);
+      norm(w.q_a_norm, p + "q_a_layernorm.weight", a.q_lora_rank);
+      linear(w.q_b, TensorRole::kAttention, p + "q_b_proj.weight", query, a.q_lora_rank);
     } else {
-      linear(TensorRole::kAttention, p + "q_proj.weight", query, c_.hidden_size);
+      linear(w.q_b, TensorRole::kAttention, p + "q_proj.weight", query, c_.hidden_size);
     }
-    linear(TensorRole::kAttention, p + "kv_a_proj_with_mqa.weight", a.kv_lora_rank + a.qk_rope_head_dim,
+    linear(w.kv_a, TensorRole::kAttention, p + "kv_a_proj_with_mqa.weight", a.kv_lora_rank + a.qk_rope_head_dim,
            c_.hidden_size);
-    norm(p + "kv_a_layernorm.weight", a.kv_lora_rank);
-    linear(TensorRole::kAttention, p + "kv_b_proj.weight", heads * (a.qk_nope_head_dim + a.v_head_dim), a.kv_lora_rank);
-    linear(TensorRole::kAttention, p + "o_proj.weight", c_.hidden_size, heads * a.v_head_dim);
+    norm(w.kv_a_norm, p + "kv_a_layernorm.weight", a.kv_lora_rank);
+    // By head: the part of the keys, transposed, and the part of the values.
+    std::vector<TensorPart> uk, uv;
+    for (int64_t h = 0; h < heads; ++h) {
+      TensorPart part = matrix(TensorRole::kAttention, p + "kv_b_proj.weight", heads * (nope + v), a.kv_lora_rank);
+      part.row_begin = h * (nope + v);
+      part.num_rows = nope;
+      part.transpose = true;
+      uk.push_back(part);
+      part.row_begin += nope;
+      part.num_rows = v;
+      part.transpose = false;
+      uv.push_back(part);
+    }
+    visitor_.matrices(w.w_uk, uk);
+    visitor_.matrices(w.w_uv, uv);
+    linear(w.o, TensorRole::kAttention, p + "o_proj.weight", c_.hidden_size, heads * v);
   }
 
-  void moe(const std::string& p) {
+  void gqa(GqaWeights& w, const std::string& p) {
+    const GqaConfig& a = c_.gqa;
+    const int64_t q = int64_t{c_.num_heads} * a.head_dim, kv = int64_t{a.num_kv_heads} * a.head_dim;
+    auto projection = [&](Weight& to, View<const float>& bias, const char* name, int64_t n, int64_t k, bool has_bias) {
+      linear(to, TensorRole::kAttention, fmt::format("{}{}.weight", p, name), n, k);
+      if (has_bias) norm(bias, fmt::format("{}{}.bias", p, name), n, TensorRole::kAttention);
+    };
+    projection(w.q, w.q_bias, "q_proj", q, c_.hidden_size, a.qkv_bias);
+    projection(w.k, w.k_bias, "k_proj", kv, c_.hidden_size, a.qkv_bias);
+    projection(w.v, w.v_bias, "v_proj", kv, c_.hidden_size, a.qkv_bias);
+    projection(w.o, w.o_bias, "o_proj", c_.hidden_size, q, a.o_bias);
+    if (a.qk_norm != QkNorm::kNone && a.qk_norm != QkNorm::kHeadL2AfterRope) {
+      const bool all = a.qk_norm == QkNorm::kAllBeforeRope;
+      norm(w.q_norm, fmt::format("{}{}.weight", p, c_.names.q_norm), all ? q : a.head_dim);
+      norm(w.k_norm, fmt::format("{}{}.weight", p, c_.names.k_norm), all ? kv : a.head_dim);
+    }
+    if (a.sinks) norm(w.sinks, p + "sinks", c_.num_heads, TensorRole::kAttention);
+  }
+
+  void moe(LayerWeights& w, const std::string& p) {
     const MoeConfig& m = c_.moe;
-    linear(TensorRole::kGate, p + "gate.weight", m.num_experts, c_.hidden_size);
-    if (m.has_correction_bias) emit(TensorRole::kGate, p + "gate.e_score_correction_bias", {m.num_experts}, false);
-    for (int e = 0; e < m.num_experts; ++e)
-      mlp(TensorRole::kRoutedExpert, fmt::format("{}experts.{}.", p, e), m.moe_intermediate_size);
+    const TensorNames& names = c_.names;
+    linear(w.gate, TensorRole::kGate, fmt::format("{}{}.weight", p, names.router), m.num_experts, c_.hidden_size);
+    if (m.has_router_bias)
+      norm(w.gate_bias, fmt::format("{}{}.bias", p, names.router), m.num_experts, TensorRole::kGate);
+    if (m.has_correction_bias) norm(w.correction_bias, p + names.correction_bias, m.num_experts, TensorRole::kGate);
+    if (names.experts == TensorNames::Experts::kEach)
+      each_expert(w.experts, p);
+    else
+      fused_experts(w.experts, p + "experts.");
     if (m.num_shared_experts > 0)
-      mlp(TensorRole::kSharedExpert, p + "shared_experts.", int64_t{m.num_shared_experts} * m.moe_intermediate_size);
+      mlp(w.shared, TensorRole::kSharedExpert, p + names.shared, m.shared_intermediate_size);
+    if (m.has_shared_gate)
+      linear(w.shared_gate, TensorRole::kSharedExpert, fmt::format("{}{}.weight", p, names.shared_gate), 1,
+             c_.hidden_size);
   }
 
-  void mlp(TensorRole role, const std::string& p, int64_t width) {
-    linear(role, p + "gate_proj.weight", width, c_.hidden_size);
-    linear(role, p + "up_proj.weight", width, c_.hidden_size);
-    linear(role, p + "down_proj.weight", c_.hidden_size, width);
+  void each_expert(MlpWeights& w, const std::string& p) {
+    auto all = [&](Weight& to, const std::string& name, int64_t n, int64_t k) {
+      std::vector<TensorPart> batch;
+      for (int e = 0; e < c_.moe.num_experts; ++e)
+        batch.push_back(matrix(TensorRole::kRoutedExpert, fmt::format("{}experts.{}.{}.weight", p, e, name), n, k));
+      visitor_.matrices(to, batch);
+    };
+    const int64_t hidden = c_.hidden_size, intermediate = c_.moe.moe_intermediate_size;
+    all(w.gate, c_.names.expert_gate, intermediate, hidden);
+    all(w.up, c_.names.expert_up, intermediate, hidden);
+    all(w.down, c_.names.expert_down, hidden, intermediate);
   }
 
-  void norm(std::string name, int64_t n) { emit(TensorRole::kNorm, std::move(name), {n}, false); }
-  void table(std::string name, int64_t n, int64_t k) { emit(TensorRole::kEmbedding, std::move(name), {n, k}, false); }
-  void linear(TensorRole role, std::string name, int64_t n, int64_t k) { emit(role, std::move(name), {n, k}, true); }
-  void emit(TensorRole role, std::string name, std::vector<int64_t> shape, bool linear) {
-    visit_({.name = std::move(name),
+  void fused_experts(MlpWeights& w, const std::string& p) {
+    const int64_t hidden = c_.hidden_size, width = c_.moe.moe_intermediate_size, num = c_.moe.num_experts;
+    const bool in_turns = c_.names.experts == TensorNames::Experts::kFusedInterleaved;
+    auto all = [&](Weight& to, const char* name, int64_t k, int64_t cols, int64_t col_begin, int64_t n, int64_t step) {
+      std::vector<TensorPart> batch;
+      for (int64_t e = 0; e < num; ++e)
+        batch.push_back({.tensor = spec(TensorRole::kRoutedExpert, p + name, {num, k, cols}, true),
+                         .slice = e,
+                         .num_rows = k,
+                         .col_begin = col_begin,
+                         .num_cols = n,
+                         .col_step = step,
+                         .transpose = true});
+      visitor_.matrices(to, batch);
+    };
+    auto bias = [&](View<const float>& to, const char* name, int64_t cols, int64_t col_begin, int64_t n, int64_t step) {
+      if (!c_.moe.has_expert_bias) return;
+      visitor_.vector(to, {.tensor = spec(TensorRole::kRoutedExpert, p + name, {num, cols}, false),
+                           .num_rows = num,
+                           .col_begin = col_begin,
+                           .num_cols = n,
+                           .col_step = step});
+    };
+    const int64_t up = in_turns ? 1 : width, step = in_turns ? 2 : 1;
+    all(w.gate, "gate_up_proj", hidden, 2 * width, 0, width, step);
+    all(w.up, "gate_up_proj", hidden, 2 * width, up, width, step);
+    all(w.down, "down_proj", width, hidden, 0, hidden, 1);
+    bias(w.gate_bias, "gate_up_proj_bias", 2 * width, 0, width, step);
+    bias(w.up_bias, "gate_up_proj_bias", 2 * width, up, width, step);
+    bias(w.down_bias, "down_proj_bias", hidden, 0, hidden, 1);
+  }
+
+  void mlp(MlpWeights& w, TensorRole role, const std::string& p, int64_t width) {
+    linear(w.gate, role, p + "gate_proj.weight", width, c_.hidden_size);
+    linear(w.up, role, p + "up_proj.weight", width, c_.hidden_size);
+    linear(w.down, role, p + "down_proj.weight", c_.hidden_size, width);
+  }
+
+  void norm(View<const float>& to, std::string name, int64_t n, TensorRole role = TensorRole::kNorm) {
+    visitor_.vector(to, {.tensor = spec(role, std::move(name), {n}, false), .num_rows = 1, .num_cols = n});
+  }
+  void table(Weight& to, std::string name) {
+    visitor_.table(to, spec(TensorRole::kEmbedding, std::move(name), {c_.vocab_size, c_.hidden_size}, false));
+  }
+  void head(Weight& to, std::string name) {
+    linear(to, TensorRole::kOutputHead, std::move(name), c_.vocab_size, c_.hidden_size);
+  }
+  void linear(Weight& to, TensorRole role, std::string name, int64_t n, int64_t k) {
+    const TensorPart part = matrix(role, std::move(name), n, k);
+    visitor_.matrices(to, {&part, 1});
+  }
+  TensorPart matrix(TensorRole role, std::string name, int64_t n, int64_t k) const {
+    return {.tensor = spec(role, std::move(name), {n, k}, true), .num_rows = n, .num_cols = k};
+  }
+  TensorSpec spec(TensorRole role, std::string name, std::vector<int64_t> shape, bool linear) const {
+    return {.name = std::move(name),
             .shape = std::move(shape),
             .role = role,
             .layer = layer_,
             .linear = linear,
-            .shared_copy = shared_copy_});
+            .shared_copy = shared_copy_};
   }
 
   const Config& c_;
-  const std::function<void(const TensorSpec&)>& visit_;
+  ModelWeights& w_;
+  TensorVisitor& visitor_;
   int layer_ = -1;
   bool shared_copy_ = false;
 };
 
+// Of a layer's tensors each is reported once, however many parts of it are used.
+class EachOnce final : public TensorVisitor {
+ public:
+  explicit EachOnce(const std::function<void(const TensorSpec&)>& visit) : visit_(visit) {}
+  void vector(View<const float>&, const TensorPart& part) override { once(part.tensor); }
+  void table(Weight&, const TensorSpec& spec) override { once(spec); }
+  void matrices(Weight&, std::span<const TensorPart> batch) override {
+    for (const TensorPart& part : batch) once(part.tensor);
+  }
+
+ private:
+  void once(const TensorSpec& spec) {
+    if (spec.layer >= 0 && spec.layer != layer_) {
+      of_layer_.clear();
+      layer_ = spec.layer;
+    }
+    if ((spec.layer >= 0 ? of_layer_ : outside_).insert(spec.name).second) visit_(spec);
+  }
+  const std::function<void(const TensorSpec&)>& visit_;
+  std::unordered_set<std::string> of_layer_, outside_;  // names
+  int layer_ = -1;
+};
+
 }  // namespace
 
+void visit_weights(const Config& config, ModelWeights& weights, TensorVisitor& visitor) {
+  Walk(config, weights, visitor).model();
+}
+
 void for_each_tensor(const Config& config, const std::function<void(const TensorSpec&)>& visit) {
-  Walk(config, visit).model();
+  ModelWeights weights;
+  EachOnce visitor(visit);
+  visit_weights(config, weights, visitor);
 }
 
 std::string layer_prefix(int layer) {

@@ -5,11 +5,13 @@
 
 #include "core/base/check.h"
 #include "core/base/memory.h"
+#include "core/model/tensor_names.h"
 
 namespace moectl {
 namespace {
 
-class Loader {
+// Visits the tensors that the config implies and packs each where it belongs.
+class Loader final : public TensorVisitor {
  public:
   Loader(const Config& config, const Checkpoint& checkpoint, Ops& ops,
          const std::function<void(int64_t, int64_t)>& progress)
@@ -18,12 +20,8 @@ class Loader {
   std::shared_ptr<const ModelWeights> load() {
     check_memory();
     out_ = std::make_shared<ModelWeights>();
-    const int64_t hidden = config_.hidden_size, vocab = config_.vocab_size;
-    out_->embed = table("model.embed_tokens.weight", vocab, hidden);
-    for (int i = 0; i < config_.num_layers; ++i) out_->layers.push_back(layer(i));
-    for (int i = 0; i < config_.num_mtp_layers; ++i) out_->mtp.push_back(mtp(config_.num_layers + i));
-    out_->norm = vector("model.norm.weight", hidden);
-    out_->head = matrix(config_.tie_word_embeddings ? "model.embed_tokens.weight" : "lm_head.weight", vocab, hidden);
+    visit_weights(config_, *out_, *this);
+    finish();
     return out_;
   }
 
@@ -40,183 +38,116 @@ class Loader {
                       checkpoint_.dir().string(), double(needed) / 1e9, double(available) / 1e9));
   }
 
-  // The matrix as it lies in the file, with its block scales when it is FP8.
-  MatrixSpec spec(const std::string& name, int64_t rows, int64_t cols) {
-    const TensorInfo& t = checkpoint_.get(name, std::array{rows, cols});
-    MatrixSpec m = {.name = fmt::format("{}: {}", t.file, name),
-                    .data = t.data,
-                    .dtype = t.dtype,
-                    .rows = rows,
-                    .cols = cols,
-                    .num_rows = rows,
-                    .num_cols = cols};
-    if (t.dtype == DType::kF8E4M3) {
-      const int bn = config_.quant.block_n, bk = config_.quant.block_k;
-      if (bn <= 0 || bk <= 0)
-        throw Error(Code::kBadData,
-                    fmt::format("{}: {} is FP8, but config.json has no quantization_config.weight_block_size; "
-                                "expected [128, 128]",
-                                t.file, name));
-      const TensorInfo& s =
-          checkpoint_.get(name + "_scale_inv", std::array{(rows + bn - 1) / bn, (cols + bk - 1) / bk});
-      if (s.dtype != DType::kF32)
-        throw Error(Code::kBadData, fmt::format("{}: {} is {}, expected f32", s.file, s.name, dtype_name(s.dtype)));
-      m.scales = s.data;
-      m.block_n = bn;
-      m.block_k = bk;
-    } else if (t.dtype != DType::kF32 && t.dtype != DType::kBF16 && t.dtype != DType::kF16) {
-      throw Error(Code::kBadData, fmt::format("{}: {} is {}; weights are f32, bf16, f16 or f8_e4m3", t.file, name,
-                                              dtype_name(t.dtype)));
-    }
-    used_.push_back(&t);
-    return m;
+  void matrices(Weight& to, std::span<const TensorPart> batch) override {
+    if (left_out(batch.front().tensor)) return;
+    std::vector<MatrixSpec> specs;
+    for (const TensorPart& part : batch) specs.push_back(spec(part));
+    to = ops_.pack(specs);
+    account(to, batch);
   }
 
-  Weight pack(std::span<const MatrixSpec> batch) {
-    Weight w = ops_.pack(batch);
-    finish(w);
-    return w;
-  }
-  Weight matrix(const std::string& name, int64_t rows, int64_t cols) {
-    MatrixSpec m = spec(name, rows, cols);
-    return pack({&m, 1});
-  }
-  Weight table(const std::string& name, int64_t rows, int64_t cols) {
-    MatrixSpec m = spec(name, rows, cols);
+  void table(Weight& to, const TensorSpec& tensor) override {
+    if (left_out(tensor)) return;
+    const TensorPart part = {.tensor = tensor, .num_rows = tensor.shape[0], .num_cols = tensor.shape[1]};
+    const MatrixSpec m = spec(part);
     if (m.scales) throw Error(Code::kBadData, fmt::format("{}: embeddings in FP8 are not supported", m.name));
-    Weight w = ops_.pack_rows(m);
-    finish(w);
-    return w;
-  }
-  // Accounts for what was packed and lets go of its file pages, so that a loaded server holds its weights once.
-  void finish(const Weight& w) {
-    out_->num_bytes += w.num_bytes;
-    for (const TensorInfo* t : used_) {
-      done_ += t->num_bytes;
-      checkpoint_.release(*t);
-    }
-    used_.clear();
-    if (progress_) progress_(std::min(done_, checkpoint_.total_bytes()), checkpoint_.total_bytes());
+    to = ops_.pack_rows(m);
+    account(to, {&part, 1});
   }
 
-  View<const float> vector(const std::string& name, int64_t size) {
-    const TensorInfo& t = checkpoint_.get(name, std::array{size});
-    std::vector<float> host(static_cast<size_t>(size));
-    for (int64_t i = 0; i < size; ++i) {
-      const std::byte* p = t.data + i * dtype_bytes(t.dtype);
-      uint16_t half = 0;
-      if (dtype_bytes(t.dtype) == 2) std::memcpy(&half, p, 2);
-      switch (t.dtype) {
-        case DType::kF32:
-          std::memcpy(&host[size_t(i)], p, 4);
-          break;
-        case DType::kBF16:
-          host[size_t(i)] = bf16_to_f32(half);
-          break;
-        case DType::kF16:
-          host[size_t(i)] = f16_to_f32(half);
-          break;
-        default:
-          throw Error(Code::kBadData,
-                      fmt::format("{}: {} is {}; vectors are f32, bf16 or f16", t.file, name, dtype_name(t.dtype)));
-      }
-    }
+  void vector(View<const float>& to, const TensorPart& part) override {
+    const TensorInfo& t = checkpoint_.get(part.tensor.name, part.tensor.shape);
+    const int64_t cols = part.tensor.shape.back(), size = part.num_rows * part.num_cols;
+    std::vector<float> host;
+    host.reserve(size_t(size));
+    for (int64_t row = 0; row < part.num_rows; ++row)
+      for (int64_t i = 0; i < part.num_cols; ++i)
+        host.push_back(value(t, row * cols + part.col_begin + i * part.col_step));
     Buffer buffer = ops_.alloc(size * 4);
     ops_.upload(buffer.get(), host.data(), size * 4);
     out_->vectors.push_back(buffer);
     out_->num_bytes += size * 4;
-    return View<const float>(reinterpret_cast<float*>(buffer.get()), {size});
+    to = View<const float>(reinterpret_cast<float*>(buffer.get()), {size});
   }
 
-  MlaWeights mla(const std::string& prefix) {
-    const MlaConfig& c = config_.mla;
-    const int64_t hidden = config_.hidden_size, heads = config_.num_heads;
-    const int64_t nope = c.qk_nope_head_dim, rope = c.qk_rope_head_dim, v = c.v_head_dim, rank = c.kv_lora_rank;
-    MlaWeights w;
-    if (c.q_lora_rank > 0) {
-      w.q_a = matrix(prefix + "q_a_proj.weight", c.q_lora_rank, hidden);
-      w.q_a_norm = vector(prefix + "q_a_layernorm.weight", c.q_lora_rank);
-      w.q_b = matrix(prefix + "q_b_proj.weight", heads * (nope + rope), c.q_lora_rank);
-    } else {
-      w.q_b = matrix(prefix + "q_proj.weight", heads * (nope + rope), hidden);
+  static float value(const TensorInfo& t, int64_t i) {
+    const std::byte* p = t.data + i * dtype_bytes(t.dtype);
+    uint16_t half = 0;
+    float single = 0.0f;
+    switch (t.dtype) {
+      case DType::kF32:
+        std::memcpy(&single, p, 4);
+        return single;
+      case DType::kBF16:
+        std::memcpy(&half, p, 2);
+        return bf16_to_f32(half);
+      case DType::kF16:
+        std::memcpy(&half, p, 2);
+        return f16_to_f32(half);
+      default:
+        throw Error(Code::kBadData,
+                    fmt::format("{}: {} is {}; vectors are f32, bf16 or f16", t.file, t.name, dtype_name(t.dtype)));
     }
-    w.kv_a = matrix(prefix + "kv_a_proj_with_mqa.weight", rank + rope, hidden);
-    w.kv_a_norm = vector(prefix + "kv_a_layernorm.weight", rank);
-    const MatrixSpec kv_b = spec(prefix + "kv_b_proj.weight", heads * (nope + v), rank);
-    std::vector<MatrixSpec> uk, uv;
-    for (int64_t h = 0; h < heads; ++h) {
-      uk.push_back(kv_b);
-      uk.back().row_begin = h * (nope + v);
-      uk.back().num_rows = nope;
-      uk.back().transpose = true;
-      uv.push_back(kv_b);
-      uv.back().row_begin = h * (nope + v) + nope;
-      uv.back().num_rows = v;
+  }
+
+  // Published checkpoints repeat the embedding and the head in their MTP modules; both may be left out.
+  bool left_out(const TensorSpec& tensor) const { return tensor.shared_copy && !checkpoint_.find(tensor.name); }
+
+  // The operand as it lies in the file, with its block scales when it is FP8.
+  MatrixSpec spec(const TensorPart& part) {
+    const TensorSpec& tensor = part.tensor;
+    const TensorInfo& t = checkpoint_.get(tensor.name, tensor.shape);
+    const int64_t rows = tensor.shape[tensor.shape.size() - 2], cols = tensor.shape.back();
+    MatrixSpec m = {.name = fmt::format("{}: {}", t.file, tensor.name),
+                    .data = t.data + part.slice * rows * cols * dtype_bytes(t.dtype),
+                    .dtype = t.dtype,
+                    .rows = rows,
+                    .cols = cols,
+                    .row_begin = part.row_begin,
+                    .num_rows = part.num_rows,
+                    .col_begin = part.col_begin,
+                    .num_cols = part.num_cols,
+                    .col_step = part.col_step,
+                    .transpose = part.transpose};
+    if (t.dtype == DType::kF8E4M3) {
+      add_scales(tensor, t, m);
+    } else if (t.dtype != DType::kF32 && t.dtype != DType::kBF16 && t.dtype != DType::kF16) {
+      throw Error(Code::kBadData, fmt::format("{}: {} is {}; weights are f32, bf16, f16 or f8_e4m3", t.file,
+                                              tensor.name, dtype_name(t.dtype)));
     }
-    w.w_uk = ops_.pack(uk);
-    out_->num_bytes += w.w_uk.num_bytes;
-    w.w_uv = pack(uv);
-    w.o = matrix(prefix + "o_proj.weight", hidden, heads * v);
-    return w;
+    return m;
   }
 
-  MlpWeights mlp(const std::string& prefix, int64_t intermediate) {
-    const int64_t hidden = config_.hidden_size;
-    return {matrix(prefix + "gate_proj.weight", intermediate, hidden),
-            matrix(prefix + "up_proj.weight", intermediate, hidden),
-            matrix(prefix + "down_proj.weight", hidden, intermediate)};
+  void add_scales(const TensorSpec& tensor, const TensorInfo& t, MatrixSpec& m) {
+    const int bn = config_.quant.block_n, bk = config_.quant.block_k;
+    if (bn <= 0 || bk <= 0 || tensor.shape.size() != 2)
+      throw Error(Code::kBadData,
+                  fmt::format("{}: {} is FP8, but config.json has no quantization_config.weight_block_size; "
+                              "expected [128, 128]",
+                              t.file, tensor.name));
+    const TensorInfo& s = checkpoint_.get(scale_name(tensor.name), scale_shape(config_.quant, tensor.shape));
+    if (s.dtype != DType::kF32)
+      throw Error(Code::kBadData, fmt::format("{}: {} is {}, expected f32", s.file, s.name, dtype_name(s.dtype)));
+    m.scales = s.data;
+    m.block_n = bn;
+    m.block_k = bk;
   }
 
-  MlpWeights experts(const std::string& prefix) {
-    const int64_t hidden = config_.hidden_size, inter = config_.moe.moe_intermediate_size;
-    auto all = [&](const char* name, int64_t rows, int64_t cols) {
-      std::vector<MatrixSpec> batch;
-      for (int e = 0; e < config_.moe.num_experts; ++e)
-        batch.push_back(spec(fmt::format("{}experts.{}.{}.weight", prefix, e, name), rows, cols));
-      return pack(batch);
-    };
-    return {all("gate_proj", inter, hidden), all("up_proj", inter, hidden), all("down_proj", hidden, inter)};
+  // Accounts for what was packed. A tensor's file pages are let go when the next tensor comes (kv_b_proj is used
+  // twice), so that a loaded server holds its weights once.
+  void account(const Weight& w, std::span<const TensorPart> batch) {
+    out_->num_bytes += w.num_bytes;
+    if (!used_.empty() && used_.front() != checkpoint_.find(batch.front().tensor.name)) finish();
+    used_.clear();
+    for (const TensorPart& part : batch) used_.push_back(checkpoint_.find(part.tensor.name));
   }
-
-  LayerWeights layer(int idx) {
-    const std::string prefix = fmt::format("model.layers.{}.", idx);
-    const MoeConfig& moe = config_.moe;
-    LayerWeights w;
-    w.input_norm = vector(prefix + "input_layernorm.weight", config_.hidden_size);
-    w.attention = mla(prefix + "self_attn.");
-    w.post_attention_norm = vector(prefix + "post_attention_layernorm.weight", config_.hidden_size);
-    if (config_.layers[size_t(idx)].feed_forward == FeedForwardKind::kDense) {
-      w.mlp = mlp(prefix + "mlp.", config_.intermediate_size);
-      return w;
+  void finish() {
+    for (size_t i = 0; i < used_.size(); ++i) {
+      if (i > 0 && used_[i] == used_[i - 1]) continue;
+      done_ += used_[i]->num_bytes;
+      checkpoint_.release(*used_[i]);
     }
-    w.gate = matrix(prefix + "mlp.gate.weight", moe.num_experts, config_.hidden_size);
-    if (moe.has_correction_bias) w.gate_bias = vector(prefix + "mlp.gate.e_score_correction_bias", moe.num_experts);
-    w.experts = experts(prefix + "mlp.");
-    if (moe.num_shared_experts > 0)
-      w.shared = mlp(prefix + "mlp.shared_experts.", int64_t{moe.num_shared_experts} * moe.moe_intermediate_size);
-    return w;
-  }
-
-  MtpWeights mtp(int idx) {
-    const std::string prefix = fmt::format("model.layers.{}.", idx);
-    const int64_t hidden = config_.hidden_size, vocab = config_.vocab_size;
-    MtpWeights w;
-    // Published checkpoints repeat the embedding and the head here; both may be left out.
-    if (checkpoint_.find(prefix + "embed_tokens.weight"))
-      w.embed = table(prefix + "embed_tokens.weight", vocab, hidden);
-    w.enorm = vector(prefix + "enorm.weight", hidden);
-    w.hnorm = vector(prefix + "hnorm.weight", hidden);
-    MatrixSpec half = spec(prefix + "eh_proj.weight", hidden, 2 * hidden);
-    half.num_cols = hidden;
-    w.eh_proj_e = ops_.pack({&half, 1});
-    out_->num_bytes += w.eh_proj_e.num_bytes;
-    half.col_begin = hidden;
-    w.eh_proj_h = pack({&half, 1});
-    w.layer = layer(idx);
-    w.norm = vector(prefix + "shared_head.norm.weight", hidden);
-    if (checkpoint_.find(prefix + "shared_head.head.weight"))
-      w.head = matrix(prefix + "shared_head.head.weight", vocab, hidden);
-    return w;
+    if (progress_) progress_(std::min(done_, checkpoint_.total_bytes()), checkpoint_.total_bytes());
   }
 
   const Config& config_;

@@ -15,18 +15,28 @@ struct MlaWeights {
   View<const float> q_a_norm, kv_a_norm;
 };
 
-// SwiGLU feed-forward; `batch` experts in each weight, 1 for a dense or shared one.
+struct GqaWeights {
+  Weight q, k, v, o;  // [heads * head_dim, hidden], [kv_heads * head_dim, hidden] twice, [hidden, heads * head_dim]
+  View<const float> q_bias, k_bias, v_bias, o_bias;  // empty: none, as below
+  View<const float> q_norm, k_norm;                  // [head_dim], or of all heads: [heads * head_dim]
+  View<const float> sinks;                           // [heads]
+};
+
+// Gated feed-forward; `batch` experts in each weight, 1 for a dense or shared one.
 struct MlpWeights {
   Weight gate, up, down;
+  View<const float> gate_bias, up_bias, down_bias;  // [batch, outputs]; empty: none
 };
 
 struct LayerWeights {
   View<const float> input_norm, post_attention_norm;
-  MlaWeights attention;
-  MlpWeights mlp;  // dense layers
-  Weight gate;     // MoE layers: [num_experts, hidden]
-  View<const float> gate_bias;
+  MlaWeights mla;  // one of the two
+  GqaWeights gqa;
+  MlpWeights mlp;                                // dense layers
+  Weight gate;                                   // MoE layers: the router, [num_experts, hidden]
+  View<const float> gate_bias, correction_bias;  // [num_experts]; empty: none
   MlpWeights experts, shared;
+  Weight shared_gate;  // [1, hidden]; empty: none
 };
 
 struct MtpWeights {

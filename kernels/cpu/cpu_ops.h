@@ -21,6 +21,9 @@ class CpuOps final : public Ops {
   void linear(const LinearArgs&, Stream) override;
   void gather(const GatherArgs&, Stream) override;
   void rope_table(const RopeTableArgs&, Stream) override;
+  void rope(const RopeArgs&, Stream) override;
+  void gqa_cache_write(const GqaCacheWriteArgs&, Stream) override;
+  void gqa_attention(const GqaAttentionArgs&, Stream) override;
   void mla_query(const MlaQueryArgs&, Stream) override;
   void mla_cache_write(const MlaCacheWriteArgs&, Stream) override;
   void mla_attention(const MlaAttentionArgs&, Stream) override;

@@ -160,6 +160,12 @@ inline void store_tile(float* row, int64_t tile, int64_t n, F32x16 value) {
     store_part(row + tile * 16, value, int(left));
 }
 
+// The part of a bias of `n` values that belongs to one tile.
+inline F32x16 tile_bias(const float* bias, int64_t tile, int64_t n) {
+  const int64_t left = n - tile * 16;
+  return left >= 16 ? load(bias + tile * 16) : load_part(bias + tile * 16, int(left));
+}
+
 // Multiply-adds below which handing work to another thread costs more than it saves.
 inline constexpr int64_t kMinWorkPerThread = 32 << 10;
 

@@ -14,8 +14,9 @@ void CpuOps::linear(const LinearArgs& a, Stream) {
   // Four tiles fill the widest block: chunks end between such groups.
   const int64_t groups = (w.num_tiles + 3) / 4, min_groups = (min_tiles_per_thread(w.k, num_rows) + 3) / 4;
   pool_.parallel_for(groups, min_groups, [&](int64_t begin, int64_t end) {
-    gemm(w, begin * 4, std::min(end * 4, w.num_tiles), x, num_rows,
-         [&](int64_t row, int64_t tile, F32x16 value) { store_tile(a.out.row(row), tile, w.n, value); });
+    gemm(w, begin * 4, std::min(end * 4, w.num_tiles), x, num_rows, [&](int64_t row, int64_t tile, F32x16 value) {
+      store_tile(a.out.row(row), tile, w.n, a.bias ? value + tile_bias(a.bias.data, tile, w.n) : value);
+    });
   });
 }
 

@@ -1,8 +1,7 @@
 // Multi-head latent attention in absorbed form over the paged latent cache, for decode and prefill rows alike.
 #include <algorithm>
-#include <cmath>
-#include <limits>
 
+#include "kernels/cpu/attention.h"
 #include "kernels/cpu/cpu_ops.h"
 #include "kernels/cpu/gemm.h"
 #include "kernels/cpu/rms_norm.h"
@@ -42,90 +41,6 @@ void CpuOps::mla_cache_write(const MlaCacheWriteArgs& a, Stream) {
   }
 }
 
-namespace {
-
-constexpr int kMaxPage = 64;
-constexpr float kMasked = -std::numeric_limits<float>::infinity();
-
-// scores[j] = q . k_j * scale for the `num` keys of one page, -infinity for the rest of its kMaxPage places; keys are
-// `width` floats apart. Sixteen keys go together; the chain of each is its own.
-inline void page_scores(const float* q, const float* keys, int64_t width, int num, float scale, float* scores) {
-  for (int j0 = 0; j0 < kMaxPage; j0 += 16) {
-    if (j0 >= num) {
-      store(scores + j0, broadcast(kMasked));
-      continue;
-    }
-    const int group = std::min(16, num - j0);
-    const float* k = keys + j0 * width;
-    F32x16 acc[16];
-    for (int j = 0; j < 16; ++j) acc[j] = zero();
-    int64_t i = 0;
-    if (group == 16) {
-      for (; i + 16 <= width; i += 16) {
-        const F32x16 qi = load(q + i);
-        for (int j = 0; j < 16; ++j) acc[j] = fma(qi, load(k + j * width + i), acc[j]);
-      }
-    } else {
-      for (; i + 16 <= width; i += 16) {
-        const F32x16 qi = load(q + i);
-        for (int j = 0; j < group; ++j) acc[j] = fma(qi, load(k + j * width + i), acc[j]);
-      }
-    }
-    if (i < width) {
-      const F32x16 qi = load_part(q + i, int(width - i));
-      for (int j = 0; j < group; ++j) acc[j] = fma(qi, load_part(k + j * width + i, int(width - i)), acc[j]);
-    }
-    store(scores + j0, reduce_add_16(acc) * broadcast(scale));
-    for (int j = group; j < 16; ++j) scores[j0 + j] = kMasked;
-  }
-}
-
-struct HeadState {
-  float max = kMasked, sum = 0.0f;
-};
-
-// Online softmax over one page (arXiv 1805.02867): earlier results are rescaled when the maximum rises. Leaves the
-// weights in `scores`, 0 in masked places.
-inline void page_softmax(float* scores, int num, HeadState& state, float* out, int64_t rank) {
-  F32x16 s[4];
-  for (int v = 0; v < 4; ++v) s[v] = load(scores + v * 16);
-  const float page_max = reduce_max(max(max(s[0], s[1]), max(s[2], s[3])));
-  if (page_max > state.max) {
-    const F32x16 alpha = state.max == kMasked ? zero() : exp(broadcast(state.max - page_max));
-    state.sum = state.sum * first(alpha);
-    int64_t i = 0;
-    for (; i + 16 <= rank; i += 16) store(out + i, load(out + i) * alpha);
-    for (; i < rank; ++i) out[i] = out[i] * first(alpha);
-    state.max = page_max;
-  }
-  const F32x16 m = broadcast(state.max);
-  for (int v = 0; v < 4; ++v) store(scores + v * 16, exp(s[v] - m));
-  for (int j = num; j < kMaxPage; ++j) scores[j] = 0.0f;
-  state.sum = state.sum + reduce_add((load(scores) + load(scores + 16)) + (load(scores + 32) + load(scores + 48)));
-}
-
-// out += sum over j of p[j] * v_j; v_j are the first `rank` floats of a key.
-template <int V>
-inline void accumulate(const float* p, const float* values, int64_t width, int num, float* out) {
-  F32x16 acc[V];
-  for (int v = 0; v < V; ++v) acc[v] = load(out + v * 16);
-  for (int j = 0; j < num; ++j) {
-    F32x16 pj = broadcast(p[j]);
-    for (int v = 0; v < V; ++v) acc[v] = fma(pj, load(values + j * width + v * 16), acc[v]);
-  }
-  for (int v = 0; v < V; ++v) store(out + v * 16, acc[v]);
-}
-
-inline void page_values(const float* p, const float* values, int64_t width, int num, float* out, int64_t rank) {
-  int64_t i = 0;
-  for (; i + 128 <= rank; i += 128) accumulate<8>(p, values + i, width, num, out + i);
-  for (; i + 16 <= rank; i += 16) accumulate<1>(p, values + i, width, num, out + i);
-  for (; i < rank; ++i)
-    for (int j = 0; j < num; ++j) out[i] = out[i] + p[j] * values[j * width + i];
-}
-
-}  // namespace
-
 void CpuOps::mla_attention(const MlaAttentionArgs& a, Stream) {
   const int64_t num_tokens = a.q.dim(0), num_heads = a.q.dim(1), width = a.q.dim(2), rank = a.kv_lora_rank;
   const int64_t page_size = a.cache.dim(1), num_pages = a.cache.dim(0);
@@ -153,9 +68,9 @@ void CpuOps::mla_attention(const MlaAttentionArgs& a, Stream) {
         CHECK(page >= 0 && page < num_pages, "KV page {} of {}", page, num_pages);
         const float* keys = a.cache.row(page);
         for (int64_t h = head_begin; h < head_end; ++h) {
-          page_scores(a.q.row(t) + h * width, keys, width, num, a.scale, scores);
-          page_softmax(scores, num, states[size_t(h)], out + h * rank, rank);
-          page_values(scores, keys, width, num, out + h * rank, rank);
+          page_scores(a.q.row(t) + h * width, keys, width, width, 0, num, a.scale, scores);
+          page_softmax(scores, 0, num, states[size_t(h)], out + h * rank, rank);
+          page_values(scores, keys, width, 0, num, out + h * rank, rank);
         }
       }
       for (int64_t h = head_begin; h < head_end; ++h)

@@ -1,3 +1,5 @@
+#include <cmath>
+
 #include "kernels/cpu/cpu_ops.h"
 #include "kernels/cpu/gemm.h"
 
@@ -11,12 +13,13 @@ void CpuOps::moe_combine(const MoeCombineArgs& a, Stream) {
       for (int64_t i = 0; i < size; ++i) out[i] = 0.0f;
       for (int64_t j = 0; j < top_k; ++j) {
         const float* row = a.expert_rows(t, j);
-        const float weight = a.expert_weight(t, j);
+        const float weight = a.expert_weight ? a.expert_weight(t, j) : 1.0f;
         for (int64_t i = 0; i < size; ++i) out[i] = out[i] + weight * row[i];
       }
       if (a.shared) {
         const float* shared = a.shared.row(t);
-        for (int64_t i = 0; i < size; ++i) out[i] = out[i] + shared[i];
+        const float gate = a.shared_gate ? 1.0f / (1.0f + std::exp(-a.shared_gate(t))) : 1.0f;
+        for (int64_t i = 0; i < size; ++i) out[i] = out[i] + gate * shared[i];
       }
     }
   });

@@ -25,6 +25,17 @@ void for_expert_tiles(const int32_t* offsets, int64_t num_experts, int64_t num_t
   }
 }
 
+// The two factors of the hidden value (Activation): of the gate's sum and of the up projection's.
+inline F32x16 gate_activation(const Activation& a, F32x16 g) {
+  if (a.kind == Activation::Kind::kSwiGlu) return silu(g);
+  g = min(g, broadcast(a.limit));
+  return g / (broadcast(1.0f) + exp(zero() - broadcast(a.alpha) * g));
+}
+inline F32x16 up_activation(const Activation& a, F32x16 u) {
+  if (a.kind == Activation::Kind::kSwiGlu) return u;
+  return max(min(u, broadcast(a.limit)), broadcast(-a.limit)) + broadcast(1.0f);
+}
+
 }  // namespace
 
 void CpuOps::moe_experts(const MoeExpertsArgs& a, Stream) {
@@ -38,30 +49,42 @@ void CpuOps::moe_experts(const MoeExpertsArgs& a, Stream) {
   const int64_t hidden_size = a.w_down.n, intermediate = a.w_gate.n;
   const int chunks = pool_.num_chunks(num_rows * hidden_size * intermediate, kMinWorkPerThread);
 
+  // The row's part of one tile of a batched bias [batch, n].
+  auto bias_of = [](const View<const float>& bias, int64_t w, int64_t tile, int64_t n) {
+    return tile_bias(bias.data + w * n, tile, n);
+  };
   const float* const* x = row_pointers(a.x.data, num_rows, hidden_size);
   pool_.run(chunks, [&](int chunk) {
-    for_expert_tiles(offsets, num_experts, gate[0].num_tiles, chunk, chunks,
-                     [&](int64_t e, int64_t begin, int64_t end) {
-                       const int64_t row0 = offsets[e], rows = offsets[e + 1] - row0, w = a.expert_begin + e;
-                       gemm(gate[w], begin, end, x + row0, rows, [&](int64_t row, int64_t tile, F32x16 value) {
-                         store_tile(a.hidden.row(row0 + row), tile, intermediate, silu(value));
-                       });
-                       gemm(up[w], begin, end, x + row0, rows, [&](int64_t row, int64_t tile, F32x16 value) {
-                         float* out = a.hidden.row(row0 + row);
-                         const int left = int(std::min<int64_t>(16, intermediate - tile * 16));
-                         store_tile(out, tile, intermediate, load_part(out + tile * 16, left) * value);
-                       });
-                     });
+    for_expert_tiles(
+        offsets, num_experts, gate[0].num_tiles, chunk, chunks, [&](int64_t e, int64_t begin, int64_t end) {
+          const int64_t row0 = offsets[e], rows = offsets[e + 1] - row0, w = a.expert_begin + e;
+          auto scaled = [&](int64_t row, F32x16 value) {
+            return a.row_scale ? value * broadcast(a.row_scale(row0 + row)) : value;
+          };
+          gemm(gate[w], begin, end, x + row0, rows, [&](int64_t row, int64_t tile, F32x16 value) {
+            value = scaled(row, value);
+            if (a.gate_bias) value = value + bias_of(a.gate_bias, w, tile, intermediate);
+            store_tile(a.hidden.row(row0 + row), tile, intermediate, gate_activation(a.activation, value));
+          });
+          gemm(up[w], begin, end, x + row0, rows, [&](int64_t row, int64_t tile, F32x16 value) {
+            float* out = a.hidden.row(row0 + row);
+            const int left = int(std::min<int64_t>(16, intermediate - tile * 16));
+            value = scaled(row, value);
+            if (a.up_bias) value = value + bias_of(a.up_bias, w, tile, intermediate);
+            store_tile(out, tile, intermediate, load_part(out + tile * 16, left) * up_activation(a.activation, value));
+          });
+        });
   });
   const float* const* h = row_pointers(a.hidden.data, num_rows, intermediate);
   pool_.run(chunks, [&](int chunk) {
-    for_expert_tiles(
-        offsets, num_experts, down[0].num_tiles, chunk, chunks, [&](int64_t e, int64_t begin, int64_t end) {
-          const int64_t row0 = offsets[e], rows = offsets[e + 1] - row0;
-          gemm(down[a.expert_begin + e], begin, end, h + row0, rows, [&](int64_t row, int64_t tile, F32x16 value) {
-            store_tile(a.out.row(row0 + row), tile, hidden_size, value);
-          });
-        });
+    for_expert_tiles(offsets, num_experts, down[0].num_tiles, chunk, chunks,
+                     [&](int64_t e, int64_t begin, int64_t end) {
+                       const int64_t row0 = offsets[e], rows = offsets[e + 1] - row0, w = a.expert_begin + e;
+                       gemm(down[w], begin, end, h + row0, rows, [&](int64_t row, int64_t tile, F32x16 value) {
+                         if (a.down_bias) value = value + bias_of(a.down_bias, w, tile, hidden_size);
+                         store_tile(a.out.row(row0 + row), tile, hidden_size, value);
+                       });
+                     });
   });
 }
 

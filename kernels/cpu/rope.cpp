@@ -19,4 +19,18 @@ void CpuOps::rope_table(const RopeTableArgs& a, Stream) {
   }
 }
 
+void CpuOps::rope(const RopeArgs& a, Stream) {
+  const int64_t num_heads = a.x.dim(1), head_dim = a.x.dim(2), rope_dim = a.cos_sin.row_size();
+  for (int64_t t = 0; t < a.x.dim(0); ++t) {
+    const float* cos_sin = a.cos_sin.row(t);
+    for (int64_t h = 0; h < num_heads; ++h) {
+      float* x = a.x.row(t) + h * head_dim;
+      if (a.interleaved)
+        rotate_pairs(x, cos_sin, rope_dim, x);
+      else
+        rotate_halves(x, cos_sin, rope_dim, x);
+    }
+  }
+}
+
 #include "kernels/cpu/path_end.h"

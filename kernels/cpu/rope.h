@@ -1,4 +1,4 @@
-// Rotation of one vector in pairs (2i, 2i + 1) by the row's cosines and sines (RopeTableArgs).
+// Rotation of one vector by the row's cosines and sines (RopeTableArgs), in pairs (2i, 2i + 1) or (i, i + dim / 2).
 #pragma once
 
 #include <cstdint>
@@ -10,6 +10,15 @@ inline void rotate_pairs(const float* x, const float* cos_sin, int64_t dim, floa
     float cos = cos_sin[i], sin = cos_sin[dim / 2 + i], a = x[2 * i], b = x[2 * i + 1];
     out[2 * i] = a * cos - b * sin;
     out[2 * i + 1] = b * cos + a * sin;
+  }
+}
+
+inline void rotate_halves(const float* x, const float* cos_sin, int64_t dim, float* out) {
+  const int64_t half = dim / 2;
+  for (int64_t i = 0; i < half; ++i) {
+    float cos = cos_sin[i], sin = cos_sin[half + i], a = x[i], b = x[half + i];
+    out[i] = a * cos - b * sin;
+    out[half + i] = b * cos + a * sin;
   }
 }
 

@@ -57,10 +57,10 @@ void pack_one(const MatrixSpec& m, PackedMatrix& p, std::byte* data, float* scal
     const int lanes = int(std::min<int64_t>(16, p.n - tile * 16));
     for (int lane = 0; lane < lanes; ++lane) {
       const int64_t n = tile * 16 + lane;
-      const std::byte* in =
-          m.data +
-          ((m.row_begin + (m.transpose ? 0 : n)) * m.cols + m.col_begin + (m.transpose ? n : 0)) * int64_t(sizeof(T));
-      const int64_t step = (m.transpose ? m.cols : 1) * int64_t(sizeof(T));
+      const int64_t row = m.row_begin + (m.transpose ? 0 : n) * m.row_step,
+                    col = m.col_begin + (m.transpose ? n : 0) * m.col_step;
+      const std::byte* in = m.data + (row * m.cols + col) * int64_t(sizeof(T));
+      const int64_t step = (m.transpose ? m.cols * m.row_step : m.col_step) * int64_t(sizeof(T));
       for (int64_t k = 0; k < p.k; ++k) std::memcpy(out + k * 16 + lane, in + k * step, sizeof(T));
       if (!scales) continue;
       float* s = scales + tile * int64_t(p.segment_end.size()) * 16 + lane;
@@ -94,6 +94,7 @@ Weight CpuOps::pack(std::span<const MatrixSpec> batch) {
     p.k = m.transpose ? m.num_rows : m.num_cols;
     CHECK(p.n == n && p.k == k && m.dtype == first.dtype, "{} differs in shape or dtype from {}", m.name, first.name);
     CHECK((m.dtype == DType::kF8E4M3) == (m.scales != nullptr), "{}: FP8 and scales go together", m.name);
+    CHECK(!m.scales || (m.row_step == 1 && m.col_step == 1), "{}: scales and steps do not go together", m.name);
     p.num_tiles = num_tiles;
     p.segment_end = scale_segments(m, k);
     if (m.scales) scale_floats += num_tiles * int64_t(p.segment_end.size()) * 16;

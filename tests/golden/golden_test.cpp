@@ -87,17 +87,18 @@ TEST_P(Golden, TokensAndLogprobs) {
               num_tokens, num_drafts, worst);
 }
 
-INSTANTIATE_TEST_SUITE_P(
-    Checkpoints, Golden,
-    testing::Values(Case{"models/demo", "avx512"}, Case{"models/demo", "portable"},
-                    Case{"tests/golden/deepseek_v3_a", "avx512"}, Case{"tests/golden/deepseek_v3_a", "portable"},
-                    Case{"tests/golden/deepseek_v3_fp8_a", "avx512"},
-                    Case{"tests/golden/deepseek_v3_fp8_a", "portable"}, Case{"tests/golden/deepseek_v2_a", "avx512"},
-                    Case{"tests/golden/deepseek_v2_a", "portable"}),
-    [](const auto& info) {
-      std::string name = info.param.dir.substr(info.param.dir.rfind('/') + 1) + "_" + info.param.path;
-      return name;
-    });
+std::vector<Case> cases() {
+  std::vector<Case> all;
+  for (const char* dir : {"models/demo", "tests/golden/deepseek_v3_a", "tests/golden/deepseek_v3_fp8_a",
+                          "tests/golden/deepseek_v2_a", "tests/golden/qwen3_moe_a", "tests/golden/gpt_oss_a"})
+    for (const char* path : {"avx512", "portable"}) all.push_back({dir, path});
+  return all;
+}
+
+INSTANTIATE_TEST_SUITE_P(Checkpoints, Golden, testing::ValuesIn(cases()), [](const auto& info) {
+  std::string name = info.param.dir.substr(info.param.dir.rfind('/') + 1) + "_" + info.param.path;
+  return name;
+});
 
 }  // namespace
 }  // namespace moectl::test
