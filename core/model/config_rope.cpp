@@ -62,8 +62,7 @@ std::optional<Fields> rope_object(const Fields& f) {
 
 int read_rotary_dim(const Fields& fields, int head_dim, double fallback) {
   double factor = fields.number_or("partial_rotary_factor", fallback, 0.0, 1.0);
-  if (auto inner = rope_object(fields))
-    factor = inner->number_or("partial_rotary_factor", factor, 0.0, 1.0);
+  if (auto inner = rope_object(fields)) factor = inner->number_or("partial_rotary_factor", factor, 0.0, 1.0);
   const int dim = int(head_dim * factor);
   if (dim < 2 || dim % 2 != 0)
     fields.fail("partial_rotary_factor", fmt::format("a part of head_dim ({}) that is an even number of components: "

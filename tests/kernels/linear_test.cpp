@@ -100,5 +100,20 @@ TEST_P(LinearTest, WrongSizesAreRefused) {
   EXPECT_THROW(ops().linear({View<const float>(x.data(), {1, 9}), weight, View<float>(out.data(), {1, 4})}, {}), Error);
 }
 
+TEST_P(LinearTest, Bias) {
+  constexpr int64_t kN = 37, kK = 50, kRows = 9;
+  for (DType dtype : weight_dtypes()) {
+    const Matrix m = random_matrix(dtype, kN, kK, 1);
+    const MatrixSpec spec = m.whole();
+    const Weight weight = ops().pack({&spec, 1});
+    const std::vector<float> x = Random(2).floats(kRows * kK), bias = Random(3).floats(kN);
+    std::vector<float> out(size_t(kRows * kN), NAN), without = linear(ops(), weight, x, kRows);
+    ops().linear({View<const float>(x.data(), {kRows, kK}), weight, View<float>(out.data(), {kRows, kN}),
+                  View<const float>(bias.data(), {kN})},
+                 {});
+    for (int64_t i = 0; i < kRows * kN; ++i) ASSERT_EQ(out[size_t(i)], without[size_t(i)] + bias[size_t(i % kN)]) << i;
+  }
+}
+
 }  // namespace
 }  // namespace moectl::test

@@ -71,5 +71,33 @@ TEST_P(MoeCombineTest, CompanyAndThreads) {
   expect_same_with_threads([&](Ops& o) { return p.run(o, 0, p.tokens); });
 }
 
+TEST_P(MoeCombineTest, SharedGateAndNoWeights) {
+  constexpr int64_t kTokens = 6, kSize = 33;
+  const Problem p(kTokens, 2, kSize, true);
+  const std::vector<float> gate = {-100.0f, -2.0f, -0.1f, 0.0f, 3.0f, 100.0f};
+  for (bool weights : {true, false}) {
+    std::vector<float> out(size_t(kTokens * kSize), NAN);
+    MoeCombineArgs args;
+    args.expert_rows = View<const float* const>(p.pointers.data(), {kTokens, 2});
+    if (weights) args.expert_weight = View<const float>(p.weight.data(), {kTokens, 2});
+    args.shared = View<const float>(p.shared.data(), {kTokens, kSize});
+    args.shared_gate = View<const float>(gate.data(), {kTokens});
+    args.out = View<float>(out.data(), {kTokens, kSize});
+    ops().moe_combine(args, {});
+    std::vector<Bounded> expected;
+    for (int64_t t = 0; t < kTokens; ++t) {
+      const double sigmoid = 1 / (1 + std::exp(-double(gate[size_t(t)])));
+      for (int64_t i = 0; i < kSize; ++i) {
+        DotReference dot;
+        for (int64_t j = 0; j < 2; ++j)
+          dot.add(weights ? double(p.weight[size_t(t * 2 + j)]) : 1.0, double(p.pointers[size_t(t * 2 + j)][i]));
+        dot.add(Bounded{sigmoid, 4 * unit_roundoff(DType::kF32) * sigmoid}, double(p.shared[size_t(t * kSize + i)]));
+        expected.push_back(dot.result());
+      }
+    }
+    EXPECT_TRUE(close(out, expected, {kTokens, kSize}));
+  }
+}
+
 }  // namespace
 }  // namespace moectl::test

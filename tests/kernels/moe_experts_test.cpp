@@ -8,6 +8,15 @@ MOECTL_KERNEL_SUITE(MoeExpertsTest);
 struct Experts {
   int64_t hidden, intermediate, begin;
   std::vector<Matrix> gate, up, down;
+  Activation activation;
+  std::vector<float> gate_bias, up_bias, down_bias, row_scale;  // empty: none
+
+  void add_biases() {
+    const int64_t num = int64_t(gate.size());
+    gate_bias = Random(7).floats(num * intermediate, 3.0f);
+    up_bias = Random(8).floats(num * intermediate, 3.0f);
+    down_bias = Random(9).floats(num * hidden);
+  }
 
   Experts(DType dtype, int64_t num, int64_t begin, int64_t hidden, int64_t intermediate)
       : hidden(hidden), intermediate(intermediate), begin(begin) {
@@ -34,6 +43,14 @@ struct Experts {
     a.expert_begin = begin;
     a.hidden = View<float>(h.data(), {room, intermediate});
     a.out = View<float>(out.data(), {room, hidden});
+    a.activation = activation;
+    const int64_t num = int64_t(gate.size());
+    if (!gate_bias.empty()) {
+      a.gate_bias = View<const float>(gate_bias.data(), {num, intermediate});
+      a.up_bias = View<const float>(up_bias.data(), {num, intermediate});
+      a.down_bias = View<const float>(down_bias.data(), {num, hidden});
+    }
+    if (!row_scale.empty()) a.row_scale = View<const float>(row_scale.data(), {room});
     ops.moe_experts(a, {});
     out.resize(size_t(rows * hidden));
     return out;
@@ -42,24 +59,36 @@ struct Experts {
     std::vector<Bounded> out;
     for (size_t e = 0; e + 1 < offsets.size(); ++e)
       for (int64_t row = offsets[e]; row < offsets[e + 1]; ++row) {
-        auto project = [&](const Matrix& m, int64_t i) {
+        auto bias_of = [&](const std::vector<float>& bias, int64_t i, int64_t n) {
+          return Bounded{bias.empty() ? 0.0 : double(bias[(size_t(begin) + e) * size_t(n) + size_t(i)]), 0.0};
+        };
+        auto project = [&](const Matrix& m, int64_t i, const std::vector<float>& bias) {
           DotReference dot;
           for (int64_t k = 0; k < hidden; ++k)
             dot.add(double(x[size_t(row * hidden + k)]), element_value(m.whole(), i, k));
-          return dot.result();
+          const Bounded scale = {row_scale.empty() ? 1.0 : double(row_scale[size_t(row)]), 0.0};
+          return dot.result() * scale + bias_of(bias, i, intermediate);
         };
         std::vector<Bounded> h;
         for (int64_t i = 0; i < intermediate; ++i) {
-          const Bounded g = project(gate[size_t(begin) + e], i), u = project(up[size_t(begin) + e], i);
-          // silu' <= 1.1; the exponential is good to 2e-7 and saturates at e^88.
-          const double silu = g.value / (1 + std::exp(-g.value));
-          h.push_back(rounded(silu, 1.1 * g.error + 3e-7 * std::abs(silu) + 1e-30) * u);
+          Bounded g = project(gate[size_t(begin) + e], i, gate_bias), u = project(up[size_t(begin) + e], i, up_bias);
+          const bool clamped = activation.kind == Activation::Kind::kClampedSwiGlu;
+          if (clamped) {
+            g.value = std::min(g.value, double(activation.limit));
+            u.value = std::clamp(u.value, -double(activation.limit), double(activation.limit)) + 1;
+            u = rounded(u.value, u.error);
+          }
+          // silu' <= 1.1; the exponential is good to 2e-7 (relative to its argument's rounding) and saturates at e^88.
+          const double alpha = clamped ? double(activation.alpha) : 1.0,
+                       silu = g.value / (1 + std::exp(-alpha * g.value));
+          h.push_back(
+              rounded(silu, 1.1 * g.error + (3e-7 + 1e-7 * std::abs(alpha * g.value)) * std::abs(silu) + 1e-30) * u);
         }
         for (int64_t i = 0; i < hidden; ++i) {
           DotReference dot;
           for (int64_t k = 0; k < intermediate; ++k)
             dot.add(h[size_t(k)], element_value(down[size_t(begin) + e].whole(), i, k));
-          out.push_back(dot.result());
+          out.push_back(dot.result() + bias_of(down_bias, i, hidden));
         }
       }
     return out;
@@ -77,6 +106,24 @@ TEST_P(MoeExpertsTest, AgainstReference) {
         ASSERT_TRUE(
             close(experts.run(ops(), x, offsets), experts.reference(x, offsets), {std::max(offsets.back(), 1), 40}));
       }
+}
+
+TEST_P(MoeExpertsTest, BiasesClampedActivationAndRowScale) {
+  for (DType dtype : weight_dtypes())
+    for (bool clamped : {false, true})
+      for (bool biases : {false, true})
+        for (bool scaled : {false, true}) {
+          SCOPED_TRACE(fmt::format("{} clamped {} biases {} scaled {}", dtype_name(dtype), clamped, biases, scaled));
+          Experts experts(dtype, 3, 1, 40, 25);
+          if (clamped) experts.activation = {Activation::Kind::kClampedSwiGlu, 2.5f, 1.702f};
+          if (biases) experts.add_biases();
+          const std::vector<int32_t> offsets = {0, 2, 2, 17};
+          if (scaled) experts.row_scale = Random(6).floats(17);
+          const auto x = Random(5).floats(17 * 40, 4.0f);  // far beyond the limit in places
+          const auto out = experts.run(ops(), x, offsets);
+          ASSERT_TRUE(close(out, experts.reference(x, offsets), {17, 40}));
+          expect_same_with_threads([&](Ops& o) { return experts.run(o, x, offsets); });
+        }
 }
 
 TEST_P(MoeExpertsTest, PartialScaleBlocks) {

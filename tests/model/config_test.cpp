@@ -236,7 +236,7 @@ TEST(Config, RefusesWhatItDoesNotUnderstand) {
   std::vector<Case> cases = {
       {R"({"model_type": null})", {"`model_type`", "missing"}},
       {R"({"model_type": 3})", {"`model_type`", "3", "a string"}},
-      {R"({"model_type": "llama"})", {"`model_type`", "\"llama\"", "deepseek_v2, deepseek_v3, kimi_k2"}},
+      {R"({"model_type": "llama"})", {"`model_type`", "\"llama\"", "deepseek_v2, deepseek_v3, "}},
       {R"({"model_type": "deepseek_v32"})", {"\"deepseek_v32\""}},
       {R"({"architectures": ["DeepseekV3ForSequenceClassification"]})", {"`architectures`", "ForCausalLM"}},
       {R"({"architectures": "DeepseekV3ForCausalLM"})", {"`architectures`"}},
@@ -251,7 +251,6 @@ TEST(Config, RefusesWhatItDoesNotUnderstand) {
       {R"({"topk_method": "random"})", {"`topk_method`", "\"random\""}},
       {R"({"dtype": "float32"})", {"`torch_dtype`", "the same as `dtype`"}},
       {R"({"torch_dtype": "int8"})", {"`torch_dtype`", "\"int8\""}},
-      {R"({"rope_scaling": {"type": "linear", "factor": 2}})", {"`rope_scaling.type`", "\"linear\""}},
       {R"({"rope_scaling": {"rope_type": "dynamic", "factor": 2}})", {"`rope_scaling.rope_type`", "\"dynamic\""}},
       {R"({"rope_scaling": {"rope_type": "yarn", "type": "default"}})", {"`rope_scaling.type`", "the same as"}},
       {R"({"rope_scaling": "yarn"})", {"`rope_scaling`", "expected an object"}},
