@@ -33,6 +33,9 @@ class TamperedOps final : public Ops {
   }
   void gather(const GatherArgs& a, Stream s) override { real_->gather(a, s); }
   void rope_table(const RopeTableArgs& a, Stream s) override { real_->rope_table(a, s); }
+  void rope(const RopeArgs& a, Stream s) override { real_->rope(a, s); }
+  void gqa_cache_write(const GqaCacheWriteArgs& a, Stream s) override { real_->gqa_cache_write(a, s); }
+  void gqa_attention(const GqaAttentionArgs& a, Stream s) override { real_->gqa_attention(a, s); }
   void mla_query(const MlaQueryArgs& a, Stream s) override { real_->mla_query(a, s); }
   void mla_cache_write(const MlaCacheWriteArgs& a, Stream s) override { real_->mla_cache_write(a, s); }
   void mla_attention(const MlaAttentionArgs& a, Stream s) override { real_->mla_attention(a, s); }
