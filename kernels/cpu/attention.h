@@ -12,38 +12,41 @@
 inline constexpr int kMaxPage = 64;
 inline constexpr float kMasked = -std::numeric_limits<float>::infinity();
 
-// scores[j] = q . k_j * scale for keys [begin, end) of one page, -infinity in the rest of its kMaxPage places; keys are
-// `stride` floats apart. Sixteen keys go together; the chain of each is its own.
-inline void page_scores(const float* q, const float* keys, int64_t width, int64_t stride, int begin, int end,
-                        float scale, float* scores) {
-  for (int j0 = 0; j0 < kMaxPage; j0 += 16) {
-    if (j0 >= end || j0 + 16 <= begin) {
-      store(scores + j0, broadcast(kMasked));
+// scores[h][j] = q_h . k_j * scale for H queries and the keys [begin, end) of one page, -infinity in the rest of a
+// row's kMaxPage places; keys are `stride` floats apart. H x 16 / H dot products stand in registers together, so that a
+// key is loaded once for H queries; the chain of each is its own.
+template <int H>
+inline void page_scores(const float* const* q, const float* keys, int64_t width, int64_t stride, int begin, int end,
+                        float scale, float (*scores)[kMaxPage]) {
+  constexpr int kKeys = 16 / H;
+  for (int j0 = 0; j0 < kMaxPage; j0 += kKeys) {
+    const int num = std::min(kKeys, end - j0);
+    if (num <= 0 || j0 + kKeys <= begin) {
+      for (int h = 0; h < H; ++h) std::fill_n(scores[h] + j0, kKeys, kMasked);
       continue;
     }
-    const int group = std::min(16, end - j0);
     const float* k = keys + j0 * stride;
-    F32x16 acc[16];
-    for (int j = 0; j < 16; ++j) acc[j] = zero();
+    F32x16 acc[16], qi[H];
+    for (F32x16& a : acc) a = zero();
+    auto add = [&](int j, F32x16 key) {
+      for (int h = 0; h < H; ++h) acc[h * kKeys + j] = fma(qi[h], key, acc[h * kKeys + j]);
+    };
     int64_t i = 0;
-    if (group == 16) {
-      for (; i + 16 <= width; i += 16) {
-        const F32x16 qi = load(q + i);
-        for (int j = 0; j < 16; ++j) acc[j] = fma(qi, load(k + j * stride + i), acc[j]);
-      }
-    } else {
-      for (; i + 16 <= width; i += 16) {
-        const F32x16 qi = load(q + i);
-        for (int j = 0; j < group; ++j) acc[j] = fma(qi, load(k + j * stride + i), acc[j]);
-      }
+    for (; i + 16 <= width; i += 16) {
+      for (int h = 0; h < H; ++h) qi[h] = load(q[h] + i);
+      if (num == kKeys)
+        for (int j = 0; j < kKeys; ++j) add(j, load(k + j * stride + i));
+      else
+        for (int j = 0; j < num; ++j) add(j, load(k + j * stride + i));
     }
     if (i < width) {
-      const F32x16 qi = load_part(q + i, int(width - i));
-      for (int j = 0; j < group; ++j) acc[j] = fma(qi, load_part(k + j * stride + i, int(width - i)), acc[j]);
+      for (int h = 0; h < H; ++h) qi[h] = load_part(q[h] + i, int(width - i));
+      for (int j = 0; j < num; ++j) add(j, load_part(k + j * stride + i, int(width - i)));
     }
-    store(scores + j0, reduce_add_16(acc) * broadcast(scale));
-    for (int j = group; j < 16; ++j) scores[j0 + j] = kMasked;
-    for (int j = j0; j < begin; ++j) scores[j] = kMasked;
+    alignas(64) float sums[16];
+    store(sums, reduce_add_16(acc) * broadcast(scale));
+    for (int h = 0; h < H; ++h)
+      for (int j = 0; j < kKeys; ++j) scores[h][j0 + j] = j < num && j0 + j >= begin ? sums[h * kKeys + j] : kMasked;
   }
 }
 
@@ -72,27 +75,81 @@ inline void page_softmax(float* scores, int begin, int end, HeadState& state, fl
   state.sum = state.sum + reduce_add((load(scores) + load(scores + 16)) + (load(scores + 32) + load(scores + 48)));
 }
 
-// out[i] += sum over j of p[j] * v_j[i] for values [begin, end), V * 16 components.
-template <int V>
-inline void accumulate_values(const float* p, const float* values, int64_t stride, int begin, int end, float* out) {
-  F32x16 acc[V];
-  for (int v = 0; v < V; ++v) acc[v] = load(out + v * 16);
+// out[h][i] += sum over j of p[h][j] * v_j[i] for values [begin, end), V * 16 components.
+template <int H, int V>
+inline void accumulate_values(const float (*p)[kMaxPage], const float* values, int64_t stride, int begin, int end,
+                              float* const* out, int64_t i) {
+  F32x16 acc[H][V];
+  for (int h = 0; h < H; ++h)
+    for (int v = 0; v < V; ++v) acc[h][v] = load(out[h] + i + v * 16);
   for (int j = begin; j < end; ++j) {
-    F32x16 pj = broadcast(p[j]);
-    for (int v = 0; v < V; ++v) acc[v] = fma(pj, load(values + j * stride + v * 16), acc[v]);
+    F32x16 value[V];
+    for (int v = 0; v < V; ++v) value[v] = load(values + j * stride + i + v * 16);
+    for (int h = 0; h < H; ++h) {
+      const F32x16 pj = broadcast(p[h][j]);
+      for (int v = 0; v < V; ++v) acc[h][v] = fma(pj, value[v], acc[h][v]);
+    }
   }
-  for (int v = 0; v < V; ++v) store(out + v * 16, acc[v]);
+  for (int h = 0; h < H; ++h)
+    for (int v = 0; v < V; ++v) store(out[h] + i + v * 16, acc[h][v]);
 }
 
-// out += sum over j of p[j] * v_j, `size` components; values are `stride` floats apart.
-inline void page_values(const float* p, const float* values, int64_t stride, int begin, int end, float* out,
-                        int64_t size) {
+// out[h] += sum over j of p[h][j] * v_j, `size` components; values are `stride` floats apart.
+template <int H>
+inline void page_values(const float (*p)[kMaxPage], const float* values, int64_t stride, int begin, int end,
+                        float* const* out, int64_t size) {
   int64_t i = 0;
-  for (; i + 128 <= size; i += 128) accumulate_values<8>(p, values + i, stride, begin, end, out + i);
-  for (; i + 64 <= size; i += 64) accumulate_values<4>(p, values + i, stride, begin, end, out + i);
-  for (; i + 16 <= size; i += 16) accumulate_values<1>(p, values + i, stride, begin, end, out + i);
+  for (; i + 64 <= size; i += 64) accumulate_values<H, 4>(p, values, stride, begin, end, out, i);
+  for (; i + 16 <= size; i += 16) accumulate_values<H, 1>(p, values, stride, begin, end, out, i);
   for (; i < size; ++i)
-    for (int j = begin; j < end; ++j) out[i] = out[i] + p[j] * values[j * stride + i];
+    for (int h = 0; h < H; ++h)
+      for (int j = begin; j < end; ++j) out[h][i] = out[h][i] + p[h][j] * values[j * stride + i];
+}
+
+// One page of keys and values for one row and the `num_heads` query heads that share them.
+struct AttentionPage {
+  const float *keys, *values;
+  int64_t key_stride, value_stride;
+  int begin, end;  // the positions that the row sees
+};
+struct AttentionHeads {
+  const float* q;  // [num_heads, key_size]
+  float* out;      // [num_heads, value_size]: running sums
+  HeadState* states;
+  int64_t num_heads, key_size, value_size;
+  float scale;
+};
+
+template <int H>
+inline void attend_heads(const AttentionPage& page, const AttentionHeads& heads, int64_t first) {
+  alignas(64) float scores[H][kMaxPage];
+  const float* q[H];
+  float* out[H];
+  for (int h = 0; h < H; ++h) {
+    q[h] = heads.q + (first + h) * heads.key_size;
+    out[h] = heads.out + (first + h) * heads.value_size;
+  }
+  page_scores<H>(q, page.keys, heads.key_size, page.key_stride, page.begin, page.end, heads.scale, scores);
+  for (int h = 0; h < H; ++h)
+    page_softmax(scores[h], page.begin, page.end, heads.states[first + h], out[h], heads.value_size);
+  page_values<H>(scores, page.values, page.value_stride, page.begin, page.end, out, heads.value_size);
+}
+
+// How many heads go together changes no bit of any.
+inline void attend(const AttentionPage& page, const AttentionHeads& heads) {
+  int64_t h = 0;
+  for (; h + 4 <= heads.num_heads; h += 4) attend_heads<4>(page, heads, h);
+  for (; h + 2 <= heads.num_heads; h += 2) attend_heads<2>(page, heads, h);
+  for (; h < heads.num_heads; ++h) attend_heads<1>(page, heads, h);
+}
+
+// Divides the running sums by the sums of the weights.
+inline void finish_heads(const AttentionHeads& heads) {
+  for (int64_t h = 0; h < heads.num_heads; ++h)
+    for (int64_t i = 0; i < heads.value_size; ++i) {
+      float& out = heads.out[h * heads.value_size + i];
+      out = out / heads.states[h].sum;
+    }
 }
 
 #include "kernels/cpu/path_end.h"

@@ -49,16 +49,23 @@ void CpuOps::gqa_attention(const GqaAttentionArgs& a, Stream) {
   // cache. Rows late in the sequence cost more, so items are dealt out to the chunks.
   const int64_t parts = num_tokens >= chunks ? 1 : std::min<int64_t>(num_kv_heads, chunks);
   pool_.run(chunks, [&](int chunk) {
-    alignas(64) float scores[kMaxPage];
     thread_local std::vector<HeadState> states;
     for (int64_t item = chunk; item < num_tokens * parts; item += chunks) {
       const int64_t t = item / parts, part = item % parts;
       const int64_t kv_begin = num_kv_heads * part / parts, kv_end = num_kv_heads * (part + 1) / parts;
-      float* out = a.out.row(t);
-      std::fill(out + kv_begin * group * head_dim, out + kv_end * group * head_dim, 0.0f);
       states.assign(size_t(num_heads), {});
       if (a.sinks)
-        for (int64_t h = kv_begin * group; h < kv_end * group; ++h) states[size_t(h)] = {a.sinks(h), 1.0f};
+        for (int64_t h = 0; h < num_heads; ++h) states[size_t(h)] = {a.sinks(h), 1.0f};
+      auto heads_of = [&](int64_t kv) {
+        return AttentionHeads{.q = a.q.row(t) + kv * group * head_dim,
+                              .out = a.out.row(t) + kv * group * head_dim,
+                              .states = states.data() + kv * group,
+                              .num_heads = group,
+                              .key_size = head_dim,
+                              .value_size = head_dim,
+                              .scale = a.scale};
+      };
+      std::fill(heads_of(kv_begin).out, heads_of(kv_end).out, 0.0f);
       const int32_t* pages = a.page_table.row(a.seq_idx(t));
       const int64_t length = int64_t{a.positions(t)} + 1, first = first_visible(a, a.positions(t));
       for (int64_t start = first / page_size * page_size; start < length; start += page_size) {
@@ -66,16 +73,11 @@ void CpuOps::gqa_attention(const GqaAttentionArgs& a, Stream) {
         const int64_t page = pages[start / page_size];
         CHECK(page >= 0 && page < num_pages, "KV page {} of {}", page, num_pages);
         for (int64_t kv = kv_begin; kv < kv_end; ++kv) {
-          const float *keys = a.cache.row(page) + kv * 2 * page_size * head_dim, *values = keys + page_size * head_dim;
-          for (int64_t h = kv * group; h < (kv + 1) * group; ++h) {
-            page_scores(a.q.row(t) + h * head_dim, keys, head_dim, head_dim, begin, end, a.scale, scores);
-            page_softmax(scores, begin, end, states[size_t(h)], out + h * head_dim, head_dim);
-            page_values(scores, values, head_dim, begin, end, out + h * head_dim, head_dim);
-          }
+          const float* keys = a.cache.row(page) + kv * 2 * page_size * head_dim;
+          attend({keys, keys + page_size * head_dim, head_dim, head_dim, begin, end}, heads_of(kv));
         }
       }
-      for (int64_t h = kv_begin * group; h < kv_end * group; ++h)
-        for (int64_t i = h * head_dim; i < (h + 1) * head_dim; ++i) out[i] = out[i] / states[size_t(h)].sum;
+      for (int64_t kv = kv_begin; kv < kv_end; ++kv) finish_heads(heads_of(kv));
     }
   });
 }

@@ -52,29 +52,28 @@ void CpuOps::mla_attention(const MlaAttentionArgs& a, Stream) {
   // the sequence cost more, so items are dealt out to the chunks.
   const int64_t groups = num_tokens >= chunks ? 1 : std::min<int64_t>(num_heads, chunks);
   pool_.run(chunks, [&](int chunk) {
-    alignas(64) float scores[kMaxPage];
     thread_local std::vector<HeadState> states;
     for (int64_t item = chunk; item < num_tokens * groups; item += chunks) {
       const int64_t t = item / groups, group = item % groups;
       const int64_t head_begin = num_heads * group / groups, head_end = num_heads * (group + 1) / groups;
-      float* out = a.out.row(t);
-      std::fill(out + head_begin * rank, out + head_end * rank, 0.0f);
-      states.assign(size_t(num_heads), {});
+      states.assign(size_t(head_end - head_begin), {});
+      const AttentionHeads heads = {.q = a.q.row(t) + head_begin * width,
+                                    .out = a.out.row(t) + head_begin * rank,
+                                    .states = states.data(),
+                                    .num_heads = head_end - head_begin,
+                                    .key_size = width,
+                                    .value_size = rank,
+                                    .scale = a.scale};
+      std::fill(heads.out, heads.out + heads.num_heads * rank, 0.0f);
       const int32_t* pages = a.page_table.row(a.seq_idx(t));
       const int64_t length = int64_t{a.positions(t)} + 1;
       for (int64_t begin = 0; begin < length; begin += page_size) {
-        const int num = int(std::min(page_size, length - begin));
         const int64_t page = pages[begin / page_size];
         CHECK(page >= 0 && page < num_pages, "KV page {} of {}", page, num_pages);
         const float* keys = a.cache.row(page);
-        for (int64_t h = head_begin; h < head_end; ++h) {
-          page_scores(a.q.row(t) + h * width, keys, width, width, 0, num, a.scale, scores);
-          page_softmax(scores, 0, num, states[size_t(h)], out + h * rank, rank);
-          page_values(scores, keys, width, 0, num, out + h * rank, rank);
-        }
+        attend({keys, keys, width, width, 0, int(std::min(page_size, length - begin))}, heads);
       }
-      for (int64_t h = head_begin; h < head_end; ++h)
-        for (int64_t i = h * rank; i < (h + 1) * rank; ++i) out[i] = out[i] / states[size_t(h)].sum;
+      finish_heads(heads);
     }
   });
 }
