@@ -1,4 +1,5 @@
-// What the engine does when the arithmetic fails under it: a rank throws, a row is not a number, a step hangs.
+// What the engine does when something happens amid a step: a rank throws, a row is not a number, the step hangs, its
+// request is cancelled.
 #include <gtest/gtest.h>
 
 #include <atomic>
@@ -50,9 +51,10 @@ class TamperedOps final : public Ops {
 };
 
 // The demo model over `ep_size` ranks, the last of which is tampered with.
-std::unique_ptr<Engine> tampered_engine(int ep_size, TamperedOps::Tamper tamper) {
+std::unique_ptr<Engine> tampered_engine(int ep_size, TamperedOps::Tamper tamper, int max_num_batched_tokens = 512) {
   EngineConfig flags = demo_config();
   flags.ep_size = ep_size;
+  flags.max_num_batched_tokens = max_num_batched_tokens;
   const Config config = read_config(flags.model_dir);
   const EngineSetup setup = plan_setup(flags, config, config.eos_token_ids, 1);
   const Checkpoint checkpoint = Checkpoint::open(flags.model_dir);
@@ -127,6 +129,32 @@ TEST(EngineFailure, ARowThatIsNotANumberEndsItsRequestAlone) {
   r.sampling.ignore_eos = false;
   EXPECT_EQ(client.ask(r).ids, golden_cases()[0].output_ids);
   EXPECT_FALSE(engine->stats().failed);
+}
+
+// With steps of 16 tokens a prompt of 200 takes 13: the third is amid the prompt, the sixteenth decodes.
+TEST(EngineCancel, TheStepInProgressIsTheLast) {
+  for (const int at_step : {1, 3, 16}) {
+    Gate gate;
+    std::atomic<int> steps{0};
+    auto engine = tampered_engine(
+        1,
+        [&](const LinearArgs& a) {
+          if (is_head(a)) gate.arrive(++steps);
+        },
+        16);
+    Client client(*engine);
+    GenerateRequest r = endless();
+    r.prompt_ids = long_prompt(200);
+    gate.open(at_step - 1);
+    const size_t sent = client.send(r);
+    gate.wait_until_arrived(at_step);
+    engine->cancel(client.handle(sent));
+    gate.open(Gate::kAll);
+    EXPECT_EQ(client.wait(sent).finish, FinishReason::kCancelled);
+    EXPECT_EQ(idle_stats(*engine).num_steps_total, at_step);
+    EXPECT_EQ(steps, at_step);
+    EXPECT_EQ(client.wait(sent).ids.size(), size_t(std::max(0, at_step - 12)));
+  }
 }
 
 TEST(EngineFailure, AHangingStepShowsInTheStatistics) {

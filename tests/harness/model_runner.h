@@ -31,10 +31,12 @@ class ModelRunner {
 
   ModelRunner(const std::string& dir, Options options) : config_(read_config(dir)), checkpoint_(Checkpoint::open(dir)) {
     auto comms = make_local_communicators(options.ep_size);
+    // As in an engine: more threads than cores do not spin.
+    const bool spin = options.ep_size * options.threads <= int(std::thread::hardware_concurrency());
     std::shared_ptr<const ModelWeights> weights;
     for (int r = 0; r < options.ep_size; ++r) {
       RankModel rank;
-      rank.ops = make_ops({.cpu_path = options.cpu_path, .num_threads = options.threads, .spin = options.ep_size == 1});
+      rank.ops = make_ops({.cpu_path = options.cpu_path, .num_threads = options.threads, .spin = spin});
       rank.comm = std::move(comms[size_t(r)]);
       if (!weights) weights = load_weights(config_, checkpoint_, *rank.ops);
       rank.cache = std::make_unique<KvCache>(config_, *rank.ops, options.num_pages);
