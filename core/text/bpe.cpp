@@ -8,13 +8,14 @@
 #include <memory>
 
 #include "core/base/check.h"
+#include "core/text/utf8.h"
 
 namespace moectl {
 namespace {
 
 constexpr uint64_t kNoPair = std::numeric_limits<uint64_t>::max();
 constexpr uint32_t kNoRank = std::numeric_limits<uint32_t>::max();
-constexpr size_t kMaxShortPiece = 48;  // up to here looking at every pair beats a heap
+constexpr size_t kMaxShortPiece = 48;  // symbols; up to here looking at every pair beats a heap
 
 uint64_t pair_of(int32_t left, int32_t right) {
   return static_cast<uint64_t>(static_cast<uint32_t>(left)) << 32 | static_cast<uint32_t>(right);
@@ -48,21 +49,20 @@ std::atomic<uint64_t> next_cache_key{1};
 
 }  // namespace
 
-ByteBpe::ByteBpe(const std::array<int32_t, 256>& byte_ids, const std::vector<BpeMerge>& merges,
-                 std::unordered_map<std::string, int32_t> whole_pieces)
-    : byte_ids_(byte_ids), whole_pieces_(std::move(whole_pieces)), cache_key_(next_cache_key.fetch_add(1)) {
-  const size_t num_slots = std::bit_ceil(std::max<size_t>(merges.size() * 2, 16));
+Bpe::Bpe(BpeModel model) : model_(std::move(model)), cache_key_(next_cache_key.fetch_add(1)) {
+  const size_t num_slots = std::bit_ceil(std::max<size_t>(model_.merges.size() * 2, 16));
   slots_.assign(num_slots, Slot{kNoPair, kNoRank, -1});
   shift_ = 64 - std::countr_zero(num_slots);
-  for (size_t rank = 0; rank < merges.size(); ++rank) {
-    const uint64_t pair = pair_of(merges[rank].left, merges[rank].right);
+  for (const BpeMerge& merge : model_.merges) {
+    const uint64_t pair = pair_of(merge.left, merge.right);
     size_t i = mix(pair) >> shift_;
     while (slots_[i].pair != kNoPair && slots_[i].pair != pair) i = (i + 1) & (num_slots - 1);
-    slots_[i] = {pair, static_cast<uint32_t>(rank), merges[rank].merged};  // a repeated pair: the last one counts
+    slots_[i] = {pair, static_cast<uint32_t>(merge.rank), merge.merged};  // a repeated pair: the last one counts
   }
+  model_.merges = {};
 }
 
-const ByteBpe::Slot* ByteBpe::find(int32_t left, int32_t right) const {
+const Bpe::Slot* Bpe::find(int32_t left, int32_t right) const {
   const uint64_t pair = pair_of(left, right);
   for (size_t i = mix(pair) >> shift_;; i = (i + 1) & (slots_.size() - 1)) {
     if (slots_[i].pair == pair) return &slots_[i];
@@ -70,58 +70,93 @@ const ByteBpe::Slot* ByteBpe::find(int32_t left, int32_t right) const {
   }
 }
 
-void ByteBpe::encode(std::string_view piece, std::vector<int32_t>& ids) const {
-  if (piece.empty()) return;
-  if (piece.size() == 1) {
-    ids.push_back(byte_ids_[static_cast<uint8_t>(piece[0])]);
+void Bpe::encode(std::string_view piece, std::vector<int32_t>& ids) const {
+  const std::string& start = model_.word_start;
+  if (start.empty()) {
+    encode_word(piece, ids);
     return;
   }
-  if (piece.size() > PieceCache::kMaxBytes) {
-    encode_uncached(piece, ids);
+  for (size_t begin = 0; begin < piece.size();) {
+    size_t end = begin;
+    while (piece.compare(end, start.size(), start) == 0) end += start.size();
+    end = std::min(piece.find(start, end), piece.size());
+    encode_word(piece.substr(begin, end - begin), ids);
+    begin = end;
+  }
+}
+
+void Bpe::encode_word(std::string_view word, std::vector<int32_t>& ids) const {
+  if (word.empty()) return;
+  if (word.size() > PieceCache::kMaxBytes) {
+    encode_uncached(word, ids);
     return;
   }
   thread_local PieceCache cache;
-  PieceCache::Entry& entry = cache.entry_of(piece, cache_key_);
-  if (entry.owner == cache_key_ && std::string_view(entry.bytes, entry.num_bytes) == piece) {
+  PieceCache::Entry& entry = cache.entry_of(word, cache_key_);
+  if (entry.owner == cache_key_ && std::string_view(entry.bytes, entry.num_bytes) == word) {
     ids.insert(ids.end(), entry.ids, entry.ids + entry.num_ids);
     return;
   }
   const size_t first = ids.size();
-  encode_uncached(piece, ids);
+  encode_uncached(word, ids);
   const size_t num_ids = ids.size() - first;
   if (num_ids > PieceCache::kMaxIds) return;
   entry.owner = cache_key_;
-  entry.num_bytes = static_cast<uint8_t>(piece.size());
+  entry.num_bytes = static_cast<uint8_t>(word.size());
   entry.num_ids = static_cast<uint8_t>(num_ids);
-  std::memcpy(entry.bytes, piece.data(), piece.size());
+  std::memcpy(entry.bytes, word.data(), word.size());
   std::copy(ids.begin() + first, ids.end(), entry.ids);
 }
 
-void ByteBpe::encode_uncached(std::string_view piece, std::vector<int32_t>& ids) const {
-  if (!whole_pieces_.empty()) {
-    if (const auto whole = whole_pieces_.find(std::string(piece)); whole != whole_pieces_.end()) {
+void Bpe::encode_uncached(std::string_view word, std::vector<int32_t>& ids) const {
+  if (!model_.whole_pieces.empty()) {
+    if (const auto whole = model_.whole_pieces.find(std::string(word)); whole != model_.whole_pieces.end()) {
       ids.push_back(whole->second);
       return;
     }
   }
-  piece.size() <= kMaxShortPiece ? merge_short(piece, ids) : merge_long(piece, ids);
+  const size_t first = ids.size();
+  append_symbols(word, ids);
+  ids.size() - first <= kMaxShortPiece ? merge_short(ids, first) : merge_long(ids, first);
+}
+
+void Bpe::append_symbols(std::string_view word, std::vector<int32_t>& ids) const {
+  const auto append_bytes = [&](std::string_view bytes) {
+    for (const char byte : bytes) ids.push_back(model_.byte_ids[static_cast<uint8_t>(byte)]);
+  };
+  if (model_.char_ids.empty()) return append_bytes(word);
+  bool after_unk = false;
+  for (size_t pos = 0; pos < word.size();) {
+    const size_t begin = pos;
+    const char32_t c = next_code_point(word, pos);
+    const int32_t id = c < model_.char_ids.size() ? model_.char_ids[c] : -1;
+    const bool is_unk = id < 0 && model_.byte_ids[0] < 0;
+    if (id >= 0) {
+      ids.push_back(id);
+    } else if (!is_unk) {
+      append_bytes(word.substr(begin, pos - begin));
+    } else if (model_.unk_id >= 0 && !(model_.fuse_unk && after_unk)) {
+      ids.push_back(model_.unk_id);
+    }
+    after_unk = is_unk;
+  }
 }
 
 // Symbols in an array, closed up after every merge; the lowest rank wins, the leftmost of equals.
-void ByteBpe::merge_short(std::string_view piece, std::vector<int32_t>& ids) const {
+void Bpe::merge_short(std::vector<int32_t>& ids, size_t first) const {
   struct Symbol {
     int32_t id;
     uint32_t rank;  // of this symbol with the next one
     int32_t merged;
   };
   std::array<Symbol, kMaxShortPiece> symbols;
-  int size = static_cast<int>(piece.size());
+  int size = static_cast<int>(ids.size() - first);
   const auto look_up = [&](int i) {
     const Slot* slot = i + 1 < size ? find(symbols[i].id, symbols[i + 1].id) : nullptr;
     symbols[i].rank = slot ? slot->rank : kNoRank;
     symbols[i].merged = slot ? slot->merged : -1;
   };
-  for (int i = 0; i < size; ++i) symbols[i].id = byte_ids_[static_cast<uint8_t>(piece[i])];
+  for (int i = 0; i < size; ++i) symbols[i].id = ids[first + i];
   for (int i = 0; i < size; ++i) look_up(i);
   while (size > 1) {
     int best = 0;
@@ -135,13 +170,14 @@ void ByteBpe::merge_short(std::string_view piece, std::vector<int32_t>& ids) con
     look_up(best);
     if (best > 0) look_up(best - 1);
   }
-  for (int i = 0; i < size; ++i) ids.push_back(symbols[i].id);
+  ids.resize(first + size);
+  for (int i = 0; i < size; ++i) ids[first + i] = symbols[i].id;
 }
 
 // A linked list of symbols and a heap of candidate merges; candidates whose symbols changed meanwhile are skipped.
-void ByteBpe::merge_long(std::string_view piece, std::vector<int32_t>& ids) const {
-  CHECK(piece.size() < std::numeric_limits<uint32_t>::max(), "a piece of {} bytes", piece.size());
+void Bpe::merge_long(std::vector<int32_t>& ids, size_t first) const {
   constexpr uint32_t kEnd = std::numeric_limits<uint32_t>::max();
+  CHECK(ids.size() - first < kEnd, "a piece of {} symbols", ids.size() - first);
   struct Symbol {
     int32_t id;  // -1: merged into the one before
     uint32_t previous, next;
@@ -153,10 +189,10 @@ void ByteBpe::merge_long(std::string_view piece, std::vector<int32_t>& ids) cons
       return rank != other.rank ? rank > other.rank : pos > other.pos;
     }
   };
-  const auto size = static_cast<uint32_t>(piece.size());
+  const auto size = static_cast<uint32_t>(ids.size() - first);
   std::vector<Symbol> symbols(size);
   for (uint32_t i = 0; i < size; ++i) {
-    symbols[i] = {byte_ids_[static_cast<uint8_t>(piece[i])], i == 0 ? kEnd : i - 1, i + 1 == size ? kEnd : i + 1};
+    symbols[i] = {ids[first + i], i == 0 ? kEnd : i - 1, i + 1 == size ? kEnd : i + 1};
   }
   std::vector<Candidate> heap;
   const auto candidate = [&](uint32_t pos) -> bool {
@@ -182,6 +218,7 @@ void ByteBpe::merge_long(std::string_view piece, std::vector<int32_t>& ids) cons
     if (candidate(symbol.previous)) std::push_heap(heap.begin(), heap.end());
     if (candidate(top.pos)) std::push_heap(heap.begin(), heap.end());
   }
+  ids.resize(first);
   for (const Symbol& symbol : symbols) {
     if (symbol.id >= 0) ids.push_back(symbol.id);
   }

@@ -1,5 +1,5 @@
-// ByteBpe: byte-pair merges over one piece of text. Immutable after construction; any thread. It knows token ids and
-// bytes, not where pieces come from.
+// Bpe: byte-pair merges over one piece of text. Immutable after construction; any thread. It knows token ids and bytes,
+// not where pieces come from.
 #pragma once
 
 #include <array>
@@ -11,17 +11,30 @@
 
 namespace moectl {
 
-// One line of the merge table: `left` followed by `right` becomes `merged`. Its rank is its place in the table.
+// `left` followed by `right` becomes `merged`; the lowest rank goes first, the leftmost of equals.
 struct BpeMerge {
   int32_t left, right, merged;
+  int32_t rank;
 };
 
-class ByteBpe {
+struct BpeModel {
+  // Byte-level: the token of each byte; -1 when there is none (allowed only for bytes that UTF-8 never has).
+  // With characters: the tokens of the bytes of characters that have no token (byte fallback); all -1 without.
+  std::array<int32_t, 256> byte_ids;
+  std::vector<int32_t> char_ids;  // by code point, -1: none. Symbols are characters, not bytes, unless this is empty
+  int32_t unk_id = -1;            // of characters that have neither; -1: they vanish
+  bool fuse_unk = false;          // one unk_id for a run of them
+  // Not empty: no merge joins what stands before this text with what begins with it, unless that is this text again.
+  // So words that begin with it ("\u2581" of SentencePiece) merge apart.
+  std::string word_start;
+  std::vector<BpeMerge> merges;
+  // Pieces that are one token whatever the merges say (`ignore_merges`); empty otherwise.
+  std::unordered_map<std::string, int32_t> whole_pieces;
+};
+
+class Bpe {
  public:
-  // byte_ids[b] is the token of byte b, -1 when there is none (allowed only for bytes that UTF-8 never has).
-  // whole_pieces: pieces that are one token whatever the merges say (`ignore_merges`); empty otherwise.
-  ByteBpe(const std::array<int32_t, 256>& byte_ids, const std::vector<BpeMerge>& merges,
-          std::unordered_map<std::string, int32_t> whole_pieces);
+  explicit Bpe(BpeModel model);
 
   // Appends the tokens of one piece. O(n log n) in its bytes.
   void encode(std::string_view piece, std::vector<int32_t>& ids) const;
@@ -33,12 +46,15 @@ class ByteBpe {
     int32_t merged;
   };
   const Slot* find(int32_t left, int32_t right) const;
-  void encode_uncached(std::string_view piece, std::vector<int32_t>& ids) const;
-  void merge_short(std::string_view piece, std::vector<int32_t>& ids) const;
-  void merge_long(std::string_view piece, std::vector<int32_t>& ids) const;
+  void encode_word(std::string_view word, std::vector<int32_t>& ids) const;
+  void encode_uncached(std::string_view word, std::vector<int32_t>& ids) const;
+  // Appends one symbol for each byte or character.
+  void append_symbols(std::string_view word, std::vector<int32_t>& ids) const;
+  // Merge ids[first...] in place.
+  void merge_short(std::vector<int32_t>& ids, size_t first) const;
+  void merge_long(std::vector<int32_t>& ids, size_t first) const;
 
-  std::array<int32_t, 256> byte_ids_;
-  std::unordered_map<std::string, int32_t> whole_pieces_;
+  BpeModel model_;           // its merges are in slots_
   std::vector<Slot> slots_;  // open addressing, a power of two, at most half full
   int shift_ = 0;            // 64 - log2(slots_.size())
   uint64_t cache_key_;       // tells this object's entries in the per-thread cache from another's

@@ -19,10 +19,16 @@ std::vector<size_t> fallback_table(std::string_view text) {
   return fallback;
 }
 
+DecodeRules rules_of(const Tokenizer& tokenizer, const Detokenizer::Options& options) {
+  DecodeRules rules = tokenizer.decode_rules();
+  if (options.continues_text) rules.strip_left = 0;
+  return rules;
+}
+
 }  // namespace
 
 Detokenizer::Detokenizer(std::shared_ptr<const Tokenizer> tokenizer, Options options)
-    : tokenizer_(std::move(tokenizer)), options_(std::move(options)) {
+    : tokenizer_(std::move(tokenizer)), options_(std::move(options)), text_(rules_of(*tokenizer_, options_)) {
   for (const std::string& stop : options_.stop) {
     if (stop.empty()) {
       throw Error(Code::kInvalidArgument, "a stop string is empty, expected at least one character", "stop");
@@ -34,20 +40,21 @@ Detokenizer::Detokenizer(std::shared_ptr<const Tokenizer> tokenizer, Options opt
 
 std::string Detokenizer::push(int32_t id) {
   if (stopped_ || (options_.skip_special && tokenizer_->is_special(id))) return {};
-  return release(tokenizer_->token_bytes(id), false);
+  const std::string_view bytes = tokenizer_->token_bytes(id);
+  if (bytes.empty()) return {};
+  const size_t first_new = pending_.size();
+  text_.push(bytes, tokenizer_->is_byte(id), pending_);
+  return release(first_new, false);
 }
 
 std::string Detokenizer::finish() {
-  return stopped_ ? std::string() : release({}, true);
+  if (stopped_) return {};
+  const size_t first_new = pending_.size();
+  text_.finish(pending_);
+  return release(first_new, true);
 }
 
-std::string Detokenizer::release(std::string_view bytes, bool final) {
-  incomplete_ += bytes;
-  const size_t whole = final ? incomplete_.size() : incomplete_.size() - incomplete_utf8_suffix(incomplete_);
-  const size_t first_new = pending_.size();
-  append_utf8_lossy(pending_, std::string_view(incomplete_).substr(0, whole));
-  incomplete_.erase(0, whole);
-
+std::string Detokenizer::release(size_t first_new, bool final) {
   const Stop* found = nullptr;
   size_t found_at = 0, held = 0;
   for (Stop& stop : stops_) {

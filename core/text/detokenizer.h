@@ -8,6 +8,7 @@
 #include <string_view>
 #include <vector>
 
+#include "core/text/token_text.h"
 #include "core/text/tokenizer.h"
 
 namespace moectl {
@@ -18,6 +19,8 @@ class Detokenizer {
     std::vector<std::string> stop;  // stop strings; not empty, valid UTF-8
     bool include_stop = false;      // keep the stop string in the text
     bool skip_special = true;       // special tokens give no text
+    // The answer continues a text: a space at its start stays, though the decoder takes it from the start of a text.
+    bool continues_text = false;
   };
   // Throws Error{kInvalidArgument, param "stop"} for a stop string that is empty or not UTF-8.
   Detokenizer(std::shared_ptr<const Tokenizer> tokenizer, Options options);
@@ -37,13 +40,14 @@ class Detokenizer {
     std::vector<size_t> fallback;  // [i]: longest proper prefix of text that ends text[0, i]
     size_t matched = 0;
   };
-  std::string release(std::string_view bytes, bool final);
+  // What of pending_ is certain; from `first_new` on it has not been searched for stop strings.
+  std::string release(size_t first_new, bool final);
 
   std::shared_ptr<const Tokenizer> tokenizer_;
   Options options_;
   std::vector<Stop> stops_;
-  std::string incomplete_;  // bytes of a character that is not whole yet, at most 3
-  std::string pending_;     // text that may turn out to be part of a stop string
+  TokenText text_;       // holds back bytes that are no whole characters yet
+  std::string pending_;  // text that may turn out to be part of a stop string
   bool stopped_ = false;
   std::string stop_string_;
 };

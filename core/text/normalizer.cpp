@@ -32,11 +32,6 @@ bool is_unknown_mark(char32_t c) {
                      [&](const auto& range) { return c >= range.first && c <= range.last; });
 }
 
-// Below the first combining mark (U+0300) nothing composes with anything.
-bool is_nfc_already(std::string_view text) {
-  return std::all_of(text.begin(), text.end(), [](char c) { return static_cast<uint8_t>(c) < 0xcc; });
-}
-
 utf8proc_propval_t combining_class(utf8proc_int32_t code_point) {
   return utf8proc_get_property(code_point)->combining_class;
 }
@@ -77,17 +72,12 @@ void compose(std::vector<utf8proc_int32_t>& code_points, std::string& out) {
   code_points.clear();
 }
 
-}  // namespace
-
-std::string nfc(std::string_view text) {
-  if (is_nfc_already(text)) return std::string(text);
-  std::string out;
-  out.reserve(text.size());
-  std::vector<utf8proc_int32_t> code_points;
-  code_points.reserve(text.size());
+// NFC of text[0, size) where nothing composes across its ends.
+void append_composed(std::string_view text, NfcMarks marks, std::vector<utf8proc_int32_t>& code_points,
+                     std::string& out) {
   for (size_t pos = 0; pos < text.size();) {
     const char32_t c = next_code_point(text, pos);
-    if (is_unknown_mark(c)) {
+    if (marks == NfcMarks::kUnicode9 && is_unknown_mark(c)) {
       compose(code_points, out);
       append_code_point(out, c);
     } else {
@@ -95,6 +85,104 @@ std::string nfc(std::string_view text) {
     }
   }
   compose(code_points, out);
+}
+
+// Characters that NFC leaves as they are and that join nothing before them: no marks, no vowels and tails of Hangul,
+// and nothing with another canonical form. Text of such characters is composed already.
+class InertCharacters {
+ public:
+  InertCharacters() : bits_(kEnd, false) {
+    std::vector<utf8proc_int32_t> code_points;
+    std::string self, composed;
+    for (char32_t c = 0x80; c < kEnd; ++c) {
+      const utf8proc_property_t* property = utf8proc_get_property(static_cast<utf8proc_int32_t>(c));
+      const auto category = static_cast<utf8proc_category_t>(property->category);
+      if (category == UTF8PROC_CATEGORY_MN || category == UTF8PROC_CATEGORY_MC || category == UTF8PROC_CATEGORY_ME ||
+          category == UTF8PROC_CATEGORY_CS || property->combining_class != 0 || (c >= 0x1100 && c <= 0x11ff) ||
+          is_unknown_mark(c))
+        continue;
+      if (property->decomp_seqindex != UINT16_MAX && property->decomp_type == 0) {
+        self.clear(), composed.clear();
+        append_code_point(self, c);
+        append_composed(self, NfcMarks::kAll, code_points, composed);
+        if (self != composed) continue;
+      }
+      bits_[c] = true;
+    }
+  }
+  bool contains(char32_t c) const { return c < 0x80 || bits_[c]; }
+
+ private:
+  static constexpr char32_t kEnd = 0x110000;
+  std::vector<bool> bits_;
+};
+
+// An inert character is a border: what stands before it is not changed by it. Only pieces of more than one character,
+// an inert one and what follows up to the next, need work.
+std::string compose_pieces(std::string_view text, NfcMarks marks) {
+  static const InertCharacters inert;
+  std::string out;
+  out.reserve(text.size());
+  std::vector<utf8proc_int32_t> code_points;
+  size_t copied = 0, begin = 0;  // text up to `copied` is in `out`; the piece begins at `begin`
+  bool composed = true;          // the piece is as NFC leaves it
+  const auto end_piece = [&](size_t end) {
+    if (!composed) {
+      out.append(text.substr(copied, begin - copied));
+      append_composed(text.substr(begin, end - begin), marks, code_points, out);
+      copied = end;
+    }
+    begin = end;
+    composed = true;
+  };
+  for (size_t pos = 0; pos < text.size();) {
+    const size_t at = pos;
+    if (inert.contains(next_code_point(text, pos))) {
+      end_piece(at);
+    } else {
+      composed = false;
+    }
+  }
+  end_piece(text.size());
+  out.append(text.substr(copied));
+  return out;
+}
+
+std::string replace_all(std::string_view text, std::string_view pattern, std::string_view content) {
+  std::string out;
+  out.reserve(text.size() + text.size() / 4);
+  size_t done = 0;
+  for (size_t at = text.find(pattern); at != std::string_view::npos; at = text.find(pattern, done)) {
+    out.append(text.substr(done, at - done)).append(content);
+    done = at + pattern.size();
+  }
+  out.append(text.substr(done));
+  return out;
+}
+
+}  // namespace
+
+std::string nfc(std::string_view text, NfcMarks marks) {
+  // Below the first combining mark (U+0300) nothing composes with anything.
+  const bool simple = std::all_of(text.begin(), text.end(), [](char c) { return static_cast<uint8_t>(c) < 0xcc; });
+  return simple ? std::string(text) : compose_pieces(text, marks);
+}
+
+std::string Normalizer::apply(std::string_view text, bool at_start) const {
+  std::string out(text);
+  for (const NormalizerStep& step : steps_) {
+    switch (step.kind) {
+      case NormalizerStep::Kind::kNfc:
+        out = nfc(out, step.marks);
+        break;
+      case NormalizerStep::Kind::kPrepend:
+        if (at_start && !out.empty()) out.insert(0, step.content);
+        break;
+      case NormalizerStep::Kind::kReplace:
+        out = replace_all(out, step.pattern, step.content);
+        break;
+    }
+  }
   return out;
 }
 

@@ -147,33 +147,51 @@ struct Translator {
 
   Item read_literal() { return {code_point(next_code_point(in, pos))}; }
 
-  void translate_class() {
-    ++pos;  // [
-    const bool negated = peek() == '^';
-    if (negated) ++pos;
-    if (peek() == ']') refuse("an empty class");
-    out += negated ? "[^" : "[";
+  // The members of a class up to `]` or `&&`, in PCRE2's spelling.
+  std::string read_members() {
+    std::string members;
     std::optional<Item> previous;
-    while (peek() != ']') {
+    while (peek() != ']' && !starts_with("&&")) {
       if (at_end()) refuse("a class without end");
       if (peek() == '[') refuse("a class inside a class");
-      if (starts_with("&&")) refuse("an intersection of classes");
       if (peek() == '-' && previous && peek(1) != ']') {  // a range
         ++pos;
         const Item last = read_member();
         if (previous->is_set || last.is_set) refuse("a range that ends in a set");
-        out += "-" + last.text;
+        members += "-" + last.text;
         previous.reset();
         if (peek() == '-' && peek(1) != ']') refuse("a range after a range");
         continue;
       }
       previous = read_member();
       if (previous->negated) refuse("a negated set inside a class");
-      out += previous->text;
+      members += previous->text;
     }
-    if (pos >= in.size()) refuse("a class without end");
-    ++pos;
-    out += "]";
+    if (members.empty()) refuse("an empty class");
+    return members;
+  }
+
+  bool skip(std::string_view text) {
+    const bool found = starts_with(text);
+    if (found) pos += text.size();
+    return found;
+  }
+
+  void translate_class() {
+    ++pos;  // [
+    const bool negated = skip("^");
+    const std::string members = read_members();
+    if (!skip("&&")) {
+      if (!skip("]")) refuse("a class without end");
+      out += (negated ? "[^" : "[") + members + "]";
+      return;
+    }
+    // An intersection, [members&&[^others]] or [members&&[others]]: PCRE2 has none; it looks ahead instead.
+    if (negated || !skip("[")) refuse("an intersection of another form than [A&&[B]] and [A&&[^B]]");
+    const char* look_ahead = skip("^") ? "(?:(?![" : "(?:(?=[";
+    const std::string others = read_members();
+    if (!skip("]]")) refuse("an intersection of another form than [A&&[B]] and [A&&[^B]]");
+    out += look_ahead + others + "])[" + members + "])";
   }
 
   Item read_member() {

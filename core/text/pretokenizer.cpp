@@ -81,22 +81,42 @@ void prefix_spaces(PreTokenizer::Pieces& pieces) {
   pieces.text = pieces.storage;
 }
 
-}  // namespace
-
-PreTokenizer::PreTokenizer(std::vector<SplitStep> splits, bool add_prefix_space, size_t num_after_prefix)
-    : splits_(std::move(splits)), add_prefix_space_(add_prefix_space), num_after_prefix_(num_after_prefix) {
-  CHECK(num_after_prefix_ <= splits_.size(), "{} of {} splits", num_after_prefix_, splits_.size());
+void replace_spaces(const Metaspace& metaspace, bool is_first, PreTokenizer::Pieces& pieces) {
+  const std::string_view in = pieces.text, mark = metaspace.replacement;
+  std::string text;
+  text.reserve(in.size() + in.size() / 2 + mark.size());
+  const bool prepend =
+      metaspace.prepend == Metaspace::Prepend::kAlways || (metaspace.prepend == Metaspace::Prepend::kFirst && is_first);
+  if (prepend && !in.starts_with(' ') && !in.starts_with(mark)) text += mark;
+  for (size_t done = 0; done < in.size();) {
+    const size_t space = std::min(in.find(' ', done), in.size());
+    text.append(in.substr(done, space - done));
+    if (space < in.size()) text += mark;
+    done = space + 1;
+  }
+  pieces.storage = std::move(text);
+  pieces.text = pieces.storage;
+  pieces.ranges = {{0, pieces.text.size()}};
 }
 
-void PreTokenizer::split(std::string_view text, Pieces& pieces) const {
+}  // namespace
+
+PreTokenizer::PreTokenizer(PreTokenizerSteps steps) : steps_(std::move(steps)) {
+  CHECK(steps_.num_splits_after_prefix <= steps_.splits.size(), "{} of {} splits", steps_.num_splits_after_prefix,
+        steps_.splits.size());
+}
+
+void PreTokenizer::split(std::string_view text, bool is_first, Pieces& pieces) const {
   pieces.text = text;
   pieces.ranges.clear();
   if (text.empty()) return;
   pieces.ranges.push_back({0, text.size()});
-  const bool newer_unicode = has_newer_unicode(text);
-  for (size_t i = 0; i <= splits_.size(); ++i) {
-    if (add_prefix_space_ && i + num_after_prefix_ == splits_.size()) prefix_spaces(pieces);
-    if (i < splits_.size()) apply(splits_[i], newer_unicode, pieces);
+  if (steps_.metaspace) replace_spaces(*steps_.metaspace, is_first, pieces);
+  const size_t num_splits = steps_.splits.size();
+  const bool newer_unicode = num_splits > 0 && has_newer_unicode(text);
+  for (size_t i = 0; i <= num_splits; ++i) {
+    if (steps_.add_prefix_space && i + steps_.num_splits_after_prefix == num_splits) prefix_spaces(pieces);
+    if (i < num_splits) apply(steps_.splits[i], newer_unicode, pieces);
   }
 }
 

@@ -23,26 +23,39 @@ struct SplitStep {
 // The pattern of ByteLevel{use_regex: true} (GPT-2).
 extern const std::string_view kByteLevelPattern;
 
+// SentencePiece's spaces: ' ' becomes `replacement`, and a text gets one in front of it.
+struct Metaspace {
+  enum class Prepend { kFirst, kAlways, kNever };  // kFirst: not after an added token
+  std::string replacement;
+  Prepend prepend = Prepend::kAlways;
+};
+
+struct PreTokenizerSteps {
+  std::optional<Metaspace> metaspace;  // before the splits
+  std::vector<SplitStep> splits;       // apply in order, each to every piece of the one before
+  // ByteLevel's: before the last `num_splits_after_prefix` splits every piece that does not begin with a space gets
+  // one.
+  bool add_prefix_space = false;
+  size_t num_splits_after_prefix = 0;
+};
+
 class PreTokenizer {
  public:
-  // `splits` apply in order, each to every piece of the one before. add_prefix_space: before the last
-  // `num_after_prefix` of them every piece that does not begin with a space gets one.
-  PreTokenizer(std::vector<SplitStep> splits, bool add_prefix_space, size_t num_after_prefix);
+  explicit PreTokenizer(PreTokenizerSteps steps);
 
   // Pieces of `text` (valid UTF-8), none empty. They lie in the returned `text`.
   struct Pieces {
     std::string_view text;
     std::vector<TextRange> ranges;
-    std::string storage;  // holds `text` when spaces were added
+    std::string storage;  // holds `text` when it was changed
   };
-  void split(std::string_view text, Pieces& pieces) const;
+  // `is_first`: nothing stands before `text`, no added token either.
+  void split(std::string_view text, bool is_first, Pieces& pieces) const;
 
  private:
   void apply(const SplitStep& step, bool newer_unicode, Pieces& pieces) const;
 
-  std::vector<SplitStep> splits_;
-  bool add_prefix_space_;
-  size_t num_after_prefix_;
+  PreTokenizerSteps steps_;
 };
 
 }  // namespace moectl

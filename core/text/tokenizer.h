@@ -1,5 +1,5 @@
-// Tokenizer: tokenizer.json (Hugging Face) -> token ids and back. Immutable after load; every method may be called from
-// any thread. It must not know about requests, models or HTTP.
+// Tokenizer: the tokenizer files of a checkpoint (tokenizer.json, or tiktoken ranks) -> token ids and back. Immutable
+// after load; every method may be called from any thread. It must not know about requests, models or HTTP.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +11,14 @@
 #include <string_view>
 #include <vector>
 
+#include "core/text/token_text.h"
+
 namespace moectl {
+
+// What stands around a text that is encoded with special tokens.
+struct SpecialTokens {
+  std::vector<int32_t> before, after;
+};
 
 // A run of prompt text and whom its bytes came from. Control tokens (all added tokens of tokenizer.json, `special` or
 // not) are recognised only where `trusted`; message content is never trusted (fault matrix, row 25).
@@ -22,8 +29,9 @@ struct TextSegment {
 
 class Tokenizer {
  public:
-  // Reads `dir`/tokenizer.json. Throws Error{kBadData} naming the file and the field that is wrong or unsupported
-  // (duplicate ids, merges that name unknown tokens, an unknown pre-tokenizer, a pattern that PCRE2 refuses).
+  // Reads `dir`/tokenizer.json or, without it, tiktoken.model or hy.tiktoken. Throws Error{kBadData} naming the file
+  // and the field that is wrong or unsupported (duplicate ids, merges that name unknown tokens, an unknown
+  // pre-tokenizer, a pattern that PCRE2 refuses).
   static std::shared_ptr<const Tokenizer> load(const std::filesystem::path& dir);
   virtual ~Tokenizer() = default;
 
@@ -33,10 +41,16 @@ class Tokenizer {
   // piece, whatever segments it came from.
   virtual std::vector<int32_t> encode(std::span<const TextSegment> segments) const = 0;
 
+  // What stands before and after a text that is no rendered chat, as the file's post-processor puts it there.
+  virtual const SpecialTokens& special_tokens() const = 0;
+
   // As the library's decode. Ids outside the vocabulary give nothing. Invalid UTF-8 becomes U+FFFD as there.
   virtual std::string decode(std::span<const int32_t> ids, bool skip_special) const = 0;
   // The raw bytes a token stands for (may be part of a UTF-8 character); empty for ids outside the vocabulary.
   virtual std::string_view token_bytes(int32_t id) const = 0;
+  // How such bytes become text: for a TokenText, with what is_byte says of each token.
+  virtual const DecodeRules& decode_rules() const = 0;
+  virtual bool is_byte(int32_t id) const = 0;
   // True for added tokens marked `special` (skipped by decode(skip_special)).
   virtual bool is_special(int32_t id) const = 0;
   // Id of an exact token content ("</think>"); nullopt when the vocabulary has none.

@@ -1,12 +1,10 @@
 #include "core/text/tokenizer_file.h"
 
-#include <fstream>
 #include <nlohmann/json.hpp>
 #include <optional>
 
 #include "core/base/error.h"
-#include "core/base/json_depth.h"
-#include "core/text/normalizer.h"
+#include "core/text/json_fields.h"
 #include "core/text/utf8.h"
 
 namespace moectl {
@@ -14,9 +12,9 @@ namespace {
 
 using nlohmann::json;
 
-constexpr int kMaxJsonDepth = 64;
 constexpr uintmax_t kMaxFileBytes = 256u << 20;
-constexpr int64_t kMaxTokens = 2 << 20;  // ids are below this: tables by id stay small whatever the file says
+constexpr int64_t kMaxTokens = TokenizerFile::kMaxTokens;
+constexpr char32_t kWordStart = 0x2581;  // what SentencePiece writes for a space
 
 // The characters that stand for bytes in a byte-level vocabulary (GPT-2): printable Latin-1 for itself, the other bytes
 // from U+0100 on.
@@ -51,227 +49,257 @@ std::optional<std::string> spelled_bytes(const std::string& content) {
   return bytes;
 }
 
+// The byte that "<0x41>" stands for; nullopt for any other content.
+std::optional<uint8_t> fallback_byte(const std::string& content) {
+  if (content.size() != 6 || !content.starts_with("<0x") || content.back() != '>') return std::nullopt;
+  int value = 0;
+  for (const char c : {content[3], content[4]}) {
+    if (!std::isxdigit(static_cast<unsigned char>(c))) return std::nullopt;
+    value = value * 16 + (c <= '9' ? c - '0' : (c | 0x20) - 'a' + 10);
+  }
+  return static_cast<uint8_t>(value);
+}
+
+std::string utf8_of(char32_t c) {
+  std::string text;
+  append_code_point(text, c);
+  return text;
+}
+
 bool occurs_in_utf8(int b) {
   return b != 0xc0 && b != 0xc1 && b < 0xf5;
 }
 
 class Reader {
  public:
-  explicit Reader(const std::filesystem::path& file) : file_(file.string()) {}
+  explicit Reader(const std::filesystem::path& file) : fields_(file) {}
   TokenizerFile read();
 
  private:
-  [[noreturn]] void fail(const std::string& field, const std::string& what) const {
-    throw Error(Code::kBadData, fmt::format("{}: {}: {}", file_, field, what));
-  }
-  static std::string quoted(const std::string& text) { return '"' + text.substr(0, 200) + '"'; }
-
-  // Typed access to `object[key]`; `path` names the object.
-  const json& member(const json& object, const char* key, const std::string& path) const {
-    const auto found = object.find(key);
-    if (found == object.end()) fail(path, fmt::format("\"{}\" is missing", key));
-    return *found;
-  }
-  const json& expect_object(const json& value, const std::string& path) const {
-    if (!value.is_object()) fail(path, fmt::format("is a JSON {}, expected an object", value.type_name()));
-    return value;
-  }
-  const json& array_member(const json& object, const char* key, const std::string& path) const {
-    const json& value = member(object, key, path);
-    if (!value.is_array()) fail(path + "." + key, fmt::format("is a JSON {}, expected an array", value.type_name()));
-    return value;
-  }
-  const std::string& string_member(const json& object, const char* key, const std::string& path) const {
-    const json& value = member(object, key, path);
-    if (!value.is_string()) fail(path + "." + key, fmt::format("is a JSON {}, expected a string", value.type_name()));
-    return value.get_ref<const std::string&>();
-  }
-  bool bool_member(const json& object, const char* key, const std::string& path) const {
-    const json& value = member(object, key, path);
-    if (!value.is_boolean())
-      fail(path + "." + key, fmt::format("is a JSON {}, expected true or false", value.type_name()));
-    return value.get<bool>();
-  }
-  bool bool_or(const json& object, const char* key, bool otherwise, const std::string& path) const {
-    return object.contains(key) && !object[key].is_null() ? bool_member(object, key, path) : otherwise;
-  }
-  int32_t token_id(const json& value, const std::string& path) const;
+  static std::string quoted(const std::string& text) { return JsonFields::quoted(text); }
   int32_t known_token(const std::string& content, const std::string& path) const;
+  void set_token(int32_t id, const std::string& content, const std::string& path);
+  std::string spelled_text(const std::string& content) const;
+  std::string spelled(const std::string& content) const;
 
-  json parse() const;
   void read_model(const json& model);
   void read_vocab(const json& vocab);
-  void set_token(int32_t id, const std::string& content, const std::string& path);
+  void find_byte_alphabet();
+  void find_characters(const json& model);
   void read_merges(const json& merges);
   void add_merge(const std::string& left, const std::string& right, const std::string& path);
   void read_added_tokens(const json& added);
-  void read_normalizer(const json& normalizer, const std::string& path);
-  void read_pre_tokenizer(const json& step, const std::string& path);
-  void read_split(const json& step, const std::string& path);
-  void add_regex(std::string_view pattern, SplitBehavior behavior, bool invert, const std::string& path);
-  void read_decoder(const json& decoder, const std::string& path) const;
   void collect_whole_pieces();
 
-  std::string file_;
+  JsonFields fields_;
   TokenizerFile out_;
   std::vector<bool> is_added_;  // by id
   bool ignore_merges_ = false;
-  bool byte_level_ = false;  // the ByteLevel pre-tokenizer was met
+  bool byte_level_ = false;        // the vocabulary spells bytes in the alphabet above
+  bool words_merge_apart_ = true;  // no merge met yet joins the end of a word with the start of the next
 };
 
-json Reader::parse() const {
-  std::error_code error;
-  const uintmax_t size = std::filesystem::file_size(file_, error);
-  if (error) {
-    throw Error(Code::kBadData, fmt::format("{}: cannot be read ({}); a checkpoint's folder holds a tokenizer.json",
-                                            file_, error.message()));
-  }
-  if (size > kMaxFileBytes) {
-    throw Error(Code::kBadData, fmt::format("{}: {} bytes, expected at most {}", file_, size, kMaxFileBytes));
-  }
-  std::ifstream stream(file_, std::ios::binary);
-  std::string text(size, '\0');
-  if (!stream.read(text.data(), static_cast<std::streamsize>(size))) {
-    throw Error(Code::kBadData, fmt::format("{}: reading its {} bytes failed", file_, size));
-  }
-  check_json_depth(text, kMaxJsonDepth, file_);
-  try {
-    return json::parse(text);
-  } catch (const json::exception& e) {
-    throw Error(Code::kBadData, fmt::format("{}: is not valid JSON: {}", file_, e.what()));
-  }
-}
-
 TokenizerFile Reader::read() {
-  const json root = parse();
-  expect_object(root, "the document");
+  const json root = fields_.parse(kMaxFileBytes);
+  fields_.expect_object(root, "the document");
+  fields_.expect_keys(root,
+                      {"version", "truncation", "padding", "added_tokens", "normalizer", "pre_tokenizer",
+                       "post_processor", "decoder", "model"},
+                      "the document");
   const auto section = [&](const char* key) { return root.contains(key) ? root[key] : json(); };
-  read_model(expect_object(member(root, "model", "the document"), "model"));
-  read_normalizer(section("normalizer"), "normalizer");  // before the added tokens, which it must leave as they are
+  const json& model = fields_.expect_object(fields_.member(root, "model", "the document"), "model");
+  out_.normalizer = read_normalizer(fields_, section("normalizer"));
+  PreTokenizerSection pre_tokenizer = read_pre_tokenizer(fields_, section("pre_tokenizer"));
+  out_.pre_tokenizer = std::move(pre_tokenizer.steps);
+  byte_level_ = pre_tokenizer.byte_level;
+  out_.decode = read_decoder(fields_, section("decoder"), byte_level_);
+  read_model(model);
   read_added_tokens(section("added_tokens"));
-  read_merges(array_member(root["model"], "merges", "model"));
-  read_pre_tokenizer(section("pre_tokenizer"), "pre_tokenizer");
-  if (!byte_level_) fail("pre_tokenizer", "has no ByteLevel step; only byte-level BPE is supported");
-  read_decoder(section("decoder"), "decoder");
+  read_merges(fields_.array_member(model, "merges", "model"));
+  out_.special_tokens =
+      read_post_processor(fields_, section("post_processor"), static_cast<int64_t>(out_.token_bytes.size()));
   if (ignore_merges_) collect_whole_pieces();
-  // "truncation", "padding" and "post_processor" concern callers that ask for special tokens and batches; prompts here
-  // are rendered by the chat template and never cut silently.
+  const auto& char_ids = out_.model.char_ids;
+  const bool has_word_start = char_ids.size() > kWordStart && char_ids[kWordStart] >= 0;
+  if (has_word_start && words_merge_apart_ && !ignore_merges_) out_.model.word_start = utf8_of(kWordStart);
+  // "truncation" and "padding" concern callers that ask for batches; prompts here are never cut silently.
   return std::move(out_);
-}
-
-int32_t Reader::token_id(const json& value, const std::string& path) const {
-  if (!value.is_number_integer()) fail(path, fmt::format("is {}, expected a token id", value.dump().substr(0, 50)));
-  if (value.is_number_unsigned() ? value.get<uint64_t>() >= static_cast<uint64_t>(kMaxTokens)
-                                 : value.get<int64_t>() < 0) {
-    fail(path, fmt::format("is {}, expected a token id from 0 to {}", value.dump(), kMaxTokens - 1));
-  }
-  return value.get<int32_t>();
 }
 
 int32_t Reader::known_token(const std::string& content, const std::string& path) const {
   const auto found = out_.ids.find(content);
-  if (found == out_.ids.end()) fail(path, fmt::format("names {}, which the vocabulary does not have", quoted(content)));
+  if (found == out_.ids.end())
+    fields_.fail(path, fmt::format("names {}, which the vocabulary does not have", quoted(content)));
   return found->second;
+}
+
+// What a token of a vocabulary that spells text stands for.
+std::string Reader::spelled_text(const std::string& content) const {
+  const std::string& pattern = out_.decode.pattern;
+  if (pattern.empty()) return content;
+  std::string text = content;
+  for (size_t at = text.find(pattern); at != std::string::npos;
+       at = text.find(pattern, at + out_.decode.content.size()))
+    text.replace(at, pattern.size(), out_.decode.content);
+  return text;
+}
+
+// The bytes of a token as the decoder reads its content.
+std::string Reader::spelled(const std::string& content) const {
+  if (byte_level_) return spelled_bytes(content).value_or(content);
+  const auto byte = out_.decode.byte_fallback ? fallback_byte(content) : std::nullopt;
+  return byte ? std::string(1, static_cast<char>(*byte)) : spelled_text(content);
 }
 
 void Reader::set_token(int32_t id, const std::string& content, const std::string& path) {
   const auto index = static_cast<size_t>(id);
-  if (index >= out_.token_bytes.size()) out_.token_bytes.resize(index + 1);
-  if (!out_.token_bytes[index].empty()) fail(path, fmt::format("id {} belongs to another token already", id));
-  out_.token_bytes[index] = spelled_bytes(content).value_or(content);  // as the ByteLevel decoder does
+  if (index >= out_.token_bytes.size()) {
+    out_.token_bytes.resize(index + 1);
+    out_.is_byte.resize(index + 1);
+  }
+  if (!out_.token_bytes[index].empty()) fields_.fail(path, fmt::format("id {} belongs to another token already", id));
+  out_.is_byte[index] = out_.decode.byte_fallback && fallback_byte(content);
+  out_.token_bytes[index] = spelled(content);
   out_.ids.emplace(content, id);
 }
 
 void Reader::read_model(const json& model) {
-  const std::string& type = string_member(model, "type", "model");
-  if (type != "BPE") fail("model.type", fmt::format("is {}, only \"BPE\" is supported", quoted(type)));
+  const std::string& type = fields_.string_member(model, "type", "model");
+  if (type != "BPE") fields_.fail("model.type", fmt::format("is {}, only \"BPE\" is supported", quoted(type)));
+  fields_.expect_keys(model,
+                      {"type", "dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "fuse_unk",
+                       "byte_fallback", "ignore_merges", "vocab", "merges"},
+                      "model");
   if (model.contains("dropout") && !model["dropout"].is_null() && model["dropout"] != 0.0) {
-    fail("model.dropout", "is set; only tokenizers without dropout are supported");
+    fields_.fail("model.dropout", "is set; only tokenizers without dropout are supported");
   }
   for (const char* key : {"continuing_subword_prefix", "end_of_word_suffix"}) {
     if (model.contains(key) && !model[key].is_null() && model[key] != "") {
-      fail(fmt::format("model.{}", key), "is set; byte-level BPE has none");
+      fields_.fail(fmt::format("model.{}", key), "is set; it is not supported");
     }
   }
-  if (model.contains("unk_token") && !model["unk_token"].is_null()) {
-    (void)string_member(model, "unk_token", "model");  // never used: every byte has a token
+  if (byte_level_ && fields_.bool_or(model, "byte_fallback", false, "model")) {
+    fields_.fail("model.byte_fallback", "is true, but byte-level BPE has a token for every byte");
   }
-  if (bool_or(model, "byte_fallback", false, "model")) fail("model.byte_fallback", "is true; it is not supported");
-  (void)bool_or(model, "fuse_unk", false, "model");
-  ignore_merges_ = bool_or(model, "ignore_merges", false, "model");
-  read_vocab(expect_object(member(model, "vocab", "model"), "model.vocab"));
+  out_.model.fuse_unk = fields_.bool_or(model, "fuse_unk", false, "model");
+  ignore_merges_ = fields_.bool_or(model, "ignore_merges", false, "model");
+  read_vocab(fields_.expect_object(fields_.member(model, "vocab", "model"), "model.vocab"));
+  byte_level_ ? find_byte_alphabet() : find_characters(model);
+  if (model.contains("unk_token") && !model["unk_token"].is_null()) {
+    const std::string& unk =
+        fields_.string_member(model, "unk_token", "model");  // of no use where every byte has a token
+    if (!byte_level_) out_.model.unk_id = known_token(unk, "model.unk_token");
+  }
 }
 
 void Reader::read_vocab(const json& vocab) {
   out_.ids.reserve(vocab.size());
   for (const auto& [content, id] : vocab.items()) {
-    const std::string path = "model.vocab[" + quoted(content) + "]";
-    if (content.empty()) fail(path, "is an empty token");
-    set_token(token_id(id, path), content, path);
+    const auto path = [&, &content = content] { return "model.vocab[" + quoted(content) + "]"; };
+    if (content.empty()) fields_.fail(path(), "is an empty token");
+    if (!id.is_number_unsigned() || id.get<uint64_t>() >= kMaxTokens) fields_.id(id, kMaxTokens, path());  // throws
+    set_token(id.get<int32_t>(), content, path());
   }
+}
+
+void Reader::find_byte_alphabet() {
   for (int b = 0; b < 256; ++b) {
-    std::string character;
-    append_code_point(character, byte_alphabet().character[b]);
+    const std::string character = utf8_of(byte_alphabet().character[b]);
     const auto found = out_.ids.find(character);
-    out_.byte_ids[b] = found == out_.ids.end() ? -1 : found->second;
-    if (out_.byte_ids[b] < 0 && occurs_in_utf8(b)) {
-      fail("model.vocab", fmt::format("has no token {} for byte 0x{:02x}; byte-level BPE needs one for every byte",
-                                      quoted(character), b));
+    out_.model.byte_ids[b] = found == out_.ids.end() ? -1 : found->second;
+    if (found == out_.ids.end() && occurs_in_utf8(b)) {
+      fields_.fail("model.vocab",
+                   fmt::format("has no token {} for byte 0x{:02x}; byte-level BPE needs one for every byte",
+                               quoted(character), b));
     }
+  }
+}
+
+void Reader::find_characters(const json& model) {
+  out_.model.char_ids.assign(1, -1);
+  for (const auto& [content, id] : out_.ids) {
+    size_t pos = 0;
+    const char32_t c = next_code_point(content, pos);
+    if (pos != content.size()) continue;
+    if (c >= out_.model.char_ids.size()) out_.model.char_ids.resize(c + 1, -1);
+    out_.model.char_ids[c] = id;
+  }
+  out_.model.byte_ids.fill(-1);
+  if (!fields_.bool_or(model, "byte_fallback", false, "model")) return;
+  for (int b = 0; b < 256; ++b) {
+    const std::string content = fmt::format("<0x{:02X}>", b);
+    if (!out_.ids.contains(content)) {
+      fields_.fail("model.vocab",
+                   fmt::format("has no token {}; byte_fallback needs one for every byte", quoted(content)));
+    }
+    out_.model.byte_ids[b] = out_.ids[content];
   }
 }
 
 void Reader::read_added_tokens(const json& added) {
   if (!added.is_null() && !added.is_array()) {
-    fail("added_tokens", fmt::format("is a JSON {}, expected an array", added.type_name()));
+    fields_.fail("added_tokens", fmt::format("is a JSON {}, expected an array", added.type_name()));
   }
+  const Normalizer normalizer(out_.normalizer);
   for (size_t i = 0; i < added.size(); ++i) {
     const std::string path = fmt::format("added_tokens[{}]", i);
-    const json& entry = expect_object(added[i], path);
+    const json& entry = fields_.expect_object(added[i], path);
     AddedToken token;
-    token.id = token_id(member(entry, "id", path), path + ".id");
-    token.content = string_member(entry, "content", path);
-    token.special = bool_member(entry, "special", path);
-    token.normalized = bool_member(entry, "normalized", path);
-    token.lstrip = bool_member(entry, "lstrip", path);
-    token.rstrip = bool_member(entry, "rstrip", path);
-    token.single_word = bool_member(entry, "single_word", path);
-    if (token.content.empty()) fail(path + ".content", "is empty");
-    if (token.normalized && out_.nfc && nfc(token.content) != token.content) {
-      fail(path + ".content",
-           fmt::format("{} is changed by the normalizer; this is not supported", quoted(token.content)));
-    }
+    token.id = fields_.id(fields_.member(entry, "id", path), kMaxTokens, path + ".id");
+    token.content = fields_.string_member(entry, "content", path);
+    token.special = fields_.bool_member(entry, "special", path);
+    token.normalized = fields_.bool_member(entry, "normalized", path);
+    token.lstrip = fields_.bool_member(entry, "lstrip", path);
+    token.rstrip = fields_.bool_member(entry, "rstrip", path);
+    token.single_word = fields_.bool_member(entry, "single_word", path);
+    if (token.content.empty()) fields_.fail(path + ".content", "is empty");
     const auto known = out_.ids.find(token.content);
     if (known == out_.ids.end()) {
       set_token(token.id, token.content, path + ".id");
     } else if (known->second != token.id) {
-      fail(path + ".id",
-           fmt::format("is {}, but {} has id {} already", token.id, quoted(token.content), known->second));
+      fields_.fail(path + ".id",
+                   fmt::format("is {}, but {} has id {} already", token.id, quoted(token.content), known->second));
+    }
+    // The library decodes them as the normalizer spells them.
+    if (token.normalized) {
+      if (std::string bytes = spelled(normalizer.apply(token.content)); !bytes.empty()) {
+        out_.token_bytes[token.id] = std::move(bytes);
+      }
     }
     if (is_added_.size() < out_.token_bytes.size()) is_added_.resize(out_.token_bytes.size());
-    if (is_added_[token.id]) fail(path, fmt::format("token {} is listed twice", quoted(token.content)));
+    if (is_added_[token.id]) fields_.fail(path, fmt::format("token {} is listed twice", quoted(token.content)));
     is_added_[token.id] = true;
     out_.added.push_back(std::move(token));
   }
   is_added_.resize(out_.token_bytes.size());
   out_.special.resize(out_.token_bytes.size());
-  for (const AddedToken& token : out_.added) out_.special[token.id] = token.special;
+  for (const AddedToken& token : out_.added) {
+    out_.special[token.id] = token.special;
+    // As for merges: a character of untrusted text is never a control token.
+    size_t end = 0;
+    const char32_t c = next_code_point(token.content, end);
+    auto& char_ids = out_.model.char_ids;
+    if (token.special && end == token.content.size() && c < char_ids.size()) char_ids[c] = -1;
+  }
 }
 
 void Reader::add_merge(const std::string& left, const std::string& right, const std::string& path) {
-  const BpeMerge merge = {known_token(left, path), known_token(right, path), known_token(left + right, path)};
+  const auto rank = static_cast<int32_t>(out_.model.merges.size());
+  const BpeMerge merge = {known_token(left, path), known_token(right, path), known_token(left + right, path), rank};
   // An added token is never put together from text: in a whole text the library has cut it out before merges are tried,
   // and from untrusted text it must not come at all.
   if (is_added_[merge.merged]) return;
-  out_.merges.push_back(merge);
+  out_.model.merges.push_back(merge);
+  static const std::string word_start = utf8_of(kWordStart);
+  if (right.starts_with(word_start) && !left.ends_with(word_start)) words_merge_apart_ = false;
 }
 
 void Reader::read_merges(const json& merges) {
-  out_.merges.reserve(merges.size());
+  out_.model.merges.reserve(merges.size());
   for (size_t i = 0; i < merges.size(); ++i) {
     const std::string path = fmt::format("model.merges[{}]", i);
     const json& merge = merges[i];
-    if (merge.type() != merges[0].type()) fail(path, "has another form than the merges before it");
+    if (merge.type() != merges[0].type()) fields_.fail(path, "has another form than the merges before it");
     if (merge.is_array() && merge.size() == 2 && merge[0].is_string() && merge[1].is_string()) {
       add_merge(merge[0].get_ref<const std::string&>(), merge[1].get_ref<const std::string&>(), path);
     } else if (merge.is_string()) {
@@ -279,105 +307,20 @@ void Reader::read_merges(const json& merges) {
       if (line.starts_with("#version")) continue;
       const size_t space = line.find(' ');
       if (space == std::string::npos || line.find(' ', space + 1) != std::string::npos) {
-        fail(path, fmt::format("is {}, expected two tokens and one space between them", quoted(line)));
+        fields_.fail(path, fmt::format("is {}, expected two tokens and one space between them", quoted(line)));
       }
       add_merge(line.substr(0, space), line.substr(space + 1), path);
     } else {
-      fail(path, "expected \"left right\" or [\"left\", \"right\"]");
+      fields_.fail(path, "expected \"left right\" or [\"left\", \"right\"]");
     }
   }
-}
-
-void Reader::read_normalizer(const json& normalizer, const std::string& path) {
-  if (normalizer.is_null()) return;
-  const std::string& type = string_member(expect_object(normalizer, path), "type", path);
-  if (type == "NFC") {
-    out_.nfc = true;
-  } else if (type == "Sequence") {
-    const json& steps = array_member(normalizer, "normalizers", path);
-    for (size_t i = 0; i < steps.size(); ++i) read_normalizer(steps[i], fmt::format("{}.normalizers[{}]", path, i));
-  } else {
-    fail(path + ".type", fmt::format("{} is not supported; known: NFC, Sequence", quoted(type)));
-  }
-}
-
-void Reader::add_regex(std::string_view pattern, SplitBehavior behavior, bool invert, const std::string& path) {
-  SplitStep step;
-  step.regex.emplace(pattern, file_ + ": " + path);
-  step.behavior = behavior;
-  step.invert = invert;
-  out_.splits.push_back(std::move(step));
-}
-
-void Reader::read_pre_tokenizer(const json& step, const std::string& path) {
-  if (step.is_null()) fail(path, "is missing; only byte-level BPE is supported");
-  const std::string& type = string_member(expect_object(step, path), "type", path);
-  if (byte_level_) fail(path, fmt::format("{} stands after ByteLevel, which must be the last step", quoted(type)));
-  if (type == "Sequence") {
-    const json& steps = array_member(step, "pretokenizers", path);
-    for (size_t i = 0; i < steps.size(); ++i)
-      read_pre_tokenizer(steps[i], fmt::format("{}.pretokenizers[{}]", path, i));
-  } else if (type == "Split") {
-    read_split(step, path);
-  } else if (type == "Digits") {
-    const bool individual = bool_member(step, "individual_digits", path);
-    add_regex("\\p{N}", individual ? SplitBehavior::kIsolated : SplitBehavior::kContiguous, false, path);
-  } else if (type == "ByteLevel") {
-    byte_level_ = true;
-    out_.add_prefix_space = bool_member(step, "add_prefix_space", path);
-    if (bool_or(step, "use_regex", true, path)) {
-      add_regex(kByteLevelPattern, SplitBehavior::kIsolated, false, path);
-      out_.num_splits_after_prefix = 1;
-    }
-  } else {
-    fail(path + ".type", fmt::format("{} is not supported; known: Sequence, Split, Digits, ByteLevel", quoted(type)));
-  }
-}
-
-void Reader::read_split(const json& step, const std::string& path) {
-  constexpr std::pair<const char*, SplitBehavior> kBehaviors[] = {
-      {"Isolated", SplitBehavior::kIsolated},
-      {"Removed", SplitBehavior::kRemoved},
-      {"MergedWithPrevious", SplitBehavior::kMergedWithPrevious},
-      {"MergedWithNext", SplitBehavior::kMergedWithNext},
-      {"Contiguous", SplitBehavior::kContiguous}};
-  const std::string& name = string_member(step, "behavior", path);
-  const auto* behavior =
-      std::find_if(std::begin(kBehaviors), std::end(kBehaviors), [&](auto& b) { return b.first == name; });
-  if (behavior == std::end(kBehaviors)) {
-    fail(path + ".behavior",
-         fmt::format("{} is not supported; known: Isolated, Removed, MergedWithPrevious, MergedWithNext, Contiguous",
-                     quoted(name)));
-  }
-  const bool invert = bool_member(step, "invert", path);
-  const json& pattern = expect_object(member(step, "pattern", path), path + ".pattern");
-  if (pattern.size() != 1) fail(path + ".pattern", "expected one of {\"Regex\": ...} and {\"String\": ...}");
-  if (pattern.contains("Regex")) {
-    add_regex(string_member(pattern, "Regex", path + ".pattern"), behavior->second, invert, path + ".pattern");
-    return;
-  }
-  SplitStep split;
-  split.literal = string_member(pattern, "String", path + ".pattern");
-  if (split.literal.empty()) fail(path + ".pattern.String", "is empty");
-  split.behavior = behavior->second;
-  split.invert = invert;
-  out_.splits.push_back(std::move(split));
-}
-
-void Reader::read_decoder(const json& decoder, const std::string& path) const {
-  const std::string& type = string_member(expect_object(decoder, path), "type", path);
-  if (type == "Sequence") {
-    const json& steps = array_member(decoder, "decoders", path);
-    if (steps.size() == 1) return read_decoder(steps[0], path + ".decoders[0]");
-    fail(path + ".decoders", fmt::format("has {} steps, only one ByteLevel is supported", steps.size()));
-  }
-  if (type != "ByteLevel") fail(path + ".type", fmt::format("{} is not supported; known: ByteLevel", quoted(type)));
 }
 
 void Reader::collect_whole_pieces() {
   for (const auto& [content, id] : out_.ids) {
     if (is_added_[id]) continue;  // as in add_merge
-    if (auto bytes = spelled_bytes(content)) out_.whole_pieces.emplace(std::move(*bytes), id);
+    auto bytes = byte_level_ ? spelled_bytes(content) : std::optional(content);
+    if (bytes) out_.model.whole_pieces.emplace(std::move(*bytes), id);
   }
 }
 

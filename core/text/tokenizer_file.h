@@ -1,8 +1,7 @@
-// tokenizer.json as plain data: read, validated, and everything refused that we do not do exactly. Called once, at
-// load.
+// The files of a checkpoint's tokenizer as plain data: read, validated, and everything refused that we do not do
+// exactly. Called once, at load.
 #pragma once
 
-#include <array>
 #include <cstdint>
 #include <filesystem>
 #include <string>
@@ -11,25 +10,36 @@
 
 #include "core/text/added_tokens.h"
 #include "core/text/bpe.h"
+#include "core/text/normalizer.h"
 #include "core/text/pretokenizer.h"
+#include "core/text/token_text.h"
+#include "core/text/tokenizer_steps.h"
 
 namespace moectl {
 
 struct TokenizerFile {
+  static constexpr int64_t kMaxTokens = 2 << 20;  // ids are below this: tables by id stay small whatever a file says
+
   std::unordered_map<std::string, int32_t> ids;  // content as the file spells it -> id; added tokens included
   std::vector<std::string> token_bytes;          // by id; empty where the file has no token
   std::vector<bool> special;                     // by id
+  std::vector<bool> is_byte;                     // by id: <0x00> to <0xFF> of byte fallback
   std::vector<AddedToken> added;
-  std::array<int32_t, 256> byte_ids;  // -1 for bytes that UTF-8 never has
-  std::vector<BpeMerge> merges;
-  std::unordered_map<std::string, int32_t> whole_pieces;  // filled when the model ignores merges for known pieces
-  bool nfc = false;
-  std::vector<SplitStep> splits;
-  bool add_prefix_space = false;
-  size_t num_splits_after_prefix = 0;
+  std::vector<NormalizerStep> normalizer;
+  PreTokenizerSteps pre_tokenizer;
+  bool split_long_runs = false;  // texts are cut where the published code of tiktoken checkpoints cuts them
+  BpeModel model;
+  SpecialTokens special_tokens;
+  DecodeRules decode;
 };
 
-// Throws Error: kNotFound when there is no such file, kBadData naming file and field otherwise.
+// tokenizer.json. Throws Error{kBadData} naming file and field.
 TokenizerFile read_tokenizer_file(const std::filesystem::path& file);
+
+// tiktoken.model (Kimi) or hy.tiktoken (Hunyuan): a token in base64 and its rank on every line. What such a file does
+// not say, the code published with it does; that is here as data. Special tokens: `config`, the tokenizer_config.json
+// beside it. Throws Error{kBadData} naming file and line or field.
+TokenizerFile read_kimi_files(const std::filesystem::path& ranks, const std::filesystem::path& config);
+TokenizerFile read_hunyuan_file(const std::filesystem::path& ranks);
 
 }  // namespace moectl

@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """Compares our tokenizer with the PyPI package `tokenizers` on generated nasty texts.
 
-usage: tokenizer_fuzz.py TEST_TEXT_BINARY [--count N] [--seed S] [--tokenizer DIR]
+usage: tokenizer_fuzz.py TEST_TEXT_BINARY [--count N] [--seed S] [--tokenizer DIR] [--only NAME]
 
-Writes {"text", "ids", "decoded", "decoded_skip_special"} lines and lets the test binary (MOECTL_TOKENIZER_FUZZ) check them:
-the checkpoint's own tokenizer first, then variants of it with other pre-tokenizers, normalizers and added tokens.
+Writes lines of a text, its ids and decoded ids, and lets the test binary (MOECTL_TOKENIZER_FUZZ) check them: the checkpoint's
+own tokenizer first, then variants of it with other pre-tokenizers, normalizers and added tokens, then small tokenizers of
+every kind in tokenizer_kinds.py. Rank files are compared with the PyPI package `tiktoken`.
 """
 import argparse
 import json
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 
+import tokenizer_kinds as kinds
 from tokenizers import Tokenizer
 
 DEMO = pathlib.Path(__file__).resolve().parents[2] / "models" / "demo"
@@ -65,22 +67,10 @@ def split(pattern, behavior="Isolated", invert=False, kind="Regex"):
 
 
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-GPT4 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
-O200K = "|".join([
-    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
-    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
-    r"\p{N}{1,3}", r" ?[^\s\p{L}\p{N}]+[\r\n/]*", r"\s*[\r\n]+", r"\s+(?!\S)", r"\s+"])
 DEEPSEEK_V2 = [split(r"[\r\n]"), split(r"\s?[A-Za-z\u00b5\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u01ba]+"),
                split(r"\s?[!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002]+"), split(r"\s+$"),
                split(r"[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+".replace("\\ud7ff", "\\ud7a3")),
                {"type": "Digits", "individual_digits": True}]
-
-
-def added(token_id, content, **flags):
-    entry = {"id": token_id, "content": content, "special": False, "normalized": False, "lstrip": False, "rstrip": False,
-             "single_word": False}
-    entry.update(flags)
-    return entry
 
 
 def variants(base):
@@ -94,8 +84,8 @@ def variants(base):
         return {"type": "Sequence", "pretokenizers": [*steps, byte_level or BYTE_LEVEL]}
 
     yield "checkpoint", base
-    yield variant("nfc-gpt4", normalizer={"type": "NFC"}, pre_tokenizer=sequence(split(GPT4)))
-    yield variant("o200k", pre_tokenizer=sequence(split(O200K)))
+    yield variant("nfc-gpt4", normalizer={"type": "NFC"}, pre_tokenizer=sequence(split(kinds.QWEN)))
+    yield variant("o200k", pre_tokenizer=sequence(split(kinds.O200K)))
     yield variant("gpt2", pre_tokenizer={**BYTE_LEVEL, "use_regex": True, "add_prefix_space": True})
     yield variant("deepseek-v2", pre_tokenizer=sequence(*DEEPSEEK_V2))
     yield variant("han", pre_tokenizer=sequence(split(r"\p{Han}+"), split(r"^.+$|\S+\s{2,}?|\P{L}\d{,2}")))
@@ -111,47 +101,122 @@ def variants(base):
     yield name, doc
     size = 1 + max(max(base["model"]["vocab"].values()), max(t["id"] for t in base["added_tokens"]))
     yield variant("added-tokens", normalizer={"type": "NFC"}, added_tokens=base["added_tokens"] + [
-        added(size, "<left>", lstrip=True), added(size + 1, "<right>", rstrip=True, special=True),
-        added(size + 2, "<both>", lstrip=True, rstrip=True), added(size + 3, "hello", single_word=True),
-        added(size + 4, "<norm>", normalized=True, lstrip=True), added(size + 5, "caf\u00e9", normalized=True, single_word=True),
-        added(size + 6, "<<left"), added(size + 7, "  ", normalized=True), added(size + 8, "<le")])
+        kinds.added(size, "<left>", lstrip=True), kinds.added(size + 1, "<right>", rstrip=True, special=True),
+        kinds.added(size + 2, "<both>", lstrip=True, rstrip=True), kinds.added(size + 3, "hello", single_word=True),
+        kinds.added(size + 4, "<norm>", normalized=True, lstrip=True), kinds.added(size + 5, "caf\u00e9", normalized=True, single_word=True),
+        kinds.added(size + 6, "<<left"), kinds.added(size + 7, "  ", normalized=True), kinds.added(size + 8, "<le")])
+
+
+def some_ids(rng, ids, vocab_size, byte_ids):
+    """Ids to decode: of any kind, or as a text has them, or bytes that may or may not make characters."""
+    kind = rng.randrange(3)
+    if kind == 0:
+        return [rng.randrange(vocab_size) for _ in range(rng.randrange(12))]
+    start = rng.randrange(len(ids) + 1)
+    part = ids[start:start + 12]
+    if kind == 1 or not byte_ids:
+        return part
+    for _ in range(rng.randrange(4)):
+        at = rng.randrange(len(part) + 1)
+        character = chr(rng.choice([0xe9, 0x4f60, 0x1f600, 0x41])).encode()[:rng.choice([1, 2, 3, 4])]
+        part[at:at] = [byte_ids[b] for b in character]
+    return part
+
+
+class Library:
+    """A tokenizer.json under the package `tokenizers`."""
+
+    def __init__(self, doc):
+        self.doc = doc
+        self.tokenizer = Tokenizer.from_str(json.dumps(doc))
+        self.vocab_size = max([*doc["model"]["vocab"].values(), *(t["id"] for t in doc["added_tokens"])]) + 1
+        self.control = [t["content"] for t in doc["added_tokens"]]
+        self.byte_ids = [doc["model"]["vocab"].get(t) for t in kinds.BYTE_TOKENS]
+        if None in self.byte_ids:
+            self.byte_ids = None
+
+    def write(self, folder):
+        (folder / "tokenizer.json").write_text(json.dumps(self.doc), encoding="utf-8")
+
+    def encode(self, text):
+        return self.tokenizer.encode(text, add_special_tokens=False).ids
+
+    def encode_special(self, text):
+        return self.tokenizer.encode(text, add_special_tokens=True).ids
+
+    def decode(self, ids, skip_special):
+        return self.tokenizer.decode(ids, skip_special_tokens=skip_special)
+
+
+class Tiktoken:
+    """A rank file under the package `tiktoken`."""
+    byte_ids = None
+
+    def __init__(self, make, file_name):
+        self.ranks, self.file_name = make(2000), file_name
+        self.vocab_size = self.ranks.encoding.n_vocab
+        self.control = list(self.ranks.special.values())[:20]
+        self.special = {int(i) for i, t in self.ranks.config()["added_tokens_decoder"].items() if t["special"]}
+
+    def write(self, folder):
+        (folder / self.file_name).write_text(self.ranks.rank_lines())
+        (folder / "tokenizer_config.json").write_text(json.dumps(self.ranks.config()))
+
+    def encode(self, text):
+        return self.ranks.encode(text)
+
+    encode_special = encode
+
+    def decode(self, ids, skip_special):
+        return self.ranks.encoding.decode([i for i in ids if not (skip_special and i in self.special)])
+
+
+def compare(binary, name, reference, count, seed):
+    rng = random.Random(f"{seed} {name}")
+    with tempfile.TemporaryDirectory() as folder:
+        reference.write(pathlib.Path(folder))
+        lines = pathlib.Path(folder) / "cases.jsonl"
+        with lines.open("w", encoding="utf-8") as out:
+            for _ in range(count):
+                text = make_text(rng, reference.control)
+                ids = reference.encode(text)
+                decode_ids = some_ids(rng, ids, reference.vocab_size, reference.byte_ids)
+                out.write(json.dumps({
+                    "text": text, "ids": ids, "ids_special": reference.encode_special(text), "decode_ids": decode_ids,
+                    "decoded": reference.decode(decode_ids, False),
+                    "decoded_skip_special": reference.decode(decode_ids, True)}) + "\n")
+        environment = {**os.environ, "MOECTL_TOKENIZER_FUZZ": str(lines), "MOECTL_TOKENIZER_DIR": folder}
+        result = subprocess.run([binary, "--gtest_filter=TokenizerFuzz.*", "--gtest_brief=1"], env=environment,
+                                capture_output=True, text=True)
+        ok = result.returncode == 0 and "compared" in result.stdout
+        print(f"{name:28} {count:6} texts  {'ok' if ok else 'FAILED'}")
+        if not ok:
+            print(result.stdout[-3000:] + result.stderr[-2000:])
+        return ok
+
+
+def references(args):
+    """(name, reference, number of texts), made when asked for."""
+    base = json.loads((args.tokenizer / "tokenizer.json").read_text(encoding="utf-8"))
+    for name, doc in variants(base):
+        yield name, lambda doc=doc: Library(doc), args.count if name == "checkpoint" else args.count // 4
+    for name, make in {**kinds.FAMILIES, **kinds.SENTENCEPIECE_OPTIONS}.items():
+        yield name, lambda make=make: Library(make(2000)), args.count // 2
+    for name, (make, file_name) in kinds.RANK_FILES.items():
+        yield name, lambda make=make, file_name=file_name: Tiktoken(make, file_name), args.count // 2
 
 
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("binary")
-    parser.add_argument("--count", type=int, default=4000, help="texts for the checkpoint's tokenizer; variants get a quarter")
+    parser.add_argument("--count", type=int, default=4000,
+                        help="texts for the checkpoint's tokenizer; kinds get half, variants a quarter")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--tokenizer", type=pathlib.Path, default=DEMO)
+    parser.add_argument("--only", default="", help="names that contain this")
     args = parser.parse_args()
-    base = json.loads((args.tokenizer / "tokenizer.json").read_text(encoding="utf-8"))
-    failed = []
-    for name, doc in variants(base):
-        rng = random.Random(f"{args.seed} {name}")
-        control = [t["content"] for t in doc["added_tokens"]]
-        with tempfile.TemporaryDirectory() as folder:
-            file = pathlib.Path(folder) / "tokenizer.json"
-            file.write_text(json.dumps(doc), encoding="utf-8")
-            library = Tokenizer.from_file(str(file))
-            vocab_size = library.get_vocab_size()
-            lines = pathlib.Path(folder) / "cases.jsonl"
-            with lines.open("w", encoding="utf-8") as out:
-                for _ in range(args.count if name == "checkpoint" else args.count // 4):
-                    text = make_text(rng, control)
-                    ids = library.encode(text, add_special_tokens=False).ids
-                    mixed = [rng.randrange(vocab_size) for _ in range(rng.randrange(12))]
-                    out.write(json.dumps({
-                        "text": text, "ids": ids, "decode_ids": mixed,
-                        "decoded": library.decode(mixed, skip_special_tokens=False),
-                        "decoded_skip_special": library.decode(mixed, skip_special_tokens=True)}) + "\n")
-            environment = {**os.environ, "MOECTL_TOKENIZER_FUZZ": str(lines), "MOECTL_TOKENIZER_DIR": folder}
-            result = subprocess.run([args.binary, "--gtest_filter=TokenizerFuzz.*", "--gtest_brief=1"], env=environment,
-                                    capture_output=True, text=True)
-            ok = result.returncode == 0 and "compared" in result.stdout
-            print(f"{name:28} {'ok' if ok else 'FAILED'}")
-            if not ok:
-                failed.append(name)
-                print(result.stdout[-3000:] + result.stderr[-2000:])
+    failed = [name for name, make, count in references(args)
+              if args.only in name and not compare(args.binary, name, make(), count, args.seed)]
     sys.exit(f"different from the library: {', '.join(failed)}" if failed else 0)
 
 

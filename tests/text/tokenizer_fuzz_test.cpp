@@ -5,12 +5,34 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 
+#include "core/text/detokenizer.h"
 #include "core/text/tokenizer.h"
+#include "core/text/utf8.h"
 
 namespace moectl {
 namespace {
 
 using nlohmann::json;
+
+// The text of a stream of tokens; every piece must be whole characters.
+std::string streamed(std::shared_ptr<const Tokenizer> tokenizer, const std::vector<int32_t>& ids, bool skip_special) {
+  Detokenizer detokenizer(std::move(tokenizer), {.skip_special = skip_special});
+  std::string text;
+  const auto add = [&](const std::string& piece) {
+    EXPECT_TRUE(is_valid_utf8(piece));
+    text += piece;
+  };
+  for (const int32_t id : ids) add(detokenizer.push(id));
+  add(detokenizer.finish());
+  return text;
+}
+
+std::vector<int32_t> with_special_tokens(const Tokenizer& tokenizer, std::vector<int32_t> ids) {
+  const auto& [before, after] = tokenizer.special_tokens();
+  ids.insert(ids.begin(), before.begin(), before.end());
+  ids.insert(ids.end(), after.begin(), after.end());
+  return ids;
+}
 
 TEST(TokenizerFuzz, AgreesWithTheLibrary) {
   const char* lines = std::getenv("MOECTL_TOKENIZER_FUZZ");
@@ -28,8 +50,10 @@ TEST(TokenizerFuzz, AgreesWithTheLibrary) {
     const auto got = tokenizer->encode(text);
     const auto decoded = tokenizer->decode(decode_ids, false);
     const auto decoded_skip_special = tokenizer->decode(decode_ids, true);
-    if (got != ids || tokenizer->encode(whole) != ids || decoded != c["decoded"] ||
-        decoded_skip_special != c["decoded_skip_special"]) {
+    if (got != ids || tokenizer->encode(whole) != ids || with_special_tokens(*tokenizer, got) != c["ids_special"] ||
+        decoded != c["decoded"] || decoded_skip_special != c["decoded_skip_special"] ||
+        streamed(tokenizer, decode_ids, false) != decoded ||
+        streamed(tokenizer, decode_ids, true) != decoded_skip_special) {
       if (++num_wrong <= 3) {
         ADD_FAILURE() << line << "\n  got " << json(got) << " " << json(decoded) << " " << json(decoded_skip_special);
       }

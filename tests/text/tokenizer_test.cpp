@@ -187,10 +187,10 @@ Ids merge_by_definition(Ids ids, const std::map<std::pair<int32_t, int32_t>, std
   }
 }
 
-TEST(ByteBpe, ShortAndLongPiecesMergeByDefinition) {
+TEST(Bpe, ShortAndLongPiecesMergeByDefinition) {
   std::mt19937 random(11);
-  std::array<int32_t, 256> byte_ids;
-  for (int b = 0; b < 256; ++b) byte_ids[b] = b;
+  BpeModel model;
+  for (int b = 0; b < 256; ++b) model.byte_ids[b] = b;
   for (int round = 0; round < 40; ++round) {
     std::vector<BpeMerge> merges;
     std::map<std::pair<int32_t, int32_t>, std::pair<int, int32_t>> ranks;
@@ -200,10 +200,11 @@ TEST(ByteBpe, ShortAndLongPiecesMergeByDefinition) {
       if (ranks.contains({left, right})) continue;
       const auto merged = static_cast<int32_t>(256 + merges.size());
       ranks[{left, right}] = {static_cast<int>(merges.size()), merged};
-      merges.push_back({left, right, merged});
+      merges.push_back({left, right, merged, static_cast<int32_t>(merges.size())});
       alphabet.push_back(merged);
     }
-    const ByteBpe bpe(byte_ids, merges, {});
+    model.merges = merges;
+    const Bpe bpe(model);
     for (const size_t size : {1, 2, 5, 24, 25, 48, 49, 300}) {
       std::string piece;
       for (size_t i = 0; i < size; ++i) piece += static_cast<char>('a' + random() % 3);
