@@ -113,14 +113,13 @@ void PreTokenizer::split(std::string_view text, bool is_first, Pieces& pieces) c
   pieces.ranges.push_back({0, text.size()});
   if (steps_.metaspace) replace_spaces(*steps_.metaspace, is_first, pieces);
   const size_t num_splits = steps_.splits.size();
-  const bool newer_unicode = num_splits > 0 && has_newer_unicode(text);
   for (size_t i = 0; i <= num_splits; ++i) {
     if (steps_.add_prefix_space && i + steps_.num_splits_after_prefix == num_splits) prefix_spaces(pieces);
-    if (i < num_splits) apply(steps_.splits[i], newer_unicode, pieces);
+    if (i < num_splits) apply(steps_.splits[i], pieces);
   }
 }
 
-void PreTokenizer::apply(const SplitStep& step, bool newer_unicode, Pieces& pieces) const {
+void PreTokenizer::apply(const SplitStep& step, Pieces& pieces) const {
   std::vector<TextRange> result, matches;
   result.reserve(pieces.ranges.size() + pieces.text.size() / 8);
   const auto add = [&](size_t begin, size_t end) {
@@ -129,7 +128,7 @@ void PreTokenizer::apply(const SplitStep& step, bool newer_unicode, Pieces& piec
   for (const TextRange& range : pieces.ranges) {
     const std::string_view piece = pieces.text.substr(range.begin, range.end - range.begin);
     matches.clear();
-    step.regex ? step.regex->find_all(piece, newer_unicode, matches) : find_literal(piece, step.literal, matches);
+    step.regex ? step.regex->find_all(piece, matches) : find_literal(piece, step.literal, matches);
     if (step.behavior == SplitBehavior::kIsolated) {
       size_t done = 0;
       for (const TextRange& match : matches) {

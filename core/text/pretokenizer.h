@@ -53,7 +53,7 @@ class PreTokenizer {
   void split(std::string_view text, bool is_first, Pieces& pieces) const;
 
  private:
-  void apply(const SplitStep& step, bool newer_unicode, Pieces& pieces) const;
+  void apply(const SplitStep& step, Pieces& pieces) const;
 
   PreTokenizerSteps steps_;
 };

@@ -92,16 +92,22 @@ struct SplitRegex::Code {
   }
 };
 
-SplitRegex::SplitRegex(std::string_view pattern, const std::string& where)
-    : where_(where),
-      code_(std::make_unique<Code>(translate_pattern(pattern, false, where), where)),
-      newer_code_(std::make_unique<Code>(translate_pattern(pattern, true, where), where)) {}
+SplitRegex::SplitRegex(std::string_view pattern, const std::string& where, Engine engine)
+    : where_(where), code_(std::make_unique<Code>(translate_pattern(pattern, false, where), where)) {
+  const std::string newer = translate_pattern(pattern, true, where);
+  newer_code_ = std::make_unique<Code>(newer, where);
+  if (engine == Engine::kFastest) matcher_ = SetMatcher::compile(newer);
+}
 SplitRegex::~SplitRegex() = default;
 SplitRegex::SplitRegex(SplitRegex&&) noexcept = default;
 
-void SplitRegex::find_all(std::string_view text, bool newer_unicode, std::vector<TextRange>& matches) const {
+void SplitRegex::find_all(std::string_view text, std::vector<TextRange>& matches) const {
+  if (!matcher_ || !matcher_->find_all(text, matches)) find_all_with_pcre2(text, matches);
+}
+
+void SplitRegex::find_all_with_pcre2(std::string_view text, std::vector<TextRange>& matches) const {
   thread_local Scratch scratch;
-  const Code& code = newer_unicode ? *newer_code_ : *code_;
+  const Code& code = has_newer_unicode(text) ? *newer_code_ : *code_;
   const PCRE2_SIZE* found = pcre2_get_ovector_pointer(scratch.data);
   std::optional<std::chrono::steady_clock::time_point> deadline;
   int until_clock = kMatchesPerClock;

@@ -8,11 +8,10 @@
 #include <string_view>
 #include <vector>
 
-namespace moectl {
+#include "core/text/set_matcher.h"
+#include "core/text/text_range.h"
 
-struct TextRange {
-  size_t begin = 0, end = 0;  // byte offsets
-};
+namespace moectl {
 
 // The pattern in PCRE2's dialect. `newer_unicode` adds the characters that PCRE2's Unicode tables do not know yet.
 // Throws Error{kBadData}, beginning with `where`, for what is not supported.
@@ -20,20 +19,24 @@ std::string translate_pattern(std::string_view pattern, bool newer_unicode, cons
 
 class SplitRegex {
  public:
+  // PCRE2 for every pattern, or SetMatcher for those that it can do; they find the same.
+  enum class Engine { kFastest, kPcre2 };
   // Throws Error{kBadData}, beginning with `where` (file and field), for a pattern that is refused.
-  SplitRegex(std::string_view pattern, const std::string& where);
+  SplitRegex(std::string_view pattern, const std::string& where, Engine engine = Engine::kFastest);
   ~SplitRegex();
   SplitRegex(SplitRegex&&) noexcept;
 
   // Appends all matches in `text` (valid UTF-8), left to right and not overlapping; an empty match directly after
-  // another match does not count. `newer_unicode`: whether has_newer_unicode(text). Throws Error{kInvalidArgument} when
-  // the matcher's limits are reached.
-  void find_all(std::string_view text, bool newer_unicode, std::vector<TextRange>& matches) const;
+  // another match does not count. Throws Error{kInvalidArgument} when the matcher's limits are reached.
+  void find_all(std::string_view text, std::vector<TextRange>& matches) const;
 
  private:
   struct Code;
+  void find_all_with_pcre2(std::string_view text, std::vector<TextRange>& matches) const;
+
   std::string where_;
   std::unique_ptr<Code> code_, newer_code_;
+  std::unique_ptr<SetMatcher> matcher_;  // null: the pattern needs PCRE2
 };
 
 // Whether `text` (valid UTF-8) has a character that is assigned in Unicode 16 and unknown to PCRE2 10.42 (Unicode 14).

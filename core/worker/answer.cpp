@@ -30,9 +30,13 @@ Answer::Answer(const ModelText& text, const api::Common& common, const EncodedPr
       index_(index),
       splitter_(options.chat ? text.reasoning : nullptr, options.chat && prompt_opens_reasoning(text, prompt)),
       in_reasoning_(options.chat && prompt_opens_reasoning(text, prompt)) {
-  if (text.tokenizer)
-    detokenizer_.emplace(text.tokenizer,
-                         Detokenizer::Options{common.sampling.stop, common.include_stop, common.skip_special});
+  if (text.tokenizer) {
+    // A completion continues its prompt: "Paris" after "The capital of France is" keeps its space.
+    detokenizer_.emplace(text.tokenizer, Detokenizer::Options{.stop = common.sampling.stop,
+                                                              .include_stop = common.include_stop,
+                                                              .skip_special = common.skip_special,
+                                                              .continues_text = !options.chat});
+  }
 }
 
 api::Choice Answer::push(GenerateOutput&& output) {
@@ -130,7 +134,7 @@ std::vector<api::ScoredToken> Answer::scored_prompt(const GenerateOutput& first,
     entry.bytes = text_.token_bytes(id);
     entry.text_offset = text_offset_;
     // What is not in the echoed text takes no room in it: a BOS we added, special tokens of a prompt given as ids.
-    const bool hidden = prompt_.text ? i == 0 && prompt_.bos_added
+    const bool hidden = prompt_.text ? i < prompt_.num_added_before
                                      : common_.skip_special && text_.tokenizer && text_.tokenizer->is_special(id);
     if (!hidden) text_offset_ += api::count_characters(entry.bytes);
     tokens.push_back(std::move(entry));

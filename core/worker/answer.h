@@ -21,7 +21,7 @@ namespace moectl {
 struct EncodedPrompt {
   std::vector<int32_t> ids;
   std::optional<std::string> text;  // as the client gave it; nullopt: it gave token ids
-  bool bos_added = false;           // ids[0] is not in `text`
+  size_t num_added_before = 0;      // so many of the first ids are not in `text`
 };
 
 struct AnswerOptions {

@@ -1,5 +1,6 @@
 #include "core/worker/job.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "core/base/error.h"
@@ -24,8 +25,11 @@ EncodedPrompt encode(const ModelText& text, const api::CompletionRequest& reques
   if (auto* ids = std::get_if<std::vector<int32_t>>(&prompt)) return {.ids = std::move(*ids)};
   EncodedPrompt encoded{.text = std::get<std::string>(std::move(prompt))};
   encoded.ids = text.encode_prompt(*encoded.text, request.add_special_tokens);
-  const bool starts_with_bos = text.bos_id && !encoded.ids.empty() && encoded.ids.front() == *text.bos_id;
-  encoded.bos_added = starts_with_bos && !encoded.text->starts_with(text.token_bytes(*text.bos_id));
+  const std::vector<int32_t>& before = text.prompt_tokens.before;
+  const bool has_them = !before.empty() && encoded.ids.size() >= before.size() &&
+                        std::equal(before.begin(), before.end(), encoded.ids.begin());
+  if (has_them && !encoded.text->starts_with(text.token_bytes(before.front())))
+    encoded.num_added_before = before.size();
   return encoded;
 }
 

@@ -1,5 +1,6 @@
 #include "core/worker/model_text.h"
 
+#include <algorithm>
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <sstream>
@@ -45,6 +46,18 @@ std::string special_token(const Json& config, const char* name) {
   if (it->is_object() && it->contains("content") && (*it)["content"].is_string())
     return (*it)["content"].get<std::string>();
   return "";
+}
+
+// As transformers: flags in tokenizer_config.json, when there are any, stand for the tokenizer's own post-processor.
+SpecialTokens prompt_tokens(const Tokenizer& tokenizer, const Json& config) {
+  if (!config.contains("add_bos_token") && !config.contains("add_eos_token")) return tokenizer.special_tokens();
+  const auto asked_for = [&](const char* flag, const char* name) {
+    std::vector<int32_t> ids;
+    const auto id = config.value(flag, Json()) == true ? tokenizer.token_id(special_token(config, name)) : std::nullopt;
+    if (id) ids.push_back(*id);
+    return ids;
+  };
+  return {asked_for("add_bos_token", "bos_token"), asked_for("add_eos_token", "eos_token")};
 }
 
 std::optional<std::string> template_source(const fs::path& dir, const Json& config) {
@@ -104,8 +117,7 @@ ModelText ModelText::load(const fs::path& dir, bool skip_tokenizer_init, const s
   const Json config = read_tokenizer_config(dir / "tokenizer_config.json");
   for (const char* name : {"bos_token", "eos_token", "pad_token", "unk_token"})
     if (std::string token = special_token(config, name); !token.empty()) text.special_tokens.emplace_back(name, token);
-  if (config.value("add_bos_token", Json()) == true)
-    text.bos_id = text.tokenizer->token_id(special_token(config, "bos_token"));
+  text.prompt_tokens = prompt_tokens(*text.tokenizer, config);
   if (const auto source = template_source(dir, config)) text.chat_template = ChatTemplate::compile(*source);
   choose_reasoning(text, reasoning_parser);
   return text;
@@ -147,8 +159,11 @@ std::vector<int32_t> ModelText::encode_prompt(const std::string& prompt, bool ad
     throw Error(Code::kInvalidArgument, "this server runs with --skip-tokenizer-init: send `prompt` as token ids",
                 "prompt");
   std::vector<int32_t> ids = tokenizer->encode(prompt);
-  const bool has_bos = bos_id && !ids.empty() && ids.front() == *bos_id;
-  if (add_special_tokens && bos_id && !has_bos) ids.insert(ids.begin(), *bos_id);
+  if (!add_special_tokens) return ids;
+  const auto& [before, after] = prompt_tokens;
+  const bool has_them = ids.size() >= before.size() && std::equal(before.begin(), before.end(), ids.begin());
+  if (!has_them) ids.insert(ids.begin(), before.begin(), before.end());
+  ids.insert(ids.end(), after.begin(), after.end());
   return ids;
 }
 

@@ -21,7 +21,7 @@ struct ModelText {
   std::shared_ptr<const Tokenizer> tokenizer;         // null: --skip-tokenizer-init, prompts and answers are token ids
   std::shared_ptr<const ChatTemplate> chat_template;  // null: the checkpoint has none, chats are refused
   std::vector<std::pair<std::string, std::string>> special_tokens;  // template variables: bos_token, eos_token ...
-  std::optional<int32_t> bos_id;  // put before text prompts; set when the checkpoint asks for it
+  SpecialTokens prompt_tokens;  // put around prompts that are text; rendered chats get none
   // Reasoning is split off when set; both markers are single tokens then.
   const api::ReasoningFormat* reasoning = nullptr;
   int32_t reasoning_open_id = -1, reasoning_close_id = -1;
@@ -33,6 +33,7 @@ struct ModelText {
 
   // Throw Error{kInvalidArgument} when the checkpoint cannot do it (no tokenizer, no template) or the template refuses.
   std::vector<int32_t> encode_chat(const api::ChatRequest& request) const;
+  // No tokens are put before a prompt that begins with them.
   std::vector<int32_t> encode_prompt(const std::string& prompt, bool add_special_tokens) const;
   std::string token_bytes(int32_t id) const;  // empty without a tokenizer
 };

@@ -112,7 +112,7 @@ TEST(Answer, EchoWithLogprobsCoversThePrompt) {
   api::Common common;
   common.sampling.num_logprobs = 1;
   const std::string text = "naïve é";
-  EncodedPrompt prompt{.ids = ids_of(text), .text = text, .bos_added = true};
+  EncodedPrompt prompt{.ids = ids_of(text), .text = text, .num_added_before = 1};
   prompt.ids.insert(prompt.ids.begin(), 0);
   GenerateOutput output;
   for (size_t i = 1; i < prompt.ids.size(); ++i)

@@ -101,6 +101,35 @@ TEST_F(CheckpointFolder, TemplateFileComesBeforeTheConfig) {
   EXPECT_EQ(render("x"), "file:x");
 }
 
+// What transformers puts around a text: the post-processor's tokens, or what explicit flags ask for instead.
+TEST_F(CheckpointFolder, SpecialTokensAroundTextPrompts) {
+  Json file = Json::parse(std::ifstream(kDemo / "tokenizer.json"));
+  const auto special = [](const char* name) { return Json{{"SpecialToken", {{"id", name}, {"type_id", 0}}}}; };
+  const Json text = {{"Sequence", {{"id", "A"}, {"type_id", 0}}}};
+  file["post_processor"] = {{"type", "TemplateProcessing"},
+                            {"single", {special("b"), special("u"), text, special("e")}},
+                            {"pair", Json::array()},
+                            {"special_tokens", {{"b", {{"ids", {0}}}}, {"u", {{"ids", {3}}}}, {"e", {{"ids", {1}}}}}}};
+  write("tokenizer.json", file.dump());
+  const auto around = [&](const std::string& config) {
+    write("tokenizer_config.json", config);
+    const ModelText loaded = ModelText::load(dir_, false, "auto");
+    EXPECT_EQ(loaded.encode_prompt("Hello!", false), loaded.tokenizer->encode("Hello!"));
+    std::vector<int32_t> ids = loaded.encode_prompt("Hello!", true), plain = loaded.tokenizer->encode("Hello!");
+    const auto at = std::search(ids.begin(), ids.end(), plain.begin(), plain.end());
+    EXPECT_NE(at, ids.end());
+    ids.erase(at, at + ptrdiff_t(plain.size()));
+    return ids;
+  };
+  using Ids = std::vector<int32_t>;
+  const std::string tokens = R"("bos_token": "<｜begin▁of▁sentence｜>", "eos_token": "<｜end▁of▁sentence｜>")";
+  EXPECT_EQ(around("{" + tokens + "}"), (Ids{0, 3, 1}));
+  EXPECT_EQ(around(R"({"add_bos_token": true, )" + tokens + "}"), Ids{0});
+  EXPECT_EQ(around(R"({"add_bos_token": false, )" + tokens + "}"), Ids{});
+  EXPECT_EQ(around(R"({"add_eos_token": true, )" + tokens + "}"), Ids{1});
+  EXPECT_EQ(around(R"({"add_bos_token": true, "add_eos_token": true, )" + tokens + "}"), (Ids{0, 1}));
+}
+
 TEST_F(CheckpointFolder, NamedTemplatesAndNoTemplate) {
   write("tokenizer_config.json", R"({"chat_template": [{"name": "rag", "template": "no"},
     {"name": "default", "template": "named:{{ messages[0].content }}"}]})");
