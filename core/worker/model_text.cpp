@@ -49,7 +49,7 @@ std::string special_token(const Json& config, const char* name) {
 }
 
 // As transformers: flags in tokenizer_config.json, when there are any, stand for the tokenizer's own post-processor.
-SpecialTokens prompt_tokens(const Tokenizer& tokenizer, const Json& config) {
+SpecialTokens tokens_around_prompts(const Tokenizer& tokenizer, const Json& config) {
   if (!config.contains("add_bos_token") && !config.contains("add_eos_token")) return tokenizer.special_tokens();
   const auto asked_for = [&](const char* flag, const char* name) {
     std::vector<int32_t> ids;
@@ -117,7 +117,7 @@ ModelText ModelText::load(const fs::path& dir, bool skip_tokenizer_init, const s
   const Json config = read_tokenizer_config(dir / "tokenizer_config.json");
   for (const char* name : {"bos_token", "eos_token", "pad_token", "unk_token"})
     if (std::string token = special_token(config, name); !token.empty()) text.special_tokens.emplace_back(name, token);
-  text.prompt_tokens = prompt_tokens(*text.tokenizer, config);
+  text.prompt_tokens = tokens_around_prompts(*text.tokenizer, config);
   if (const auto source = template_source(dir, config)) text.chat_template = ChatTemplate::compile(*source);
   choose_reasoning(text, reasoning_parser);
   return text;
