@@ -5,7 +5,6 @@
 #include <bit>
 #include <cstring>
 #include <limits>
-#include <memory>
 
 #include "core/base/check.h"
 #include "core/text/utf8.h"
@@ -25,31 +24,56 @@ uint64_t mix(uint64_t x) {
   return (x ^ (x >> 29)) * 0x9e3779b97f4a7c15u;
 }
 
-// Pieces met before, and their tokens: text repeats its words. Direct mapped and bounded, one a thread, shared by all
-// tokenizers (an entry names its own).
-struct PieceCache {
-  static constexpr size_t kEntries = 1 << 14, kMaxBytes = 24, kMaxIds = 7;
-  struct Entry {
-    uint64_t owner = 0;  // 0: free
-    uint8_t num_bytes = 0, num_ids = 0;
-    char bytes[kMaxBytes];
-    int32_t ids[kMaxIds];
-  };
-  std::unique_ptr<Entry[]> entries = std::make_unique<Entry[]>(kEntries);
+template <class Word>
+Word load(const char* bytes) {
+  Word word;
+  std::memcpy(&word, bytes, sizeof(word));
+  return word;
+}
 
-  Entry& entry_of(std::string_view piece, uint64_t owner) {
-    uint64_t words[kMaxBytes / 8] = {};
-    std::memcpy(words, piece.data(), piece.size());
-    const uint64_t hash = mix(mix(mix(words[0] + owner) ^ words[1]) ^ words[2] ^ piece.size() << 56);
+// A short word as three numbers, which are equal for equal words only. Loads overlap instead of stopping at the end.
+struct WordKey {
+  static constexpr size_t kMaxBytes = 24;
+  uint64_t a = 0, b = 0, c = 0;  // c: its size, too
+
+  explicit WordKey(std::string_view word) {
+    const char* p = word.data();
+    const size_t n = word.size();
+    if (n > 8) {
+      a = load<uint64_t>(p);
+      b = load<uint64_t>(n > 16 ? p + 8 : p + n - 8);
+      if (n > 16) c = load<uint64_t>(p + n - 8);
+    } else if (n >= 4) {
+      a = load<uint32_t>(p) | uint64_t{load<uint32_t>(p + n - 4)} << 32;
+    } else {
+      for (size_t i = 0; i < n; ++i) a = a << 8 | static_cast<uint8_t>(p[i]);
+    }
+  }
+};
+
+// Words met before, and their tokens: text repeats its words. Direct mapped and bounded, one a thread, shared by all
+// tokenizers (an entry names its own).
+struct WordCache {
+  static constexpr size_t kEntries = 1 << 14, kMaxIds = 7;
+  struct alignas(64) Entry {
+    uint64_t a = 0, b = 0, c = 0;
+    uint32_t owner_and_size = 0;  // 0: free
+    int32_t ids[kMaxIds];         // up to the first -1
+  };
+  std::vector<Entry> entries = std::vector<Entry>(kEntries);
+
+  Entry& entry_of(const WordKey& key, uint32_t owner_and_size) {
+    const uint64_t hash = mix(mix(mix(key.a + owner_and_size) ^ key.b) ^ key.c);
     return entries[hash >> (64 - std::countr_zero(kEntries))];
   }
 };
 
-std::atomic<uint64_t> next_cache_key{1};
+std::atomic<uint32_t> next_cache_key{1};
 
 }  // namespace
 
 Bpe::Bpe(BpeModel model) : model_(std::move(model)), cache_key_(next_cache_key.fetch_add(1)) {
+  CHECK(cache_key_ < 1u << 27, "{} tokenizers in one process", cache_key_);
   const size_t num_slots = std::bit_ceil(std::max<size_t>(model_.merges.size() * 2, 16));
   slots_.assign(num_slots, Slot{kNoPair, kNoRank, -1});
   shift_ = 64 - std::countr_zero(num_slots);
@@ -87,25 +111,29 @@ void Bpe::encode(std::string_view piece, std::vector<int32_t>& ids) const {
 
 void Bpe::encode_word(std::string_view word, std::vector<int32_t>& ids) const {
   if (word.empty()) return;
-  if (word.size() > PieceCache::kMaxBytes) {
+  if (word.size() > WordKey::kMaxBytes) {
     encode_uncached(word, ids);
     return;
   }
-  thread_local PieceCache cache;
-  PieceCache::Entry& entry = cache.entry_of(word, cache_key_);
-  if (entry.owner == cache_key_ && std::string_view(entry.bytes, entry.num_bytes) == word) {
-    ids.insert(ids.end(), entry.ids, entry.ids + entry.num_ids);
+  thread_local WordCache cache;
+  const WordKey key(word);
+  const uint32_t owner_and_size = cache_key_ << 5 | static_cast<uint32_t>(word.size());
+  WordCache::Entry& entry = cache.entry_of(key, owner_and_size);
+  if (entry.owner_and_size == owner_and_size && entry.a == key.a && entry.b == key.b && entry.c == key.c) {
+    for (const int32_t id : entry.ids) {
+      if (id < 0) break;
+      ids.push_back(id);
+    }
     return;
   }
   const size_t first = ids.size();
   encode_uncached(word, ids);
   const size_t num_ids = ids.size() - first;
-  if (num_ids > PieceCache::kMaxIds) return;
-  entry.owner = cache_key_;
-  entry.num_bytes = static_cast<uint8_t>(word.size());
-  entry.num_ids = static_cast<uint8_t>(num_ids);
-  std::memcpy(entry.bytes, word.data(), word.size());
+  if (num_ids > WordCache::kMaxIds) return;
+  entry.a = key.a, entry.b = key.b, entry.c = key.c;
+  entry.owner_and_size = owner_and_size;
   std::copy(ids.begin() + first, ids.end(), entry.ids);
+  if (num_ids < WordCache::kMaxIds) entry.ids[num_ids] = -1;
 }
 
 void Bpe::encode_uncached(std::string_view word, std::vector<int32_t>& ids) const {

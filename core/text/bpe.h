@@ -57,7 +57,7 @@ class Bpe {
   BpeModel model_;           // its merges are in slots_
   std::vector<Slot> slots_;  // open addressing, a power of two, at most half full
   int shift_ = 0;            // 64 - log2(slots_.size())
-  uint64_t cache_key_;       // tells this object's entries in the per-thread cache from another's
+  uint32_t cache_key_;       // tells this object's entries in the per-thread cache from another's
 };
 
 }  // namespace moectl

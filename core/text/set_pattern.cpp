@@ -7,6 +7,7 @@
 #include <charconv>
 #include <map>
 #include <optional>
+#include <set>
 #include <string>
 
 #include "core/text/newer_unicode.h"
@@ -288,15 +289,33 @@ class SetPatternParser {
     return matcher;
   }
 
+  uint32_t sets_with(char32_t c) const {
+    uint32_t bits = 0;
+    for (const auto& [key, entry] : sets_) bits |= uint32_t{contains(entry.first, c)} << entry.second;
+    return bits;
+  }
+
+  // Whether the 256 characters from `begin` on have the same properties, and no range begins or ends among them.
+  bool is_uniform(char32_t begin) const {
+    const auto inside = [&](char32_t c) { return c > begin && c < begin + 256; };
+    for (const auto& [key, entry] : sets_) {
+      for (const auto& [first, last] : entry.first.ranges) {
+        if (inside(first) || inside(last + 1)) return false;
+      }
+    }
+    const auto page = code_points().begin() + begin;
+    return std::all_of(page, page + 256, [&](uint32_t bits) { return bits == *page; });
+  }
+
   void fill_table(SetMatcher& matcher) {
     std::map<std::vector<uint32_t>, uint16_t> known;  // equal pages are stored once
+    std::vector<uint32_t> page(256);
     for (char32_t begin = 0; begin < kEnd; begin += 256) {
-      std::vector<uint32_t> page(256, 0);
-      for (const auto& [key, entry] : sets_) {
-        const auto& [set, index] = entry;
-        for (char32_t i = 0; i < 256; ++i) page[i] |= uint32_t{contains(set, begin + i)} << index;
+      page.assign(256, sets_with(begin));
+      if (!is_uniform(begin)) {
+        for (char32_t i = 1; i < 256; ++i) page[i] = sets_with(begin + i);
       }
-      for (const uint32_t sets : page) combinations_.insert_or_assign(sets, true);
+      for (const uint32_t sets : page) combinations_.insert(sets);
       const auto [found, is_new] = known.emplace(page, static_cast<uint16_t>(known.size()));
       if (is_new) matcher.page_sets_.insert(matcher.page_sets_.end(), page.begin(), page.end());
       matcher.pages_.push_back(found->second);
@@ -310,7 +329,7 @@ class SetPatternParser {
       if (run.kind != Item::Kind::kRun || next.kind != Item::Kind::kRun || next.min == 0) continue;
       const uint32_t both = run.set | next.set;
       items[i].keeps_all |= std::none_of(combinations_.begin(), combinations_.end(),
-                                         [&](const auto& entry) { return (entry.first & both) == both; });
+                                         [&](uint32_t sets) { return (sets & both) == both; });
     }
   }
 
@@ -318,7 +337,7 @@ class SetPatternParser {
   size_t pos_ = 0;
   std::vector<SetMatcher::Alternative> alternatives_;
   std::map<std::string, std::pair<Set, size_t>> sets_;  // by key: the set and its number
-  std::map<uint32_t, bool> combinations_;               // all rows of the table
+  std::set<uint32_t> combinations_;                     // all entries of the table
 };
 
 std::unique_ptr<SetMatcher> SetMatcher::compile(std::string_view pattern) {

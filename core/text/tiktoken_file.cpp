@@ -206,6 +206,7 @@ TokenizerFile read_kimi_files(const std::filesystem::path& ranks, const std::fil
     if (!tokens[index].empty()) file.fail(line, fmt::format("rank {} belongs to another token already", rank));
     tokens[index] = token;
   });
+  if (tokens.empty()) file.fail("has no tokens");
   if (lines.size() != tokens.size()) {
     file.fail(fmt::format("has {} tokens and ranks up to {}; expected every rank from 0 on", lines.size(),
                           tokens.size() - 1));

@@ -177,8 +177,10 @@ def compare(binary, name, reference, count, seed):
         reference.write(pathlib.Path(folder))
         lines = pathlib.Path(folder) / "cases.jsonl"
         with lines.open("w", encoding="utf-8") as out:
-            for _ in range(count):
+            for number in range(count):
                 text = make_text(rng, reference.control)
+                if number % 1000 == 999:  # where a tokenizer may cut long runs
+                    text += rng.choice(["ab", " ", "\u4f60", "1 "]) * rng.choice([9_000, 30_000, 210_000])
                 ids = reference.encode(text)
                 decode_ids = some_ids(rng, ids, reference.vocab_size, reference.byte_ids)
                 out.write(json.dumps({
