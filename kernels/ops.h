@@ -27,16 +27,30 @@ struct Stream {
 // Device memory, zero-filled, 64-byte aligned, freed with the last reference.
 using Buffer = std::shared_ptr<std::byte>;
 
+// Where the numbers of a kI4, kU4 or kF4E2M1 matrix lie: eight in a little-endian 32-bit word.
+// kRows: words run along each row, the first element lowest: [rows, ceil(cols / 8)] words. Zero points run down the
+//   rows: [ceil(rows / block_n / 8), ceil(cols / block_k)] words (compressed-tensors pack-quantized; MXFP4).
+// kAwq: everything is stored transposed, [cols, rows / 8] words, and the eight elements of a word, rows 0 .. 7, stand
+// in
+//   nibbles 0, 4, 1, 5, 2, 6, 3, 7; scales are [ceil(cols / block_k), rows] and zero points [.., rows / 8] words alike
+//   (AutoAWQ, version "gemm"; block_n is 1).
+enum class NibbleOrder { kRows, kAwq };
+
 // A matrix as it lies in a checkpoint, or a rectangle of it, perhaps transposed: the operand W [n, k] of out = x W^T.
+// Where `scales` are given an element's value is scale * number; kU4: scale * (number - zero point); kI4 numbers are
+// stored as number + 8, kU8 ones as number + 128 in rows of whole 32-bit words (compressed-tensors int8).
 struct MatrixSpec {
-  std::string name;                 // for messages
-  const std::byte* data = nullptr;  // [rows, cols], row-major, any alignment
-  DType dtype = DType::kF32;
+  std::string name;                   // for messages
+  const std::byte* data = nullptr;    // [rows, cols], row-major, any alignment; 4-bit: see NibbleOrder
+  DType dtype = DType::kF32;          // f32, bf16, f16; with scales f8_e4m3, f4_e2m1, i4, u4, i8, u8
   int64_t rows = 0, cols = 0;         // of the whole tensor
-  const std::byte* scales = nullptr;  // f32 [ceil(rows/block_n), ceil(cols/block_k)], any alignment; FP8 only
+  const std::byte* scales = nullptr;  // scale_dtype [ceil(rows / block_n), ceil(cols / block_k)], any alignment
+  DType scale_dtype = DType::kF32;    // f32, bf16, f16, f8_e8m0
+  const std::byte* zeros = nullptr;   // kU4: see NibbleOrder
+  NibbleOrder nibble_order = NibbleOrder::kRows;
   int block_n = 0, block_k = 0;
   int64_t row_begin = 0, num_rows = 0, col_begin = 0, num_cols = 0;  // the rectangle that is used
-  int64_t row_step = 1, col_step = 1;  // 2: every other row or column (gate and up interleaved); without scales only
+  int64_t row_step = 1, col_step = 1;  // 2: every other row or column (gate and up interleaved)
   bool transpose = false;              // n = num_cols, k = num_rows
 };
 

@@ -1,10 +1,13 @@
 // The inner product kernel of all matrix operations on CPU: rows of x times tiles of a PackedMatrix.
 //
-// Every output is one chain: k ascending, and within FP8 one partial sum a scale segment, added to the total in
-// ascending order. How many rows or tiles are computed together changes only what stands in registers, never a chain:
-// this is what makes results independent of the batch (docs/determinism.md).
+// Every output is one chain: k ascending, and where there are scales one partial sum a scale segment, multiplied by the
+// scale as it is added to the total, in ascending order. A partial sum is of x times the numbers that are stored, less
+// their zero points: every such number is exact in f32, in registers and in widened strips alike. How many rows or
+// tiles are computed together changes only what stands in registers, never a chain: this is what makes results
+// independent of the batch (docs/determinism.md).
 #pragma once
 
+#include <algorithm>
 #include <vector>
 
 #include "core/base/check.h"
@@ -15,57 +18,13 @@
 
 using cpu::PackedMatrix;
 
-template <DType D>
-inline F32x16 load_weight(const std::byte* p) {
-  if constexpr (D == DType::kF32) return load(reinterpret_cast<const float*>(p));
-  if constexpr (D == DType::kBF16) return load_bf16(reinterpret_cast<const uint16_t*>(p));
-  if constexpr (D == DType::kF16) return load_f16(reinterpret_cast<const uint16_t*>(p));
-  if constexpr (D == DType::kF8E4M3) return load_f8(reinterpret_cast<const uint8_t*>(p));
-}
-
-// acc[r][t] = x[r] . W[tile0 + t], R rows and T tiles in registers.
+// acc[r][t] = x[r] . W[tile0 + t], R rows and T tiles in registers. Compiled in gemm.cpp for the R and T used below.
 template <DType D, int R, int T>
-[[gnu::noinline]] void gemm_block(const PackedMatrix& w, int64_t tile0, const float* const* x, F32x16 (&acc)[R][T]) {
-  constexpr int kStep = 16 * dtype_bytes(D);
-  const std::byte* tiles[T];
-  for (int t = 0; t < T; ++t) tiles[t] = w.tile(tile0 + t);
-  for (int r = 0; r < R; ++r)
-    for (int t = 0; t < T; ++t) acc[r][t] = zero();
-  // The tiles after these are wanted next; hardware prefetch stops at page ends, which a tile often is.
-  const int64_t ahead = w.k * kStep * T;
-  if (!w.scales) {
-    for (int64_t k = 0; k < w.k; ++k) {
-      F32x16 wk[T];
-      for (int t = 0; t < T; ++t) wk[t] = load_weight<D>(tiles[t] + k * kStep);
-      if constexpr (kStep >= 64 && R <= 2)
-        for (int t = 0; t < T; ++t) prefetch(tiles[t] + ahead + k * kStep);
-      for (int r = 0; r < R; ++r) {
-        F32x16 xk = broadcast(x[r][k]);
-        for (int t = 0; t < T; ++t) acc[r][t] = fma(wk[t], xk, acc[r][t]);
-      }
-    }
-    return;
-  }
-  int64_t k = 0;
-  for (size_t s = 0; s < w.segment_end.size(); ++s) {
-    F32x16 part[R][T];
-    for (int r = 0; r < R; ++r)
-      for (int t = 0; t < T; ++t) part[r][t] = zero();
-    for (const int64_t end = w.segment_end[s]; k < end; ++k) {
-      F32x16 wk[T];
-      for (int t = 0; t < T; ++t) wk[t] = load_weight<D>(tiles[t] + k * kStep);
-      if (k % 4 < T) prefetch(tiles[k % 4] + ahead + (k & ~int64_t{3}) * kStep);
-      for (int r = 0; r < R; ++r) {
-        F32x16 xk = broadcast(x[r][k]);
-        for (int t = 0; t < T; ++t) part[r][t] = fma(wk[t], xk, part[r][t]);
-      }
-    }
-    for (int t = 0; t < T; ++t) {
-      F32x16 scale = load(w.tile_scales(tile0 + t) + s * 16);
-      for (int r = 0; r < R; ++r) acc[r][t] = fma(part[r][t], scale, acc[r][t]);
-    }
-  }
-}
+void gemm_block(const PackedMatrix& w, int64_t tile0, const float* const* x, F32x16 (&acc)[R][T]);
+
+// The numbers of a tile, without their scales, as f32: out[k, 16].
+template <DType D>
+void widen_tile(const PackedMatrix& w, int64_t tile, float* out);
 
 // Calls sink(row index, tile index, F32x16) for rows [0, num_rows) and tiles [tile_begin, tile_end). `x` holds row
 // pointers.
@@ -122,13 +81,15 @@ inline void gemm_typed(const PackedMatrix& w, int64_t tile_begin, int64_t tile_e
   thread_local std::vector<float> wide;
   if (int64_t(wide.size()) < kStrip * w.k * 16) wide.resize(size_t(kStrip * w.k * 16));
   for (int64_t t = tile_begin; t < tile_end; t += kStrip) {
-    int64_t num = tile_end - t < kStrip ? tile_end - t : kStrip;
-    for (int64_t i = 0; i < num * w.k; ++i)
-      store(wide.data() + i * 16, load_weight<D>(w.tile(t) + i * 16 * dtype_bytes(D)));
-    PackedMatrix strip = {DType::kF32, num * 16, w.k, num, {}, reinterpret_cast<const std::byte*>(wide.data()),
-                          nullptr};
-    strip.segment_end = w.segment_end;
-    strip.scales = w.tile_scales(t);
+    const int64_t num = std::min(kStrip, tile_end - t);
+    for (int64_t i = 0; i < num; ++i) widen_tile<D>(w, t + i, wide.data() + i * w.k * 16);
+    PackedMatrix strip = w;
+    strip.dtype = DType::kF32;
+    strip.n = num * 16;
+    strip.num_tiles = num;
+    strip.data = reinterpret_cast<const std::byte*>(wide.data());
+    strip.zeros = nullptr;
+    if (w.scales) strip.scales += t * w.num_segments * 16 * dtype_bytes(w.scale_dtype);
     gemm_strip<DType::kF32>(strip, 0, num, x, num_rows,
                             [&](int64_t r, int64_t tile, F32x16 v) { sink(r, t + tile, v); });
   }
@@ -146,6 +107,14 @@ inline void gemm(const PackedMatrix& w, int64_t tile_begin, int64_t tile_end, co
       return gemm_typed<DType::kF16>(w, tile_begin, tile_end, x, num_rows, sink);
     case DType::kF8E4M3:
       return gemm_typed<DType::kF8E4M3>(w, tile_begin, tile_end, x, num_rows, sink);
+    case DType::kI8:
+      return gemm_typed<DType::kI8>(w, tile_begin, tile_end, x, num_rows, sink);
+    case DType::kF4E2M1:
+      return gemm_typed<DType::kF4E2M1>(w, tile_begin, tile_end, x, num_rows, sink);
+    case DType::kI4:
+      return gemm_typed<DType::kI4>(w, tile_begin, tile_end, x, num_rows, sink);
+    case DType::kU4:
+      return gemm_typed<DType::kU4>(w, tile_begin, tile_end, x, num_rows, sink);
     default:
       CHECK(false, "no GEMM for weights of {}", dtype_name(w.dtype));
   }

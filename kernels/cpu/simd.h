@@ -84,6 +84,29 @@ inline F32x16 load_f8(const uint8_t* p) {
   x = _mm256_and_si256(_mm256_slli_epi16(x, 7), _mm256_set1_epi16(short(0xBFFF)));
   return {_mm512_cvtph_ps(x)};
 }
+inline F32x16 load_i8(const int8_t* p) {
+  return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)))};
+}
+inline F32x16 load_u8(const uint8_t* p) {
+  return {_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p)))};
+}
+inline F32x16 load_e8m0(const uint8_t* p) {  // not NaN; 0 is 2^-127
+  __m512i x = _mm512_slli_epi32(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p)), 23);
+  return {_mm512_castsi512_ps(_mm512_max_epu32(x, _mm512_set1_epi32(0x00400000)))};
+}
+// Eight nibbles a lane, the lowest first.
+struct Nibbles {
+  __m512i v;
+};
+inline Nibbles load_nibbles(const std::byte* p) {
+  return {_mm512_loadu_si512(p)};
+}
+inline F32x16 look_up(F32x16 table, Nibbles a) {  // table[lowest nibble]
+  return {_mm512_permutexvar_ps(a.v, table.v)};
+}
+inline Nibbles next_nibble(Nibbles a) {
+  return {_mm512_srli_epi32(a.v, 4)};
+}
 inline float first(F32x16 a) {
   return _mm512_cvtss_f32(a.v);
 }
@@ -172,6 +195,31 @@ inline F32x16 load_f16(const uint16_t* p) {
 }
 inline F32x16 load_f8(const uint8_t* p) {
   MOECTL_LANES(f8_e4m3_to_f32(p[i]));
+}
+inline F32x16 load_i8(const int8_t* p) {
+  MOECTL_LANES(float(p[i]));
+}
+inline F32x16 load_u8(const uint8_t* p) {
+  MOECTL_LANES(float(p[i]));
+}
+inline F32x16 load_e8m0(const uint8_t* p) {
+  MOECTL_LANES(f8_e8m0_to_f32(p[i]));
+}
+struct Nibbles {
+  uint32_t v[16];
+};
+inline Nibbles load_nibbles(const std::byte* p) {
+  Nibbles r;
+  std::memcpy(r.v, p, sizeof r.v);
+  return r;
+}
+inline F32x16 look_up(const F32x16& table, const Nibbles& a) {
+  MOECTL_LANES(table.v[a.v[i] & 15]);
+}
+inline Nibbles next_nibble(const Nibbles& a) {
+  Nibbles r;
+  for (int i = 0; i < 16; ++i) r.v[i] = a.v[i] >> 4;
+  return r;
 }
 inline float first(F32x16 a) {
   return a.v[0];
