@@ -51,26 +51,6 @@ DType read_dtype(const Fields& f) {
   f.fail(field, "\"bfloat16\", \"float16\" or \"float32\"");
 }
 
-// Weights only: activations are never quantised here, so the activation side (activation_scheme dynamic, scale_fmt) is
-// not needed. Which tensors are quantised is seen from their dtype.
-QuantConfig read_quant(const Fields& f) {
-  QuantConfig quant;
-  std::optional<Fields> q = f.object("quantization_config");
-  if (!q) return quant;
-  if (q->text("quant_method") != "fp8") q->fail("quant_method", "\"fp8\": other quantisations are not supported");
-  if (q->text_or("fmt", "e4m3") != "e4m3") q->fail("fmt", "\"e4m3\"");
-  if (q->text_or("activation_scheme", "dynamic") != "dynamic") q->fail("activation_scheme", "\"dynamic\"");
-  if (q->text_or("scale_fmt", "ue8m0") != "ue8m0" && q->text("scale_fmt") != "float")
-    q->fail("scale_fmt", "\"ue8m0\" or \"float\"");
-  const std::vector<int32_t> block = q->integers("weight_block_size", 1, 1 << 16);
-  if (block.size() != 2 || !q->find("weight_block_size")->is_array())
-    q->fail("weight_block_size", "[rows, columns] of the blocks that share a scale");
-  quant.dtype = DType::kF8E4M3;
-  quant.block_n = block[0];
-  quant.block_k = block[1];
-  return quant;
-}
-
 void read_common(const Fields& f, Config& c) {
   c.dtype = read_dtype(f);
   c.vocab_size = int32_t(f.integer("vocab_size", 1, limits::kVocab));

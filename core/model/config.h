@@ -96,9 +96,20 @@ struct TensorNames {
   enum class Experts { kEach, kFusedInterleaved, kFusedHalves } experts = Experts::kEach;
 };
 
+// In which tensors a quantised matrix is stored (quant_tensors.h): kScaled: NAME.weight and its scale. kPacked:
+// NAME.weight_packed, .weight_scale, .. (compressed-tensors). kAwq: NAME.qweight, .scales, .qzeros. kBlocks:
+// NAME_blocks and NAME_scales of fused experts (gpt-oss).
+enum class QuantForm { kNone, kScaled, kPacked, kAwq, kBlocks };
+
 struct QuantConfig {
-  DType dtype = DType::kF32;     // kF8E4M3 when quantization_config says fp8, else no quantisation
-  int block_n = 0, block_k = 0;  // weight_block_size; 0: not block-quantised
+  std::string scheme;  // as config.json names it ("fp8", "compressed-tensors pack-quantized"); empty: none
+  QuantForm form = QuantForm::kNone;
+  DType dtype = DType::kF32;  // of the stored numbers, as in MatrixSpec
+  // A scale is shared by block_n outputs and block_k inputs; 0: by all of them. kScaled without blocks: by all outputs
+  // or by none, as the scale tensor's shape says.
+  int block_n = 0, block_k = 0;
+  NibbleOrder nibble_order = NibbleOrder::kRows;
+  bool operator==(const QuantConfig&) const = default;
 };
 
 struct Config {

@@ -25,6 +25,9 @@ void read_gpt_oss(const Fields& fields, Config& config);
 void read_gqa(const Fields& fields, Config& config);
 // How many components of a head RoPE rotates: head_dim * partial_rotary_factor, `fallback` when it is absent.
 int read_rotary_dim(const Fields& fields, int head_dim, double fallback = 1.0);
+// quantization_config.
+QuantConfig read_quant(const Fields& fields);
+
 // rope_theta + rope_scaling, or rope_parameters, for `dim` rotated components a head.
 RopeConfig read_rope(const Fields& fields, int dim, int max_position_embeddings);
 

@@ -5,10 +5,12 @@
 #include <algorithm>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <unordered_map>
 #include <unordered_set>
 
 #include "core/base/error.h"
 #include "core/model/json_fields.h"
+#include "core/model/quant_tensors.h"
 #include "core/model/safetensors.h"
 #include "core/model/tensor_names.h"
 
@@ -22,10 +24,6 @@ int64_t count_elements(const std::vector<int64_t>& shape) {
   int64_t n = 1;
   for (int64_t d : shape) n *= d;
   return n;
-}
-
-std::string shape_text(const std::vector<int64_t>& shape) {
-  return fmt::format("[{}]", fmt::join(shape, ", "));
 }
 
 void read_config_part(const std::filesystem::path& dir, InspectReport& r) {
@@ -44,24 +42,34 @@ void read_config_part(const std::filesystem::path& dir, InspectReport& r) {
 
 void add_files(const Checkpoint& checkpoint, InspectReport& r) {
   std::map<std::string, InspectReport::File> files;
-  std::map<DType, InspectReport::DTypeTotal> dtypes;
   for (const auto& [name, t] : checkpoint.tensors()) {
     InspectReport::File& f = files[t.file];
     f.name = std::filesystem::path(t.file).filename().string();
     f.num_tensors += 1;
     f.num_bytes += t.num_bytes;
-    InspectReport::DTypeTotal& d = dtypes[t.dtype];
-    d.dtype = t.dtype;
-    d.num_tensors += 1;
-    d.num_elements += count_elements(t.shape);
-    d.num_bytes += t.num_bytes;
   }
   for (auto& [name, f] : files) r.files.push_back(std::move(f));
-  for (auto& [dtype, d] : dtypes) r.dtypes.push_back(d);
-  std::stable_sort(r.dtypes.begin(), r.dtypes.end(), [](auto& a, auto& b) { return a.num_bytes > b.num_bytes; });
   r.has_weights = true;
   r.num_tensors = int64_t(checkpoint.tensors().size());
   r.num_bytes = checkpoint.total_bytes();
+}
+
+// `packed`: what the tensors hold that hold it in words or bytes.
+using PackedNumbers = std::unordered_map<const TensorInfo*, DType>;
+
+void add_dtypes(const Checkpoint& checkpoint, const PackedNumbers& packed, InspectReport& r) {
+  std::map<DType, InspectReport::DTypeTotal> dtypes;
+  for (const auto& [name, t] : checkpoint.tensors()) {
+    const auto it = packed.find(&t);
+    const DType dtype = it == packed.end() ? t.dtype : it->second;
+    InspectReport::DTypeTotal& d = dtypes[dtype];
+    d.dtype = dtype;
+    d.num_tensors += 1;
+    d.num_elements += t.num_bytes * 8 / dtype_bits(dtype);
+    d.num_bytes += t.num_bytes;
+  }
+  for (auto& [dtype, d] : dtypes) r.dtypes.push_back(d);
+  std::stable_sort(r.dtypes.begin(), r.dtypes.end(), [](auto& a, auto& b) { return a.num_bytes > b.num_bytes; });
 }
 
 // Goes through the tensors that the config implies, beside those that the checkpoint has.
@@ -85,6 +93,7 @@ class Account {
       for (const auto& [name, t] : checkpoint_->tensors())
         if (!seen_.contains(&t)) r_.unexpected.add(name);
   }
+  const PackedNumbers& packed() const { return packed_; }
 
  private:
   int64_t active(int64_t routed) const {
@@ -92,48 +101,21 @@ class Account {
   }
 
   void add(const TensorSpec& spec) {
-    const TensorInfo* t = checkpoint_ ? checkpoint_->find(spec.name) : nullptr;
-    if (checkpoint_ && !t) {
-      if (!spec.shared_copy) r_.missing.add(fmt::format("{} {}", spec.name, shape_text(spec.shape)));
-      return;
+    int64_t bytes = 0;
+    if (checkpoint_) {
+      const StoredMatrix stored = find_matrix(config_.quant, *checkpoint_, spec);
+      if (stored.tensors.empty() && spec.shared_copy) return;
+      for (const std::string& name : stored.missing) r_.missing.add(name);
+      for (const std::string& what : stored.wrong) r_.wrong.add(what);
+      if (stored.tensors.empty()) return;
+      for (const TensorInfo* t : stored.tensors) {
+        seen_.insert(t);
+        bytes += t->num_bytes;
+      }
+      const DType dtype = stored.matrix.dtype == DType::kU8 ? DType::kI8 : stored.matrix.dtype;
+      if (stored.wrong.empty() && dtype != stored.tensors.front()->dtype) packed_[stored.tensors.front()] = dtype;
     }
-    int64_t bytes = t ? t->num_bytes : 0;
-    if (t) {
-      seen_.insert(t);
-      check(spec, *t);
-      if (t->dtype == DType::kF8E4M3) bytes += check_scales(spec);
-    }
-    count(spec, count_elements(t ? t->shape : spec.shape), bytes);
-  }
-
-  void check(const TensorSpec& spec, const TensorInfo& t) {
-    if (t.shape != spec.shape)
-      r_.wrong.add(fmt::format("{} has shape {}; expected {}", spec.name, shape_text(t.shape), shape_text(spec.shape)));
-    const bool plain = t.dtype == DType::kF32 || t.dtype == DType::kBF16 || t.dtype == DType::kF16;
-    const bool fp8 = t.dtype == DType::kF8E4M3 && spec.linear && config_.quant.dtype == DType::kF8E4M3;
-    if (!plain && !fp8)
-      r_.wrong.add(fmt::format("{} has dtype {}; expected f32, bf16{}", spec.name, dtype_name(t.dtype),
-                               !spec.linear ? " or f16"
-                               : config_.quant.dtype == DType::kF8E4M3
-                                   ? ", f16 or f8_e4m3"
-                                   : " or f16 (config.json has no quantization_config)"));
-  }
-
-  // Bytes of the scales.
-  int64_t check_scales(const TensorSpec& spec) {
-    if (config_.quant.block_n == 0 || spec.shape.size() != 2) return 0;
-    const std::string name = scale_name(spec.name);
-    const std::vector<int64_t> shape = scale_shape(config_.quant, spec.shape);
-    const TensorInfo* t = checkpoint_->find(name);
-    if (!t) {
-      r_.missing.add(fmt::format("{} {}", name, shape_text(shape)));
-      return 0;
-    }
-    seen_.insert(t);
-    if (t->shape != shape || t->dtype != DType::kF32)
-      r_.wrong.add(fmt::format("{} has {} {}; expected f32 {}", name, dtype_name(t->dtype), shape_text(t->shape),
-                               shape_text(shape)));
-    return t->num_bytes;
+    count(spec, count_elements(spec.shape), bytes);
   }
 
   void count(const TensorSpec& spec, int64_t n, int64_t bytes) {
@@ -159,6 +141,7 @@ class Account {
   const Checkpoint* checkpoint_;
   InspectReport& r_;
   std::unordered_set<const TensorInfo*> seen_;
+  PackedNumbers packed_;
   std::map<int, int64_t> routed_;  // by layer
 };
 
@@ -182,11 +165,14 @@ InspectReport inspect_checkpoint(const std::filesystem::path& dir) {
     if (e.code() != Code::kNotFound) throw;  // damaged; no weights at all is told by has_weights
   }
   if (r.config) {
-    Account(*r.config, checkpoint ? &*checkpoint : nullptr, r).run();
+    Account account(*r.config, checkpoint ? &*checkpoint : nullptr, r);
+    account.run();
+    if (checkpoint) add_dtypes(*checkpoint, account.packed(), r);
     const int64_t values = int64_t(r.config->layers.size()) * r.config->kv_values_per_token();
     r.kv_bytes_f32 = values * dtype_bytes(DType::kF32);
     r.kv_bytes_bf16 = values * dtype_bytes(DType::kBF16);
   } else if (checkpoint) {
+    add_dtypes(*checkpoint, {}, r);
     for (const auto& [name, t] : checkpoint->tensors())
       if (!is_scale_name(name)) r.parameters.total += count_elements(t.shape);
   }

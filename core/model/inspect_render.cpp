@@ -82,8 +82,13 @@ int count_layers(const Config& c, FeedForwardKind kind) {
 }
 
 std::string quant_text(const Config& c) {
-  if (c.quant.dtype != DType::kF8E4M3) return "none";
-  return fmt::format("FP8 e4m3, one scale for each {} x {} block", c.quant.block_n, c.quant.block_k);
+  const QuantConfig& q = c.quant;
+  if (q.form == QuantForm::kNone) return "none";
+  const std::string scales = q.block_n > 1    ? fmt::format("{} x {} block", q.block_n, q.block_k)
+                             : q.block_k > 0  ? fmt::format("{} inputs of an output", q.block_k)
+                             : q.block_n == 1 ? "output"
+                                              : "matrix or output";
+  return fmt::format("{}: {}, one scale for each {}", q.scheme, dtype_name(q.dtype), scales);
 }
 
 std::string rope_text(const RopeConfig& r) {
@@ -176,8 +181,13 @@ json names_json(const InspectReport::NameList& list) {
 json config_json(const Config& c) {
   json rope = {{"theta", c.rope.theta}, {"factor", c.rope.factor}};
   json quant = nullptr;
-  if (c.quant.dtype == DType::kF8E4M3)
-    quant = {{"dtype", dtype_name(c.quant.dtype)}, {"weight_block_size", {c.quant.block_n, c.quant.block_k}}};
+  if (c.quant.form != QuantForm::kNone) {
+    quant = {{"scheme", c.quant.scheme}, {"dtype", dtype_name(c.quant.dtype)}};
+    if (c.quant.block_n > 1 && c.quant.block_k > 0)
+      quant["weight_block_size"] = {c.quant.block_n, c.quant.block_k};
+    else if (c.quant.block_k > 0)
+      quant["group_size"] = c.quant.block_k;
+  }
   return {{"dtype", dtype_name(c.dtype)},
           {"hidden_size", c.hidden_size},
           {"num_layers", c.num_layers},

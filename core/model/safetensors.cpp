@@ -73,8 +73,9 @@ class Mapping {
 
 std::optional<DType> dtype_of(std::string_view name) {
   static constexpr std::pair<std::string_view, DType> kNames[] = {
-      {"F32", DType::kF32}, {"BF16", DType::kBF16}, {"F16", DType::kF16}, {"F8_E4M3", DType::kF8E4M3},
-      {"I32", DType::kI32}, {"I64", DType::kI64},   {"U8", DType::kU8}};
+      {"F32", DType::kF32},        {"BF16", DType::kBF16},      {"F16", DType::kF16}, {"F8_E4M3", DType::kF8E4M3},
+      {"F8_E5M2", DType::kF8E5M2}, {"F8_E8M0", DType::kF8E8M0}, {"I8", DType::kI8},   {"U8", DType::kU8},
+      {"I16", DType::kI16},        {"I32", DType::kI32},        {"I64", DType::kI64}, {"BOOL", DType::kBool}};
   for (const auto& [n, t] : kNames)
     if (n == name) return t;
   return std::nullopt;
@@ -106,7 +107,9 @@ Entry parse_entry(const std::string& name, const json& value, int64_t data_bytes
   const json& dtype = field("dtype");
   std::optional<DType> known = dtype.is_string() ? dtype_of(dtype.get_ref<const std::string&>()) : std::nullopt;
   if (!known)
-    bad(fmt::format("{} has dtype {}; supported are F32, BF16, F16, F8_E4M3, I32, I64, U8", where, brief_json(dtype)));
+    bad(fmt::format(
+        "{} has dtype {}; supported are F32, BF16, F16, F8_E4M3, F8_E5M2, F8_E8M0, I8, U8, I16, I32, I64, BOOL", where,
+        brief_json(dtype)));
   e.info.dtype = *known;
 
   const json& shape = field("shape");

@@ -8,8 +8,6 @@ namespace moectl {
 
 namespace {
 
-constexpr std::string_view kScaleSuffix = "_scale_inv";
-
 class Walk {
  public:
   Walk(const Config& config, ModelWeights& weights, TensorVisitor& visitor)
@@ -251,19 +249,6 @@ void for_each_tensor(const Config& config, const std::function<void(const Tensor
 
 std::string layer_prefix(int layer) {
   return fmt::format("model.layers.{}.", layer);
-}
-
-std::string scale_name(std::string_view weight_name) {
-  return fmt::format("{}{}", weight_name, kScaleSuffix);
-}
-
-bool is_scale_name(std::string_view name) {
-  return name.ends_with(kScaleSuffix);
-}
-
-std::vector<int64_t> scale_shape(const QuantConfig& quant, const std::vector<int64_t>& weight_shape) {
-  return {(weight_shape.at(0) + quant.block_n - 1) / quant.block_n,
-          (weight_shape.at(1) + quant.block_k - 1) / quant.block_k};
 }
 
 }  // namespace moectl

@@ -63,10 +63,4 @@ void for_each_tensor(const Config& config, const std::function<void(const Tensor
 // "model.layers.3."
 std::string layer_prefix(int layer);
 
-// FP8 block scales of a linear layer: F32 [ceil(outputs / block_n), ceil(inputs / block_k)], W = W8 * scale of its
-// block.
-std::string scale_name(std::string_view weight_name);
-bool is_scale_name(std::string_view name);
-std::vector<int64_t> scale_shape(const QuantConfig& quant, const std::vector<int64_t>& weight_shape);
-
 }  // namespace moectl

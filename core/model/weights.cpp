@@ -1,10 +1,14 @@
 #include "core/model/weights.h"
 
+#include <algorithm>
 #include <array>
 #include <cstring>
+#include <set>
+#include <utility>
 
 #include "core/base/check.h"
 #include "core/base/memory.h"
+#include "core/model/quant_tensors.h"
 #include "core/model/tensor_names.h"
 
 namespace moectl {
@@ -43,16 +47,15 @@ class Loader final : public TensorVisitor {
     std::vector<MatrixSpec> specs;
     for (const TensorPart& part : batch) specs.push_back(spec(part));
     to = ops_.pack(specs);
-    account(to, batch);
+    account(to);
   }
 
   void table(Weight& to, const TensorSpec& tensor) override {
     if (left_out(tensor)) return;
     const TensorPart part = {.tensor = tensor, .num_rows = tensor.shape[0], .num_cols = tensor.shape[1]};
     const MatrixSpec m = spec(part);
-    if (m.scales) throw Error(Code::kBadData, fmt::format("{}: embeddings in FP8 are not supported", m.name));
     to = ops_.pack_rows(m);
-    account(to, {&part, 1});
+    account(to);
   }
 
   void vector(View<const float>& to, const TensorPart& part) override {
@@ -93,59 +96,56 @@ class Loader final : public TensorVisitor {
   // Published checkpoints repeat the embedding and the head in their MTP modules; both may be left out.
   bool left_out(const TensorSpec& tensor) const { return tensor.shared_copy && !checkpoint_.find(tensor.name); }
 
-  // The operand as it lies in the file, with its block scales when it is FP8.
+  // The operand as it lies in the file, with its scales when it is quantised.
   MatrixSpec spec(const TensorPart& part) {
-    const TensorSpec& tensor = part.tensor;
-    const TensorInfo& t = checkpoint_.get(tensor.name, tensor.shape);
-    const int64_t rows = tensor.shape[tensor.shape.size() - 2], cols = tensor.shape.back();
-    MatrixSpec m = {.name = fmt::format("{}: {}", t.file, tensor.name),
-                    .data = t.data + part.slice * rows * cols * dtype_bytes(t.dtype),
-                    .dtype = t.dtype,
-                    .rows = rows,
-                    .cols = cols,
-                    .row_begin = part.row_begin,
-                    .num_rows = part.num_rows,
-                    .col_begin = part.col_begin,
-                    .num_cols = part.num_cols,
-                    .col_step = part.col_step,
-                    .transpose = part.transpose};
-    if (t.dtype == DType::kF8E4M3) {
-      add_scales(tensor, t, m);
-    } else if (t.dtype != DType::kF32 && t.dtype != DType::kBF16 && t.dtype != DType::kF16) {
-      throw Error(Code::kBadData, fmt::format("{}: {} is {}; weights are f32, bf16, f16 or f8_e4m3", t.file,
-                                              tensor.name, dtype_name(t.dtype)));
+    StoredMatrix stored = find_matrix(config_.quant, checkpoint_, part.tensor, part.slice);
+    refuse(stored, part.tensor);
+    using_.insert(using_.end(), stored.tensors.begin(), stored.tensors.end());
+    MatrixSpec m = std::move(stored.matrix);
+    m.row_begin = part.row_begin;
+    m.num_rows = part.num_rows;
+    m.col_begin = part.col_begin;
+    m.num_cols = part.num_cols;
+    m.col_step = part.col_step;
+    m.transpose = part.transpose;
+    if (stored.flipped) {
+      std::swap(m.row_begin, m.col_begin);
+      std::swap(m.num_rows, m.num_cols);
+      std::swap(m.row_step, m.col_step);
+      m.transpose = !m.transpose;
     }
     return m;
   }
 
-  void add_scales(const TensorSpec& tensor, const TensorInfo& t, MatrixSpec& m) {
-    const int bn = config_.quant.block_n, bk = config_.quant.block_k;
-    if (bn <= 0 || bk <= 0 || tensor.shape.size() != 2)
+  void refuse(const StoredMatrix& stored, const TensorSpec& tensor) const {
+    const std::string in =
+        config_.quant.scheme.empty() ? "" : fmt::format(" (or its form in {})", config_.quant.scheme);
+    if (!stored.missing.empty())
       throw Error(Code::kBadData,
-                  fmt::format("{}: {} is FP8, but config.json has no quantization_config.weight_block_size; "
-                              "expected [128, 128]",
-                              t.file, tensor.name));
-    const TensorInfo& s = checkpoint_.get(scale_name(tensor.name), scale_shape(config_.quant, tensor.shape));
-    if (s.dtype != DType::kF32)
-      throw Error(Code::kBadData, fmt::format("{}: {} is {}, expected f32", s.file, s.name, dtype_name(s.dtype)));
-    m.scales = s.data;
-    m.block_n = bn;
-    m.block_k = bk;
+                  fmt::format("{}: tensor {} is missing; config.json implies it{}: is the checkpoint complete?",
+                              checkpoint_.dir().string(), stored.missing.front(), in));
+    if (!stored.wrong.empty())
+      throw Error(Code::kBadData, fmt::format("{}: tensor {}", stored.tensors.front()->file, stored.wrong.front()));
+    if (!stored.shape) return;
+    std::array<int64_t, 2> shape{};
+    std::memcpy(shape.data(), stored.shape->data, sizeof shape);
+    if (!std::equal(shape.begin(), shape.end(), tensor.shape.begin(), tensor.shape.end()))
+      throw Error(Code::kBadData,
+                  fmt::format("{}: tensor {} says [{}, {}]; config.json implies [{}]", stored.shape->file,
+                              stored.shape->name, shape[0], shape[1], fmt::join(tensor.shape, ", ")));
   }
 
   // Accounts for what was packed. A tensor's file pages are let go when the next tensor comes (kv_b_proj is used
   // twice), so that a loaded server holds its weights once.
-  void account(const Weight& w, std::span<const TensorPart> batch) {
+  void account(const Weight& w) {
     out_->num_bytes += w.num_bytes;
-    if (!used_.empty() && used_.front() != checkpoint_.find(batch.front().tensor.name)) finish();
-    used_.clear();
-    for (const TensorPart& part : batch) used_.push_back(checkpoint_.find(part.tensor.name));
+    if (!used_.empty() && used_.front() != using_.front()) finish();
+    used_ = std::exchange(using_, {});
   }
   void finish() {
-    for (size_t i = 0; i < used_.size(); ++i) {
-      if (i > 0 && used_[i] == used_[i - 1]) continue;
-      done_ += used_[i]->num_bytes;
-      checkpoint_.release(*used_[i]);
+    for (const TensorInfo* t : std::set(used_.begin(), used_.end())) {
+      done_ += t->num_bytes;
+      checkpoint_.release(*t);
     }
     if (progress_) progress_(std::min(done_, checkpoint_.total_bytes()), checkpoint_.total_bytes());
   }
@@ -155,7 +155,7 @@ class Loader final : public TensorVisitor {
   Ops& ops_;
   const std::function<void(int64_t, int64_t)>& progress_;
   std::shared_ptr<ModelWeights> out_;
-  std::vector<const TensorInfo*> used_;
+  std::vector<const TensorInfo*> using_, used_;  // by the matrices at hand; by the ones before them
   int64_t done_ = 0;
 };
 

@@ -63,6 +63,42 @@ TEST(Inspect, FindsEveryTensorOfTheGoldenCheckpoints) {
   }
 }
 
+// Numbers are parameters, scales and zero points are not, however both are packed: as many as the same model has in
+// bf16.
+TEST(Inspect, CountsQuantisedCheckpoints) {
+  struct Case {
+    const char* name;
+    const char* dtype;
+    const char* text;
+  };
+  for (const Case& c : std::vector<Case>{{"deepseek_v3_int4", "i4", "pack-quantized: i4, one scale for each 32 inputs"},
+                                         {"qwen3_moe_int4_zp", "u4", "pack-quantized: u4"},
+                                         {"deepseek_v3_awq", "u4", "awq: u4"},
+                                         {"gpt_oss_mxfp4", "f4_e2m1", "mxfp4: f4_e2m1"},
+                                         {"qwen3_moe_fp8_channel", "f8_e4m3", "one scale for each output"},
+                                         {"qwen3_moe_fp8_tensor", "f8_e4m3", "fp8: f8_e4m3"}}) {
+    SCOPED_TRACE(c.name);
+    const std::filesystem::path dir = test::source_dir() / "tests/golden" / c.name;
+    const InspectReport r = inspect_checkpoint(dir);
+    EXPECT_TRUE(r.usable()) << to_text(r);
+    EXPECT_EQ(r.unexpected.count, 0) << to_text(r);
+    EXPECT_THAT(to_text(r), HasSubstr(c.text));
+    TempDir config_only;
+    config_only.write("config.json", test::read_file(dir / "config.json"));
+    EXPECT_EQ(r.parameters.total, inspect_checkpoint(config_only.path()).parameters.total);
+    int64_t numbers = 0, packed = 0, bytes = 0;
+    for (const auto& d : r.dtypes) {
+      bytes += d.num_bytes;
+      if (d.dtype != DType::kI64) numbers += d.num_elements;
+      if (dtype_name(d.dtype) == c.dtype) packed = d.num_elements;
+    }
+    EXPECT_EQ(bytes, r.num_bytes);
+    EXPECT_GT(packed, r.parameters.total / 2);
+    EXPECT_LT(packed, r.parameters.total);
+    EXPECT_GE(numbers, r.parameters.total);  // scales are in this sum
+  }
+}
+
 // The names of a config are those of its checkpoint, no more, no less, scales apart.
 TEST(TensorNames, AreThoseOfTheCheckpoint) {
   for (const auto& dir : {kDemo, kV3, kFp8, kV2}) {
@@ -72,10 +108,8 @@ TEST(TensorNames, AreThoseOfTheCheckpoint) {
     for_each_tensor(config, [&](const TensorSpec& t) {
       EXPECT_TRUE(expected.insert(t.name).second) << t.name << " twice";
       EXPECT_NO_THROW(checkpoint.get(t.name, t.shape));
-      if (config.quant.block_n > 0 && t.linear && checkpoint.find(t.name)->dtype == DType::kF8E4M3) {
-        expected.insert(scale_name(t.name));
-        EXPECT_NO_THROW(checkpoint.get(scale_name(t.name), scale_shape(config.quant, t.shape)));
-      }
+      if (config.quant.block_n > 0 && t.linear && checkpoint.find(t.name)->dtype == DType::kF8E4M3)
+        expected.insert(t.name + "_scale_inv");
     });
     for (const auto& [name, t] : checkpoint.tensors()) EXPECT_TRUE(expected.contains(name)) << name;
   }
@@ -220,7 +254,7 @@ TEST(Inspect, ListsMissingWrongAndUnexpectedTensors) {
   {
     Editable e(kFp8);  // scales of the wrong shape
     e.header["model.layers.0.mlp.down_proj.weight_scale_inv"]["shape"] = {4, 2};
-    EXPECT_THAT(e.inspect(kFp8).wrong.names, ElementsAre(HasSubstr("expected f32 [2, 4]")));
+    EXPECT_THAT(e.inspect(kFp8).wrong.names, ElementsAre(HasSubstr("expected [2, 4]")));
   }
   {
     Editable e(kV3);  // none of a V2 config's shapes fit: long lists are cut, counts are not
