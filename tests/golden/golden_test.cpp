@@ -89,8 +89,12 @@ TEST_P(Golden, TokensAndLogprobs) {
 
 std::vector<Case> cases() {
   std::vector<Case> all;
-  for (const char* dir : {"models/demo", "tests/golden/deepseek_v3_a", "tests/golden/deepseek_v3_fp8_a",
-                          "tests/golden/deepseek_v2_a", "tests/golden/qwen3_moe_a", "tests/golden/gpt_oss_a"})
+  for (const char* dir :
+       {"models/demo", "tests/golden/deepseek_v3_a", "tests/golden/deepseek_v3_fp8_a", "tests/golden/deepseek_v2_a",
+        "tests/golden/qwen3_moe_a", "tests/golden/gpt_oss_a",
+        // Weight formats (make_quantized.py):
+        "tests/golden/deepseek_v3_int4", "tests/golden/qwen3_moe_int4_zp", "tests/golden/deepseek_v3_awq",
+        "tests/golden/gpt_oss_mxfp4", "tests/golden/qwen3_moe_fp8_channel", "tests/golden/qwen3_moe_fp8_tensor"})
     for (const char* path : {"avx512", "portable"}) all.push_back({dir, path});
   return all;
 }

@@ -133,7 +133,8 @@ TEST_P(Identity, ExpertParallelRanks) {
 
 INSTANTIATE_TEST_SUITE_P(Checkpoints, Identity,
                          testing::Combine(testing::Values("models/demo", "tests/golden/deepseek_v3_fp8_a",
-                                                          "tests/golden/deepseek_v2_a"),
+                                                          "tests/golden/deepseek_v2_a", "tests/golden/deepseek_v3_int4",
+                                                          "tests/golden/deepseek_v3_awq", "tests/golden/gpt_oss_mxfp4"),
                                           testing::Values("avx512", "portable")),
                          [](const auto& info) {
                            const std::string& dir = std::get<0>(info.param);
