@@ -133,10 +133,9 @@ void RankWorker::step(const RankPlan& plan) {
   results_.clear();
   int row = 0;
   for (const Chunk& chunk : plan.chunks) results_.push_back(result_of(chunk, logits, row));
-  if (plan.mtp) compute_mtp_kv(plan);
+  if (std::ranges::any_of(plan.chunks, [](const Chunk& c) { return c.mtp_end > c.begin; })) compute_mtp_kv(plan);
 }
 
-// Only the module's keys and values are wanted; its logits are not.
 void RankWorker::compute_mtp_kv(const RankPlan& plan) {
   CHECK(mtp_states_, "a plan asks for the MTP module's KV");
   make_mtp_batch(plan, batch_, mtp_batch_, mtp_rows_);
@@ -146,7 +145,7 @@ void RankWorker::compute_mtp_kv(const RankPlan& plan) {
   setup_.ops->gather(
       {model_->hidden(), View<const int32_t>(reinterpret_cast<const int32_t*>(mtp_row_idx_.get()), {num_rows}), states},
       {});
-  model_->forward_mtp(mtp_batch_, states);
+  model_->cache_mtp(mtp_batch_, states);
 }
 
 ChunkResult RankWorker::result_of(const Chunk& chunk, View<const float> logits, int& row) {

@@ -110,10 +110,6 @@ StepPlan Scheduler::plan(TimePoint now) {
     schedule_running(*ranks_[i], plan.ranks[i], /*decodes=*/false);
   }
   admit_waiting(plan, now);
-  const auto runs_mtp = [](const Chunk& chunk) { return chunk.mtp_end > chunk.begin; };
-  const bool mtp =
-      std::ranges::any_of(plan.ranks, [&](const RankPlan& r) { return std::ranges::any_of(r.chunks, runs_mtp); });
-  for (RankPlan& rank : plan.ranks) rank.mtp = mtp;
   in_flight_ = !plan.empty();
   return plan;
 }

@@ -57,7 +57,7 @@ struct Chunk {
   Sequence* seq = nullptr;
   int begin = 0, num_tokens = 0;
   int prompt_logits_begin = 0, prompt_logits_end = 0;  // positions whose logits score the prompt token after them
-  int mtp_end = 0;                                     // positions [begin, mtp_end) run through the MTP module, too
+  int mtp_end = 0;                                     // positions [begin, mtp_end): the MTP module's KV, too
   bool sample = false;                                 // the last row's logits give the next token
   int num_logits() const { return prompt_logits_end - prompt_logits_begin + (sample ? 1 : 0); }
 };
@@ -65,7 +65,6 @@ struct Chunk {
 struct RankPlan {
   std::vector<Chunk> chunks;
   int num_tokens = 0, num_prompt_logits = 0;
-  bool mtp = false;        // the MTP module runs in this step: on all ranks or on none
   bool preempted = false;  // somebody lost their place on this rank: no admissions in this step
 };
 

@@ -4,39 +4,46 @@
 
 namespace moectl {
 
+namespace {
+
+View<float> flat(const View<float>& t) {
+  return View<float>(t.data, {t.dim(0), t.row_size()});
+}
+
+// Norm and rotation, in the family's order, of queries or keys [num_tokens, heads, head_dim] in place.
+void norm_and_rotate(Step& step, const View<float>& t, View<const float> norm_weight, bool rope) {
+  const Config& c = step.config;
+  const QkNorm kind = c.gqa.qk_norm;
+  auto norm = [&] {
+    const View<float> rows =
+        kind == QkNorm::kAllBeforeRope ? flat(t) : View<float>(t.data, {t.dim(0) * t.dim(1), t.dim(2)});
+    step.ops.rms_norm({.x = rows, .weight = norm_weight, .out = rows, .eps = c.rms_norm_eps}, step.stream);
+  };
+  if (kind == QkNorm::kHeadBeforeRope || kind == QkNorm::kAllBeforeRope) norm();
+  if (rope) step.ops.rope({t, step.buffers.cos_sin.first(step.num_tokens), c.rope.interleaved}, step.stream);
+  if (kind == QkNorm::kHeadAfterRope || kind == QkNorm::kHeadL2AfterRope) norm();
+}
+
+}  // namespace
+
+void gqa_cache(Step& step, const GqaWeights& w, int layer_idx, View<const float> x) {
+  const View<float> k = step.buffers.k.first(step.num_tokens), v = step.buffers.v.first(step.num_tokens);
+  step.ops.linear({x, w.k, flat(k), w.k_bias}, step.stream);
+  step.ops.linear({x, w.v, flat(v), w.v_bias}, step.stream);
+  norm_and_rotate(step, k, w.k_norm, step.config.layers[size_t(layer_idx)].rope);
+  step.ops.gqa_cache_write({k, v, step.slots, kPageSize, step.cache.layer(layer_idx)}, step.stream);
+}
+
 void gqa_layer(Step& step, const GqaWeights& w, int layer_idx, View<const float> x, View<float> out) {
   const Config& c = step.config;
   const LayerConfig& layer = c.layers[size_t(layer_idx)];
-  Buffers& b = step.buffers;
   Ops& ops = step.ops;
-  const int64_t n = step.num_tokens;
-  const View<float> q = b.q.first(n), k = b.k.first(n), v = b.v.first(n), heads = b.heads.first(n);
-  auto flat = [&](const View<float>& t) { return View<float>(t.data, {n, t.row_size()}); };
+  const View<float> q = step.buffers.q.first(step.num_tokens), heads = step.buffers.heads.first(step.num_tokens);
+  gqa_cache(step, w, layer_idx, x);
   ops.linear({x, w.q, flat(q), w.q_bias}, step.stream);
-  ops.linear({x, w.k, flat(k), w.k_bias}, step.stream);
-  ops.linear({x, w.v, flat(v), w.v_bias}, step.stream);
-
-  auto norm = [&](const View<float>& t, View<const float> weight) {
-    const View<float> rows =
-        c.gqa.qk_norm == QkNorm::kAllBeforeRope ? flat(t) : View<float>(t.data, {n * t.dim(1), t.dim(2)});
-    ops.rms_norm({.x = rows, .weight = weight, .out = rows, .eps = c.rms_norm_eps}, step.stream);
-  };
-  auto norm_both = [&] {
-    norm(q, w.q_norm);
-    norm(k, w.k_norm);
-  };
-  if (c.gqa.qk_norm == QkNorm::kHeadBeforeRope || c.gqa.qk_norm == QkNorm::kAllBeforeRope) norm_both();
-  if (layer.rope) {
-    const View<float> cos_sin = b.cos_sin.first(n);
-    ops.rope({q, cos_sin, c.rope.interleaved}, step.stream);
-    ops.rope({k, cos_sin, c.rope.interleaved}, step.stream);
-  }
-  if (c.gqa.qk_norm == QkNorm::kHeadAfterRope || c.gqa.qk_norm == QkNorm::kHeadL2AfterRope) norm_both();
-
-  const View<float> cache = step.cache.layer(layer_idx);
-  ops.gqa_cache_write({k, v, step.slots, kPageSize, cache}, step.stream);
+  norm_and_rotate(step, q, w.q_norm, layer.rope);
   ops.gqa_attention({.q = q,
-                     .cache = cache,
+                     .cache = step.cache.layer(layer_idx),
                      .page_table = step.page_table,
                      .seq_idx = step.seq_idx,
                      .positions = step.positions,

@@ -5,6 +5,15 @@
 
 namespace moectl {
 
+void mla_cache(Step& step, const MlaWeights& w, int layer_idx, View<const float> x) {
+  const int64_t n = step.num_tokens;
+  const View<float> kv_a = step.buffers.kv_a.first(n), cos_sin = step.buffers.cos_sin.first(n);
+  step.ops.linear({x, w.kv_a, kv_a}, step.stream);
+  step.ops.mla_cache_write(
+      {kv_a, w.kv_a_norm, step.config.mla.latent_norm_eps, cos_sin, step.slots, step.cache.layer(layer_idx)},
+      step.stream);
+}
+
 void mla_layer(Step& step, const MlaWeights& w, int layer_idx, View<const float> x, View<float> out) {
   const Config& c = step.config;
   Buffers& b = step.buffers;
@@ -20,10 +29,9 @@ void mla_layer(Step& step, const MlaWeights& w, int layer_idx, View<const float>
   } else {
     ops.linear({x, w.q_b, q_flat}, step.stream);
   }
-  const View<float> kv_a = b.kv_a.first(n), cos_sin = b.cos_sin.first(n), cache = step.cache.layer(layer_idx);
-  ops.linear({x, w.kv_a, kv_a}, step.stream);
-  ops.mla_cache_write({kv_a, w.kv_a_norm, c.mla.latent_norm_eps, cos_sin, step.slots, cache}, step.stream);
+  mla_cache(step, w, layer_idx, x);
 
+  const View<float> cos_sin = b.cos_sin.first(n), cache = step.cache.layer(layer_idx);
   const View<float> q_latent = b.q_latent.first(n), latent = b.latent.first(n), heads = b.heads.first(n);
   ops.mla_query({q, w.w_uk, cos_sin, q_latent}, step.stream);
   ops.mla_attention(

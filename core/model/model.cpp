@@ -182,6 +182,25 @@ struct Model::Impl {
     return step;
   }
 
+  // The MTP module's input x = eh_proj [enorm(embedding); hnorm(state)]: its two halves stand in the residual stream
+  // and in buffers.delta, and meet in the layer's first norm.
+  Step begin_mtp(const Batch& batch, View<const float> hidden) {
+    CHECK(!weights->mtp.empty(), "the checkpoint has no MTP module");
+    CHECK(hidden.dim(0) == batch.num_tokens(), "{} states for {} tokens", hidden.dim(0), batch.num_tokens());
+    const MtpWeights& w = weights->mtp[0];
+    const float eps = config.rms_norm_eps;
+    Step step = begin_step(batch);
+    const int64_t n = step.num_tokens;
+    const View<float> residual = buffers.residual.first(n), normed = buffers.normed.first(n),
+                      delta = buffers.delta.first(n);
+    ops.embed({step.token_ids, w.embed ? w.embed : weights->embed, delta}, step.stream);
+    ops.rms_norm({.x = delta, .weight = w.enorm, .out = normed, .eps = eps}, step.stream);
+    ops.linear({normed, w.eh_proj_e, residual}, step.stream);
+    ops.rms_norm({.x = hidden, .weight = w.hnorm, .out = normed, .eps = eps}, step.stream);
+    ops.linear({normed, w.eh_proj_h, delta}, step.stream);
+    return step;
+  }
+
   View<const float> logits(Step& step, View<const float> normed, const Weight& head) {
     const View<float> rows = buffers.logits_hidden.first(step.num_logits), out = buffers.logits.first(step.num_logits);
     ops.gather({normed, step.logits_rows, rows}, step.stream);
@@ -218,23 +237,28 @@ View<const float> Model::hidden() const {
 
 View<const float> Model::forward_mtp(const Batch& batch, View<const float> hidden) {
   Impl& m = *impl_;
-  CHECK(!m.weights->mtp.empty(), "the checkpoint has no MTP module");
-  CHECK(hidden.dim(0) == batch.num_tokens(), "{} states for {} tokens", hidden.dim(0), batch.num_tokens());
+  Step step = m.begin_mtp(batch, hidden);
   const MtpWeights& w = m.weights->mtp[0];
-  const float eps = m.config.rms_norm_eps;
-  Step step = m.begin_step(batch);
-  Buffers& b = m.buffers;
   const int64_t n = step.num_tokens;
-  const View<float> residual = b.residual.first(n), normed = b.normed.first(n), delta = b.delta.first(n);
-  // x = eh_proj [enorm(embedding); hnorm(state)]; the two halves meet in the layer's first norm.
-  m.ops.embed({step.token_ids, w.embed ? w.embed : m.weights->embed, delta}, step.stream);
-  m.ops.rms_norm({.x = delta, .weight = w.enorm, .out = normed, .eps = eps}, step.stream);
-  m.ops.linear({normed, w.eh_proj_e, residual}, step.stream);
-  m.ops.rms_norm({.x = hidden, .weight = w.hnorm, .out = normed, .eps = eps}, step.stream);
-  m.ops.linear({normed, w.eh_proj_h, delta}, step.stream);
+  const View<float> residual = m.buffers.residual.first(n), normed = m.buffers.normed.first(n),
+                    delta = m.buffers.delta.first(n);
   decoder_layer(step, w.layer, m.config.num_layers, delta);
-  m.ops.rms_norm({delta, residual, w.norm, normed, eps}, step.stream);
+  m.ops.rms_norm({delta, residual, w.norm, normed, m.config.rms_norm_eps}, step.stream);
   return m.logits(step, normed, w.head ? w.head : m.weights->head);
+}
+
+void Model::cache_mtp(const Batch& batch, View<const float> hidden) {
+  Impl& m = *impl_;
+  Step step = m.begin_mtp(batch, hidden);
+  const LayerWeights& w = m.weights->mtp[0].layer;
+  const int64_t n = step.num_tokens;
+  const View<float> normed = m.buffers.normed.first(n);
+  m.ops.rms_norm({m.buffers.delta.first(n), m.buffers.residual.first(n), w.input_norm, normed, m.config.rms_norm_eps},
+                 step.stream);
+  if (m.config.attention() == AttentionKind::kMla)
+    mla_cache(step, w.mla, m.config.num_layers, normed);
+  else
+    gqa_cache(step, w.gqa, m.config.num_layers, normed);
 }
 
 }  // namespace moectl

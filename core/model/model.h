@@ -59,6 +59,9 @@ class Model {
   // `hidden` the main model's state at position i. Returns logits of t(i+2) for batch.logits_rows, valid until the next
   // call.
   View<const float> forward_mtp(const Batch& batch, View<const float> hidden);
+  // The module's keys and values of the batch alone: of its layer only what they need is computed, and other ranks need
+  // not take part.
+  void cache_mtp(const Batch& batch, View<const float> hidden);
 
  private:
   struct Impl;

@@ -55,6 +55,9 @@ struct Step {
   View<const int64_t> slots;
 };
 
+// The part of an attention layer that writes layer `layer_idx` of the cache, from x [num_tokens, hidden_size].
+void mla_cache(Step& step, const MlaWeights& w, int layer_idx, View<const float> x);
+void gqa_cache(Step& step, const GqaWeights& w, int layer_idx, View<const float> x);
 // normed [num_tokens, hidden_size] -> delta. Reads and writes layer `layer_idx` of the cache.
 void mla_layer(Step& step, const MlaWeights& w, int layer_idx, View<const float> x, View<float> out);
 void gqa_layer(Step& step, const GqaWeights& w, int layer_idx, View<const float> x, View<float> out);

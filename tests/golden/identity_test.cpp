@@ -131,6 +131,26 @@ TEST_P(Identity, ExpertParallelRanks) {
   }
 }
 
+// A prefill worker computes the MTP module's keys and values without its answer: they are the same bits.
+TEST_P(Identity, MtpCacheAlone) {
+  const auto ids = random_ids(100, 256, 4);
+  Rows caches;
+  for (bool alone : {false, true}) {
+    ModelRunner runner(dir(), {.cpu_path = path(), .num_pages = 2});
+    if (runner.config().num_mtp_layers == 0) GTEST_SKIP() << "no MTP module in this checkpoint";
+    Model& model = *runner.rank().model;
+    in_one_step(runner, std::vector<int32_t>(ids.begin(), ids.end() - 1));
+    const Batch next = rows_of(std::vector<int32_t>(ids.begin() + 1, ids.end()), 0, int(ids.size()) - 1);
+    if (alone)
+      model.cache_mtp(next, model.hidden());
+    else
+      model.forward_mtp(next, model.hidden());
+    const View<float> layer = runner.rank().cache->layer(runner.config().num_layers);
+    caches.emplace_back(layer.data, layer.data + layer.size());
+  }
+  expect_same_bits({caches[0]}, {caches[1]});
+}
+
 INSTANTIATE_TEST_SUITE_P(Checkpoints, Identity,
                          testing::Combine(testing::Values("models/demo", "tests/golden/deepseek_v3_fp8_a",
                                                           "tests/golden/deepseek_v2_a", "tests/golden/deepseek_v3_int4",
