@@ -22,7 +22,7 @@ struct Expr {
     kAttribute,  // args[0].text
     kItem,       // args[0][args[1]]
     kSlice,      // args[0][args[1]:args[2]:args[3]], bounds may be null
-    kCall,       // args[0](args[1...]); the last names.size() arguments are named
+    kCall,       // args[0](args[1...]); the last names.size() arguments are named; "*" and "**" spread theirs
     kFilter,     // args[0] | text(args[1...]); args[0] is null in a filter block
     kTest,       // args[0] is text(args[1...])
     kList,
@@ -51,23 +51,41 @@ struct Expr {
 struct Stmt;
 using Body = std::vector<Stmt>;
 
-// Where `set` and `for` put a value: `name`, `name.attribute`, or several names that unpack it.
+// Where `set`, `for` and `with` put a value: `name`, `name.attribute`, or the targets that its items go to.
 struct Target {
-  std::vector<std::pair<std::string, std::string>> names;
-  bool unpacks = false;
+  std::string name;
+  std::string attribute;
+  std::vector<Target> parts;
 };
 
 struct Stmt {
-  enum class Tag { kText, kOutput, kSet, kSetBlock, kIf, kFor, kMacro, kBreak, kContinue, kWith, kFilter, kScope };
+  enum class Tag {
+    kText,
+    kOutput,
+    kSet,
+    kSetBlock,
+    kIf,
+    kFor,
+    kMacro,
+    kCall,
+    kBreak,
+    kContinue,
+    kWith,
+    kFilter,
+    kScope
+  };
   Tag tag;
   int line;
   Value text{};                   // kText
   std::string name{};             // kMacro
   std::vector<Target> targets{};  // kSet, kSetBlock, kFor: one; kWith: one a value
   std::vector<ExprPtr> exprs{};   // kOutput, kSet; kSetBlock and kFilter: the filters; kFor: iterable, condition or
-                                  // null; kIf: one a branch, null for else; kWith: values; kMacro: defaults or null
-  std::vector<Body> bodies{};     // kIf: one a branch; kFor: body, else; others: body
+                                  // null; kIf: one a branch, null for else; kWith: values; kMacro: defaults or null;
+                                  // kCall: the call
+  std::vector<Body> bodies{};     // kIf: one a branch; kFor: body, else; kCall: the macro `caller`; others: body
   std::vector<std::string> parameters{};  // kMacro
+  bool recursive = false;                 // kFor: the body may call loop(items)
+  bool uses_caller = false, uses_kwargs = false, uses_varargs = false;  // kMacro: names in its body
 };
 
 // Throws Error{kBadData} with the line.

@@ -166,6 +166,9 @@ ExprPtr Parser::parse_primary() {
       } else {
         node->op = Op::kName;
         node->text = name;
+        seen_.caller |= name == "caller";
+        seen_.kwargs |= name == "kwargs";
+        seen_.varargs |= name == "varargs";
       }
       advance();
       return node;
@@ -313,19 +316,27 @@ ExprPtr Parser::parse_test(ExprPtr node) {
   return finish(std::move(inverse));
 }
 
+// Positional arguments, then named ones; `*list` may stand from the first named one on, `**dict` ends the list.
 void Parser::parse_call_args(Expr& call) {
+  constexpr size_t kMaxArguments = 1000;
   int line = current().line;
   expect_op("(");
   while (!is_op(")")) {
-    if (is_op("*") || is_op("**")) bad_template(line, "* and ** in calls are not supported");
-    if (current().kind == Kind::kName && next_token().kind == Kind::kOperator && next_token().text == "=") {
-      call.names.push_back(current().text);
+    bool named = current().kind == Kind::kName && next_token().kind == Kind::kOperator && next_token().text == "=";
+    auto& names = call.names;
+    std::string name = named ? current().text : is_op("*") ? "*" : is_op("**") ? "**" : "";
+    if (!names.empty() && (name.empty() || names.back() == "**"))
+      bad_template(line, "arguments must be positional first, then named, and `**` last");
+    if (name != "" && std::find(names.begin(), names.end(), name) != names.end())
+      bad_template(line, fmt::format("the argument '{}' is given twice", name.substr(0, 60)));
+    if (!name.empty()) {
       advance();
-      advance();
-    } else if (!call.names.empty()) {
-      bad_template(line, "a positional argument follows a named one");
+      if (named) advance();
+      names.push_back(std::move(name));
     }
     call.args.push_back(parse_expression());
+    if (call.args.size() > kMaxArguments)
+      bad_template(line, fmt::format("a call has more than {} arguments", kMaxArguments));
     if (!skip_op(",")) break;
   }
   expect_op(")");

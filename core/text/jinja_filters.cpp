@@ -131,9 +131,46 @@ Value filter_center(Context& ctx, const Value& self, Args& args) {
   return find_method(text, "center").callable().native(ctx, text, inner);
 }
 
+Value filter_truncate(Context& ctx, const Value& self, Args& args) {
+  Bound a = bind(args, "truncate", {"length", "killwords", "end", "leeway"});
+  const Str& s = string_argument(self, "truncate: the value");
+  Str tail = a[2] ? string_argument(*a[2], "truncate: end") : Str("...", false);
+  int64_t length = a[0] ? integer_argument(*a[0], "truncate: length") : 255;
+  int64_t leeway = a[3] && !a[3]->is_none() ? integer_argument(*a[3], "truncate: leeway") : 5;
+  auto tail_chars = static_cast<int64_t>(count_chars(tail.text()));
+  if (length < tail_chars || leeway < 0) fail("truncate: length must hold `end`, leeway must not be negative");
+  ctx.bytes(2 * s.size());
+  if (static_cast<int64_t>(count_chars(s.text())) - leeway <= length) return self;
+  size_t end = 0;
+  for (int64_t i = tail_chars; i < length; ++i) end += char_bytes(s.text(), end);
+  if (!a[1] || !truthy(*a[1])) end = std::min(s.text().substr(0, end).rfind(' '), end);
+  Str out = s.slice(0, end);
+  out.append(tail);
+  return Value(std::move(out));
+}
+
+Value filter_wordcount(Context& ctx, const Value& self, Args& args) {
+  bind(args, "wordcount", {});
+  Str s = to_str(ctx, self);
+  ctx.bytes(4 * s.size());
+  int64_t count = 0;
+  bool in_word = false;
+  for (size_t pos = 0; pos < s.size(); pos += char_bytes(s.text(), pos)) {
+    char32_t c = char_at(s.text(), pos);
+    bool of_word = is_alpha(c) || is_digit(c) || c == '_';
+    count += of_word && !in_word;
+    in_word = of_word;
+  }
+  return Value(count);
+}
+
 Value filter_format(Context& ctx, const Value& self, Args& args) {
-  if (!args.named.empty()) fail("format: named arguments are not supported");
-  return printf_text(ctx, to_str(ctx, self), args.positional);
+  if (args.named.empty())
+    return printf_text(ctx, to_str(ctx, self), make_list(ctx, std::move(args.positional), Sequence::kTuple));
+  if (!args.positional.empty()) fail("format takes positional or named arguments, not both");
+  std::vector<std::pair<Value, Value>> entries;
+  for (auto& [name, value] : args.named) entries.emplace_back(Value(Str(name, false)), std::move(value));
+  return printf_text(ctx, to_str(ctx, self), make_dict(ctx, std::move(entries)));
 }
 
 // ------------------------------------------------------------------------------------------------ numbers
@@ -260,6 +297,8 @@ Native find_filter(std::string_view name) {
       {"indent", filter_indent},
       {"center", filter_center},
       {"format", filter_format},
+      {"truncate", filter_truncate},
+      {"wordcount", filter_wordcount},
       {"int", filter_int},
       {"float", filter_float},
       {"round", filter_round},

@@ -51,6 +51,8 @@ Value get_attribute(Context& ctx, const Value& object, const std::string& name) 
     case Value::Type::kDict:
     case Value::Type::kList:
       if (Value method = find_method(object, name); !method.is_undefined()) return method;
+      if (object.is_list() && object.list().is_group && (name == "grouper" || name == "list"))
+        return object.list().items[name == "list"];
       if (is_refused_method(object, name))
         return Value::undefined(
             fmt::format("access to attribute '{}' of '{}' object is unsafe", name, type_name(object)));
@@ -93,6 +95,16 @@ static Value loop_cycle(Context&, const Value& self, Args& args) {
   return args.positional[self.loop().index % args.positional.size()];
 }
 
+static bool holds_objects(Context& ctx, const Value& v) {
+  ctx.step();
+  auto holds = [&ctx](const Value& item) { return holds_objects(ctx, item); };
+  if (v.is_list()) return std::any_of(v.list().items.begin(), v.list().items.end(), holds);
+  if (v.is_dict())
+    return std::any_of(v.dict().entries.begin(), v.dict().entries.end(),
+                       [&](auto& entry) { return holds(entry.first) || holds(entry.second); });
+  return v.is(Value::Type::kLoop) || v.is(Value::Type::kCallable);
+}
+
 static Value loop_changed(Context& ctx, const Value& self, Args& args) {
   Loop& loop = self.loop();
   bool same = loop.changed_called && loop.last_changed.size() == args.positional.size();
@@ -101,7 +113,7 @@ static Value loop_changed(Context& ctx, const Value& self, Args& args) {
   loop.changed_called = true;
   // Kept values may not hold this loop itself: nothing would free the pair.
   for (const Value& v : args.positional)
-    if (!v.is_string() && !v.is_number() && !v.is_none()) fail("loop.changed takes strings, numbers and none");
+    if (holds_objects(ctx, v)) fail("loop.changed takes no loops and no functions");
   loop.last_changed = args.positional;
   return Value(!same);
 }
@@ -116,8 +128,8 @@ Value get_loop_attribute(const LoopPtr& loop, const std::string& name) {
   if (name == "first") return Value(index == 0);
   if (name == "last") return Value(index + 1 == size);
   if (name == "length") return Value(size);
-  if (name == "depth") return Value(int64_t{1});
-  if (name == "depth0") return Value(int64_t{0});
+  if (name == "depth") return Value(int64_t{loop->depth0 + 1});
+  if (name == "depth0") return Value(int64_t{loop->depth0});
   if (name == "previtem" && index > 0) return loop->items->items[loop->index - 1];
   if (name == "nextitem" && index + 1 < size) return loop->items->items[loop->index + 1];
   if (name == "cycle" || name == "changed") {
@@ -151,21 +163,26 @@ Value global_range(Context& ctx, const Value&, Args& args) {
 }
 
 Value global_dict(Context& ctx, const Value&, Args& args) {
+  if (args.positional.size() > 1) fail("dict takes one mapping or sequence of pairs, and named arguments");
   std::vector<std::pair<Value, Value>> entries;
-  if (args.positional.size() > 1 || (args.positional.size() == 1 && !args.positional[0].is_dict()))
-    fail("dict takes one dict and named arguments");
-  if (!args.positional.empty()) entries = args.positional[0].dict().entries;
-  for (auto& [name, value] : args.named) {
+  auto put = [&](const Value& key, const Value& value) {
     ctx.step(1 + static_cast<int64_t>(entries.size() / 8));
-    auto same = std::find_if(entries.begin(), entries.end(), [&name = name](auto& entry) {
-      return entry.first.is_string() && entry.first.text() == name;
-    });
-    if (same != entries.end()) {
-      same->second = value;
-    } else {
-      entries.emplace_back(Value(Str(name, true)), value);
+    for (auto& entry : entries)
+      if (equals(ctx, entry.first, key)) return void(entry.second = value);
+    entries.emplace_back(key, value);
+  };
+  if (!args.positional.empty() && args.positional[0].is_dict()) {
+    entries = args.positional[0].dict().entries;
+  } else if (!args.positional.empty()) {
+    if (args.positional[0].is_undefined()) fail("dict: the argument is undefined");
+    for (const Value& pair : iterate(ctx, args.positional[0])->items) {
+      ListPtr items = iterate(ctx, pair);
+      if (items->items.size() != 2) fail("dict: a sequence must hold pairs");
+      put(items->items[0], items->items[1]);
     }
   }
+  // ** may have brought a name from the request.
+  for (const auto& [name, value] : args.named) put(Value(Str(name, false)), value);
   return make_dict(ctx, std::move(entries));
 }
 
@@ -292,7 +309,7 @@ Value pad_text(Context& ctx, const Str& s, int64_t left, int64_t right, const St
   return Value(std::move(out));
 }
 
-std::vector<Str> split_lines(Context& ctx, const Str& s) {
+std::vector<Str> split_lines(Context& ctx, const Str& s, bool keep_ends) {
   const std::string& text = s.text();
   ctx.bytes(text.size());
   std::vector<Str> lines;
@@ -304,66 +321,13 @@ std::vector<Str> split_lines(Context& ctx, const Str& s) {
     if (c == '\r' && pos + 1 < text.size() && text[pos + 1] == '\n') n = 2;
     if (ends) {
       ctx.step();
-      lines.push_back(s.slice(begin, pos));
+      lines.push_back(s.slice(begin, keep_ends ? pos + n : pos));
       begin = pos + n;
     }
     pos += n;
   }
   if (begin < text.size()) lines.push_back(s.slice(begin, text.size()));
   return lines;
-}
-
-// printf-style formatting: %s %d %i %x %f %% with the flags - and 0, width and precision.
-Value printf_text(Context& ctx, const Str& format, const std::vector<Value>& values) {
-  const std::string& text = format.text();
-  ctx.bytes(text.size());
-  Str out;
-  size_t used = 0;
-  for (size_t pos = 0; pos < text.size();) {
-    size_t percent = std::min(text.find('%', pos), text.size());
-    out.append(format, pos, percent);
-    if (percent == text.size()) break;
-    size_t i = percent + 1;
-    bool left = false, zeros = false;
-    for (; i < text.size() && (text[i] == '-' || text[i] == '0'); ++i) (text[i] == '-' ? left : zeros) = true;
-    auto number = [&] {
-      int n = 0;
-      for (; i < text.size() && text[i] >= '0' && text[i] <= '9'; ++i) n = std::min(n * 10 + (text[i] - '0'), 100'000);
-      return n;
-    };
-    int width = number();
-    int precision = i < text.size() && text[i] == '.' ? (++i, std::min(number(), 300)) : -1;
-    if (i >= text.size()) fail("a format string ends inside a % conversion");
-    char kind = text[i++];
-    pos = i;
-    if (kind == '%') {
-      out.append("%", format.trusted_at(percent));
-      continue;
-    }
-    if (used >= values.size()) fail("not enough arguments for the format string");
-    const Value& v = values[used++];
-    Str piece;
-    if (kind == 's') {
-      piece = to_str(ctx, v);
-      if (precision >= 0) fail("a precision for %s is not supported");
-    } else if ((kind == 'd' || kind == 'i' || kind == 'x') && v.is_integer() && precision < 0) {
-      piece = Str(kind == 'x' ? fmt::format("{:x}", v.integer()) : fmt::format("{}", v.integer()), false);
-    } else if (kind == 'f' && v.is_number()) {
-      piece = Str(fmt::format("{:.{}f}", v.real(), precision < 0 ? 6 : precision), false);
-    } else {
-      fail(fmt::format("the conversion %{} is not supported for '{}'", kind, type_name(v)));
-    }
-    int64_t missing = std::max<int64_t>(0, width - static_cast<int64_t>(count_chars(piece.text())));
-    bool zero_fill = zeros && !left && kind != 's';
-    if (zero_fill && missing > 0 && piece.text()[0] == '-') {
-      out.append("-", false);
-      piece = piece.slice(1, piece.size());
-    }
-    out.append(pad_text(ctx, piece, left ? 0 : missing, left ? missing : 0, Str(zero_fill ? "0" : " ", false)).str());
-    ctx.check_size(out.size());
-  }
-  if (used < values.size()) fail("not all arguments were used by the format string");
-  return Value(std::move(out));
 }
 
 }  // namespace moectl::jinja

@@ -12,6 +12,7 @@ namespace moectl::jinja {
 
 // Null when there is no such function.
 Native find_filter(std::string_view name);
+Native find_string_method(std::string_view name);
 Native find_sequence_filter(std::string_view name);  // the part of find_filter's table that walks sequences
 Native find_test(std::string_view name);
 Native find_global(std::string_view name);
@@ -36,8 +37,11 @@ Value replace_text(Context& ctx, const Str& s, const Str& from, const Str& to, i
 Value join_text(Context& ctx, const std::vector<Value>& items, const Str& separator, bool convert);
 Value repeat_text(Context& ctx, const Str& s, int64_t count);
 Value pad_text(Context& ctx, const Str& s, int64_t left, int64_t right, const Str& fill);
-Value printf_text(Context& ctx, const Str& format, const std::vector<Value>& values);
-std::vector<Str> split_lines(Context& ctx, const Str& s);
+std::vector<Str> split_lines(Context& ctx, const Str& s, bool keep_ends = false);
+
+// Formats, in jinja_format.cpp. `values`: a tuple, one value, or a mapping for %(name)s.
+Value printf_text(Context& ctx, const Str& format, const Value& values);
+Value str_format(Context& ctx, const Value& self, Args& args);
 
 Value filter_tojson(Context& ctx, const Value& self, Args& args);
 

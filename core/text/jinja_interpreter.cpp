@@ -26,16 +26,6 @@ class Interpreter::Nested {
   Interpreter& in_;
 };
 
-class Interpreter::InScope {
- public:
-  InScope(Interpreter& in, Scope& scope) : in_(in), outer_(in.scope_) { in_.scope_ = &scope; }
-  ~InScope() { in_.scope_ = outer_; }
-
- private:
-  Interpreter& in_;
-  Scope* outer_;
-};
-
 Str Interpreter::run(const Body& body) {
   Str out;
   out_ = &out;
@@ -65,7 +55,10 @@ Interpreter::Flow Interpreter::exec(const Stmt& stmt) {
       exec_set(stmt);
       break;
     case Tag::kMacro:
-      exec_macro(stmt);
+      set_variable(stmt.name, make_macro(stmt));
+      break;
+    case Tag::kCall:
+      exec_call_block(stmt);
       break;
     case Tag::kIf:
       return exec_if(stmt);
@@ -101,15 +94,15 @@ Interpreter::Flow Interpreter::exec_if(const Stmt& stmt) {
   return Flow::kNormal;
 }
 
-ListPtr Interpreter::select_items(const Stmt& stmt) {
-  ListPtr items = iterate(ctx_, eval(*stmt.exprs[0]));
+ListPtr Interpreter::select_items(const Stmt& stmt, const Value& iterable) {
+  ListPtr items = iterate(ctx_, iterable);
   if (!stmt.exprs[1]) return items;
   std::vector<Value> selected;
   Scope scope{scope_};
   InScope in(*this, scope);
   for (const Value& item : items->items) {
     ctx_.step();
-    scope.variables.clear();
+    in.renew();
     assign(stmt.targets[0], item);
     if (truthy(eval(*stmt.exprs[1]))) selected.push_back(item);
   }
@@ -117,14 +110,21 @@ ListPtr Interpreter::select_items(const Stmt& stmt) {
 }
 
 Interpreter::Flow Interpreter::exec_for(const Stmt& stmt) {
+  return run_loop(stmt, eval(*stmt.exprs[0]), 0);
+}
+
+Interpreter::Flow Interpreter::run_loop(const Stmt& stmt, const Value& iterable, int depth0) {
   auto loop = std::make_shared<Loop>();
-  loop->items = select_items(stmt);
+  loop->items = select_items(stmt, iterable);
+  loop->depth0 = depth0;
+  loop->stmt = stmt.recursive ? &stmt : nullptr;
+  loop->scope = scope_->ref;
   Scope scope{scope_};
   InScope in(*this, scope);
   bool completed = false;  // jinja2's else runs unless some iteration reached the body's end
   for (; loop->index < loop->items->items.size(); ++loop->index) {
     ctx_.step();
-    scope.variables.clear();
+    in.renew();
     scope.variables.emplace_back("loop", Value(loop));
     assign(stmt.targets[0], loop->items->items[loop->index]);
     Flow flow = exec(stmt.bodies[0]);
@@ -132,7 +132,7 @@ Interpreter::Flow Interpreter::exec_for(const Stmt& stmt) {
     if (flow == Flow::kBreak) break;
   }
   if (completed) return Flow::kNormal;
-  scope.variables.clear();
+  in.renew();
   return exec(stmt.bodies[1]);
 }
 
@@ -168,64 +168,27 @@ Interpreter::Flow Interpreter::exec_captured(const Stmt& stmt) {
   return flow;
 }
 
-void Interpreter::exec_macro(const Stmt& stmt) {
-  auto callable = std::make_shared<Callable>();
-  callable->name = stmt.name;
-  callable->macro = &stmt;
-  set_variable(stmt.name, Value(std::move(callable)));
-}
-
-Value Interpreter::call_macro(const Stmt& macro, Args& args) {
-  if (args.positional.size() > macro.parameters.size())
-    fail(fmt::format("macro '{}' takes at most {} arguments", macro.name, macro.parameters.size()));
-  for (const auto& [name, value] : args.named) {
-    auto at = std::find(macro.parameters.begin(), macro.parameters.end(), name);
-    if (at == macro.parameters.end()) fail(fmt::format("macro '{}' has no parameter '{}'", macro.name, name));
-    if (static_cast<size_t>(at - macro.parameters.begin()) < args.positional.size())
-      fail(fmt::format("macro '{}' got two values for '{}'", macro.name, name));
-  }
-  Str text;
-  Scope scope{&root_};
-  InScope in(*this, scope);
-  Str* outer = std::exchange(out_, &text);
-  for (size_t i = 0; i < macro.parameters.size(); ++i) {
-    const std::string& parameter = macro.parameters[i];
-    auto named = std::find_if(args.named.begin(), args.named.end(), [&](auto& arg) { return arg.first == parameter; });
-    if (i < args.positional.size()) {
-      set_variable(parameter, args.positional[i]);
-    } else if (named != args.named.end()) {
-      set_variable(parameter, named->second);
-    } else if (macro.exprs[i]) {
-      set_variable(parameter, eval(*macro.exprs[i]));
-    } else {
-      set_variable(parameter, Value::undefined(fmt::format("parameter '{}' was not provided", parameter)));
-    }
-  }
-  exec(macro.bodies[0]);
-  out_ = outer;
-  return Value(std::move(text));
-}
-
 // ------------------------------------------------------------------------------------------------ variables
 void Interpreter::assign(const Target& target, const Value& value) {
-  if (!target.unpacks) return assign_one(target.names[0].first, target.names[0].second, value);
+  if (target.parts.empty()) {
+    if (!target.attribute.empty()) return assign_attribute(target, value);
+    return set_variable(target.name, value);
+  }
   ListPtr items = iterate(ctx_, value);
-  if (items->items.size() != target.names.size())
-    fail(fmt::format("cannot unpack {} values into {} names", items->items.size(), target.names.size()));
-  for (size_t i = 0; i < target.names.size(); ++i)
-    assign_one(target.names[i].first, target.names[i].second, items->items[i]);
+  if (items->items.size() != target.parts.size())
+    fail(fmt::format("cannot unpack {} values into {} names", items->items.size(), target.parts.size()));
+  for (size_t i = 0; i < target.parts.size(); ++i) assign(target.parts[i], items->items[i]);
 }
 
-void Interpreter::assign_one(const std::string& name, const std::string& attribute, const Value& value) {
-  if (attribute.empty()) return set_variable(name, value);
-  Value object = lookup(name);
+void Interpreter::assign_attribute(const Target& target, const Value& value) {
+  Value object = lookup(target.name);
   if (!object.is(Value::Type::kNamespace))
-    fail(fmt::format("cannot assign attribute '{}' on a non-namespace object", attribute));
+    fail(fmt::format("cannot assign attribute '{}' on a non-namespace object", target.attribute));
   auto& attributes = object.ns().attributes;
   ctx_.step(1 + static_cast<int64_t>(attributes.size() / 8));
   for (auto& [key, old] : attributes)
-    if (key == attribute) return void(old = value);
-  attributes.emplace_back(attribute, value);
+    if (key == target.attribute) return void(old = value);
+  attributes.emplace_back(target.attribute, value);
 }
 
 void Interpreter::set_variable(std::string_view name, Value value) {
@@ -310,33 +273,6 @@ Value Interpreter::eval_slice(const Expr& e) {
   for (size_t i = 0; i < 4; ++i) parts[i] = e.args[i] ? eval(*e.args[i]) : Value(None{});
   line_ = e.line;
   return slice(ctx_, parts[0], parts[1], parts[2], parts[3]);
-}
-
-Args Interpreter::eval_args(const Expr& e) {
-  Args args;
-  size_t first_named = e.args.size() - e.names.size();
-  for (size_t i = 1; i < e.args.size(); ++i) {
-    if (i < first_named) {
-      args.positional.push_back(eval(*e.args[i]));
-    } else {
-      args.named.emplace_back(e.names[i - first_named], eval(*e.args[i]));
-    }
-  }
-  return args;
-}
-
-Value Interpreter::eval_call(const Expr& e) {
-  Value callee = eval(*e.args[0]);
-  Args args = eval_args(e);
-  line_ = e.line;
-  if (callee.is_undefined())
-    fail(callee.undefined_reason() ? *callee.undefined_reason() : "an undefined value is called");
-  if (!callee.is(Value::Type::kCallable)) fail(fmt::format("'{}' object is not callable", type_name(callee)));
-  Callable& callable = callee.callable();
-  if (!callable.macro) return callable.native(ctx_, callable.stateful ? callee : callable.self, args);
-  Value text = call_macro(*callable.macro, args);
-  line_ = e.line;
-  return text;
 }
 
 Value Interpreter::eval_filter(const Expr& e, const Value* captured) {

@@ -119,10 +119,7 @@ Value arithmetic(Context& ctx, std::string_view op, const Value& a, const Value&
     if (is_plain(a) && b.is_integer()) return repeat_list(ctx, a.list(), b.integer());
     if (is_plain(b) && a.is_integer()) return repeat_list(ctx, b.list(), a.integer());
   }
-  if (op == "%" && a.is_string()) {
-    bool tuple = b.is_list() && b.list().kind == Sequence::kTuple;
-    return printf_text(ctx, a.str(), tuple ? b.list().items : std::vector<Value>{b});
-  }
+  if (op == "%" && a.is_string()) return printf_text(ctx, a.str(), b);
   unsupported(op, a, b);
 }
 

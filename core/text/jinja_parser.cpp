@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+
 namespace moectl::jinja {
 
 using Tag = Stmt::Tag;
@@ -119,6 +121,7 @@ void Parser::parse_statement(Body& out) {
   if (tag == "for") return out.push_back(parse_for(line));
   if (tag == "set") return out.push_back(parse_set(line));
   if (tag == "macro") return out.push_back(parse_macro(line));
+  if (tag == "call") return out.push_back(parse_call_block(line));
   if (tag == "with") return out.push_back(parse_with(line));
   if (tag == "filter") return out.push_back(parse_filter_block(line));
   if (tag == "break" || tag == "continue") {
@@ -133,9 +136,7 @@ void Parser::parse_statement(Body& out) {
   if (tag == "generation") {  // transformers' mark around an assistant's answer: its text counts, the mark does not
     Stmt scope{Tag::kScope, line};
     int loops = std::exchange(loops_, 0);
-    ++scopes_;
     scope.bodies.push_back(parse_rest_of_block("endgeneration"));
-    --scopes_;
     loops_ = loops;
     return out.push_back(std::move(scope));
   }
@@ -177,14 +178,12 @@ Stmt Parser::parse_for(int line) {
   if (!skip_name("in")) unexpected("'in'");
   out.exprs.push_back(parse_tuple(false));
   out.exprs.push_back(skip_name("if") ? parse_expression() : nullptr);
-  if (is_name("recursive")) bad_template(line, "recursive loops are not supported");
+  out.recursive = skip_name("recursive");
   expect(Kind::kBlockEnd, "'%}'");
   ++loops_;
-  ++scopes_;
   out.bodies.push_back(parse_body({"else", "endfor"}));
   --loops_;
   out.bodies.push_back(skip_name("else") ? parse_rest_of_block("endfor") : Body{});
-  --scopes_;
   if (is_name("endfor")) advance();
   return out;
 }
@@ -197,17 +196,27 @@ std::string Parser::parse_variable_name() {
   return name;
 }
 
+// `a`, `ns.a` (in `set`), `a, b`, `a, (b, c)`.
 Target Parser::parse_target(bool with_attributes) {
+  Target first = parse_target_part(with_attributes);
+  if (!is_op(",")) return first;
   Target target;
-  bool parenthesised = skip_op("(");
-  do {
-    if (!target.names.empty()) target.unpacks = true;
-    if (target.unpacks && current().kind != Kind::kName) break;  // trailing comma
-    std::string name = parse_variable_name();
-    std::string attribute = with_attributes && skip_op(".") ? expect_name("an attribute name") : std::string();
-    target.names.emplace_back(std::move(name), std::move(attribute));
-  } while (skip_op(","));
-  if (parenthesised) expect_op(")");
+  target.parts.push_back(std::move(first));
+  while (skip_op(",") && !is_name("in") && (current().kind == Kind::kName || is_op("(")))
+    target.parts.push_back(parse_target_part(with_attributes));
+  return target;
+}
+
+Target Parser::parse_target_part(bool with_attributes) {
+  Nesting nesting(*this);
+  Target target;
+  if (skip_op("(")) {
+    target = parse_target(false);
+    expect_op(")");
+  } else {
+    target.name = parse_variable_name();
+    if (with_attributes && skip_op(".")) target.attribute = expect_name("an attribute name");
+  }
   return target;
 }
 
@@ -222,36 +231,64 @@ Stmt Parser::parse_set(int line) {
   ExprPtr filters;
   while (is_op("|")) filters = parse_filter(std::move(filters));
   out.exprs.push_back(std::move(filters));
-  ++scopes_;
   out.bodies.push_back(parse_rest_of_block("endset"));
-  --scopes_;
   return out;
 }
 
 Stmt Parser::parse_macro(int line) {
-  if (scopes_ > 0)
-    bad_template(line, "a macro must be defined at the top level, not inside a loop, macro or other scope");
   Stmt out{Tag::kMacro, line};
   out.name = parse_variable_name();
+  parse_signature(out);
+  parse_macro_body(out, "endmacro");
+  return out;
+}
+
+// {% call(x) f(y) %}...{% endcall %}: f gets the body as a macro in its argument `caller`.
+Stmt Parser::parse_call_block(int line) {
+  Stmt caller{Tag::kMacro, line};
+  caller.name = "caller";
+  if (is_op("(")) parse_signature(caller);
+  Stmt out{Tag::kCall, line};
+  out.exprs.push_back(parse_expression());
+  if (out.exprs[0]->op != Expr::Op::kCall) bad_template(line, "expected a call behind `call`");
+  parse_macro_body(caller, "endcall");
+  out.bodies.emplace_back().push_back(std::move(caller));
+  return out;
+}
+
+void Parser::parse_signature(Stmt& macro) {
   expect_op("(");
   while (!is_op(")")) {
-    out.parameters.push_back(parse_variable_name());
+    macro.parameters.push_back(parse_variable_name());
     if (skip_op("=")) {
-      out.exprs.push_back(parse_expression());
+      macro.exprs.push_back(parse_expression());
     } else {
-      if (!out.exprs.empty() && out.exprs.back())
-        bad_template(line, "a parameter without default follows one with default");
-      out.exprs.push_back(nullptr);
+      if (!macro.exprs.empty() && macro.exprs.back())
+        bad_template(macro.line, "a parameter without default follows one with default");
+      macro.exprs.push_back(nullptr);
     }
     if (!skip_op(",")) break;
   }
   expect_op(")");
+}
+
+void Parser::parse_macro_body(Stmt& macro, std::string_view end) {
   int loops = std::exchange(loops_, 0);
-  ++scopes_;
-  out.bodies.push_back(parse_rest_of_block("endmacro"));
-  --scopes_;
+  SpecialNames outside = std::exchange(seen_, {});
+  macro.bodies.push_back(parse_rest_of_block(end));
   loops_ = loops;
-  return out;
+  auto parameter = [&](std::string_view name) {
+    return std::find(macro.parameters.begin(), macro.parameters.end(), name) != macro.parameters.end();
+  };
+  macro.uses_caller = seen_.caller && !parameter("caller");
+  macro.uses_kwargs = seen_.kwargs && !parameter("kwargs");
+  macro.uses_varargs = seen_.varargs && !parameter("varargs");
+  for (size_t i = 0; seen_.caller && i < macro.parameters.size(); ++i)
+    if (macro.parameters[i] == "caller" && !macro.exprs[i])
+      bad_template(macro.line, "the parameter `caller` of a macro that uses it needs a default");
+  seen_.caller |= outside.caller;
+  seen_.kwargs |= outside.kwargs;
+  seen_.varargs |= outside.varargs;
 }
 
 Stmt Parser::parse_with(int line) {
@@ -259,13 +296,10 @@ Stmt Parser::parse_with(int line) {
   while (current().kind != Kind::kBlockEnd) {
     if (!out.targets.empty()) expect_op(",");
     out.targets.push_back(parse_target(false));
-    if (out.targets.back().unpacks) bad_template(line, "unpacking in `with` is not supported");
     expect_op("=");
     out.exprs.push_back(parse_expression());
   }
-  ++scopes_;
   out.bodies.push_back(parse_rest_of_block("endwith"));
-  --scopes_;
   return out;
 }
 
@@ -280,9 +314,7 @@ Stmt Parser::parse_filter_block(int line) {
   filter = finish(std::move(filter));
   while (is_op("|")) filter = parse_filter(std::move(filter));
   out.exprs.push_back(std::move(filter));
-  ++scopes_;
   out.bodies.push_back(parse_rest_of_block("endfilter"));
-  --scopes_;
   return out;
 }
 

@@ -26,10 +26,14 @@ class Parser {
   Stmt parse_for(int line);
   Stmt parse_set(int line);
   Stmt parse_macro(int line);
+  Stmt parse_call_block(int line);
+  void parse_signature(Stmt& macro);
+  void parse_macro_body(Stmt& macro, std::string_view end);
   Stmt parse_with(int line);
   Stmt parse_filter_block(int line);
   Body parse_rest_of_block(std::string_view end);  // "%} body {% end"
   Target parse_target(bool with_attributes);
+  Target parse_target_part(bool with_attributes);
   std::string parse_variable_name();
 
   // Expressions.
@@ -79,10 +83,15 @@ class Parser {
   std::vector<Token> tokens_;
   size_t pos_ = 0;
   const int max_depth_;
+  // Names that a macro's call sets without declaring them, where its body has them.
+  struct SpecialNames {
+    bool caller = false, kwargs = false, varargs = false;
+  };
+
+  SpecialNames seen_;
   int nesting_ = 0;
   int blocks_ = 0;
   int loops_ = 0;       // enclosing loops of the same function: break and continue need one
-  int scopes_ = 0;      // enclosing blocks with variables of their own: a macro needs none
   int conditions_ = 0;  // inside a branch an unknown filter is an error only when reached, as in jinja2
 };
 

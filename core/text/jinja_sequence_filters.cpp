@@ -14,7 +14,6 @@ namespace {
 Value get_path(Context& ctx, Value item, const Value& path, const Value* missing = nullptr) {
   if (path.is_integer()) return get_item(ctx, item, path);
   const std::string& text = string_argument(path, "an attribute").text();
-  if (text.find(',') != std::string::npos) fail("several attributes in one filter are not supported");
   ctx.bytes(text.size());
   for (size_t begin = 0; begin <= text.size();) {
     size_t end = std::min(text.find('.', begin), text.size());
@@ -28,11 +27,30 @@ Value get_path(Context& ctx, Value item, const Value& path, const Value* missing
   return item;
 }
 
-Value key_of(Context& ctx, const Value& item, const Value* attribute, bool case_sensitive) {
-  Value key = attribute && !attribute->is_none() ? get_path(ctx, item, *attribute) : item;
+Value fold_case(Context& ctx, Value key, bool case_sensitive) {
   if (case_sensitive || !key.is_string()) return key;
   ctx.bytes(key.text().size() * 8);
   return Value(to_lower(key.str()));
+}
+
+Value key_of(Context& ctx, const Value& item, const Value* attribute, bool case_sensitive) {
+  bool by_attribute = attribute && !attribute->is_none();
+  return fold_case(ctx, by_attribute ? get_path(ctx, item, *attribute) : item, case_sensitive);
+}
+
+// The key of `sort`, which may name several attributes: "a, b.c".
+Value sort_key(Context& ctx, const Value& item, const Value* attribute, bool case_sensitive) {
+  if (!attribute || !attribute->is_string() || attribute->text().find(',') == std::string::npos)
+    return key_of(ctx, item, attribute, case_sensitive);
+  std::vector<Value> keys;
+  const std::string& text = attribute->text();
+  for (size_t begin = 0; begin <= text.size();) {
+    size_t end = std::min(text.find(',', begin), text.size());
+    Value part(Str(text.substr(begin, end - begin), false));
+    keys.push_back(key_of(ctx, item, &part, case_sensitive));
+    begin = end + 1;
+  }
+  return make_list(ctx, std::move(keys));
 }
 
 Value filter_length(Context& ctx, const Value& self, Args& args) {
@@ -99,8 +117,9 @@ Value filter_reverse(Context& ctx, const Value& self, Args& args) {
 }
 
 // ------------------------------------------------------------------------------------------------ map and select
-Args rest_of(const Args& args, size_t from) {
+Args rest_of(Context& ctx, const Args& args, size_t from) {
   Args rest;
+  ctx.step(1 + static_cast<int64_t>(args.positional.size() + args.named.size()));
   if (args.positional.size() > from)
     rest.positional.assign(args.positional.begin() + static_cast<std::ptrdiff_t>(from), args.positional.end());
   rest.named = args.named;
@@ -115,8 +134,10 @@ Native named_native(const Value& name, bool test) {
 }
 
 Value filter_map(Context& ctx, const Value& self, Args& args) {
-  ListPtr items = iterate(ctx, self);
+  Context::Nested nested(ctx);
   std::vector<Value> out;
+  if (!truthy(self)) return make_list(ctx, {}, Sequence::kIterator);  // as jinja2: none is no error
+  ListPtr items = iterate(ctx, self);
   if (args.positional.empty() && !args.named.empty()) {
     Bound a = bind(args, "map", {"attribute", "default"});
     if (!a[0]) fail("map needs a filter or an attribute");
@@ -125,8 +146,7 @@ Value filter_map(Context& ctx, const Value& self, Args& args) {
     if (args.positional.empty()) fail("map needs a filter or an attribute");
     Native native = named_native(args.positional[0], false);
     for (const Value& item : items->items) {
-      ctx.step();
-      Args rest = rest_of(args, 1);
+      Args rest = rest_of(ctx, args, 1);
       out.push_back(native(ctx, item, rest));
     }
   }
@@ -134,15 +154,16 @@ Value filter_map(Context& ctx, const Value& self, Args& args) {
 }
 
 Value choose(Context& ctx, const Value& self, const Args& args, bool wanted, bool by_attribute) {
+  Context::Nested nested(ctx);
+  if (!truthy(self)) return make_list(ctx, {}, Sequence::kIterator);  // as jinja2: none is no error
   size_t used = by_attribute ? 1 : 0;
   if (args.positional.size() < used) fail("selectattr and rejectattr need an attribute");
   Native native = args.positional.size() > used ? named_native(args.positional[used], true) : nullptr;
   std::vector<Value> out;
   ListPtr items = iterate(ctx, self);
   for (const Value& item : items->items) {
-    ctx.step();
     Value tested = by_attribute ? get_path(ctx, item, args.positional[0]) : item;
-    Args rest = rest_of(args, used + 1);
+    Args rest = rest_of(ctx, args, used + 1);
     if (truthy(native ? native(ctx, tested, rest) : tested) == wanted) out.push_back(item);
   }
   return make_list(ctx, std::move(out), Sequence::kIterator);
@@ -178,7 +199,7 @@ Value filter_sort(Context& ctx, const Value& self, Args& args) {
   Bound a = bind(args, "sort", {"reverse", "case_sensitive", "attribute"});
   std::vector<Keyed> items;
   for (const Value& item : iterate(ctx, self)->items)
-    items.push_back({key_of(ctx, item, a[2], a[1] && truthy(*a[1])), item});
+    items.push_back({sort_key(ctx, item, a[2], a[1] && truthy(*a[1])), item});
   return make_list(ctx, sorted(ctx, std::move(items), a[0] && truthy(*a[0])));
 }
 
@@ -202,6 +223,78 @@ Value filter_unique(Context& ctx, const Value& self, Args& args) {
     if (std::any_of(seen.begin(), seen.end(), [&](const Value& v) { return equals(ctx, v, key); })) continue;
     seen.push_back(std::move(key));
     out.push_back(item);
+  }
+  return make_list(ctx, std::move(out), Sequence::kIterator);
+}
+
+// Groups of items with the same key, ordered by it: (key, items) with the names `grouper` and `list`.
+Value filter_groupby(Context& ctx, const Value& self, Args& args) {
+  Bound a = bind(args, "groupby", {"attribute", "default", "case_sensitive"});
+  if (!a[0]) fail("groupby needs an attribute");
+  bool case_sensitive = a[2] && truthy(*a[2]);
+  std::vector<Keyed> items;
+  for (const Value& item : iterate(ctx, self)->items)
+    items.push_back({fold_case(ctx, get_path(ctx, item, *a[0], a[1]), case_sensitive), item});
+  std::vector<Value> ordered = sorted(ctx, std::move(items), false);
+  std::vector<Value> groups, members;
+  Value key;
+  auto close_group = [&] {
+    if (members.empty()) return;
+    Value shown = get_path(ctx, members[0], *a[0], a[1]);
+    List group = make_list(ctx, {shown, make_list(ctx, std::move(members))}, Sequence::kTuple).list();
+    group.is_group = true;
+    groups.emplace_back(std::make_shared<const List>(std::move(group)));
+    members.clear();
+  };
+  for (Value& item : ordered) {
+    Value item_key = fold_case(ctx, get_path(ctx, item, *a[0], a[1]), case_sensitive);
+    if (!members.empty() && !equals(ctx, item_key, key)) close_group();
+    key = std::move(item_key);
+    members.push_back(std::move(item));
+  }
+  close_group();
+  return make_list(ctx, std::move(groups));
+}
+
+// Lists of `linecount` items; the last one is filled up with `fill_with`.
+Value filter_batch(Context& ctx, const Value& self, Args& args) {
+  Bound a = bind(args, "batch", {"linecount", "fill_with"});
+  if (!a[0]) fail("batch needs a number of items");
+  int64_t size = integer_argument(*a[0], "batch: linecount");
+  std::vector<Value> out, row;
+  for (const Value& item : iterate(ctx, self)->items) {
+    if (static_cast<int64_t>(row.size()) == size) out.push_back(make_list(ctx, std::exchange(row, {})));
+    row.push_back(item);
+  }
+  if (!row.empty()) {
+    int64_t missing = size - static_cast<int64_t>(row.size());
+    if (a[1] && !a[1]->is_none() && missing > 0) {
+      ctx.step(missing);
+      row.insert(row.end(), static_cast<size_t>(missing), *a[1]);
+    }
+    out.push_back(make_list(ctx, std::move(row)));
+  }
+  return make_list(ctx, std::move(out), Sequence::kIterator);
+}
+
+// `slices` lists of nearly equal length; the shorter ones get `fill_with`.
+Value filter_slice(Context& ctx, const Value& self, Args& args) {
+  Bound a = bind(args, "slice", {"slices", "fill_with"});
+  if (!a[0]) fail("slice needs a number of slices");
+  int64_t slices = integer_argument(*a[0], "slice: slices");
+  ListPtr items = iterate(ctx, self);
+  if (slices == 0) fail("slice: the number of slices is zero");
+  ctx.step(std::max<int64_t>(slices, 0));
+  std::vector<Value> out;
+  auto size = static_cast<int64_t>(items->items.size());
+  auto next = items->items.begin();
+  for (int64_t i = 0; i < slices; ++i) {
+    bool longer = i < size % slices;
+    auto end = next + static_cast<std::ptrdiff_t>(size / slices + (longer ? 1 : 0));
+    std::vector<Value> part(next, end);
+    if (a[1] && !a[1]->is_none() && !longer) part.push_back(*a[1]);
+    out.push_back(make_list(ctx, std::move(part)));
+    next = end;
   }
   return make_list(ctx, std::move(out), Sequence::kIterator);
 }
@@ -256,6 +349,9 @@ Native find_sequence_filter(std::string_view name) {
       {"sort", filter_sort},
       {"dictsort", filter_dictsort},
       {"unique", filter_unique},
+      {"groupby", filter_groupby},
+      {"batch", filter_batch},
+      {"slice", filter_slice},
       {"min", filter_min},
       {"max", filter_max},
       {"sum", filter_sum},

@@ -69,6 +69,9 @@ bool is_even(const Value& v) {
 bool is_odd(const Value& v) {
   return test_integer(v) % 2 != 0;
 }
+bool is_escaped(const Value&) {
+  return false;  // autoescape is off: no text is marked as markup
+}
 bool is_callable(const Value& v) {
   return v.is(Type::kCallable) || v.is_undefined();
 }
@@ -155,6 +158,7 @@ Native find_test(std::string_view name) {
       {"even", plain<is_even>},
       {"odd", plain<is_odd>},
       {"callable", plain<is_callable>},
+      {"escaped", plain<is_escaped>},
       {"lower", test_lower},
       {"upper", test_upper},
       {"eq", test_eq},

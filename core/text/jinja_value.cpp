@@ -434,6 +434,10 @@ void append_repr(Context& ctx, const Value& v, Str& out) {
 Str to_str(Context& ctx, const Value& v) {
   if (v.is_undefined()) return {};
   if (v.is_string()) return v.str();
+  return to_repr(ctx, v);
+}
+
+Str to_repr(Context& ctx, const Value& v) {
   Str out;
   append_repr(ctx, v, out);
   ctx.new_string(out.size());

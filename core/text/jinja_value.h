@@ -91,6 +91,7 @@ struct List {
   std::vector<Value> items;
   int depth = 1;
   mutable bool consumed = false;  // kIterator: a generator gives its items once
+  bool is_group = false;          // kTuple of groupby: its items are also `grouper` and `list`
 };
 struct Dict {
   std::vector<std::pair<Value, Value>> entries;  // insertion order
@@ -99,9 +100,17 @@ struct Dict {
 struct Namespace {
   std::vector<std::pair<std::string, Value>> attributes;
 };
+// A block's variables as a macro or a recursive loop sees them later: valid while the block runs.
+struct ScopeRef {
+  size_t position = 0;
+  uint64_t id = 0;
+};
 struct Loop {
   ListPtr items;
-  size_t index = 0;  // from 0
+  size_t index = 0;              // from 0
+  int depth0 = 0;                // calls of a recursive loop around this one
+  const Stmt* stmt = nullptr;    // of a recursive loop: what loop(items) runs
+  ScopeRef scope{};              // and where
   std::vector<Value> last_changed;
   bool changed_called = false;
 };
@@ -127,6 +136,19 @@ class Context {
   }
   Namespace* new_namespace() { return &namespaces_.emplace_back(); }
 
+  // Natives that call natives (map, select and their kin) nest no deeper than max_depth.
+  class Nested {
+   public:
+    explicit Nested(Context& ctx) : ctx_(ctx) {
+      if (ctx.nested_ >= ctx.max_depth) fail("filters and tests call each other too deeply");
+      ++ctx.nested_;
+    }
+    ~Nested() { --ctx_.nested_; }
+
+   private:
+    Context& ctx_;
+  };
+
   static constexpr int64_t kBytesPerStep = 64;
   const int max_depth;
 
@@ -136,6 +158,7 @@ class Context {
 
   int64_t steps_left_;
   size_t max_bytes_;
+  int nested_ = 0;
   std::deque<Namespace> namespaces_;  // live until the rendering ends, so a namespace may contain itself
 };
 
@@ -151,6 +174,7 @@ struct Callable {
   Native native = nullptr;  // a global function or a bound method (self is its object)
   Value self;
   const Stmt* macro = nullptr;  // or a macro
+  ScopeRef scope{};             // and the block that defines it
   bool stateful = false;        // joiner: called with itself as `self`
   bool used = false;            // and whether it was called before
 };
@@ -173,6 +197,7 @@ size_t length(Context& ctx, const Value& v);
 // str(v) and repr(v) of Python. Text of numbers, booleans and None and the punctuation of containers is untrusted: it
 // may be the request's, and no control token needs it.
 Str to_str(Context& ctx, const Value& v);
+Str to_repr(Context& ctx, const Value& v);
 std::string format_real(double d);
 
 // A JSON value of the request; strings get the origin `trusted`.

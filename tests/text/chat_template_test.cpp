@@ -316,8 +316,6 @@ TEST(ChatTemplateErrors, NameTheLineAndTheReason) {
   expect_error(Code::kInvalidArgument, "line 2: Roles must alternate!",
                "\n{{ raise_exception('Roles must alternate!') }}");
   expect_error(Code::kInvalidArgument, "line 1: 'x' is undefined", "{{ x.y }}");
-  expect_error(Code::kBadData, "recursive loops are not supported", "{% for x in y recursive %}{% endfor %}");
-  expect_error(Code::kBadData, "defined at the top level", "{% for x in y %}{% macro m() %}{% endmacro %}{% endfor %}");
   expect_error(Code::kBadData, "at most", std::string(2 << 20, 'x'));
 }
 
