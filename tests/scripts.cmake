@@ -47,4 +47,6 @@ if(TARGET moectl)
                 tests/text/tokenizer_fuzz.py $<TARGET_FILE:test_text> --count 4000 --seed 1)
   moectl_script(chat_template_cases bash tests/scripts/if_installed.sh ${CMAKE_BINARY_DIR}/venv/bin/python
                 tests/text/make_chat_template_cases.py --check)
+  moectl_script(chat_template_fuzz bash tests/scripts/if_installed.sh ${CMAKE_BINARY_DIR}/venv/bin/python
+                tests/text/chat_template_fuzz.py $<TARGET_FILE:test_text> --count 3000 --seed 1)
 endif()

@@ -83,8 +83,8 @@ struct Stmt {
                                   // null; kIf: one a branch, null for else; kWith: values; kMacro: defaults or null;
                                   // kCall: the call
   std::vector<Body> bodies{};     // kIf: one a branch; kFor: body, else; kCall: the macro `caller`; others: body
-  std::vector<std::string> parameters{};  // kMacro
-  bool recursive = false;                 // kFor: the body may call loop(items)
+  std::vector<std::string> parameters{};                                // kMacro
+  bool recursive = false;                                               // kFor: the body may call loop(items)
   bool uses_caller = false, uses_kwargs = false, uses_varargs = false;  // kMacro: names in its body
 };
 

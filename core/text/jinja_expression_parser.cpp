@@ -284,7 +284,7 @@ ExprPtr Parser::parse_filter_tail(ExprPtr node) {
 
 ExprPtr Parser::parse_filter(ExprPtr node) {
   expect_op("|");
-  ExprPtr filter = make(Op::kFilter, current().line, expect_name("a filter name"));
+  ExprPtr filter = make(Op::kFilter, current().line, expect_dotted_name("a filter name"));
   filter->native = find_filter(filter->text);
   if (!filter->native && conditions_ == 0)
     bad_template(filter->line, fmt::format("there is no filter named '{}'", filter->text));
@@ -297,7 +297,7 @@ ExprPtr Parser::parse_test(ExprPtr node) {
   int line = current().line;
   advance();  // is
   bool negated = skip_name("not");
-  ExprPtr test = make(Op::kTest, line, expect_name("a test name"));
+  ExprPtr test = make(Op::kTest, line, expect_dotted_name("a test name"));
   test->native = find_test(test->text);
   if (!test->native && conditions_ == 0) bad_template(line, fmt::format("there is no test named '{}'", test->text));
   test->args.push_back(std::move(node));

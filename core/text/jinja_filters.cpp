@@ -24,17 +24,18 @@ Value filter_trim(Context& ctx, const Value& self, Args& args) {
   Str s = to_str(ctx, self);
   const std::string* chars = a[0] && !a[0]->is_none() ? &string_argument(*a[0], "trim: chars").text() : nullptr;
   ctx.bytes(s.size() * (1 + (chars ? chars->size() : 0)));
-  return Value(strip(s, chars, true, true));
+  return Value(strip(s, chars, true, true).marked(s.is_markup()));
 }
 
-template <Str (*Map)(const Str&)>
+template <Str (*Map)(const Str&), bool kKeepsMarkup = true>
 Value filter_case(Context& ctx, const Value& self, Args& args) {
   bind(args, "a case filter", {});
   Str s = to_str(ctx, self);
   ctx.bytes(s.size() * 8);
+  bool is_markup = kKeepsMarkup && s.is_markup();
   s = Map(s);
   ctx.check_size(s.size());
-  return Value(std::move(s));
+  return Value(std::move(s).marked(is_markup));
 }
 
 // Jinja's own title: words begin after whitespace and -({[<, unlike Python's str.title.
@@ -63,32 +64,20 @@ Value filter_string(Context& ctx, const Value& self, Args& args) {
   return Value(to_str(ctx, self));
 }
 
-Value filter_safe(Context& ctx, const Value& self, Args& args) {  // autoescape is off: text stays what it is
+Value filter_safe(Context& ctx, const Value& self, Args& args) {
   bind(args, "safe", {});
-  return Value(to_str(ctx, self));
+  return Value(to_str(ctx, self).marked());
 }
 
 Value filter_escape(Context& ctx, const Value& self, Args& args) {
   bind(args, "escape", {});
-  Str s = to_str(ctx, self);
-  ctx.bytes(s.size() * 4);
-  Str out;
-  for (size_t pos = 0; pos < s.size(); ++pos) {
-    char c = s.text()[pos];
-    const char* entity = c == '&'    ? "&amp;"
-                         : c == '<'  ? "&lt;"
-                         : c == '>'  ? "&gt;"
-                         : c == '"'  ? "&#34;"
-                         : c == '\'' ? "&#39;"
-                                     : nullptr;
-    if (entity) {
-      out.append(entity, s.trusted_at(pos));
-    } else {
-      out.append(s, pos, pos + 1);
-    }
-  }
-  ctx.check_size(out.size());
-  return Value(std::move(out));
+  if (self.is_string() && self.str().is_markup()) return self;
+  return Value(escape_text(ctx, to_str(ctx, self)));
+}
+
+Value filter_forceescape(Context& ctx, const Value& self, Args& args) {
+  bind(args, "forceescape", {});
+  return Value(escape_text(ctx, to_str(ctx, self)));
 }
 
 Value filter_replace(Context& ctx, const Value& self, Args& args) {
@@ -107,7 +96,8 @@ Value filter_indent(Context& ctx, const Value& self, Args& args) {
     indentation = repeat_text(ctx, Str(" ", false), a[0] ? integer_argument(*a[0], "indent: width") : 4).str();
   }
   bool first = a[1] && truthy(*a[1]), blank = a[2] && truthy(*a[2]);
-  Str text = to_str(ctx, self);
+  Str text = string_argument(self, "indent: the value");
+  bool is_markup = text.is_markup();
   text.append("\n", false);  // as jinja2 does, so that the last line counts even when it is empty
   Str out = first ? indentation : Str();
   bool at_start = true;
@@ -121,7 +111,7 @@ Value filter_indent(Context& ctx, const Value& self, Args& args) {
     at_start = false;
     out.append(line);
   }
-  return Value(std::move(out));
+  return Value(std::move(out).marked(is_markup));
 }
 
 Value filter_center(Context& ctx, const Value& self, Args& args) {
@@ -133,14 +123,15 @@ Value filter_center(Context& ctx, const Value& self, Args& args) {
 
 Value filter_truncate(Context& ctx, const Value& self, Args& args) {
   Bound a = bind(args, "truncate", {"length", "killwords", "end", "leeway"});
-  const Str& s = string_argument(self, "truncate: the value");
   Str tail = a[2] ? string_argument(*a[2], "truncate: end") : Str("...", false);
   int64_t length = a[0] ? integer_argument(*a[0], "truncate: length") : 255;
   int64_t leeway = a[3] && !a[3]->is_none() ? integer_argument(*a[3], "truncate: leeway") : 5;
   auto tail_chars = static_cast<int64_t>(count_chars(tail.text()));
   if (length < tail_chars || leeway < 0) fail("truncate: length must hold `end`, leeway must not be negative");
-  ctx.bytes(2 * s.size());
-  if (static_cast<int64_t>(count_chars(s.text())) - leeway <= length) return self;
+  if (static_cast<int64_t>(moectl::jinja::length(ctx, self)) - leeway <= length) return self;
+  const Str& s = string_argument(self, "truncate: the value");
+  if (s.is_markup()) fail("truncate: text that safe or escape returned is not supported");
+  ctx.bytes(s.size());
   size_t end = 0;
   for (int64_t i = tail_chars; i < length; ++i) end += char_bytes(s.text(), end);
   if (!a[1] || !truthy(*a[1])) end = std::min(s.text().substr(0, end).rfind(' '), end);
@@ -287,12 +278,12 @@ Native find_filter(std::string_view name) {
       {"upper", filter_case<to_upper>},
       {"lower", filter_case<to_lower>},
       {"capitalize", filter_case<to_capitalized>},
-      {"title", filter_case<title>},
+      {"title", filter_case<title, false>},
       {"string", filter_string},
       {"safe", filter_safe},
       {"escape", filter_escape},
       {"e", filter_escape},
-      {"forceescape", filter_escape},
+      {"forceescape", filter_forceescape},
       {"replace", filter_replace},
       {"indent", filter_indent},
       {"center", filter_center},

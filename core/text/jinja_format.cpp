@@ -143,6 +143,12 @@ Str printf_value(Context& ctx, const Value& v, Spec spec) {
     plain.align = left ? '<' : '>';
     return format_text(ctx, kind == 's' ? to_str(ctx, v) : to_repr(ctx, v), plain);
   }
+  if (kind == 'c') {
+    Str c = v.is_string() ? v.str() : Str(encode_utf8(static_cast<char32_t>(integer_argument(v, "%c"))), false);
+    if (count_chars(c.text()) != 1) fail("the conversion %c needs one character");
+    spec.type = 's';
+    return printf_value(ctx, Value(std::move(c)), spec);
+  }
   if (!v.is_number()) fail(fmt::format("the conversion %{} needs a number, not '{}'", kind, type_name(v)));
   if (kind == 'i' || kind == 'u') spec.type = 'd';
   if (!spec.is_integer_type()) return format_number(ctx, v, spec);
@@ -184,8 +190,9 @@ class PrintfValues {
 }  // namespace
 
 Value printf_text(Context& ctx, const Str& format, const Value& values) {
-  static constexpr std::string_view kTypes = "sridudxXoeEfFgG";
+  static constexpr std::string_view kTypes = "srciduxXoeEfFgG";
   const std::string& text = format.text();
+  if (format.is_markup()) fail("a format that safe or escape returned is not supported");
   ctx.bytes(text.size());
   PrintfValues source(values);
   Str out;
@@ -238,7 +245,9 @@ namespace {
 // [[fill]align][sign][#][0][width][grouping][.precision][type]
 Spec parse_spec(const Str& source) {
   const std::string& text = source.text();
-  auto is_align = [&](size_t at) { return at < text.size() && std::string_view("<>^=").find(text[at]) != std::string_view::npos; };
+  auto is_align = [&](size_t at) {
+    return at < text.size() && std::string_view("<>^=").find(text[at]) != std::string_view::npos;
+  };
   Spec spec;
   size_t i = 0;
   size_t first = text.empty() ? 0 : char_bytes(text, 0);

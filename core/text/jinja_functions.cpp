@@ -83,7 +83,8 @@ Value get_item(Context& ctx, const Value& object, const Value& key) {
     int64_t i = key.integer() < 0 ? key.integer() + static_cast<int64_t>(count_chars(text)) : key.integer();
     size_t pos = 0;
     for (; i > 0 && pos < text.size(); --i) pos += char_bytes(text, pos);
-    if (i == 0 && pos < text.size()) return Value(object.str().slice(pos, pos + char_bytes(text, pos)));
+    if (i == 0 && pos < text.size())
+      return Value(object.str().slice(pos, pos + char_bytes(text, pos)).marked(object.str().is_markup()));
   } else if (key.is_string() || object.is_undefined()) {
     return get_attribute(ctx, object, key.is_string() ? key.text() : std::string("[]"));
   }
@@ -175,7 +176,8 @@ Value global_dict(Context& ctx, const Value&, Args& args) {
     entries = args.positional[0].dict().entries;
   } else if (!args.positional.empty()) {
     if (args.positional[0].is_undefined()) fail("dict: the argument is undefined");
-    for (const Value& pair : iterate(ctx, args.positional[0])->items) {
+    ListPtr source = iterate(ctx, args.positional[0]);
+    for (const Value& pair : source->items) {
       ListPtr items = iterate(ctx, pair);
       if (items->items.size() != 2) fail("dict: a sequence must hold pairs");
       put(items->items[0], items->items[1]);
@@ -288,6 +290,36 @@ Value join_text(Context& ctx, const std::vector<Value>& items, const Str& separa
   return Value(std::move(out));
 }
 
+Str escape_text(Context& ctx, const Str& s) {
+  ctx.bytes(s.size() * 4);
+  Str out;
+  for (size_t pos = 0; pos < s.size(); ++pos) {
+    char c = s.text()[pos];
+    const char* entity = c == '&'    ? "&amp;"
+                         : c == '<'  ? "&lt;"
+                         : c == '>'  ? "&gt;"
+                         : c == '"'  ? "&#34;"
+                         : c == '\'' ? "&#39;"
+                                     : nullptr;
+    if (entity) {
+      out.append(entity, s.trusted_at(pos));
+    } else {
+      out.append(s, pos, pos + 1);
+    }
+  }
+  ctx.check_size(out.size());
+  return std::move(out).marked();
+}
+
+Value add_text(Context& ctx, const Str& a, const Str& b) {
+  if (a.is_markup() != b.is_markup())
+    return a.is_markup() ? add_text(ctx, a, escape_text(ctx, b)) : add_text(ctx, escape_text(ctx, a), b);
+  ctx.new_string(a.size() + b.size());
+  Str sum = a;
+  sum.append(b);
+  return Value(std::move(sum));
+}
+
 Value repeat_text(Context& ctx, const Str& s, int64_t count) {
   count = s.empty() ? 0 : std::max<int64_t>(count, 0);
   size_t size;
@@ -296,7 +328,7 @@ Value repeat_text(Context& ctx, const Str& s, int64_t count) {
   ctx.step(count);
   Str out;
   for (int64_t i = 0; i < count; ++i) out.append(s);
-  return Value(std::move(out));
+  return Value(std::move(out).marked(s.is_markup()));
 }
 
 Value pad_text(Context& ctx, const Str& s, int64_t left, int64_t right, const Str& fill) {

@@ -12,7 +12,7 @@ namespace moectl::jinja {
 
 // Null when there is no such function.
 Native find_filter(std::string_view name);
-Native find_string_method(std::string_view name);
+Native find_string_method(std::string_view name, bool on_markup);
 Native find_sequence_filter(std::string_view name);  // the part of find_filter's table that walks sequences
 Native find_test(std::string_view name);
 Native find_global(std::string_view name);
@@ -35,6 +35,8 @@ const Str& string_argument(const Value& v, std::string_view what);
 // Shared by filters and methods.
 Value replace_text(Context& ctx, const Str& s, const Str& from, const Str& to, int64_t count);
 Value join_text(Context& ctx, const std::vector<Value>& items, const Str& separator, bool convert);
+Value add_text(Context& ctx, const Str& a, const Str& b);
+Str escape_text(Context& ctx, const Str& s);
 Value repeat_text(Context& ctx, const Str& s, int64_t count);
 Value pad_text(Context& ctx, const Str& s, int64_t left, int64_t right, const Str& fill);
 std::vector<Str> split_lines(Context& ctx, const Str& s, bool keep_ends = false);

@@ -13,6 +13,7 @@ Value dict_get(Context& ctx, const Value& self, Args& args) {
   if (!args.named.empty()) fail("get takes no named arguments");
   Bound a = bind(args, "get", {"key", "default"});
   if (!a[0]) fail("get needs a key");
+  check_hashable(*a[0]);
   if (const Value* item = find(ctx, self.dict(), *a[0])) return *item;
   return a[1] ? *a[1] : Value(None{});
 }
@@ -74,7 +75,7 @@ const Methods& methods_of(const Value& object) {
 Value find_method(const Value& object, std::string_view name) {
   Native native = nullptr;
   if (object.is_string()) {
-    native = find_string_method(name);
+    native = find_string_method(name, object.str().is_markup());
   } else if (const Methods& methods = methods_of(object); methods.count(name)) {
     native = methods.at(name);
   }

@@ -71,9 +71,17 @@ Value real_arithmetic(std::string_view op, double a, double b) {
   if (b == 0) fail("division by zero");
   if (op == "/") return Value(a / b);
   double mod = std::fmod(a, b);
-  if (mod != 0 && (mod < 0) != (b < 0)) mod += b;
+  double quotient = (a - mod) / b;
+  if (mod == 0) {
+    mod = std::copysign(0.0, b);
+  } else if ((mod < 0) != (b < 0)) {
+    mod += b;
+    quotient -= 1;
+  }
   if (op == "%") return Value(mod);
-  return Value(std::floor((a - mod) / b + 0.5));
+  if (quotient == 0) return Value(std::copysign(0.0, a / b));
+  double whole = std::floor(quotient);
+  return Value(quotient - whole > 0.5 ? whole + 1 : whole);
 }
 
 Value repeat_list(Context& ctx, const List& list, int64_t count) {
@@ -105,12 +113,7 @@ Value add_lists(Context& ctx, const List& a, const List& b) {
 Value arithmetic(Context& ctx, std::string_view op, const Value& a, const Value& b) {
   if (a.is_integer() && b.is_integer()) return integer_arithmetic(op, a.integer(), b.integer());
   if (a.is_number() && b.is_number()) return real_arithmetic(op, a.real(), b.real());
-  if (op == "+" && a.is_string() && b.is_string()) {
-    ctx.new_string(a.text().size() + b.text().size());
-    Str sum = a.str();
-    sum.append(b.str());
-    return Value(std::move(sum));
-  }
+  if (op == "+" && a.is_string() && b.is_string()) return add_text(ctx, a.str(), b.str());
   if (op == "+" && is_plain(a) && is_plain(b) && a.list().kind == b.list().kind)
     return add_lists(ctx, a.list(), b.list());
   if (op == "*") {
@@ -174,11 +177,13 @@ Value slice_text(Context& ctx, const Str& s, const Value& start, const Value& st
   at.push_back(static_cast<uint32_t>(text.size()));
   Range r = resolve(start, stop, step, static_cast<int64_t>(at.size()) - 1);
   auto offset = [&](int64_t i) { return static_cast<size_t>(at[static_cast<size_t>(i)]); };
-  if (r.count == 0) return Value(Str());
-  if (r.step == 1) return Value(s.slice(offset(r.start), offset(r.start + r.count)));
   Str out;
-  for (int64_t i = r.start, n = 0; n < r.count; ++n, i += r.step) out.append(s, offset(i), offset(i + 1));
-  return Value(std::move(out));
+  if (r.step == 1 && r.count > 0) {
+    out = s.slice(offset(r.start), offset(r.start + r.count));
+  } else {
+    for (int64_t i = r.start, n = 0; n < r.count; ++n, i += r.step) out.append(s, offset(i), offset(i + 1));
+  }
+  return Value(std::move(out).marked(s.is_markup()));
 }
 
 }  // namespace
@@ -187,7 +192,7 @@ Value slice(Context& ctx, const Value& v, const Value& start, const Value& stop,
   refuse_undefined(v);
   if (v.is_string()) return slice_text(ctx, v.str(), start, stop, step);
   if (!v.is_list() || v.list().kind == Sequence::kView || v.list().kind == Sequence::kIterator)
-    return Value::undefined(fmt::format("a {} cannot be sliced", type_name(v)));
+    fail(fmt::format("'{}' cannot be sliced", type_name(v)));
   const auto& items = v.list().items;
   Range r = resolve(start, stop, step, static_cast<int64_t>(items.size()));
   ctx.step(r.count);

@@ -39,6 +39,12 @@ std::string Parser::expect_name(std::string_view what) {
   return name;
 }
 
+std::string Parser::expect_dotted_name(std::string_view what) {
+  std::string name = expect_name(what);
+  while (skip_op(".")) name += '.' + expect_name(what);
+  return name;
+}
+
 void Parser::unexpected(std::string_view expected) const {
   const Token& token = current();
   std::string found;
@@ -202,7 +208,7 @@ Target Parser::parse_target(bool with_attributes) {
   if (!is_op(",")) return first;
   Target target;
   target.parts.push_back(std::move(first));
-  while (skip_op(",") && !is_name("in") && (current().kind == Kind::kName || is_op("(")))
+  while (skip_op(",") && !is_op(")") && current().kind != Kind::kBlockEnd)
     target.parts.push_back(parse_target_part(with_attributes));
   return target;
 }
@@ -306,7 +312,7 @@ Stmt Parser::parse_with(int line) {
 Stmt Parser::parse_filter_block(int line) {
   Stmt out{Tag::kFilter, line};
   // The first filter has no bar before it: parse it as if it had.
-  ExprPtr filter = make(Expr::Op::kFilter, current().line, expect_name("a filter name"));
+  ExprPtr filter = make(Expr::Op::kFilter, current().line, expect_dotted_name("a filter name"));
   filter->native = find_filter(filter->text);
   if (!filter->native) bad_template(line, fmt::format("there is no filter named '{}'", filter->text));
   filter->args.push_back(nullptr);

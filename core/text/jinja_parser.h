@@ -62,6 +62,7 @@ class Parser {
   void expect_op(std::string_view op);
   void expect(Kind kind, std::string_view what);
   std::string expect_name(std::string_view what);
+  std::string expect_dotted_name(std::string_view what);  // of a filter or test
   [[noreturn]] void unexpected(std::string_view expected) const;
   void advance() {
     if (pos_ + 1 < tokens_.size()) ++pos_;

@@ -198,8 +198,8 @@ std::vector<Value> sorted(Context& ctx, std::vector<Keyed> items, bool reverse) 
 Value filter_sort(Context& ctx, const Value& self, Args& args) {
   Bound a = bind(args, "sort", {"reverse", "case_sensitive", "attribute"});
   std::vector<Keyed> items;
-  for (const Value& item : iterate(ctx, self)->items)
-    items.push_back({sort_key(ctx, item, a[2], a[1] && truthy(*a[1])), item});
+  ListPtr source = iterate(ctx, self);
+  for (const Value& item : source->items) items.push_back({sort_key(ctx, item, a[2], a[1] && truthy(*a[1])), item});
   return make_list(ctx, sorted(ctx, std::move(items), a[0] && truthy(*a[0])));
 }
 
@@ -218,8 +218,10 @@ Value filter_dictsort(Context& ctx, const Value& self, Args& args) {
 Value filter_unique(Context& ctx, const Value& self, Args& args) {
   Bound a = bind(args, "unique", {"case_sensitive", "attribute"});
   std::vector<Value> seen, out;
-  for (const Value& item : iterate(ctx, self)->items) {
+  ListPtr source = iterate(ctx, self);
+  for (const Value& item : source->items) {
     Value key = key_of(ctx, item, a[1], a[0] && truthy(*a[0]));
+    check_hashable(key);
     if (std::any_of(seen.begin(), seen.end(), [&](const Value& v) { return equals(ctx, v, key); })) continue;
     seen.push_back(std::move(key));
     out.push_back(item);
@@ -233,7 +235,8 @@ Value filter_groupby(Context& ctx, const Value& self, Args& args) {
   if (!a[0]) fail("groupby needs an attribute");
   bool case_sensitive = a[2] && truthy(*a[2]);
   std::vector<Keyed> items;
-  for (const Value& item : iterate(ctx, self)->items)
+  ListPtr source = iterate(ctx, self);
+  for (const Value& item : source->items)
     items.push_back({fold_case(ctx, get_path(ctx, item, *a[0], a[1]), case_sensitive), item});
   std::vector<Value> ordered = sorted(ctx, std::move(items), false);
   std::vector<Value> groups, members;
@@ -262,7 +265,8 @@ Value filter_batch(Context& ctx, const Value& self, Args& args) {
   if (!a[0]) fail("batch needs a number of items");
   int64_t size = integer_argument(*a[0], "batch: linecount");
   std::vector<Value> out, row;
-  for (const Value& item : iterate(ctx, self)->items) {
+  ListPtr source = iterate(ctx, self);
+  for (const Value& item : source->items) {
     if (static_cast<int64_t>(row.size()) == size) out.push_back(make_list(ctx, std::exchange(row, {})));
     row.push_back(item);
   }
@@ -323,7 +327,8 @@ Value filter_sum(Context& ctx, const Value& self, Args& args) {
   Bound a = bind(args, "sum", {"attribute", "start"});
   Value sum = a[1] ? *a[1] : Value(int64_t{0});
   if (sum.is_string()) fail("sum cannot add strings; use join");
-  for (const Value& item : iterate(ctx, self)->items)
+  ListPtr source = iterate(ctx, self);
+  for (const Value& item : source->items)
     sum = arithmetic(ctx, "+", sum, a[0] && !a[0]->is_none() ? get_path(ctx, item, *a[0]) : item);
   return sum;
 }

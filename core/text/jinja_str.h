@@ -31,9 +31,18 @@ class Str {
   void append(const Str& other, size_t begin, size_t end);
   Str slice(size_t begin, size_t end) const;
 
+  // What the filters `safe` and `escape` return is markup: text that is added to it gets escaped. Text that is made of
+  // markup is plain again unless marked.
+  bool is_markup() const { return is_markup_; }
+  Str marked(bool is_markup = true) && {
+    is_markup_ = is_markup;
+    return std::move(*this);
+  }
+
  private:
   std::string text_;
   std::vector<Run> runs_;
+  bool is_markup_ = false;
 };
 
 // Byte length of the character at `pos`; 1 for a byte that is not valid UTF-8, so every loop advances.

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <unordered_map>
+#include <unordered_set>
 
 #include "core/text/jinja_functions.h"
 
@@ -135,7 +136,7 @@ Value str_strip(Context& ctx, const Value& self, Args& args) {
   Bound a = bind(args, "strip", {"chars"});
   const std::string* chars = a[0] && !a[0]->is_none() ? &string_argument(*a[0], "strip: chars").text() : nullptr;
   ctx.bytes(self.str().size() * (1 + (chars ? chars->size() : 0)));
-  return Value(strip(self.str(), chars, kLeft, kRight));
+  return Value(strip(self.str(), chars, kLeft, kRight).marked(self.str().is_markup()));
 }
 
 template <Str (*Map)(const Str&)>
@@ -144,7 +145,7 @@ Value str_case(Context& ctx, const Value& self, Args& args) {
   ctx.bytes(self.str().size() * 8);
   Str out = Map(self.str());
   ctx.check_size(out.size());
-  return Value(std::move(out));
+  return Value(std::move(out).marked(self.str().is_markup()));
 }
 
 template <int kSide>  // -1: text at the left, 0: centred, 1: at the right
@@ -306,9 +307,13 @@ Value not_supported(Context&, const Value&, Args&) {
   fail("this string method is not supported in chat templates");
 }
 
+Value not_supported_on_markup(Context&, const Value&, Args&) {
+  fail("this string method is not supported on text that safe or escape returned");
+}
+
 }  // namespace
 
-Native find_string_method(std::string_view name) {
+Native find_string_method(std::string_view name, bool on_markup) {
   static const std::unordered_map<std::string_view, Native> kMethods = {
       {"split", str_split},
       {"rsplit", str_rsplit},
@@ -358,8 +363,13 @@ Native find_string_method(std::string_view name) {
       {"maketrans", not_supported},
       {"translate", not_supported},
   };
+  // Python's Markup escapes the arguments of these, or returns Markup in containers: too rare to be worth it.
+  static const std::unordered_set<std::string_view> kNotOnMarkup = {
+      "split", "rsplit", "splitlines", "partition", "rpartition",   "join",         "replace",
+      "ljust", "center", "rjust",      "zfill",     "removeprefix", "removesuffix", "format"};
   auto found = kMethods.find(name);
-  return found == kMethods.end() ? nullptr : found->second;
+  if (found == kMethods.end()) return nullptr;
+  return on_markup && kNotOnMarkup.count(name) ? not_supported_on_markup : found->second;
 }
 
 }  // namespace moectl::jinja

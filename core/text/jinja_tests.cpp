@@ -18,11 +18,6 @@ Value plain(Context&, const Value& self, Args& args) {
   return Value(Holds(self));
 }
 
-int64_t test_integer(const Value& v) {
-  if (v.is_undefined() && v.undefined_reason()) fail(*v.undefined_reason());
-  return integer_argument(v, "the tested value");
-}
-
 bool is_defined(const Value& v) {
   return !v.is_undefined();
 }
@@ -63,12 +58,6 @@ bool is_true(const Value& v) {
 bool is_false(const Value& v) {
   return v.is(Type::kBool) && !v.boolean();
 }
-bool is_even(const Value& v) {
-  return test_integer(v) % 2 == 0;
-}
-bool is_odd(const Value& v) {
-  return test_integer(v) % 2 != 0;
-}
 bool is_escaped(const Value&) {
   return false;  // autoescape is off: no text is marked as markup
 }
@@ -101,6 +90,11 @@ const Value& other_of(const Args& args, std::string_view name) {
   Bound a = bind(args, name, {"other"});
   if (!a[0]) fail(fmt::format("the test '{}' needs a value to compare with", name));
   return *a[0];
+}
+template <int64_t kRemainder>
+Value test_parity(Context& ctx, const Value& self, Args& args) {
+  bind(args, "even or odd", {});
+  return Value(equals(ctx, arithmetic(ctx, "%", self, Value(int64_t{2})), Value(kRemainder)));
 }
 Value test_eq(Context& ctx, const Value& self, Args& args) {
   return Value(holds(ctx, "==", self, other_of(args, "==")));
@@ -155,8 +149,8 @@ Native find_test(std::string_view name) {
       {"boolean", plain<is_boolean>},
       {"true", plain<is_true>},
       {"false", plain<is_false>},
-      {"even", plain<is_even>},
-      {"odd", plain<is_odd>},
+      {"even", test_parity<0>},
+      {"odd", test_parity<1>},
       {"callable", plain<is_callable>},
       {"escaped", plain<is_escaped>},
       {"lower", test_lower},

@@ -77,6 +77,13 @@ static void check_depth(int depth, int max_depth) {
   if (depth > max_depth) fail(fmt::format("a value nests deeper than {} levels", max_depth));
 }
 
+void check_hashable(const Value& key) {
+  if (key.is_dict() || (key.is_list() && key.list().kind == Sequence::kList))
+    fail(fmt::format("unhashable type: '{}'", type_name(key)));
+  if (key.is_list() && key.list().kind == Sequence::kTuple)
+    for (const Value& item : key.list().items) check_hashable(item);
+}
+
 Value make_string(Context& ctx, std::string text, bool trusted) {
   ctx.new_string(text.size());
   return Value(Str(std::move(text), trusted));
@@ -94,8 +101,7 @@ Value make_dict(Context& ctx, std::vector<std::pair<Value, Value>> entries) {
   ctx.step(1 + static_cast<int64_t>(entries.size()));
   int depth = 0;
   for (const auto& [key, value] : entries) {
-    if (key.is_dict() || (key.is_list() && key.list().kind == Sequence::kList))
-      fail(fmt::format("unhashable type: '{}'", type_name(key)));
+    check_hashable(key);
     depth = std::max({depth, depth_of(key), depth_of(value)});
   }
   check_depth(depth + 1, ctx.max_depth);
@@ -253,6 +259,7 @@ bool contains(Context& ctx, const Value& container, const Value& item) {
       ctx.bytes(container.text().size());
       return find_bytes(container.text(), item.text()) != std::string::npos;
     case Type::kDict:
+      check_hashable(item);
       return find(ctx, container.dict(), item) != nullptr;
     case Type::kUndefined:
       return false;
@@ -349,6 +356,7 @@ namespace {
 void append_string_repr(Context& ctx, const Str& s, Str& out) {
   const std::string& text = s.text();
   ctx.bytes(text.size());
+  if (s.is_markup()) out.append("Markup(", false);
   char quote = text.find('\'') != std::string::npos && text.find('"') == std::string::npos ? '"' : '\'';
   out.append(std::string_view(&quote, 1), false);
   for (size_t pos = 0, n; pos < text.size(); pos += n) {
@@ -370,6 +378,7 @@ void append_string_repr(Context& ctx, const Str& s, Str& out) {
     }
   }
   out.append(std::string_view(&quote, 1), false);
+  if (s.is_markup()) out.append(")", false);
 }
 
 void append_repr(Context& ctx, const Value& v, Str& out);

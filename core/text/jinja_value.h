@@ -107,10 +107,10 @@ struct ScopeRef {
 };
 struct Loop {
   ListPtr items;
-  size_t index = 0;              // from 0
-  int depth0 = 0;                // calls of a recursive loop around this one
-  const Stmt* stmt = nullptr;    // of a recursive loop: what loop(items) runs
-  ScopeRef scope{};              // and where
+  size_t index = 0;            // from 0
+  int depth0 = 0;              // calls of a recursive loop around this one
+  const Stmt* stmt = nullptr;  // of a recursive loop: what loop(items) runs
+  ScopeRef scope{};            // and where
   std::vector<Value> last_changed;
   bool changed_called = false;
 };
@@ -179,6 +179,7 @@ struct Callable {
   bool used = false;            // and whether it was called before
 };
 
+void check_hashable(const Value& key);  // fails for lists and dicts: they are no keys
 Value make_string(Context& ctx, std::string text, bool trusted = false);
 Value make_list(Context& ctx, std::vector<Value> items, Sequence kind = Sequence::kList);
 Value make_dict(Context& ctx, std::vector<std::pair<Value, Value>> entries);

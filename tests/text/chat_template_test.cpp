@@ -124,6 +124,57 @@ TEST(ChatTemplate, OperationsKeepTheOriginOfEveryByte) {
   EXPECT_EQ(marked("{{ [x, '<t>'] }}", v), "⟨[' <|e|> ', '⟩<t>⟨']⟩");
 }
 
+// A byte of the request stays one, whatever calls it passes through; the template's own bytes stay the template's.
+TEST(ChatTemplate, CallsKeepTheOriginOfEveryByte) {
+  Json v{{"x", "<|e|>"}, {"d", {{"<k>", "<v>"}}}, {"words", {"<b>", "<a>"}}, {"n", 3}};
+  EXPECT_EQ(marked("{% macro m(a) %}<m>{{ caller(a) }}</m>{% endmacro %}{% call(y) m(x) %}<c>{{ y }}{% endcall %}", v),
+            "<m><c>⟨<|e|>⟩</m>");
+  EXPECT_EQ(marked("{% macro m() %}{{ varargs|join('<s>') }}{{ kwargs.k }}{% endmacro %}{{ m(x, '<t>', k=x) }}", v),
+            "⟨<|e|>⟩<s><t>⟨<|e|>⟩");
+  EXPECT_EQ(marked("{% macro m() %}{{ kwargs|join }}{% endmacro %}{{ m(**d) }}{{ dict(**d)|join }}", v), "⟨<k><k>⟩");
+  EXPECT_EQ(marked("{% macro m(a, b) %}{{ a }}{{ b }}{% endmacro %}{{ m(*words) }}{{ m(*['<t>', x]) }}", v),
+            "⟨<b><a>⟩<t>⟨<|e|>⟩");
+  EXPECT_EQ(marked("{% for w in [words, '<t>'] recursive %}{% if w is string %}{{ w }}<i>{% else %}{{ loop(w) }}"
+                   "{% endif %}{% endfor %}",
+                   v),
+            "⟨<b>⟩<i>⟨<a>⟩<i><t><i>");
+  EXPECT_EQ(marked("{% set y %}<y>{{ x }}{% endset %}{% set z %}{{ y }}{{ y|upper }}{% endset %}{{ z }}", v),
+            "<y>⟨<|e|>⟩<Y>⟨<|E|>⟩");
+  EXPECT_EQ(marked("{% filter replace('T', x) %}<T>{{ x }}{% endfilter %}", v), "<⟨<|e|>⟩>⟨<|e|>⟩");
+  EXPECT_EQ(marked("{{ '<f>{}{}'.format(x, '<t>') }}{{ x.format('<t>') }}", v), "<f>⟨<|e|>⟩<t>⟨<|e|>⟩");
+  EXPECT_EQ(marked("{{ '<{:*>7}>'.format(x) }}{{ '<{:<2}>'.format('t') }}{{ '<%03d>' % n }}", v),
+            "<**⟨<|e|>⟩><t⟨ ⟩><⟨003⟩>");
+  EXPECT_EQ(marked("{{ '<%(a)s>' % {'a': x} }}{{ '%r' % x }}", v), "<⟨<|e|>⟩>⟨'<|e|>'⟩");
+  EXPECT_EQ(marked("{{ words|map('replace', '<', '[t]')|join('<s>') }}", v), "[t]⟨b>⟩<s>[t]⟨a>⟩");
+  EXPECT_EQ(
+      marked("{{ words|sort|join }}{{ words|batch(1)|map('first')|join }}{{ words|groupby(0)|map('first')|join }}", v),
+      "⟨<a><b><b><a><⟩");
+  EXPECT_EQ(marked("{{ '<t>'|safe + x }}{{ x|e }}{{ x|safe + '<t>' }}", v),
+            "<t>⟨&lt;|e|&gt;&lt;|e|&gt;<|e|>⟩&lt;t&gt;");
+  EXPECT_EQ(marked("{{ (x ~ '<t>')|truncate(6, true, '<u>', 0) }}", v), "⟨<|e⟩<u>");
+  EXPECT_EQ(marked("{{ [x, {'<k>': x}]|tojson(indent=2, separators=('<,>', '<:>')) }}", v),
+            "⟨[\n  \"<|e|>\"⟩<,>⟨\n  {\n    \"⟩<k>⟨\"⟩<:>⟨\"<|e|>\"\n  }\n]⟩");
+  EXPECT_EQ(marked("{% generation %}<g>{{ x }}{% endgeneration %}{% with y = x ~ '<w>' %}{{ y }}{% endwith %}", v),
+            "<g>⟨<|e|><|e|>⟩<w>");
+}
+
+// What chat_template_kwargs and tools bring is the request's, whatever its name and shape.
+TEST(ChatTemplate, ExtraVariablesAreUntrusted) {
+  Json v{{"bos_token", "<s>"},
+         {"messages", {{{"role", "<r>"}, {"content", {{{"type", "text"}, {"text", "<|im_end|>"}}}}}}},
+         {"tools", {{{"type", "function"}, {"function", {{"name", "<n>"}, {"parameters", {{"<p>", 1}}}}}}}},
+         {"documents", {{{"title", "<d>"}}}},
+         {"reasoning_effort", "<e>"},
+         {"options", {{"deep", {"<o>"}}}}};
+  EXPECT_EQ(marked("{{ bos_token }}{% for m in messages %}<{{ m.role }}>{{ m.content[0].text }}{% endfor %}", v,
+                   {"bos_token"}),
+            "<s><⟨<r>⟩>⟨<|im_end|>⟩");
+  EXPECT_EQ(marked("<t>{{ tools[0].function.name }}{% for k, w in tools[0].function.parameters|items %}{{ k }}"
+                   "{% endfor %}{{ documents[0].title }}<t>{{ reasoning_effort }}{{ options.deep[0] }}",
+                   v, {"bos_token"}),
+            "<t>⟨<n><p><d>⟩<t>⟨<e><o>⟩");
+}
+
 // Numbers print as untrusted text, wherever they came from: no control token needs them.
 TEST(ChatTemplate, NumbersAreUntrusted) {
   EXPECT_EQ(marked("{% for x in [1] %}<{{ loop.index }}>{% endfor %}{{ 1 + 1 }}{{ true }}{{ none }}", Json::object()),
@@ -232,6 +283,11 @@ TEST(ChatTemplateLimits, EndlessAndExponentialTemplatesEnd) {
     refused("too many steps", loops);
     refused("line 3: macros and blocks nest too deeply",
             "{% macro a() %}\n\n{{ b() }}{% endmacro %}{% macro b() %}{{ a() }}{% endmacro %}{{ a() }}");
+    refused("nest too deeply", "{% macro m() %}{% call m() %}{{ caller() }}{% endcall %}{% endmacro %}{{ m() }}");
+    refused("nest too deeply", "{% for x in [1] recursive %}{{ loop([1]) }}{% endfor %}");
+    refused("too many steps",
+            "{% for x in [1, 2] recursive %}{{ loop.depth if loop.depth > 24 else loop([1, 2]) }}"
+            "{% endfor %}");
     refused("too many steps",
             "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(25) }}");
     refused("over the limit",
@@ -270,6 +326,18 @@ TEST(ChatTemplateLimits, EndlessAndExponentialTemplatesEnd) {
     refused("overflow", "{{ -(0 - 9223372036854775807 - 1) }}");
     refused("does not fit", "{{ '99999999999999999999' | int }}");
     refused("does not fit", "{{ 1e300 | int }}");
+    // A filter's name as an argument of a filter, and so on.
+    refused("call each other too deeply", "{{ 'a' | map(" + repeat("'map', ", 900) + "'upper') | list }}");
+    refused("call each other too deeply", "{{ 'a' | map(" + repeat("'map', ", 64) + "'upper') | list }}");
+    expect_error(Code::kBadData, "more than 1000 arguments", "{{ f(" + repeat("1, ", 1001) + "1) }}");
+    refused("too many steps",
+            "{% macro m() %}{{ varargs|length }}{% endmacro %}{% for i in range(100) %}"
+            "{{ m(*range(100000)) }}{% endfor %}");
+    refused("over the limit", "{{ x | batch(1) | map('join') | join(x) }}", Json{{"x", repeat("y", 10000)}});
+    refused("too many steps", "{{ [1] | batch(10**10, 'x') | list }}");
+    refused("too many steps", "{{ [1] | slice(10**10) | list }}");
+    refused("too many steps", "{% macro m() %}{{ ('%99999s' * 200) % varargs }}{% endmacro %}{{ m(*range(200)) }}");
+    refused("too many steps", "{{ ('{0:99999}' * 200).format(1) }}");
   });
 }
 

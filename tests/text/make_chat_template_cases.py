@@ -5,6 +5,7 @@ the demo model's template and the snippets below. chat_template_test.cpp compare
     python3 tests/text/make_chat_template_cases.py            # writes the file; needs the PyPI package jinja2
     python3 tests/text/make_chat_template_cases.py --check    # recomputes and compares; status 1 when it differs
 """
+import copy
 import json
 import pathlib
 import re
@@ -163,7 +164,7 @@ def attempt(env, source, variables):
     except Exception:  # jinja2 also lets RecursionError and others out
         return {"error": "compile"}
     try:
-        output = template.render(**variables)
+        output = template.render(**copy.deepcopy(variables))  # `list|indent` appends to the list before it fails
         # Objects whose text is an address or a class name: our interpreter refuses to print them.
         return {"error": "render"} if OBJECT_TEXT.search(output) else {"output": output}
     except Exception as error:
