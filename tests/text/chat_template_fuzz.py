@@ -69,8 +69,8 @@ class Grammar:
                              "messages[1].content", "messages[0]['role']", "s[:3]")
         e = lambda kind="str": self.expr(kind, depth)
         options = [
-            lambda: f"({e()} + {e()})", lambda: f"({e()} ~ {e('any')})", lambda: f"({e()} * {self.pick(0, 1, 2, 3)})",
-            lambda: f"{e()}|{self.pick('upper', 'lower', 'capitalize', 'title', 'trim', 'string', 'first', 'last', 'reverse')}",
+            lambda: f"({e()} ~ '')|reverse", lambda: f"({e()} + {e()})", lambda: f"({e()} ~ {e('any')})", lambda: f"({e()} * {self.pick(0, 1, 2, 3)})",
+            lambda: f"{e()}|{self.pick('upper', 'lower', 'capitalize', 'title', 'trim', 'string', 'first', 'last')}",
             lambda: f"(({e()}|{self.pick('safe', 'escape', 'forceescape', 'e|e', 'safe|upper', 'e|trim')} + {e()})[{self.slice()}] ~ {e()})",
             lambda: f"({e()}).{self.pick('upper', 'lower', 'strip', 'lstrip', 'rstrip', 'title', 'capitalize', 'swapcase')}()",
             lambda: f"({e()}).{self.pick('strip', 'lstrip', 'rstrip')}({self.pick('none', self.literal())})",
@@ -89,7 +89,7 @@ class Grammar:
             lambda: f"({self.pick(repr('%s'), repr('<%5s>'), repr('%.3s%%'), repr('%r'))} % ({e()},))", lambda: f"({self.pick(repr('<%5s|%-6s>'), repr('%s%s'))} % ({e()}, {e()}))",
             lambda: f"({repr('%(k)s|%(Z)r')} % {self.pick('d', e('dict'))})", lambda: f"{repr('%s-%s')}|format({e()}, {e('any')})",
             lambda: f"({self.pick(repr('%d'), repr('%05d'), repr('%+d'), repr('%x'), repr('%8.3f'), repr('%e'), repr('%s'), repr('% d'), repr('%-6d'))} % {e('int')})",
-            lambda: f"{self.pick(repr('{}'), repr('{0}{0}'), repr('a{:>8}b'), repr('{:*^9}'), repr('{!r}'), repr('{{{}}}'), repr('{:.2}'))}.format({e()})",
+            lambda: f"{self.pick(repr('{}'), repr('{0}{0}'), repr('a{:>8}b'), repr('{:*^9}'), repr('{!r}'), repr('{{{}}}'), repr('{:.2s}'))}.format({e()})",
             lambda: f"{self.pick(repr('{:d}'), repr('{:,}'), repr('{:06.2f}'), repr('{:+}'), repr('{:#x}'), repr('{:<5}|'), repr('{:.1%}'), repr('{:e}'))}.format({e('int')})",
             lambda: f"{repr('{a}{b[0]}{c.name}')}.format(a={e()}, b={e('list')}, c={e('dict')})", lambda: f"{e()}|truncate({self.pick(5, 9)}{self.pick('', ', true', ', false, ' + repr('~') + ', 0')})",
             lambda: f"{e('list')}|map({self.pick(repr('string'), repr('upper'), repr('tojson'))})|join(', ')",

@@ -15,7 +15,7 @@ import jinja2
 from jinja2.ext import Extension
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-OBJECT_TEXT = re.compile(r" at 0x[0-9a-f]+>|<LoopContext |<Macro |dict_(keys|values|items)\(|^range\(")
+OBJECT_TEXT = re.compile(r" at 0x[0-9a-f]+>|<LoopContext |<Macro |dict_(keys|values|items)\(|^range\(", re.I)
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 CASES = HERE / "chat_template_cases.json"
