@@ -3,6 +3,7 @@
 // over items do; it finds exactly what PCRE2 finds, several times faster. Immutable; any thread.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <string_view>
@@ -34,18 +35,14 @@ class SetMatcher {
 
  private:
   friend class SetPatternParser;
+  class Search;
   SetMatcher() = default;
 
-  uint32_t sets_of(std::string_view text, size_t& pos) const;  // of the character at `pos`; moves behind it
-  bool match(const Item* item, const Item* last, std::string_view text, size_t pos, size_t& end, int64_t& steps) const;
-  bool match_run(const Item* item, const Item* last, std::string_view text, size_t pos, size_t& end,
-                 int64_t& steps) const;
-
   std::vector<Alternative> alternatives_;
-  std::vector<uint32_t> first_sets_;    // by alternative: a match begins with a character of one of them
-  std::vector<uint32_t> ascii_;         // by character: its sets
-  std::vector<uint32_t> ascii_starts_;  // by character: alternatives that may begin with it
-  std::vector<uint16_t> pages_;         // by code point / 256: index of 256 entries of page_sets_
+  std::vector<uint32_t> first_sets_;           // by alternative: a match begins with a character of one of them
+  std::array<uint32_t, 0x80> ascii_{};         // by character: its sets
+  std::array<uint32_t, 0x80> ascii_starts_{};  // by character: alternatives that may begin with it
+  std::vector<uint16_t> pages_;                // by code point / 256: index of 256 entries of page_sets_
   std::vector<uint32_t> page_sets_;
 };
 

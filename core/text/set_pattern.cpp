@@ -279,12 +279,12 @@ class SetPatternParser {
     }
     matcher->alternatives_ = std::move(alternatives_);
     for (size_t c = 0; c < 0x80; ++c) {
-      matcher->ascii_.push_back(matcher->page_sets_[size_t{matcher->pages_[0]} << 8 | c]);
+      matcher->ascii_[c] = matcher->page_sets_[size_t{matcher->pages_[0]} << 8 | c];
       uint32_t starts = 0;
       for (size_t i = 0; i < matcher->first_sets_.size(); ++i) {
         starts |= uint32_t{(matcher->first_sets_[i] & matcher->ascii_[c]) != 0} << i;
       }
-      matcher->ascii_starts_.push_back(starts);
+      matcher->ascii_starts_[c] = starts;
     }
     return matcher;
   }
