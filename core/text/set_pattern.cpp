@@ -17,7 +17,8 @@ namespace moectl {
 namespace {
 
 constexpr char32_t kEnd = 0x110000;
-constexpr size_t kMaxSets = 32, kMaxAlternatives = 32, kMaxItems = 64, kMaxWords = 64;
+// kMaxRanges bounds the time that the table takes; published patterns have up to some 150.
+constexpr size_t kMaxSets = 32, kMaxAlternatives = 32, kMaxItems = 64, kMaxWords = 64, kMaxRanges = 512;
 
 // Script=Han of Unicode 14; newer_unicode.h has the later ones.
 constexpr std::pair<char32_t, char32_t> kHan[] = {
@@ -77,7 +78,11 @@ class SetPatternParser {
       }
       alternatives_.push_back(std::move(items));
     } while (skip("|"));
-    if (!at_end() || alternatives_.size() > kMaxAlternatives || sets_.size() > kMaxSets) return nullptr;
+    size_t num_ranges = 0;
+    for (const auto& [key, entry] : sets_) num_ranges += entry.first.ranges.size();
+    if (!at_end() || alternatives_.size() > kMaxAlternatives || sets_.size() > kMaxSets || num_ranges > kMaxRanges) {
+      return nullptr;
+    }
     return build();
   }
 

@@ -244,6 +244,7 @@ void Reader::read_added_tokens(const json& added) {
   for (size_t i = 0; i < added.size(); ++i) {
     const std::string path = fmt::format("added_tokens[{}]", i);
     const json& entry = fields_.expect_object(added[i], path);
+    fields_.expect_keys(entry, {"id", "content", "special", "normalized", "lstrip", "rstrip", "single_word"}, path);
     AddedToken token;
     token.id = fields_.id(fields_.member(entry, "id", path), kMaxTokens, path + ".id");
     token.content = fields_.string_member(entry, "content", path);

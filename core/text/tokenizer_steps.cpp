@@ -84,10 +84,12 @@ class PreTokenizerReader {
     if (type == "Split") {
       add_split(step, path);
     } else if (type == "Digits") {
+      fields_.expect_keys(step, {"type", "individual_digits"}, path);
       const bool individual = fields_.bool_member(step, "individual_digits", path);
       add_regex("\\p{N}", individual ? SplitBehavior::kIsolated : SplitBehavior::kContiguous, false, path);
     } else if (type == "ByteLevel") {
       if (out_.steps.metaspace) fields_.fail(path, "stands after Metaspace; a tokenizer is one or the other");
+      fields_.expect_keys(step, {"type", "add_prefix_space", "trim_offsets", "use_regex"}, path);
       out_.byte_level = true;
       out_.steps.add_prefix_space = fields_.bool_member(step, "add_prefix_space", path);
       if (fields_.bool_or(step, "use_regex", true, path)) {

@@ -112,6 +112,9 @@ TEST(SetMatcher, TakesPublishedPatternsAndLeavesOthers) {
   std::string many;
   for (char c = 'a'; c <= 'z'; ++c) many += std::string("[") + c + "0]" + c + "|";
   EXPECT_EQ(compiled(many + "x"), nullptr);  // more sets than bits
+  std::string ranges = "[";
+  for (int i = 0; i < 600; ++i) ranges += fmt::format("\\x{{{:x}}}", 0x4e00 + 2 * i);
+  EXPECT_EQ(compiled(ranges + "]+"), nullptr);
 }
 
 TEST(SetMatcher, GivesUpWhereGoingBackTakesTooLong) {

@@ -291,6 +291,9 @@ class RankFile:
         for b in range(256):
             printable = 0x21 <= b <= 0x7e or 0xa1 <= b <= 0xac or b >= 0xae
             alphabet[chr(b) if printable else chr(0x100 + sum(1 for c in alphabet if ord(c) >= 0x100))] = b
+        if nfc:
+            doc["normalizer"] = {"type": "NFC"}
+        self.doc = doc  # the same vocabulary and pattern as a tokenizer.json
         by_id = sorted(doc["model"]["vocab"].items(), key=lambda entry: entry[1])
         self.ranks = {bytes(alphabet[c] for c in token): rank for token, rank in by_id}
         first = len(self.ranks)

@@ -187,6 +187,7 @@ TEST_F(SentencePieceTest, LongTextsAreNotQuadratic) {
 TEST_F(SentencePieceTest, WhatIsNotUnderstoodIsRefusedByName) {
   expect_refused("/model/byte_level", true, "byte_level");
   expect_refused("/something", 1, "something");
+  expect_refused("/added_tokens/0/bytes", 1, "bytes");
   expect_refused("/model/unk_token", "<none>", "model.unk_token");
   expect_refused("/model/end_of_word_suffix", "</w>", "end_of_word_suffix");
   expect_refused("/normalizer", {{"type", "Prepend"}}, "normalizer");
