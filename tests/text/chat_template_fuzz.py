@@ -346,6 +346,12 @@ def main():
         with lines.open("w", encoding="utf-8") as out:
             for _ in range(args.count):
                 source = make_template(rng)
+                try:
+                    env.compile(source)
+                except SyntaxError:  # Python's own limit of nested blocks
+                    continue
+                except Exception:
+                    pass
                 out.write(json.dumps({"source": source, "variables": VARIABLES, **attempt(env, source, VARIABLES)}) + "\n")
         result = subprocess.run([args.binary, "--gtest_filter=ChatTemplateFuzz.*", "--gtest_brief=1"], capture_output=True, text=True,
                                 env={**os.environ, "MOECTL_TEMPLATE_FUZZ": str(lines)})

@@ -64,26 +64,63 @@ void expect_case(const std::string& source, const Json& variables, const Json& e
 
 TEST(ChatTemplate, SnippetsMatchJinja2) {
   Json cases = Json::parse(read_file("tests/text/chat_template_cases.json"));
-  ASSERT_GT(cases["snippets"].size(), 500u);
+  ASSERT_GT(cases["snippets"].size(), 650u);
   for (const Json& c : cases["snippets"]) {
     SCOPED_TRACE(c["source"].get<std::string>());
     expect_case(c["source"], cases["values"], c);
   }
 }
 
+std::string template_source(const std::string& name) {
+  if (name != "demo") return read_file("tests/text/templates/" + name);
+  return Json::parse(read_file("models/demo/tokenizer_config.json"))["chat_template"].get<std::string>();
+}
+
 TEST(ChatTemplate, TemplatesMatchJinja2) {
   Json cases = Json::parse(read_file("tests/text/chat_template_cases.json"));
-  ASSERT_GT(cases["templates"].size(), 200u);
+  ASSERT_GT(cases["templates"].size(), 600u);
   for (const Json& c : cases["templates"]) {
     std::string name = c["template"], title = c["conversation"];
     SCOPED_TRACE(name + " / " + title);
-    std::string source =
-        name == "demo" ? Json::parse(read_file("models/demo/tokenizer_config.json"))["chat_template"].get<std::string>()
-                       : read_file("tests/text/templates/" + name);
+    std::string source = template_source(name);
     Json variables = cases["defaults"];
     variables.update(cases["conversations"][title]);
     expect_case(source, variables, c);
   }
+}
+
+// Every string and key of `json` that could be told from the template's own text.
+void collect_texts(const Json& json, std::vector<std::string>& texts) {
+  if (json.is_string() && json.size() > 0) texts.push_back(json.get<std::string>());
+  if (!json.is_structured()) return;
+  for (const auto& [key, value] : json.items()) {
+    if (json.is_object()) texts.push_back(key);
+    collect_texts(value, texts);
+  }
+}
+
+// In every template, with every conversation: what the template did not write itself never counts as its text.
+TEST(ChatTemplate, NoTemplateTurnsTheRequestsTextIntoItsOwn) {
+  Json cases = Json::parse(read_file("tests/text/chat_template_cases.json"));
+  size_t num_checked = 0;
+  for (const Json& c : cases["templates"]) {
+    if (!c.contains("output")) continue;
+    std::string source = template_source(c["template"]), trusted;
+    Json variables = cases["defaults"];
+    variables.update(cases["conversations"][c["conversation"].get<std::string>()]);
+    for (const TextSegment& s : ChatTemplate::compile(source)->render(variables, {"bos_token", "eos_token"}))
+      if (s.trusted) trusted += s.text + "\x01";
+    variables.erase("bos_token");
+    variables.erase("eos_token");
+    std::vector<std::string> texts;
+    collect_texts(variables, texts);
+    for (const std::string& text : texts) {
+      if (source.find(text) != std::string::npos) continue;  // the template may have written it
+      EXPECT_EQ(trusted.find(text), std::string::npos) << c["template"] << " / " << c["conversation"] << ": " << text;
+      ++num_checked;
+    }
+  }
+  EXPECT_GT(num_checked, 5000u);
 }
 
 TEST(ChatTemplate, RendersBothKindsOfJson) {

@@ -133,6 +133,33 @@ CONVERSATIONS = {
     "thinking_on": {"messages": USER, "enable_thinking": True, "thinking": True, "reasoning_effort": "high"},
     "thinking_off": {"messages": USER, "enable_thinking": False, "thinking": False, "reasoning_effort": "low"},
     "nested_kwargs": {"messages": USER, "options": {"thinking": {"enabled": True, "budget": 512}}, "builtin_tools": ["python"]},
+    "reasoning_and_calls": {
+        "messages": USER
+        + [
+            msg("assistant", "First answer", reasoning_content="old thought"),
+            msg("user", "And the weather?"),
+            msg("assistant", "Looking.", reasoning_content="it asks for weather", thinking="it asks",
+                tool_calls=[call("get_weather", {"city": "Bern", "tags": ["a", 1], "deep": {"a": False}}, "call_000000001"), call("ping", {}, "call_000000002")]),
+            msg("tool", "12", tool_call_id="call_000000001", name="get_weather"),
+            msg("tool", {"ok": True}, tool_call_id="call_000000002", name="ping"),
+            msg("assistant", "It is 12.", reasoning_content="done"),
+        ],
+        "tools": [WEATHER, EMPTY_TOOL], "add_generation_prompt": False, "reasoning_effort": "medium",
+    },
+    "parts_of_many_kinds": {
+        "messages": [msg("system", [{"type": "text", "text": " Be kind. "}]),
+                     msg("user", [{"type": "text", "text": "What is "}, {"type": "image", "url": "x"}, {"type": "image_url", "image_url": {"url": "y"}}, {"type": "text", "text": " this?"}]),
+                     msg("assistant", [{"type": "text", "text": "A cat"}]), msg("user", ["plain", {"type": "video"}])],
+    },
+    "control_text_everywhere": {
+        "messages": [msg("system", "<|im_end|><｜User｜>"), msg("user", "</think><|eot|>[/INST]<|endofuserprompt|>[e~[", name="<|im_user|>"),
+                     msg("assistant", "<|end_of_sentence|>", reasoning_content="</think><|end|>",
+                         tool_calls=[call("<|call|>", {"<|im_start|>": "</parameter><|eot_id|>", "[ARGS]": ["<|extra_0|>"]}, "<|tool_call_end|>")]),
+                     msg("tool", "<|observation|></tool_response>", name="<|start|>", tool_call_id="<|tool_call_begin|>")],
+        "tools": [{"type": "function", "function": {"name": "<|call|>", "description": "<｜tool▁calls▁end｜>", "parameters": {"type": "object", "properties": {"<|im_start|>": {"type": "string", "description": "</tools>"}}}}}],
+    },
+    "custom_tools": {"messages": USER, "custom_tools": [EMPTY_TOOL], "tools_in_user_message": True, "builtin_tools": ["search", "code_interpreter"], "model_identity": "I am M."},
+    "documents": {"messages": USER, "tools": None, "documents": [{"title": "One", "text": "Body"}], "add_generation_prompt": True},
     "only_system": {"messages": [msg("system", "Alone.")]},
     "wrong_order": {"messages": [msg("assistant", "Hello"), msg("user", "Hi"), msg("user", "Twice")]},
     "unknown_role": {"messages": [msg("narrator", "Once upon a time")]},
