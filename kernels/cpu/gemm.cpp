@@ -14,14 +14,6 @@ inline F32x16 load_weight(const std::byte* p) {
   if constexpr (D == DType::kI8) return load_i8(reinterpret_cast<const int8_t*>(p));
 }
 
-// The number that each nibble stands for.
-template <DType D>
-inline F32x16 nibble_values() {
-  static constexpr float kSigned[16] = {-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7};
-  static constexpr float kUnsigned[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-  return load(D == DType::kF4E2M1 ? kF4E2M1Values : D == DType::kI4 ? kSigned : kUnsigned);
-}
-
 // Calls use(k, numbers[T]) for k in [begin, end), ascending: the sixteen rows' numbers of T tiles, without their
 // scales. `zeros` are the zero points of these k's (kU4); number minus zero point is a small integer, so exact.
 // `ahead`: bytes from a tile to the one that is wanted after it; hardware prefetch stops at page ends, which a tile
@@ -30,9 +22,8 @@ template <DType D, int T, class Use>
 [[gnu::always_inline]] inline void for_each_k(const std::byte* const (&tiles)[T], const F32x16 (&zeros)[T],
                                               int64_t begin, int64_t end, int64_t ahead, Use&& use) {
   if constexpr (dtype_bits(D) == 4) {
-    const F32x16 table = nibble_values<D>();
     auto numbers = [&](const Nibbles(&words)[T], F32x16(&wk)[T]) {
-      for (int t = 0; t < T; ++t) wk[t] = look_up(table, words[t]);
+      for (int t = 0; t < T; ++t) wk[t] = nibble_numbers<D>(words[t]);
       if constexpr (D == DType::kU4)
         for (int t = 0; t < T; ++t) wk[t] = wk[t] - zeros[t];
     };
@@ -157,6 +148,7 @@ void widen_tile(const PackedMatrix& w, int64_t tile, float* out) {
   template void gemm_block<D, R, T>(const PackedMatrix&, int64_t, const float* const*, F32x16(&)[R][T]);
 #define MOECTL_GEMM_DTYPE(D) \
   MOECTL_GEMM(D, 1, 8)       \
+  MOECTL_GEMM(D, 1, 4)       \
   MOECTL_GEMM(D, 1, 1)       \
   MOECTL_GEMM(D, 2, 4)       \
   MOECTL_GEMM(D, 2, 1)       \

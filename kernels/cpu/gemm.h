@@ -38,6 +38,14 @@ inline void gemm_rows(const PackedMatrix& w, int64_t tile_begin, int64_t tile_en
     for (int r = 0; r < R; ++r)
       for (int t = 0; t < T; ++t) sink(row0 + r, tile + t, acc[r][t]);
   }
+  if constexpr (T > 4)
+    if (tile + 4 <= tile_end) {
+      F32x16 acc[R][4];
+      gemm_block<D, R, 4>(w, tile, x + row0, acc);
+      for (int r = 0; r < R; ++r)
+        for (int t = 0; t < 4; ++t) sink(row0 + r, tile + t, acc[r][t]);
+      tile += 4;
+    }
   for (; tile < tile_end; ++tile) {
     F32x16 acc[R][1];
     gemm_block<D, R, 1>(w, tile, x + row0, acc);

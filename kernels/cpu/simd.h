@@ -3,6 +3,7 @@
 // numerics ids. This file and path_begin.h are the only ones that know the instruction set.
 #pragma once
 
+#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -101,7 +102,12 @@ struct Nibbles {
 inline Nibbles load_nibbles(const std::byte* p) {
   return {_mm512_loadu_si512(p)};
 }
-inline F32x16 look_up(F32x16 table, Nibbles a) {  // table[lowest nibble]
+// What the lowest nibble of each lane stands for: e2m1, q - 8 (kI4) or q (kU4).
+template <DType D>
+inline F32x16 nibble_numbers(Nibbles a) {
+  static constexpr float kSigned[16] = {-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7};
+  static constexpr float kUnsigned[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  const F32x16 table = load(D == DType::kF4E2M1 ? kF4E2M1Values : D == DType::kI4 ? kSigned : kUnsigned);
   return {_mm512_permutexvar_ps(a.v, table.v)};
 }
 inline Nibbles next_nibble(Nibbles a) {
@@ -187,14 +193,25 @@ inline F32x16 round_even(F32x16 a) {
 inline F32x16 scale_pow2(F32x16 x, F32x16 n) {
   MOECTL_LANES(std::ldexp(x.v[i], int(n.v[i])));
 }
+// A number of few bits, whose magnitude stands in `m` where f32 has exponent and mantissa and whose exponent has the
+// bias 127 - `bias`. Subnormals are the difference of two normal numbers. Signed integers and a mask: compilers make
+// vectors of it.
+inline float small_float(int32_t m, uint32_t sign, int32_t bias) {
+  const float normal = std::bit_cast<float>(m + (bias << 23)), one = std::bit_cast<float>((bias + 1) << 23);
+  const float subnormal = std::bit_cast<float>(m + ((bias + 1) << 23)) - one;
+  const int32_t mask = -(m < (1 << 23));
+  const int32_t r = (std::bit_cast<int32_t>(subnormal) & mask) | (std::bit_cast<int32_t>(normal) & ~mask);
+  return std::bit_cast<float>(uint32_t(r) | sign);
+}
 inline F32x16 load_bf16(const uint16_t* p) {
   MOECTL_LANES(bf16_to_f32(p[i]));
 }
 inline F32x16 load_f16(const uint16_t* p) {
   MOECTL_LANES(f16_to_f32(p[i]));
 }
+// As f8_e4m3_to_f32, without branches; not for NaN.
 inline F32x16 load_f8(const uint8_t* p) {
-  MOECTL_LANES(f8_e4m3_to_f32(p[i]));
+  MOECTL_LANES(small_float(int32_t(p[i] & 0x7f) << 20, uint32_t(p[i] & 0x80) << 24, 120));
 }
 inline F32x16 load_i8(const int8_t* p) {
   MOECTL_LANES(float(p[i]));
@@ -213,8 +230,13 @@ inline Nibbles load_nibbles(const std::byte* p) {
   std::memcpy(r.v, p, sizeof r.v);
   return r;
 }
-inline F32x16 look_up(const F32x16& table, const Nibbles& a) {
-  MOECTL_LANES(table.v[a.v[i] & 15]);
+template <DType D>
+inline F32x16 nibble_numbers(const Nibbles& a) {
+  if constexpr (D == DType::kF4E2M1) {
+    MOECTL_LANES(small_float(int32_t(a.v[i] & 7) << 22, (a.v[i] & 8) << 28, 126));
+  } else {
+    MOECTL_LANES(float(int32_t(a.v[i] & 15) - (D == DType::kI4 ? 8 : 0)));
+  }
 }
 inline Nibbles next_nibble(const Nibbles& a) {
   Nibbles r;
