@@ -7,6 +7,7 @@
 // Sources: transformers 5.17 utils/quantization_config.py (fp8, awq, mxfp4), compressed-tensors 0.20
 // quantization/quant_config.py and quant_args.py, AutoAWQ 0.2.9 awq/models/_config.py.
 #include <array>
+#include <filesystem>
 #include <nlohmann/json.hpp>
 
 #include "core/base/error.h"
@@ -59,8 +60,7 @@ QuantConfig read_awq(const Fields& q) {
 
 // What of a config group says how weights are stored.
 QuantConfig read_group(const Fields& group, const std::string& format) {
-  std::optional<Fields> w = group.object("weights");
-  if (!w) group.fail("weights", "an object: groups that quantise no weights are not supported");
+  const std::optional<Fields> w = group.object("weights");
   const int bits = int(w->integer_or("num_bits", 8, 1, 64));
   const std::string type = w->text_or("type", "int");
   if (type != "int" && type != "float") w->fail("type", "\"int\" or \"float\"");
@@ -114,8 +114,10 @@ QuantConfig read_compressed_tensors(const Fields& q) {
       sparsity->fail("format", "\"dense\": sparse checkpoints are not supported");
   if (std::optional<Fields> transform = q.object("transform_config"); transform && !transform->empty())
     q.fail("transform_config", "null: rotated weights and activations are not supported");
-  if (q.text_or("quantization_status", "compressed") != "compressed")
-    q.fail("quantization_status", "\"compressed\": weights that are still to be quantised are not supported");
+  const std::string status = q.text_or("quantization_status", "compressed");
+  if (status != "compressed" && status != "frozen")
+    q.fail("quantization_status",
+           "\"compressed\" or \"frozen\": weights that are still to be quantised are not supported");
   const std::string format = q.text("format");
   const nlohmann::json* groups = q.find("config_groups");
   if (!groups || !groups->is_object() || groups->empty())
@@ -123,12 +125,14 @@ QuantConfig read_compressed_tensors(const Fields& q) {
   std::optional<QuantConfig> quant;
   for (const auto& [name, value] : groups->items()) {
     const Fields group(value, q.origin(), fmt::format("quantization_config.config_groups.{}.", brief_json(name)));
+    if (!group.has("weights")) continue;  // of activations or the KV cache
     const QuantConfig one = read_group(group, group.text_or("format", format));
     if (quant && *quant != one)
       q.fail("config_groups",
              "groups that store their weights alike: several formats in one checkpoint are not supported");
     quant = one;
   }
+  if (!quant) q.fail("config_groups", "a group with `weights`: quantised activations alone are not supported");
   return *quant;
 }
 
@@ -138,6 +142,14 @@ QuantConfig read_quant(const Fields& f) {
   std::optional<Fields> q = f.object("quantization_config");
   if (!q) {
     require_absent(f, "compression_config", "old forms of quantization_config");
+    std::filesystem::path modelopt = f.origin();
+    modelopt.replace_filename("hf_quant_config.json");
+    std::error_code ec;
+    if (std::filesystem::exists(modelopt, ec))
+      throw Error(Code::kBadData,
+                  fmt::format("{}: the checkpoint is quantised by ModelOpt; expected quantization_config "
+                              "in config.json with quant_method {}",
+                              modelopt.string(), kSupported));
     return {};
   }
   const std::string method = q->text("quant_method");

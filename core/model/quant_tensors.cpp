@@ -112,12 +112,19 @@ class Finder {
     if (!out_.wrong.empty() && q_.form == QuantForm::kNone && t.dtype == DType::kF8E4M3)
       out_.wrong.back() += " (config.json has no quantization_config)";
     numbers(&t, t.dtype, rows_ * cols_ * dtype_bytes(t.dtype));
-    if (!scaled) return;
+    const std::string inverse = t_.name + "_scale_inv", plain = t_.name + "_scale";
+    if (!scaled) {
+      if (t_.linear && out_.wrong.empty() && (checkpoint_.find(inverse) || checkpoint_.find(plain)))
+        wrong(
+            fmt::format("{} has dtype {} and a scale; expected {}: weights that are still to be quantised are not "
+                        "supported",
+                        t_.name, dtype_name(t.dtype), q_.form == QuantForm::kNone ? "none" : dtype_name(q_.dtype)));
+      return;
+    }
     if (t_.shape.size() != 2)
       return wrong(fmt::format("{} has dtype {}; expected f32, bf16 or f16: fused experts in {} are not supported",
                                t_.name, dtype_name(t.dtype), q_.scheme));
     static constexpr std::array kScales = {DType::kF32, DType::kBF16, DType::kF16, DType::kF8E8M0};
-    const std::string inverse = t_.name + "_scale_inv", plain = t_.name + "_scale";
     const std::string& name = checkpoint_.find(inverse) || !checkpoint_.find(plain) ? inverse : plain;
     if (q_.block_k > 0) {
       const int64_t down = ceil_div(rows_, q_.block_n), across = ceil_div(cols_, q_.block_k);
@@ -151,7 +158,7 @@ class Finder {
     if (q_.dtype == DType::kU4)
       if (const TensorInfo* z = want(base_ + ".weight_zero_point", {{ceil_div(down, 8), groups}}, kWords))
         out_.matrix.zeros = z->data;
-    static constexpr std::array kInteger = {DType::kI64};
+    static constexpr std::array kInteger = {DType::kI64, DType::kI32};
     if (checkpoint_.find(base_ + ".weight_shape")) out_.shape = want(base_ + ".weight_shape", {{2}}, kInteger);
     if (const TensorInfo* g = checkpoint_.find(base_ + ".weight_g_idx")) {
       out_.tensors.push_back(g);

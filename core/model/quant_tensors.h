@@ -14,7 +14,7 @@ namespace moectl {
 
 struct StoredMatrix {
   std::vector<const TensorInfo*> tensors;  // that hold it, the numbers first; empty: nothing of it is there
-  const TensorInfo* shape = nullptr;       // an i64 tensor that repeats the matrix's shape [outputs, inputs]
+  const TensorInfo* shape = nullptr;       // an i64 or i32 tensor that repeats the matrix's shape [outputs, inputs]
   // What the checkpoint lacks, as "NAME [shape]", and what it has otherwise than expected, as "NAME has ...; expected
   // ...".
   std::vector<std::string> missing, wrong;

@@ -46,8 +46,20 @@ class Loader final : public TensorVisitor {
     if (left_out(batch.front().tensor)) return;
     std::vector<MatrixSpec> specs;
     for (const TensorPart& part : batch) specs.push_back(spec(part));
+    for (const MatrixSpec& m : specs) require_alike(m, specs.front());
     to = ops_.pack(specs);
     account(to);
+  }
+
+  static void require_alike(const MatrixSpec& m, const MatrixSpec& first) {
+    auto kind = [](const MatrixSpec& x) {
+      return x.scales ? fmt::format("{} with {} scales of {} x {}", dtype_name(x.dtype), dtype_name(x.scale_dtype),
+                                    x.block_n, x.block_k)
+                      : std::string(dtype_name(x.dtype));
+    };
+    if (kind(m) != kind(first))
+      throw Error(Code::kBadData, fmt::format("{} is {}, and {} is {}; the experts of a layer must be stored alike",
+                                              m.name, kind(m), first.name, kind(first)));
   }
 
   void table(Weight& to, const TensorSpec& tensor) override {
@@ -94,7 +106,9 @@ class Loader final : public TensorVisitor {
   }
 
   // Published checkpoints repeat the embedding and the head in their MTP modules; both may be left out.
-  bool left_out(const TensorSpec& tensor) const { return tensor.shared_copy && !checkpoint_.find(tensor.name); }
+  bool left_out(const TensorSpec& tensor) const {
+    return tensor.shared_copy && find_matrix(config_.quant, checkpoint_, tensor).tensors.empty();
+  }
 
   // The operand as it lies in the file, with its scales when it is quantised.
   MatrixSpec spec(const TensorPart& part) {
@@ -127,8 +141,9 @@ class Loader final : public TensorVisitor {
     if (!stored.wrong.empty())
       throw Error(Code::kBadData, fmt::format("{}: tensor {}", stored.tensors.front()->file, stored.wrong.front()));
     if (!stored.shape) return;
-    std::array<int64_t, 2> shape{};
-    std::memcpy(shape.data(), stored.shape->data, sizeof shape);
+    std::array<int64_t, 2> shape{};  // little-endian
+    const int size = dtype_bytes(stored.shape->dtype);
+    for (int i = 0; i < 2; ++i) std::memcpy(&shape[size_t(i)], stored.shape->data + i * size, size_t(size));
     if (!std::equal(shape.begin(), shape.end(), tensor.shape.begin(), tensor.shape.end()))
       throw Error(Code::kBadData,
                   fmt::format("{}: tensor {} says [{}, {}]; config.json implies [{}]", stored.shape->file,

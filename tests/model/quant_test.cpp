@@ -80,6 +80,7 @@ TEST(QuantConfig, OfCompressedTensors) {
   json two = compressed("mixed-precision", kInt4);
   two["config_groups"]["group_0"]["format"] = "pack-quantized";
   two["config_groups"]["group_1"] = two["config_groups"]["group_0"];
+  two["config_groups"]["group_2"] = {{"targets", {"re:.*self_attn"}}, {"weights", nullptr}};
   EXPECT_EQ(read(two).dtype, DType::kI4);
 }
 
@@ -104,7 +105,8 @@ TEST(QuantConfig, RefusesOtherSchemesByName) {
       {compressed("pack-quantized", int4({{"actorder", "group"}})), {"actorder", "weight_g_idx"}},
       {compressed("pack-quantized", int4({{"group_size", -1}})), {"group_size", "-1"}},
       {compressed("pack-quantized", int4({{"strategy", "token"}})), {"strategy", "token"}},
-      {compressed("pack-quantized", kInt4, {{"quantization_status", "frozen"}}), {"quantization_status", "frozen"}},
+      {compressed("pack-quantized", kInt4, {{"quantization_status", "calibration"}}),
+       {"quantization_status", "calibration"}},
       {compressed("pack-quantized", kInt4, {{"sparsity_config", {{"format", "sparse-24-bitmask"}}}}),
        {"sparsity_config.format", "sparse-24-bitmask"}},
       {compressed("pack-quantized", kInt4, {{"transform_config", {{"config_groups", 1}}}}), {"transform_config"}},
@@ -121,6 +123,18 @@ TEST(QuantConfig, RefusesOtherSchemesByName) {
     EXPECT_THAT(f.message, HasSubstr("config.json"));
     for (const std::string& part : c.message) EXPECT_THAT(f.message, HasSubstr(part));
   }
+}
+
+// ModelOpt says so in a file of its own.
+TEST(QuantConfig, RefusesModelOpt) {
+  test::TempDir dir;
+  const json config = json::object();
+  const Fields fields(config, (dir.path() / "config.json").string());
+  EXPECT_EQ(read_quant(fields), QuantConfig{});
+  dir.write("hf_quant_config.json", R"({"quantization": {"quant_algo": "NVFP4"}})");
+  const test::Failure f = test::failure_of([&] { read_quant(fields); });
+  EXPECT_EQ(f.code, Code::kBadData);
+  EXPECT_THAT(f.message, AllOf(HasSubstr("ModelOpt"), HasSubstr("mxfp4")));
 }
 
 // ------------------------------------------------------------------------------------------------ tensors
@@ -337,6 +351,14 @@ TEST(QuantTensors, SaysWhatIsMissingOrWrong) {
   EXPECT_THAT(s.wrong, ElementsAre("a.weight has dtype f8_e5m2; expected f32, bf16, f16 or f8_e4m3"));
   s = with([&](File& f) { f.add("a.weight", "F8_E4M3", {48, 96}, zeros(48 * 96)); }, QuantConfig{});
   EXPECT_THAT(s.wrong, ElementsAre(HasSubstr("config.json has no quantization_config")));
+
+  s = with(
+      [&](File& f) {
+        f.add("a.weight", "BF16", {48, 96}, zeros(48 * 96 * 2));
+        f.add("a.weight_scale", "BF16", {48, 1}, zeros(48 * 2));
+      },
+      fp8);
+  EXPECT_THAT(s.wrong, ElementsAre(HasSubstr("a.weight has dtype bf16 and a scale; expected f8_e4m3")));
 
   // Embeddings are never quantised.
   s = with(
