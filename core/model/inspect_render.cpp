@@ -81,6 +81,11 @@ int count_layers(const Config& c, FeedForwardKind kind) {
   return n;
 }
 
+// kU8 is how int8 numbers are packed.
+std::string_view quant_dtype(const Config& c) {
+  return dtype_name(c.quant.dtype == DType::kU8 ? DType::kI8 : c.quant.dtype);
+}
+
 std::string quant_text(const Config& c) {
   const QuantConfig& q = c.quant;
   if (q.form == QuantForm::kNone) return "none";
@@ -88,7 +93,7 @@ std::string quant_text(const Config& c) {
                              : q.block_k > 0  ? fmt::format("{} inputs of an output", q.block_k)
                              : q.block_n == 1 ? "output"
                                               : "matrix or output";
-  return fmt::format("{}: {}, one scale for each {}", q.scheme, dtype_name(q.dtype), scales);
+  return fmt::format("{}: {}, one scale for each {}", q.scheme, quant_dtype(c), scales);
 }
 
 std::string rope_text(const RopeConfig& r) {
@@ -182,7 +187,7 @@ json config_json(const Config& c) {
   json rope = {{"theta", c.rope.theta}, {"factor", c.rope.factor}};
   json quant = nullptr;
   if (c.quant.form != QuantForm::kNone) {
-    quant = {{"scheme", c.quant.scheme}, {"dtype", dtype_name(c.quant.dtype)}};
+    quant = {{"scheme", c.quant.scheme}, {"dtype", quant_dtype(c)}};
     if (c.quant.block_n > 1 && c.quant.block_k > 0)
       quant["weight_block_size"] = {c.quant.block_n, c.quant.block_k};
     else if (c.quant.block_k > 0)

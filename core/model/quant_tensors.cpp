@@ -80,6 +80,8 @@ class Finder {
   void numbers(const TensorInfo* t, DType dtype, int64_t slice_bytes) {
     if (!t) return;
     out_.matrix.name = fmt::format("{}: {}", t->file, t->name);
+    if (std::find(kPlain.begin(), kPlain.end(), dtype) == kPlain.end())
+      out_.matrix.name += fmt::format(" ({})", q_.scheme);
     out_.matrix.data = t->data + slice_ * slice_bytes;
     out_.matrix.dtype = dtype;
     out_.matrix.rows = rows_;

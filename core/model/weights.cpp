@@ -139,7 +139,9 @@ class Loader final : public TensorVisitor {
                   fmt::format("{}: tensor {} is missing; config.json implies it{}: is the checkpoint complete?",
                               checkpoint_.dir().string(), stored.missing.front(), in));
     if (!stored.wrong.empty())
-      throw Error(Code::kBadData, fmt::format("{}: tensor {}", stored.tensors.front()->file, stored.wrong.front()));
+      throw Error(Code::kBadData,
+                  fmt::format("{}: tensor {} (quantisation: {})", stored.tensors.front()->file, stored.wrong.front(),
+                              config_.quant.scheme.empty() ? "none" : config_.quant.scheme));
     if (!stored.shape) return;
     std::array<int64_t, 2> shape{};  // little-endian
     const int size = dtype_bytes(stored.shape->dtype);

@@ -94,7 +94,8 @@ std::vector<Case> cases() {
         "tests/golden/qwen3_moe_a", "tests/golden/gpt_oss_a",
         // Weight formats (make_quantized.py):
         "tests/golden/deepseek_v3_int4", "tests/golden/qwen3_moe_int4_zp", "tests/golden/deepseek_v3_awq",
-        "tests/golden/gpt_oss_mxfp4", "tests/golden/qwen3_moe_fp8_channel", "tests/golden/qwen3_moe_fp8_tensor"})
+        "tests/golden/gpt_oss_mxfp4", "tests/golden/qwen3_moe_fp8_channel", "tests/golden/qwen3_moe_fp8_tensor",
+        "tests/golden/qwen3_moe_int8", "tests/golden/qwen3_moe_mxfp4"})
     for (const char* path : {"avx512", "portable"}) all.push_back({dir, path});
   return all;
 }

@@ -124,11 +124,13 @@ def with_compressed_tensors(compressor, weights, scale_dtype):
         size = args.group_size if args.strategy == "group" else w.shape[1]
         groups = w.reshape(w.shape[0], -1, size)
         scale, zero = calculate_qparams(groups.amin(-1), groups.amax(-1), args)
-        scale = scale.to(scale_dtype)
+        scale = scale.to(scale_dtype or torch.float32)
         state = {"weight": w, "weight_scale": scale.float(), "weight_zero_point": zero.to(torch.int8)}
         packed = compressor.compress(state, scheme)
-        numbers = compressor.decompress({**packed, "weight_scale": scale.float()}, scheme)["weight"].float()
-        packed["weight_scale"] = scale
+        if scale_dtype:  # else the compressor's own: a power of two
+            packed["weight_scale"] = scale
+        widened = {**packed, "weight_scale": scale.float()} if scale_dtype else packed
+        numbers = compressor.decompress(widened, scheme)["weight"].float()
         return {f"{name}.{k}": v.contiguous() for k, v in packed.items() if k != "weight_zero_point" or not args.symmetric}, numbers
 
     return store
@@ -181,6 +183,8 @@ def checkpoints(packing_utils):
     from compressed_tensors.compressors import BaseCompressor
     int4 = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": 32, "dynamic": False}
     asymmetric = {**int4, "symmetric": False, "group_size": 8}
+    int8 = {**int4, "num_bits": 8}
+    mxfp4 = {**int4, "type": "float", "scale_dtype": "torch.uint8", "zp_dtype": "torch.uint8"}
     fp8 = {"num_bits": 8, "type": "float", "symmetric": True, "strategy": "channel", "dynamic": False}
 
     def compressed(fmt, weights, activations=None):
@@ -189,8 +193,8 @@ def checkpoints(packing_utils):
                                               "weights": {**weights, "actorder": None, "block_structure": None}}},
                 "ignore": ["lm_head", "re:.*mlp.gate$"]}
 
-    def ct(fmt, weights):
-        return with_compressed_tensors(BaseCompressor.get_value_from_registry(fmt), weights, torch.bfloat16)
+    def ct(fmt, weights, scale_dtype=torch.bfloat16):
+        return with_compressed_tensors(BaseCompressor.get_value_from_registry(fmt), weights, scale_dtype)
 
     return {
         "deepseek_v3_int4": (DEEPSEEK, compressed("pack-quantized", int4), ct("pack-quantized", int4)),
@@ -204,6 +208,9 @@ def checkpoints(packing_utils):
                                        "modules_to_not_convert": ["gate"]}, awq(32, packing_utils)),
         "gpt_oss_mxfp4": (GPT_OSS, {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn",
                                     "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"]}, None),
+        "qwen3_moe_int8": ({**QWEN3, "moe_intermediate_size": 32}, compressed("pack-quantized", int8), ct("pack-quantized", int8)),
+        "qwen3_moe_mxfp4": ({**QWEN3, "moe_intermediate_size": 32}, compressed("mxfp4-pack-quantized", mxfp4),
+                            ct("mxfp4-pack-quantized", mxfp4, None)),
     }
 
 

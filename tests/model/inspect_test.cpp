@@ -74,6 +74,8 @@ TEST(Inspect, CountsQuantisedCheckpoints) {
   for (const Case& c : std::vector<Case>{{"deepseek_v3_int4", "i4", "pack-quantized: i4, one scale for each 32 inputs"},
                                          {"qwen3_moe_int4_zp", "u4", "pack-quantized: u4"},
                                          {"deepseek_v3_awq", "u4", "awq: u4"},
+                                         {"qwen3_moe_int8", "i8", "pack-quantized: i8"},
+                                         {"qwen3_moe_mxfp4", "f4_e2m1", "mxfp4-pack-quantized: f4_e2m1"},
                                          {"gpt_oss_mxfp4", "f4_e2m1", "mxfp4: f4_e2m1"},
                                          {"qwen3_moe_fp8_channel", "f8_e4m3", "one scale for each output"},
                                          {"qwen3_moe_fp8_tensor", "f8_e4m3", "fp8: f8_e4m3"}}) {

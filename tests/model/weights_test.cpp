@@ -91,8 +91,8 @@ TEST(LoadWeights, RefusesDamagedQuantisedTensors) {
   {
     Edited e("gpt_oss_mxfp4");
     e.bytes(experts + "down_proj_scales")[5] = char(0xff);
-    EXPECT_THAT(e.refusal(),
-                AllOf(HasSubstr(experts + "down_proj_blocks"), HasSubstr("the scale of block"), HasSubstr("nan")));
+    EXPECT_THAT(e.refusal(), AllOf(HasSubstr(experts + "down_proj_blocks"), HasSubstr("(mxfp4): the scale of block"),
+                                   HasSubstr("nan")));
   }
   {
     Edited e("gpt_oss_mxfp4");
@@ -142,7 +142,7 @@ TEST(LoadWeights, RefusesDamagedQuantisedTensors) {
   {
     Edited e("deepseek_v3_awq");
     e.header[gate + "qweight"]["dtype"] = "F32";
-    EXPECT_THAT(e.refusal(), HasSubstr(gate + "qweight has dtype f32; expected i32"));
+    EXPECT_THAT(e.refusal(), HasSubstr(gate + "qweight has dtype f32; expected i32 (quantisation: awq)"));
   }
   {
     Edited e("qwen3_moe_fp8_channel");
