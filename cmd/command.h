@@ -57,7 +57,7 @@ struct RoutingOptions {
 struct BenchLoad {
   int input_len = 512, output_len = 128;  // tokens a request
   std::vector<int> concurrency = {1, 4, 16};
-  int num_requests = 0;  // a concurrency level; 0: twice the level
+  int num_requests = 0;  // a concurrency level; 0: twice the largest level
   uint64_t seed = 0;
 };
 

@@ -354,7 +354,7 @@ std::vector<Flag> load_flags() {
        .help = "Requests a measurement",
        .min = 1,
        .max = 1 << 20,
-       .shown_default = "2 x concurrency"},
+       .shown_default = "2 x the largest concurrency"},
       {.name = "seed",
        .metavar = "N",
        .group = kLoad,

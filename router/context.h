@@ -8,9 +8,8 @@
 #include <string>
 #include <vector>
 
-#include "core/api/errors.h"
 #include "core/http/client.h"
-#include "core/http/server.h"
+#include "core/service/service.h"
 #include "router/dispatcher.h"
 #include "router/quarantine.h"
 #include "router/router_metrics.h"
@@ -49,13 +48,6 @@ struct RouterContext {
   std::atomic<bool> draining{false};
   std::atomic<TimePoint::rep> last_probe_round{0};
 };
-
-http::Response error_response(const api::ApiError& error);
-inline http::Response json_response(std::string body) {
-  http::Response response;
-  response.body = std::move(body);
-  return response;
-}
 
 // "http://host:port" from what a user gives: the scheme may be missing, a slash may follow. Throws
 // Error{kInvalidArgument}.

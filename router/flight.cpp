@@ -26,8 +26,9 @@ Flight::~Flight() {
     context.metrics.observe_first_token(seconds_between(start, first_event));
   const std::string first =
       first_event == TimePoint{} ? "" : fmt::format(" first {:.1f} ms", seconds_between(start, first_event) * 1e3);
-  log::info("{} {} {} {} {} attempts {} decode {} prefill [{}] why `{}` queue {:.1f} ms{} total {:.1f} ms{}{}",
-            request.id, request.method, path, status, name_of(outcome), attempt,
+  log::info(log::About{request.id},
+            "{} {} {} {} attempts {} decode {} prefill [{}] why `{}` queue {:.1f} ms{} total {:.1f} ms{}{}",
+            request.method, path, status, name_of(outcome), attempt,
             assignment.decode_url.empty() ? "-" : assignment.decode_url, fmt::join(assignment.prefill_urls, " "),
             assignment.why, queue_seconds * 1e3, first, seconds * 1e3, problem.empty() ? "" : ": ", problem);
 }

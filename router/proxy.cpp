@@ -386,7 +386,7 @@ Task<void> fly(Flight& flight, http::Exchange& exchange, Forwarding forwarding) 
     tried.insert(flight.assignment.decode);
     last = co_await attempt(flight, exchange, forwarding, departure, streaming);
     if (last.final) co_return;
-    log::warn("{} attempt {} failed: {}", flight.request.id, flight.attempt, last.message);
+    log::warn(log::About{flight.request.id}, "attempt {} failed: {}", flight.attempt, last.message);
   }
   co_await give_up(flight, exchange, std::move(last.response), streaming, std::move(last.message));
 }

@@ -13,6 +13,7 @@ using Json = nlohmann::ordered_json;
 
 // No round of probes for this long: the router hangs.
 constexpr std::chrono::seconds kWatchdog{30};
+constexpr std::string_view kModelPath = "/v1/models/";
 
 struct ForwardedPath {
   const char *method, *path;
@@ -116,34 +117,6 @@ http::Handler forwarder(RouterContext& context, std::string path, Forwarding for
   };
 }
 
-// PAI EAS puts /api/predict/<service> before every path; what follows is routed as if it stood alone.
-http::Handler under_eas_prefix(RouterContext& context, std::vector<Route> routes) {
-  return [&context, routes = std::move(routes)](http::Exchange& exchange) -> Task<void> {
-    const http::Request& request = exchange.request();
-    const std::string_view rest = std::string_view(request.path).substr(std::string_view("/api/predict/").size());
-    const size_t slash = rest.find('/');
-    const std::string path(slash == std::string_view::npos ? std::string_view("/") : rest.substr(slash));
-    const std::string method = request.method == "HEAD" ? "GET" : request.method;
-    if (method == "GET" && path.starts_with("/v1/models/")) {
-      co_await forward(context, exchange, path, Forwarding::kPlain);
-      co_return;
-    }
-    std::string allowed;
-    for (const Route& route : routes) {
-      if (route.path != path) continue;
-      if (route.method == method) {
-        co_await route.handler(exchange);
-        co_return;
-      }
-      allowed += (allowed.empty() ? "" : ", ") + route.method;
-    }
-    http::Response response = error_response(allowed.empty() ? api::from_status(404, "There is no such path")
-                                                             : api::from_status(405, "This path takes " + allowed));
-    if (!allowed.empty()) response.headers.emplace_back("Allow", allowed);
-    co_await exchange.respond(std::move(response));
-  };
-}
-
 }  // namespace
 
 std::string not_ready_reason(const RouterContext& context) {
@@ -157,13 +130,12 @@ std::vector<Route> data_routes(RouterContext& context) {
   for (const ForwardedPath& f : kForwarded)
     routes.push_back({f.method, f.path, forwarder(context, f.path, f.forwarding)});
   add_operations(context, routes);
-  const http::Handler prefixed = under_eas_prefix(context, routes);
-  routes.push_back({"GET", "/v1/models/*", [&context](http::Exchange& exchange) -> Task<void> {
-                      std::string path = exchange.request().path;
+  routes.push_back({"GET", std::string(kModelPath) + "*", [&context](http::Exchange& exchange) -> Task<void> {
+                      const std::string& whole = exchange.request().path;  // behind the EAS prefix, perhaps
+                      std::string path = whole.substr(whole.find(kModelPath));
                       co_await forward(context, exchange, std::move(path), Forwarding::kPlain);
                     }});
-  routes.push_back({"GET", "/api/predict/*", prefixed});
-  routes.push_back({"POST", "/api/predict/*", prefixed});
+  add_eas_prefix(routes);
   return routes;
 }
 

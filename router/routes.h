@@ -8,11 +8,6 @@
 
 namespace moectl::router {
 
-struct Route {
-  std::string method, path;
-  http::Handler handler;
-};
-
 std::vector<Route> data_routes(RouterContext& context);
 std::vector<Route> ops_routes(RouterContext& context);
 

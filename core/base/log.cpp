@@ -59,16 +59,18 @@ std::string json_escape(std::string_view text) {
 void init(Format format, Level level, bool color) {
   g_json = format == Format::kJson;
   logger() = make_logger(color && format == Format::kText);
-  if (g_json) logger()->set_pattern(R"({"time":"%Y-%m-%dT%H:%M:%S.%e%z","level":"%l","message":"%v"})");
+  if (g_json) logger()->set_pattern(R"({"time":"%Y-%m-%dT%H:%M:%S.%e%z","level":"%l",%v})");
   logger()->set_level(to_spdlog(level));
 }
 
-void write(Level level, std::string_view message) {
+void write(Level level, std::string_view message, std::string_view request_id) {
   if (!logger()->should_log(to_spdlog(level))) return;
-  if (g_json)
-    logger()->log(to_spdlog(level), json_escape(message));
-  else
-    logger()->log(to_spdlog(level), message);
+  if (!g_json)
+    return logger()->log(to_spdlog(level),
+                         request_id.empty() ? std::string(message) : fmt::format("{} {}", request_id, message));
+  std::string fields = request_id.empty() ? "" : fmt::format(R"("request_id":"{}",)", json_escape(request_id));
+  fields += fmt::format(R"("message":"{}")", json_escape(message));
+  logger()->log(to_spdlog(level), fields);
 }
 
 }  // namespace moectl::log

@@ -13,7 +13,20 @@ enum class Format { kText, kJson };
 
 // Once, from cmd/main, before threads start. Colour is used only on a terminal and when NO_COLOR is unset.
 void init(Format format, Level level, bool color);
-void write(Level level, std::string_view message);
+void write(Level level, std::string_view message, std::string_view request_id = {});
+
+// A line about one request: its id comes first, or in JSON as the field "request_id".
+struct About {
+  std::string_view request_id;
+};
+template <class... Args>
+void info(About about, fmt::format_string<Args...> f, Args&&... a) {
+  write(Level::kInfo, fmt::format(f, std::forward<Args>(a)...), about.request_id);
+}
+template <class... Args>
+void warn(About about, fmt::format_string<Args...> f, Args&&... a) {
+  write(Level::kWarn, fmt::format(f, std::forward<Args>(a)...), about.request_id);
+}
 
 template <class... Args>
 void debug(fmt::format_string<Args...> f, Args&&... a) {

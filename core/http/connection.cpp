@@ -2,6 +2,7 @@
 #include "core/http/connection.h"
 
 #include <random>
+#include <utility>
 
 #include "core/base/error.h"
 #include "core/base/log.h"
@@ -62,7 +63,29 @@ struct OpenCount {
   std::atomic<size_t>& counter;
 };
 
+Refusal too_many_bodies(size_t most) {
+  return {503, fmt::format("the requests under way fill the {} bytes that this server keeps of bodies; try again later",
+                           most)};
+}
+
 }  // namespace
+
+// What one body takes of the bound on all of them, until its request is answered.
+class BodyCharge {
+ public:
+  explicit BodyCharge(std::atomic<size_t>& total) : total_(total) {}
+  ~BodyCharge() { total_ -= bytes_; }
+  BodyCharge(const BodyCharge&) = delete;
+  // The total with a body of this size.
+  size_t set(size_t bytes) {
+    const size_t more = bytes - std::exchange(bytes_, bytes);  // bodies only grow
+    return total_.fetch_add(more) + more;
+  }
+
+ private:
+  std::atomic<size_t>& total_;
+  size_t bytes_ = 0;
+};
 
 Connection::Connection(std::unique_ptr<Stream> stream, boost::asio::any_io_executor strand, std::string peer,
                        ServerContext& context)
@@ -140,8 +163,9 @@ Task<bool> Connection::serve_one() {
     co_return exchange.complete() && exchange.keep_alive();
   }
 
+  BodyCharge charge(context_.body_bytes);
   if (has_body) {
-    bool got_body = co_await read_body(head, request.body);
+    bool got_body = co_await read_body(head, request.body, charge);
     if (!got_body) {
       if (refusal_) co_await refuse(exchange, *refusal_);
       co_return false;
@@ -197,10 +221,15 @@ Task<bool> Connection::read_head(RequestHead& head) {
   }
 }
 
-Task<bool> Connection::read_body(const RequestHead& head, std::string& body) {
+Task<bool> Connection::read_body(const RequestHead& head, std::string& body, BodyCharge& charge) {
   if (head.content_length > context_.options.max_body_bytes) {
     refusal_ = Refusal{413, fmt::format("the request body has {} bytes; at most {} are accepted", head.content_length,
                                         context_.options.max_body_bytes)};
+    co_return false;
+  }
+  const size_t most = context_.options.max_total_body_bytes;
+  if (context_.body_bytes + head.content_length > most) {  // told before it sends what has no room
+    refusal_ = too_many_bodies(most);
     co_return false;
   }
   if (head.expect_continue && input().empty()) {
@@ -208,12 +237,12 @@ Task<bool> Connection::read_body(const RequestHead& head, std::string& body) {
     if (!sent) co_return false;
   }
   read_bytes_ = kBodyRead;
-  bool complete = co_await read_body_bytes(head, body);
+  bool complete = co_await read_body_bytes(head, body, charge);
   read_bytes_ = kIdleRead;
   co_return complete;
 }
 
-Task<bool> Connection::read_body_bytes(const RequestHead& head, std::string& body) {
+Task<bool> Connection::read_body_bytes(const RequestHead& head, std::string& body, BodyCharge& charge) {
   ChunkedDecoder decoder(context_.options.max_body_bytes);
   const Clock::time_point start = Clock::now();
   size_t received = 0;
@@ -229,6 +258,8 @@ Task<bool> Connection::read_body_bytes(const RequestHead& head, std::string& bod
     }
     consume(taken);
     received += taken;
+    if (charge.set(body.size()) > context_.options.max_total_body_bytes && !refusal_)
+      refusal_ = too_many_bodies(context_.options.max_total_body_bytes);
     if (refusal_) co_return false;
     if (head.chunked ? decoder.done() : body.size() == head.content_length) co_return true;
     if (gone()) co_return false;

@@ -18,6 +18,7 @@ namespace moectl::http {
 
 class Connection;
 class ConnectionExchange;
+class BodyCharge;
 
 // What the connections of one server share. Written before start(); outlives every connection.
 struct ServerContext {
@@ -28,6 +29,7 @@ struct ServerContext {
   std::function<void(Connection*)> on_closed;  // called once a connection, on its strand, when it has ended
   std::atomic<bool> draining{false};
   std::atomic<size_t> open_exchanges{0};
+  std::atomic<size_t> body_bytes{0};  // max_total_body_bytes
 };
 
 class Connection : public std::enable_shared_from_this<Connection> {
@@ -62,8 +64,8 @@ class Connection : public std::enable_shared_from_this<Connection> {
   Task<bool> serve_one();
   std::optional<Response> ask_gate(const Request& request);
   Task<bool> read_head(RequestHead& head);
-  Task<bool> read_body(const RequestHead& head, std::string& body);
-  Task<bool> read_body_bytes(const RequestHead& head, std::string& body);
+  Task<bool> read_body(const RequestHead& head, std::string& body, BodyCharge& charge);
+  Task<bool> read_body_bytes(const RequestHead& head, std::string& body, BodyCharge& charge);
   Task<void> run_handler(const Handler& handler, ConnectionExchange& exchange);
   Task<void> refuse(ConnectionExchange& exchange, const Refusal& refusal);
   Response error_response(const Request& request, int status, std::string_view message, std::exception_ptr error);

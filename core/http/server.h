@@ -48,6 +48,8 @@ struct ServerOptions {
   std::string name = "api";  // for logs
   size_t max_header_bytes = 32 << 10;
   size_t max_body_bytes = 64 << 20;
+  // Bodies in memory, of all connections together, from their first byte to the end of their answer; beyond: 503.
+  size_t max_total_body_bytes = 1 << 30;
   size_t max_connections = 4096;
   // header_timeout: from the first byte of a request to the end of its headers, and the longest silence within a body.
   std::chrono::milliseconds header_timeout{10'000}, idle_timeout{75'000}, write_stall_timeout{30'000};

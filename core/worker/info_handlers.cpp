@@ -21,10 +21,6 @@ using Json = nlohmann::ordered_json;
 // No step for this long while there is work: the engine hangs.
 constexpr double kWatchdogSeconds = 30.0;
 
-http::Response json_response(std::string body) {
-  return {.body = std::move(body)};
-}
-
 // A handler that computes its answer at once, on the I/O thread.
 http::Handler immediate(http::Response (*answer)(Instance&, const http::Request&), Instance& instance) {
   return [answer, &instance](http::Exchange& exchange) -> Task<void> {
@@ -211,37 +207,6 @@ void add_operations(Instance& instance, std::vector<Route>& routes) {
   routes.push_back({"GET", "/load", immediate(load, instance)});
 }
 
-bool matches(const Route& route, std::string_view path) {
-  if (!route.path.ends_with("/*")) return route.path == path;
-  const std::string_view prefix = std::string_view(route.path).substr(0, route.path.size() - 1);
-  return path.starts_with(prefix);
-}
-
-// PAI EAS puts /api/predict/<service> before every path; what follows is routed as if it stood alone.
-http::Handler eas_prefix_handler(std::vector<Route> routes) {
-  return [routes = std::move(routes)](http::Exchange& exchange) -> Task<void> {
-    constexpr std::string_view kPrefix = "/api/predict/";
-    const std::string_view rest = std::string_view(exchange.request().path).substr(kPrefix.size());
-    const size_t slash = rest.find('/');
-    const std::string_view path = slash == std::string_view::npos ? std::string_view("/") : rest.substr(slash);
-    const std::string_view method =
-        exchange.request().method == "HEAD" ? "GET" : std::string_view(exchange.request().method);
-    std::string allowed;
-    for (const Route& route : routes) {
-      if (!matches(route, path)) continue;
-      if (route.method == method) {
-        co_await route.handler(exchange);
-        co_return;
-      }
-      allowed += (allowed.empty() ? "" : ", ") + route.method;
-    }
-    http::Response response = error_response(allowed.empty() ? api::from_status(404, "There is no such path")
-                                                             : api::from_status(405, "This path takes " + allowed));
-    if (!allowed.empty()) response.headers.emplace_back("Allow", allowed);
-    co_await exchange.respond(std::move(response));
-  };
-}
-
 }  // namespace
 
 std::vector<Route> data_routes(Instance& instance) {
@@ -258,9 +223,7 @@ std::vector<Route> data_routes(Instance& instance) {
   routes.push_back({"GET", "/v1/models", when_ready(instance, false, immediate(list_models, instance))});
   routes.push_back({"GET", "/v1/models/*", when_ready(instance, false, immediate(show_model, instance))});
   add_operations(instance, routes);
-  http::Handler under_prefix = eas_prefix_handler(routes);
-  routes.push_back({"GET", "/api/predict/*", under_prefix});
-  routes.push_back({"POST", "/api/predict/*", under_prefix});
+  add_eas_prefix(routes);
   return routes;
 }
 

@@ -9,11 +9,6 @@
 
 namespace moectl {
 
-struct Route {
-  std::string method, path;
-  http::Handler handler;
-};
-
 // The data port: API and operations.
 std::vector<Route> data_routes(Instance& instance);
 // The operations port: operations, and what only an administrator may do.

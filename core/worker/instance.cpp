@@ -59,16 +59,6 @@ int Instance::num_in_flight() const {
   return in_flight + (loaded() && kv_server ? int(kv_server->stats().num_active) : 0);
 }
 
-http::Response error_response(const api::ApiError& error) {
-  http::Response response{.status = error.status, .body = api::error_body(error)};
-  if (error.retry_after_seconds > 0)
-    response.headers.emplace_back("Retry-After", std::to_string(error.retry_after_seconds));
-  // Clients repeat 5xx answers by themselves; nobody waits for this one any more.
-  if (error.status == 504) response.headers.emplace_back("x-should-retry", "false");
-  if (error.status == 401) response.headers.emplace_back("WWW-Authenticate", "Bearer");
-  return response;
-}
-
 http::Handler when_ready(Instance& instance, bool generates, http::Handler handler) {
   return [&instance, generates, handler = std::move(handler)](http::Exchange& exchange) -> Task<void> {
     if (auto error = refusal(instance, generates, exchange.request())) {

@@ -10,10 +10,9 @@
 #include <string_view>
 #include <vector>
 
-#include "core/api/errors.h"
 #include "core/engine/engine.h"
-#include "core/http/server.h"
 #include "core/model/config.h"
+#include "core/service/service.h"
 #include "core/worker/kv_client.h"
 #include "core/worker/kv_server.h"
 #include "core/worker/model_text.h"
@@ -71,8 +70,6 @@ struct Instance {
 
 // Takes no new requests from now on; running ones go on. Nothing happens unless the instance is ready.
 void start_draining(Instance& instance);
-
-http::Response error_response(const api::ApiError& error);
 
 // A handler that runs only when the model is loaded and, for work (`generates`), when the instance is not draining;
 // bodies must be JSON. It answers 503 or 415 itself.

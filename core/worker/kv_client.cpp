@@ -194,7 +194,7 @@ void RemotePrefillSource::Impl::note_failure(Request& request, const std::string
   request.attempt = nullptr;
   request.peer = nullptr;
   request.attempt_deadline = request.deadline;
-  log::warn("kv: prefill {} at {} failed: {}", request.want.request_id, request.worker, error);
+  log::warn(log::About{request.want.request_id}, "kv: prefill at {} failed: {}", request.worker, error);
 }
 
 void RemotePrefillSource::Impl::on_outcome(std::unique_lock<std::mutex>& lock, const KvOutcome& outcome) {

@@ -127,7 +127,7 @@ void KvServerConnection::on_prefill(const Prefill& request) {
   }
   --context_.num_active;
   ++context_.num_failed;
-  log::warn("kv: prefill {} refused: {}", request.request_id, refusal);
+  log::warn(log::About{request.request_id}, "kv: prefill refused: {}", refusal);
   say(encode(Failed{request.id, request.epoch, refusal}));
 }
 
@@ -295,7 +295,7 @@ void KvServerConnection::finish_job(const std::shared_ptr<Job>& job) {
 void KvServerConnection::fail_job(const std::shared_ptr<Job>& job, const std::string& reason, bool cancelled) {
   end_job(job);
   ++(cancelled ? context_.num_cancelled : context_.num_failed);
-  if (!cancelled) log::warn("kv: prefill {} failed: {}", job->request_id, reason);
+  if (!cancelled) log::warn(log::About{job->request_id}, "kv: prefill failed: {}", reason);
   send_frame(encode(Failed{job->plan.id, job->plan.epoch, reason}));
 }
 

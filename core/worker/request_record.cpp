@@ -71,7 +71,7 @@ RequestRecord::~RequestRecord() {
   if (prefill_ && !prefill_->worker.empty()) more += fmt::format(" prefill={}", prefill_->worker);
   if (context_.attempt > 1) more += fmt::format(" attempt={}", context_.attempt);
   if (!context_.trace_id.empty()) more += fmt::format(" trace={}", context_.trace_id);
-  log::info("{} {} {} prompt={} completion={} ttft={:.1f}ms total={:.1f}ms{}", context_.id, path_, status_,
+  log::info(log::About{context_.id}, "{} {} prompt={} completion={} ttft={:.1f}ms total={:.1f}ms{}", path_, status_,
             num_prompt_tokens_, num_tokens_, 1e3 * seconds_between(start_, first_token_.value_or(start_)),
             1e3 * seconds, more);
   instance_.metrics.add_in_flight(-1);

@@ -10,48 +10,6 @@
 #include "core/worker/kv_role.h"
 
 namespace moectl {
-namespace {
-
-constexpr size_t kMaxBodyBytes = 32u << 20;
-
-http::Response respond_to_error(const http::Request&, int status, std::string_view message, std::exception_ptr error) {
-  if (error) {
-    try {
-      std::rethrow_exception(error);
-    } catch (const Error& e) {
-      return error_response(api::from_error(e));
-    } catch (...) {
-      return error_response(api::from_status(500, "An internal error; the server's log has more"));
-    }
-  }
-  return error_response(api::from_status(status, message));
-}
-
-// Every route of the data port, known or not, needs a key when keys are configured. All keys are compared, whatever the
-// outcome, so that the time tells nothing.
-std::optional<http::Response> check_key(const std::vector<std::string>& keys, const http::Request& request) {
-  const std::string_view given = api::api_key_of(request.header("authorization"));
-  bool known = false;
-  for (const std::string& key : keys) known |= api::equal_constant_time(key, given);
-  if (known) return std::nullopt;
-  return error_response(api::invalid_api_key());
-}
-
-std::unique_ptr<http::Server> make_server(http::ServerOptions options, std::vector<Route> routes) {
-  options.max_body_bytes = kMaxBodyBytes;
-  auto server = http::Server::create(std::move(options), respond_to_error);
-  for (Route& route : routes) server->route(route.method, route.path, std::move(route.handler));
-  return server;
-}
-
-// An address that this machine can reach, in a URL's spelling.
-std::string url_host(std::string host) {
-  if (host == "0.0.0.0") return "127.0.0.1";
-  if (host == "::") return "[::1]";
-  return host.find(':') == std::string::npos || host.starts_with('[') ? host : "[" + host + "]";
-}
-
-}  // namespace
 
 WorkerService::WorkerService(ServiceOptions options) {
   instance_.options = std::move(options);
@@ -59,14 +17,11 @@ WorkerService::WorkerService(ServiceOptions options) {
   http::ServerOptions data{.host = o.host, .port = uint16_t(o.port), .name = "api"};
   data.ssl_certfile = o.ssl_certfile;
   data.ssl_keyfile = o.ssl_keyfile;
-  data_server_ = make_server(std::move(data), data_routes(instance_));
-  if (!o.api_keys.empty())
-    data_server_->set_gate([&o](const http::Request& request) { return check_key(o.api_keys, request); });
+  data_server_ = make_server(std::move(data), data_routes(instance_), &o.api_keys);
   if (o.ops_port >= 0)
     ops_server_ =
         make_server({.host = "127.0.0.1", .port = uint16_t(o.ops_port), .name = "ops"}, ops_routes(instance_));
-  instance_.url =
-      fmt::format("{}://{}:{}", o.ssl_certfile.empty() ? "http" : "https", url_host(o.host), data_server_->port());
+  instance_.url = service_url(!o.ssl_certfile.empty(), o.host, data_server_->port());
   data_server_->start();
   if (ops_server_) ops_server_->start();
 }
@@ -100,7 +55,7 @@ std::string WorkerService::url() const {
 
 std::optional<std::string> WorkerService::ops_url() const {
   if (!ops_server_) return std::nullopt;
-  return fmt::format("http://127.0.0.1:{}", ops_server_->port());
+  return service_url(false, "127.0.0.1", ops_server_->port());
 }
 
 std::optional<std::string> WorkerService::kv_endpoint() const {

@@ -142,6 +142,41 @@ TEST_F(ServerTest, BodiesUpToTheLimit) {
   EXPECT_EQ(continued.answer().body, "ok");
 }
 
+// One body stays in memory while its handler waits; what does not fit beside it is refused, and fits afterwards.
+TEST_F(ServerTest, BodiesOfAllConnectionsTogether) {
+  ServerOptions options;
+  options.max_body_bytes = 1 << 20;
+  options.max_total_body_bytes = 1 << 20;
+  make(options);
+  Flag held;
+  auto release = std::make_shared<Channel<int>>();
+  server->route("POST", "/hold", [&held, release](Exchange& x) -> Task<void> {
+    held.set();
+    co_await release->pop(std::chrono::seconds(60));
+    Response r;
+    co_await x.respond(std::move(r));
+  });
+  server->start(2);
+  const std::string echo = "POST /echo HTTP/1.1\r\nHost: x\r\n", half(600 << 10, 'b');
+  const std::string length = fmt::format("Content-Length: {}\r\n\r\n", half.size());
+  RawClient holder(server->port());
+  holder.send("POST /hold HTTP/1.1\r\nHost: x\r\n" + length + half);
+  ASSERT_TRUE(held.wait());
+  RawClient declared(server->port());
+  EXPECT_EQ(declared.status_then_close(echo + "Expect: 100-continue\r\n" + length), 503);
+  const std::string chunked =
+      echo + fmt::format("Transfer-Encoding: chunked\r\n\r\n{:X}\r\n", half.size()) + half + "\r\n0\r\n\r\n";
+  RawClient growing(server->port());
+  EXPECT_EQ(growing.status_then_close(chunked), 503);
+  RawClient small(server->port());
+  small.send(echo + "Content-Length: 2\r\n\r\nok");
+  EXPECT_EQ(small.answer().body, "ok") << "what fits is served";
+  release->push(1);
+  EXPECT_EQ(holder.answer().status, 200);
+  holder.send(chunked);  // on the same connection: its first request has given its share back
+  EXPECT_EQ(holder.answer().body, half);
+}
+
 TEST_F(ServerTest, SlowHeadAndSlowBodyGet408) {
   ServerOptions options;
   options.header_timeout = milliseconds(50);

@@ -1,0 +1,111 @@
+#include "core/service/service.h"
+
+#include <utility>
+
+#include "core/base/error.h"
+
+namespace moectl {
+namespace {
+
+constexpr size_t kMaxBodyBytes = 32u << 20;
+constexpr size_t kMaxTotalBodyBytes = 512u << 20;  // of one port
+constexpr std::string_view kEasPrefix = "/api/predict/";
+
+http::Response respond_to_error(const http::Request&, int status, std::string_view message, std::exception_ptr error) {
+  if (error) {
+    try {
+      std::rethrow_exception(error);
+    } catch (const Error& e) {
+      return error_response(api::from_error(e));
+    } catch (...) {
+      return error_response(api::from_status(500, "An internal error; the server's log has more"));
+    }
+  }
+  return error_response(api::from_status(status, message));
+}
+
+// All keys are compared, whatever the outcome, so that the time tells nothing.
+std::optional<http::Response> check_key(const std::vector<std::string>& keys, const http::Request& request) {
+  const std::string_view given = api::api_key_of(request.header("authorization"));
+  bool known = false;
+  for (const std::string& key : keys) known |= api::equal_constant_time(key, given);
+  if (known) return std::nullopt;
+  return error_response(api::invalid_api_key());
+}
+
+bool matches(const Route& route, std::string_view path) {
+  if (!route.path.ends_with("/*")) return route.path == path;
+  return path.starts_with(std::string_view(route.path).substr(0, route.path.size() - 1));
+}
+
+Task<void> serve_under_prefix(const std::vector<Route>& routes, http::Exchange& exchange) {
+  const http::Request& request = exchange.request();
+  const std::string_view rest = std::string_view(request.path).substr(kEasPrefix.size());
+  const size_t slash = rest.find('/');
+  const std::string_view path = slash == std::string_view::npos ? std::string_view("/") : rest.substr(slash);
+  const std::string_view method = request.method == "HEAD" ? "GET" : std::string_view(request.method);
+  std::string allowed;
+  for (const Route& route : routes) {
+    if (!matches(route, path)) continue;
+    if (route.method == method) {
+      co_await route.handler(exchange);
+      co_return;
+    }
+    allowed += (allowed.empty() ? "" : ", ") + route.method;
+  }
+  http::Response response = error_response(allowed.empty() ? api::from_status(404, "There is no such path")
+                                                           : api::from_status(405, "This path takes " + allowed));
+  if (!allowed.empty()) response.headers.emplace_back("Allow", allowed);
+  co_await exchange.respond(std::move(response));
+}
+
+}  // namespace
+
+http::Response error_response(const api::ApiError& error) {
+  http::Response response;
+  response.status = error.status;
+  response.body = api::error_body(error);
+  if (error.retry_after_seconds > 0)
+    response.headers.emplace_back("Retry-After", std::to_string(error.retry_after_seconds));
+  // Clients repeat 5xx answers by themselves; nobody waits for this one any more.
+  if (error.status == 504) response.headers.emplace_back("x-should-retry", "false");
+  if (error.status == 401) response.headers.emplace_back("WWW-Authenticate", "Bearer");
+  return response;
+}
+
+http::Response json_response(std::string body) {
+  http::Response response;
+  response.body = std::move(body);
+  return response;
+}
+
+std::unique_ptr<http::Server> make_server(http::ServerOptions options, std::vector<Route> routes,
+                                          const std::vector<std::string>* api_keys) {
+  options.max_body_bytes = kMaxBodyBytes;
+  options.max_total_body_bytes = kMaxTotalBodyBytes;
+  auto server = http::Server::create(std::move(options), respond_to_error);
+  for (Route& route : routes) server->route(route.method, route.path, std::move(route.handler));
+  if (api_keys && !api_keys->empty())
+    server->set_gate([api_keys](const http::Request& request) { return check_key(*api_keys, request); });
+  return server;
+}
+
+void add_eas_prefix(std::vector<Route>& routes) {
+  auto served = std::make_shared<const std::vector<Route>>(routes);
+  const http::Handler handler = [served](http::Exchange& exchange) -> Task<void> {
+    co_await serve_under_prefix(*served, exchange);
+  };
+  for (const char* method : {"GET", "POST"}) routes.push_back({method, std::string(kEasPrefix) + "*", handler});
+}
+
+std::string url_host(const std::string& host) {
+  if (host == "0.0.0.0") return "127.0.0.1";
+  if (host == "::") return "[::1]";
+  return host.find(':') == std::string::npos || host.starts_with('[') ? host : "[" + host + "]";
+}
+
+std::string service_url(bool tls, const std::string& host, uint16_t port) {
+  return fmt::format("{}://{}:{}", tls ? "https" : "http", url_host(host), port);
+}
+
+}  // namespace moectl
