@@ -4,10 +4,15 @@
 # kernels/cpu: each .cpp is compiled in its own namespace with its own flags; kernels/ops.cpp picks one at run time.
 file(GLOB cpu_sources CONFIGURE_DEPENDS kernels/cpu/*.cpp)
 set(cpu_objects)
+# OFF, the arithmetic runs at its own speed under a sanitizer, so that the engine's long tests end soon; test_kernels and
+# test_comm are then to be run with ON, too.
+option(MOECTL_SANITIZE_KERNELS "With MOECTL_SANITIZE: instrument kernels/cpu" ON)
 # Sanitizers at -O3 take minutes a file here and find nothing more.
 set(kernel_optimization -O3)
-if(MOECTL_SANITIZE)
+if(MOECTL_SANITIZE AND MOECTL_SANITIZE_KERNELS)
   set(kernel_optimization -O1)
+elseif(MOECTL_SANITIZE)
+  set(kernel_optimization -O2 -fno-sanitize=all)
 endif()
 function(moectl_cpu_path path)
   if(NOT cpu_sources)

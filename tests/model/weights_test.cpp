@@ -22,7 +22,11 @@ TEST(Memory, IsKnownAndPositive) {
 TEST(LoadWeights, RefusesWhatCannotFit) {
   const auto dir = std::filesystem::temp_directory_path() / fmt::format("moectl-weights-{}", ::getpid());
   std::filesystem::create_directories(dir);
+#ifdef __SANITIZE_THREAD__  // its shadow memory leaves no hole of 4 TB
+  const int64_t num_bytes = int64_t{1} << 39;
+#else
   const int64_t num_bytes = int64_t{1} << 42;
+#endif
   std::string header =
       fmt::format(R"({{"huge":{{"dtype":"U8","shape":[{}],"data_offsets":[0,{}]}}}})", num_bytes, num_bytes);
   {
