@@ -6,7 +6,7 @@ find_program(PYTHON3 python3 REQUIRED)
 
 function(moectl_script name)
   add_test(NAME ${name} COMMAND ${ARGN} WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
-  set_tests_properties(${name} PROPERTIES SKIP_RETURN_CODE 77 TIMEOUT 600
+  set_tests_properties(${name} PROPERTIES SKIP_RETURN_CODE 77 TIMEOUT ${MOECTL_TEST_TIMEOUT}
                        ENVIRONMENT "MOECTL=$<TARGET_FILE:moectl>;PYTHONDONTWRITEBYTECODE=1;PYTHONUNBUFFERED=1")
 endfunction()
 
