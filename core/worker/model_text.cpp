@@ -48,9 +48,15 @@ std::string special_token(const Json& config, const char* name) {
   return "";
 }
 
-// As transformers: flags in tokenizer_config.json, when there are any, stand for the tokenizer's own post-processor.
+// As transformers: in place of the tokenizer's own post-processor, the classes of Llama (DeepSeek's and Mixtral's, too)
+// and GPT-NeoX go by the flags of tokenizer_config.json; all other classes pass over such flags.
 SpecialTokens tokens_around_prompts(const Tokenizer& tokenizer, const Json& config) {
-  if (!config.contains("add_bos_token") && !config.contains("add_eos_token")) return tokenizer.special_tokens();
+  const Json name = config.value("tokenizer_class", Json());
+  const std::string tokenizer_class = name.is_string() ? name.get<std::string>() : "";
+  const bool has_flags = config.contains("add_bos_token") || config.contains("add_eos_token");
+  const bool heeds_flags = tokenizer_class.empty() || tokenizer_class.starts_with("LlamaTokenizer");
+  if (!tokenizer_class.starts_with("GPTNeoXTokenizer") && !(has_flags && heeds_flags))
+    return tokenizer.special_tokens();
   const auto asked_for = [&](const char* flag, const char* name) {
     std::vector<int32_t> ids;
     const auto id = config.value(flag, Json()) == true ? tokenizer.token_id(special_token(config, name)) : std::nullopt;

@@ -128,6 +128,10 @@ TEST_F(CheckpointFolder, SpecialTokensAroundTextPrompts) {
   EXPECT_EQ(around(R"({"add_bos_token": false, )" + tokens + "}"), Ids{});
   EXPECT_EQ(around(R"({"add_eos_token": true, )" + tokens + "}"), Ids{1});
   EXPECT_EQ(around(R"({"add_bos_token": true, "add_eos_token": true, )" + tokens + "}"), (Ids{0, 1}));
+  EXPECT_EQ(around(R"({"tokenizer_class": "LlamaTokenizerFast", "add_bos_token": true, )" + tokens + "}"), Ids{0});
+  EXPECT_EQ(around(R"({"tokenizer_class": "LlamaTokenizerFast", )" + tokens + "}"), (Ids{0, 3, 1}));
+  EXPECT_EQ(around(R"({"tokenizer_class": "GPTNeoXTokenizer", )" + tokens + "}"), Ids{});
+  EXPECT_EQ(around(R"({"tokenizer_class": "Qwen2Tokenizer", "add_bos_token": false, )" + tokens + "}"), (Ids{0, 3, 1}));
 }
 
 TEST_F(CheckpointFolder, NamedTemplatesAndNoTemplate) {
