@@ -65,7 +65,8 @@ struct Flag {
   std::string_view help;      // one line, no full stop
   std::string_view doc = {};  // the man page's further sentences
   std::vector<std::string_view> choices = {};
-  int64_t min = 0, max = INT32_MAX;                // of numbers, seconds and bytes
+  std::vector<std::pair<std::string_view, std::string_view>> synonyms = {};  // other spellings and their choices
+  int64_t min = 0, max = INT32_MAX;                                          // of numbers, seconds and bytes
   std::string_view shown_default = {};             // in place of the printed default ("one a core")
   std::vector<std::string_view> environment = {};  // names beside MOECTL_<FLAG>
   Sources sources = Sources::kAll;

@@ -1,6 +1,9 @@
 // The tables: every command and every flag, with the words that --help and the man pages print. See flags.h for the
 // meaning of the fields and CONTRIBUTING.md for how to add one.
+#include <span>
+
 #include "cmd/flags.h"
+#include "core/api/output_formats.h"
 
 namespace moectl {
 namespace {
@@ -33,6 +36,17 @@ constexpr int kMaxRanks = 1024, kMaxTokens = 1 << 24;
   Target {                                                     \
     MemberOf<type>([](Options& o) -> type& { return o.path; }) \
   }
+
+// Completes a flag that names a row of a table of formats.
+template <class Format>
+Flag format_flag(Flag flag, std::span<const Format> formats) {
+  flag.choices = {"auto", "none"};
+  for (const Format& format : formats) {
+    flag.choices.push_back(format.name);
+    for (const std::string_view alias : api::aliases_of(format.aliases)) flag.synonyms.emplace_back(alias, format.name);
+  }
+  return flag;
+}
 
 std::vector<Flag> model_flags() {
   return {
@@ -76,16 +90,27 @@ std::vector<Flag> model_flags() {
        .doc =
            "For checkpoints without tokenizer.json. Only /v1/completions with lists of ids is served then. A prefill "
            "worker never loads one."},
-      {.name = "reasoning-parser",
-       .metavar = "NAME",
-       .group = kModel,
-       .commands = kDecode,
-       .target = MEMBER(std::string, api.reasoning_parser),
-       .help = "How reasoning is told apart from the answer",
-       .doc =
-           "deepseek_r1 takes what stands between <think> and </think> as reasoning; none leaves the text alone; auto "
-           "decides by the checkpoint's chat template. Names are accepted with `-` for `_`.",
-       .choices = {"auto", "deepseek_r1", "none"}},
+      format_flag({.name = "reasoning-parser",
+                   .metavar = "NAME",
+                   .group = kModel,
+                   .commands = kDecode,
+                   .target = MEMBER(std::string, api.reasoning_parser),
+                   .help = "How reasoning is told apart from the answer",
+                   .doc = "auto decides by the checkpoint's chat template and tokenizer; none leaves the text alone; a "
+                          "name picks a format (docs/formats.md). The names that other servers give them, and `-` for "
+                          "`_`, are accepted."},
+                  api::reasoning_formats()),
+      format_flag(
+          {.name = "tool-call-parser",
+           .metavar = "NAME",
+           .group = kModel,
+           .commands = kDecode,
+           .target = MEMBER(std::string, api.tool_call_parser),
+           .help = "How tool calls are found in answers",
+           .doc = "auto decides by the checkpoint's chat template; none refuses chats with tools; a name picks a "
+                  "format (docs/formats.md), for templates that show no tools too. The names that other "
+                  "servers give them, and `-` for `_`, are accepted."},
+          api::tool_formats()),
   };
 }
 

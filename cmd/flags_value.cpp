@@ -78,11 +78,14 @@ std::string parse_text(const Flag& flag, const GivenValue& given) {
   if (given.text.find('\0') != std::string::npos) refuse(flag, given, "text without NUL bytes");
   if (flag.choices.empty()) return given.text;
   std::string text = given.text;
-  for (std::string_view choice : flag.choices) {
-    // deepseek-r1 is deepseek_r1
+  const auto is = [&text](std::string_view choice) {  // deepseek-r1 is deepseek_r1
     const auto same = [](char a, char b) { return (a == '-' ? '_' : a) == (b == '-' ? '_' : b); };
-    if (std::equal(text.begin(), text.end(), choice.begin(), choice.end(), same)) return std::string(choice);
-  }
+    return std::equal(text.begin(), text.end(), choice.begin(), choice.end(), same);
+  };
+  for (std::string_view choice : flag.choices)
+    if (is(choice)) return std::string(choice);
+  for (const auto& [synonym, choice] : flag.synonyms)
+    if (is(synonym)) return std::string(choice);
   const std::string near = closest(text, {flag.choices.begin(), flag.choices.end()});
   refuse(flag, given,
          fmt::format("one of {}{}", fmt::join(flag.choices, ", "),

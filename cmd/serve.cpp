@@ -36,6 +36,7 @@ ServiceOptions service_options(const ServeOptions& given, Role role) {
   options.ssl_certfile = api.ssl_certfile;
   options.ssl_keyfile = api.ssl_keyfile;
   options.reasoning_parser = api.reasoning_parser;
+  options.tool_call_parser = api.tool_call_parser;
   options.skip_tokenizer_init = api.skip_tokenizer_init;
   return options;
 }

@@ -32,7 +32,8 @@ _moectl() {
     'serve-decode:--model') kind='folder' ;;
     'serve-decode:--served-model-name') return ;;
     'serve-decode:--max-model-len') return ;;
-    'serve-decode:--reasoning-parser') words='auto deepseek_r1 none' ;;
+    'serve-decode:--reasoning-parser') words='auto none gpt_oss kimi_k2 minimax_m2 ernie45 hunyuan_a13b seed_oss mistral glm45 qwen3 deepseek_r1' ;;
+    'serve-decode:--tool-call-parser') words='auto none harmony deepseek_v3 deepseek_v31 kimi_k2 minimax_m2 seed_oss qwen3_coder glm45 hunyuan_a13b longcat hermes mistral' ;;
     'serve-decode:--tensor-parallel-size'|'serve-decode:--tp-size') return ;;
     'serve-decode:--data-parallel-size'|'serve-decode:--dp-size') return ;;
     'serve-decode:--expert-parallel-size'|'serve-decode:--ep-size') return ;;
@@ -186,7 +187,7 @@ _moectl() {
   if [[ -z $words$kind ]]; then
     case "$command" in
       'serve-decode')
-        words='--model --served-model-name --max-model-len --skip-tokenizer-init --reasoning-parser --tensor-parallel-size --tp-size --data-parallel-size --dp-size --expert-parallel-size --ep-size --max-num-seqs --max-num-batched-tokens --kv-cache-memory-bytes --kv-cache-dtype --block-size --enable-prefix-caching --no-enable-prefix-caching --device --cpu-path --threads --deterministic --host --port --ops-port --api-key --ssl-certfile --ssl-keyfile --shutdown-timeout --cluster-secret-file --local-prefill-tokens --config --log-format --log-level --no-color --help --version -h'
+        words='--model --served-model-name --max-model-len --skip-tokenizer-init --reasoning-parser --tool-call-parser --tensor-parallel-size --tp-size --data-parallel-size --dp-size --expert-parallel-size --ep-size --max-num-seqs --max-num-batched-tokens --kv-cache-memory-bytes --kv-cache-dtype --block-size --enable-prefix-caching --no-enable-prefix-caching --device --cpu-path --threads --deterministic --host --port --ops-port --api-key --ssl-certfile --ssl-keyfile --shutdown-timeout --cluster-secret-file --local-prefill-tokens --config --log-format --log-level --no-color --help --version -h'
         [[ $cur == -* ]] || kind='folder'
         ;;
       'serve-prefill')

@@ -1,9 +1,12 @@
 // The OpenAI API as plain data: what a request asks for, after every field was checked. Workers map it to engine
-// requests, the router reads it to route; neither sees JSON. Reading is pure and may run on any thread. A field that we
-// know is either honoured or refused with its name; fields nobody knows are skipped, as OpenAI-compatible servers do.
+// requests, the router reads it to route; neither sees JSON, but for the schemas of tools. Reading is pure and may run
+// on any thread. A field that we know is either honoured or refused with its name; fields nobody knows are skipped, as
+// OpenAI-compatible servers do.
 #pragma once
 
 #include <cstdint>
+#include <memory>
+#include <nlohmann/json_fwd.hpp>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -56,10 +59,28 @@ struct Common {
   std::string cache_salt;
 };
 
+// A call that an assistant message of the request holds.
+struct PastToolCall {
+  std::string id, name;
+  std::string arguments;  // the JSON text of an object, not deeper or larger than it may be
+};
+
 struct ChatMessage {
-  std::string role;  // system | user | assistant (developer arrives as system)
+  std::string role;  // system | user | assistant | tool (developer arrives as system)
   std::string content;
   std::optional<std::string> name, reasoning_content;
+  std::vector<PastToolCall> tool_calls;     // assistant
+  std::optional<std::string> tool_call_id;  // tool
+};
+
+enum class ToolChoice { kAuto, kNone };
+
+struct ToolRequest {
+  std::shared_ptr<const nlohmann::ordered_json> tools;  // as the request has them; null: none
+  ToolChoice choice = ToolChoice::kAuto;
+  bool parallel = true;
+
+  bool parses_calls() const { return tools && choice != ToolChoice::kNone; }
 };
 
 using Scalar = std::variant<bool, int64_t, double, std::string>;
@@ -67,6 +88,7 @@ using Scalar = std::variant<bool, int64_t, double, std::string>;
 struct ChatRequest {
   Common common;
   std::vector<ChatMessage> messages;
+  ToolRequest tools;
   bool add_generation_prompt = true;
   // Variables for the template, by name; never one the server sets itself. reasoning_effort is passed as one of them.
   std::vector<std::pair<std::string, Scalar>> template_kwargs;

@@ -5,6 +5,7 @@
 #include "core/api/fields.h"
 #include "core/api/json.h"
 #include "core/api/openai.h"
+#include "core/api/openai_tools.h"
 #include "core/api/unsupported.h"
 #include "core/base/error.h"
 
@@ -120,7 +121,7 @@ void read_stream_options(const Fields& fields, Common& common) {
 // Fields without influence on the answer. They are checked, so that a mistake in them is still seen.
 void check_harmless(const Fields& fields) {
   for (const char* name : {"user", "safety_identifier", "prompt_cache_key", "request_id"}) fields.string(name, 1024);
-  fields.boolean("parallel_tool_calls");  // without tools there is nothing to call
+  fields.boolean("parallel_tool_calls");  // a completion has nothing to call
   if (const Json* metadata = fields.find("metadata")) {
     const Fields nested(*metadata, "metadata");
     if (metadata->size() > 16) fields.fail("metadata", "an object of at most 16 entries");
@@ -129,8 +130,8 @@ void check_harmless(const Fields& fields) {
 }
 
 // Everything but max_tokens and logprobs, whose meaning differs between the two kinds of request.
-Common read_common(const Fields& fields, const Limits& limits) {
-  refuse_unsupported(fields);
+Common read_common(const Fields& fields, const Limits& limits, bool chat) {
+  refuse_unsupported(fields, chat);
   check_harmless(fields);
   Common c;
   c.model = fields.string("model", 1024).value_or("");
@@ -184,20 +185,24 @@ std::string read_content(const Fields& message, const std::string& role) {
 }
 
 ChatMessage read_message(const Json& json, size_t index) {
+  constexpr const char* kRoleExpected = "one of system, developer, user, assistant, tool";
   const Fields fields(json, fmt::format("messages[{}]", index));
   ChatMessage message;
   const auto role = fields.string("role");
-  if (!role) fields.fail("role", "one of system, developer, user, assistant");
-  if (*role == "tool" || *role == "function")
-    refuse(fields.path("role"),
-           fmt::format("`{}` is \"{}\"; this server does not support tools", fields.path("role"), *role));
-  static constexpr std::array kRoles = {"system", "developer", "user", "assistant"};
-  if (std::find(kRoles.begin(), kRoles.end(), *role) == kRoles.end())
-    fields.fail("role", "one of system, developer, user, assistant");
+  if (!role) fields.fail("role", kRoleExpected);
+  static constexpr std::array kRoles = {"system", "developer", "user", "assistant", "tool"};
+  if (std::find(kRoles.begin(), kRoles.end(), *role) == kRoles.end()) fields.fail("role", kRoleExpected);
   message.role = *role == "developer" ? "system" : *role;
-  for (const char* name : {"tool_calls", "function_call", "audio", "tool_call_id"})
+  for (const char* name : {"function_call", "audio"})
     if (const Json* value = fields.find(name); value && !(value->is_array() && value->empty()))
       refuse(fields.path(name), fmt::format("`{}` is not supported by this server", fields.path(name)));
+  message.tool_calls = read_past_tool_calls(fields);
+  if (!message.tool_calls.empty() && message.role != "assistant")
+    refuse(fields.path("tool_calls"), "`tool_calls` belong to assistant messages");
+  message.tool_call_id = fields.string("tool_call_id", kMaxCallIdBytes);
+  if (message.tool_call_id && message.role != "tool")
+    refuse(fields.path("tool_call_id"), "`tool_call_id` belongs to tool messages");
+  if (!message.tool_call_id && message.role == "tool") fields.fail("tool_call_id", "the id of the call it answers");
   message.content = read_content(fields, message.role);
   if (const auto refusal = fields.string("refusal"); refusal && message.content.empty()) message.content = *refusal;
   message.name = fields.string("name", 256);
@@ -250,14 +255,15 @@ std::vector<std::pair<std::string, Scalar>> read_template_kwargs(const Fields& f
   return kwargs;
 }
 
-ChatRequest read_chat(const Fields& fields, const Limits& limits) {
+ChatRequest read_chat(const Fields& fields, std::string_view body, const Limits& limits) {
   for (const char* name : {"echo", "continue_final_message"})
     if (fields.boolean(name).value_or(false)) refuse(name, fmt::format("`{}` is not supported in chats", name));
   if (fields.integer("best_of", 1, kMaxChoices).value_or(1) != 1)
     refuse("best_of", "`best_of` is not supported in chats");
   ChatRequest request;
-  request.common = read_common(fields, limits);
+  request.common = read_common(fields, limits, true);
   request.messages = read_messages(fields);
+  request.tools = read_tools(fields, body);
   request.add_generation_prompt = fields.boolean("add_generation_prompt").value_or(true);
   request.template_kwargs = read_template_kwargs(fields);
   if (fields.boolean("add_special_tokens").value_or(false))
@@ -303,14 +309,14 @@ std::vector<Prompt> read_prompts(const Fields& fields, const Limits& limits) {
 
 ChatRequest read_chat_request(std::string_view body, const Limits& limits) {
   const Json json = parse_json(body);
-  return read_chat(Fields(json, ""), limits);
+  return read_chat(Fields(json, ""), body, limits);
 }
 
 CompletionRequest read_completion_request(std::string_view body, const Limits& limits) {
   const Json json = parse_json(body);
   const Fields fields(json, "");
   CompletionRequest request;
-  request.common = read_common(fields, limits);
+  request.common = read_common(fields, limits, false);
   request.prompts = read_prompts(fields, limits);
   request.echo = fields.boolean("echo").value_or(false);
   request.add_special_tokens = fields.boolean("add_special_tokens").value_or(true);
@@ -332,10 +338,10 @@ TokenizeRequest read_tokenize_request(std::string_view body, const Limits& limit
   request.return_token_strs = fields.boolean("return_token_strs").value_or(false);
   if (fields.find("messages")) {
     if (fields.find("prompt")) refuse("prompt", "send `prompt` or `messages`, not both");
-    request.input = read_chat(fields, limits);
+    request.input = read_chat(fields, body, limits);
     return request;
   }
-  refuse_unsupported(fields);
+  refuse_unsupported(fields, false);
   const auto prompt = fields.string("prompt");
   if (!prompt) fields.fail("prompt", "a string (or send `messages`)");
   request.input = *prompt;
@@ -345,7 +351,7 @@ TokenizeRequest read_tokenize_request(std::string_view body, const Limits& limit
 DetokenizeRequest read_detokenize_request(std::string_view body, const Limits& limits) {
   const Json json = parse_json(body);
   const Fields fields(json, "");
-  refuse_unsupported(fields);
+  refuse_unsupported(fields, false);
   DetokenizeRequest request;
   request.model = fields.string("model", 1024).value_or("");
   const Json* tokens = fields.find("tokens");

@@ -113,6 +113,25 @@ Json usage_json(const Usage& usage) {
           {"completion_tokens_details", {{"reasoning_tokens", usage.reasoning_tokens}}}};
 }
 
+// One entry of `tool_calls`: whole in a message, a part of the call with `index` in a stream.
+Json tool_call_json(const ToolCallDelta& call, bool in_stream) {
+  Json json = Json::object();
+  if (in_stream) json["index"] = call.index;
+  if (!call.name.empty()) {
+    json["id"] = call.id;
+    json["type"] = "function";
+    json["function"]["name"] = call.name;
+  }
+  json["function"]["arguments"] = call.arguments;
+  return json;
+}
+
+Json tool_calls_json(const std::vector<ToolCallDelta>& calls, bool in_stream) {
+  Json list = Json::array();
+  for (const ToolCallDelta& call : calls) list.push_back(tool_call_json(call, in_stream));
+  return list;
+}
+
 Json head_json(const AnswerHead& head, const char* object) {
   return {{"id", head.id}, {"object", object}, {"created", head.created}, {"model", head.model}};
 }
@@ -129,6 +148,7 @@ std::string chunk(const AnswerHead& head, const char* object, Json choice) {
 void Choice::append(Choice&& more) {
   content += more.content;
   reasoning += more.reasoning;
+  for (ToolCallDelta& call : more.tool_calls) append_tool_call(tool_calls, std::move(call));
   move_to_end(logprobs, std::move(more.logprobs));
   move_to_end(token_ids, std::move(more.token_ids));
   move_to_end(prompt_token_ids, std::move(more.prompt_token_ids));
@@ -144,8 +164,10 @@ std::string chat_response(const AnswerHead& head, const std::vector<Choice>& cho
   json["choices"] = Json::array();
   for (const Choice& choice : choices) {
     Json message = {{"role", "assistant"}, {"content", choice.content}, {"refusal", nullptr}};
+    if (choice.content.empty() && !(choice.reasoning.empty() && choice.tool_calls.empty()))
+      message["content"] = nullptr;
+    if (!choice.tool_calls.empty()) message["tool_calls"] = tool_calls_json(choice.tool_calls, false);
     if (!choice.reasoning.empty()) {
-      if (choice.content.empty()) message["content"] = nullptr;
       message["reasoning_content"] = choice.reasoning;
       message["reasoning"] = choice.reasoning;
     }
@@ -185,10 +207,11 @@ std::string completion_response(const AnswerHead& head, const std::vector<Choice
 
 std::string chat_role_chunk(const AnswerHead& head, int index, const std::vector<int32_t>& prompt_token_ids) {
   Json json = head_json(head, "chat.completion.chunk");
-  json["choices"] = Json::array({{{"index", index},
-                                  {"delta", {{"role", "assistant"}, {"content", ""}}},
-                                  {"logprobs", nullptr},
-                                  {"finish_reason", nullptr}}});
+  json["choices"] =
+      Json::array({{{"index", index},
+                    {"delta", {{"role", "assistant"}, {"content", head.tools ? Json(nullptr) : Json("")}}},
+                    {"logprobs", nullptr},
+                    {"finish_reason", nullptr}}});
   if (head.usage_in_stream) json["usage"] = nullptr;
   if (head.token_ids) json["prompt_token_ids"] = prompt_token_ids;
   return to_text(json);
@@ -201,6 +224,7 @@ std::string chat_chunk(const AnswerHead& head, const Choice& delta) {
     fields["reasoning"] = delta.reasoning;
   }
   if (!delta.content.empty()) fields["content"] = delta.content;
+  if (!delta.tool_calls.empty()) fields["tool_calls"] = tool_calls_json(delta.tool_calls, true);
   Json entry = {{"index", delta.index},
                 {"delta", std::move(fields)},
                 {"logprobs", delta.logprobs.empty() ? Json(nullptr) : chat_logprobs(head, delta.logprobs)},

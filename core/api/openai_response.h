@@ -9,6 +9,8 @@
 #include <utility>
 #include <vector>
 
+#include "core/api/tool_parser.h"
+
 namespace moectl::api {
 
 struct AlternativeToken {
@@ -28,13 +30,14 @@ struct ScoredToken {
 
 struct Choice {
   int index = 0;
-  std::string content;                // visible text
-  std::string reasoning;              // chat only
-  std::vector<ScoredToken> logprobs;  // empty unless asked for
-  std::vector<int32_t> token_ids;     // empty unless asked for
-  std::string finish_reason;          // empty: goes on
-  std::string stop_string;            // the stop string that ended it
-  int32_t stop_token = -1;            // the stop_token_ids entry that ended it
+  std::string content;                    // visible text
+  std::string reasoning;                  // chat only
+  std::vector<ToolCallDelta> tool_calls;  // chat only
+  std::vector<ScoredToken> logprobs;      // empty unless asked for
+  std::vector<int32_t> token_ids;         // empty unless asked for
+  std::string finish_reason;              // empty: goes on
+  std::string stop_string;                // the stop string that ended it
+  int32_t stop_token = -1;                // the stop_token_ids entry that ended it
   // Facts about this choice's prompt, for completions that ask for them.
   std::vector<int32_t> prompt_token_ids;
   std::vector<ScoredToken> prompt_logprobs;
@@ -53,6 +56,7 @@ struct AnswerHead {
   bool logprobs = false, token_ids = false, prompt_logprobs = false;
   bool tokens_as_ids = false;    // token text is "token_id:17"
   bool usage_in_stream = false;  // chunks carry "usage": null, the last one the numbers
+  bool tools = false;            // the answer may be calls without content
 };
 
 std::string chat_response(const AnswerHead& head, const std::vector<Choice>& choices, const Usage& usage);

@@ -1,44 +1,12 @@
 #include "core/api/reasoning.h"
 
-#include <algorithm>
+#include "core/api/marker_text.h"
 
 namespace moectl::api {
-namespace {
 
-constexpr std::string_view kBlanks = " \t\r\n";
-
-size_t count_leading_blanks(std::string_view text) {
-  return std::min(text.find_first_not_of(kBlanks), text.size());
-}
-
-// Bytes at the end of `text` that may still become the marker.
-size_t partial_marker(std::string_view text, std::string_view marker) {
-  for (size_t n = std::min(text.size(), marker.size() - 1); n > 0; --n)
-    if (text.substr(text.size() - n) == marker.substr(0, n)) return n;
-  return 0;
-}
-
-size_t without_trailing_blanks(std::string_view text) {
-  return text.find_last_not_of(kBlanks) + 1;
-}
-
-}  // namespace
-
-const std::vector<ReasoningFormat>& reasoning_formats() {
-  static const std::vector<ReasoningFormat> formats = {{"deepseek_r1", "<think>", "</think>"}};
-  return formats;
-}
-
-const ReasoningFormat* find_reasoning_format(std::string_view name) {
-  std::string key(name);
-  std::replace(key.begin(), key.end(), '-', '_');
-  for (const ReasoningFormat& format : reasoning_formats())
-    if (format.name == key) return &format;
-  return nullptr;
-}
-
-ReasoningSplitter::ReasoningSplitter(const ReasoningFormat* format, bool opened)
+ReasoningSplitter::ReasoningSplitter(const ReasoningFormat* format, bool opened, bool tools)
     : format_(format),
+      tools_(tools),
       state_(!format  ? State::kContent
              : opened ? State::kReasoning
                       : State::kStart) {}
@@ -54,43 +22,86 @@ ReasoningSplitter::Delta ReasoningSplitter::finish() {
 
 ReasoningSplitter::Delta ReasoningSplitter::advance(bool final) {
   Delta delta;
-  if (state_ == State::kStart) {
-    const size_t blanks = count_leading_blanks(held_);
-    const std::string_view rest = std::string_view(held_).substr(blanks);
-    if (rest.starts_with(format_->open)) {
-      held_.erase(0, blanks + format_->open.size());
-      state_ = State::kReasoning;
-    } else if (!final && std::string_view(format_->open).starts_with(rest)) {
-      return delta;  // may still become the marker
-    } else {
-      state_ = State::kContent;
-    }
-  }
-  if (state_ == State::kReasoning) {
-    if (skip_blanks_) held_.erase(0, count_leading_blanks(held_));
-    if (!held_.empty()) skip_blanks_ = false;
-    const size_t close = held_.find(format_->close);
-    if (close != std::string::npos) {
-      delta.reasoning = held_.substr(0, without_trailing_blanks(std::string_view(held_).substr(0, close)));
-      held_.erase(0, close + format_->close.size());
-      state_ = State::kAfterClose;
-    } else {
-      // Blanks before a marker are dropped with it, so they wait for what follows.
-      size_t sure = held_.size() - (final ? 0 : partial_marker(held_, format_->close));
-      if (!final) sure = without_trailing_blanks(std::string_view(held_).substr(0, sure));
-      delta.reasoning = held_.substr(0, sure);
-      held_.erase(0, sure);
-    }
-  }
-  if (state_ == State::kAfterClose) {
-    held_.erase(0, count_leading_blanks(held_));
-    if (!held_.empty()) state_ = State::kContent;
-  }
-  if (state_ == State::kContent) {
-    delta.content = std::move(held_);
-    held_.clear();
-  }
+  if (state_ == State::kStart && !start(final)) return delta;
+  if (state_ == State::kReasoning) read_reasoning(final, delta);
+  // A closed answer may be followed by more: at most two turns.
+  while (state_ == State::kBeforeContent && read_before_content(final)) read_content(final, delta);
+  if (state_ == State::kContent) read_content(final, delta);
   return delta;
+}
+
+// False: what is held may still become a marker.
+bool ReasoningSplitter::start(bool final) {
+  const size_t blanks = count_leading_blanks(held_);
+  const std::string_view rest = std::string_view(held_).substr(blanks);
+  const std::string_view answer_open = format_->answer_open;
+  if (blanks > kMaxHeldBlanks) {
+    state_ = State::kContent;
+  } else if (rest.starts_with(format_->open)) {
+    held_.erase(0, blanks + format_->open.size());
+    state_ = State::kReasoning;
+  } else if (!answer_open.empty() && rest.starts_with(answer_open)) {
+    state_ = State::kBeforeContent;
+  } else if (!final && (format_->open.starts_with(rest) || (!answer_open.empty() && answer_open.starts_with(rest)))) {
+    return false;
+  } else {
+    state_ = State::kContent;
+  }
+  return true;
+}
+
+void ReasoningSplitter::read_reasoning(bool final, Delta& delta) {
+  if (skip_blanks_) held_.erase(0, count_leading_blanks(held_));
+  if (!held_.empty()) skip_blanks_ = false;
+  const std::string_view markers[] = {format_->close, tools_ ? format_->ends_at : std::string_view()};
+  if (const FoundMarker found = find_marker(held_, markers)) {
+    delta.reasoning = held_.substr(0, without_trailing_blanks(std::string_view(held_).substr(0, found.at)));
+    held_.erase(0, found.at + (found.marker == format_->close ? found.marker.size() : 0));
+    state_ = State::kBeforeContent;
+    return;
+  }
+  // Blanks before a marker are dropped with it, so they wait for what follows.
+  size_t sure = held_.size() - (final ? 0 : partial_marker(held_, markers));
+  if (!final) sure = without_trailing_blanks(std::string_view(held_).substr(0, sure));
+  delta.reasoning = held_.substr(0, sure);
+  held_.erase(0, sure);
+}
+
+// True: the content begins here.
+bool ReasoningSplitter::read_before_content(bool final) {
+  held_.erase(0, count_leading_blanks(held_));
+  if (held_.empty()) return false;
+  const std::string_view open = may_open_answer_ ? format_->answer_open : std::string_view();
+  if (!open.empty() && held_.starts_with(open)) {
+    held_.erase(0, open.size());
+    may_open_answer_ = false;
+    in_answer_ = true;
+    return read_before_content(final);  // once: it opens no more
+  }
+  if (!open.empty() && !final && open.starts_with(held_)) return false;
+  state_ = State::kContent;
+  return true;
+}
+
+void ReasoningSplitter::read_content(bool final, Delta& delta) {
+  if (!in_answer_) {
+    delta.content += held_;
+    held_.clear();
+    return;
+  }
+  const std::string_view close = format_->answer_close;
+  const size_t at = held_.find(close);
+  if (at != std::string::npos) {
+    delta.content += held_.substr(0, without_trailing_blanks(std::string_view(held_).substr(0, at)));
+    held_.erase(0, at + close.size());
+    in_answer_ = false;
+    state_ = State::kBeforeContent;
+    return;
+  }
+  size_t sure = held_.size() - (final ? 0 : partial_marker(held_, close));
+  if (!final) sure = without_trailing_blanks(std::string_view(held_).substr(0, sure));
+  delta.content += held_.substr(0, sure);
+  held_.erase(0, sure);
 }
 
 }  // namespace moectl::api

@@ -4,42 +4,43 @@
 
 #include <string>
 #include <string_view>
-#include <vector>
+
+#include "core/api/output_formats.h"
 
 namespace moectl::api {
 
-// How a family of models marks its reasoning. Parsers are data; the splitter knows no model.
-struct ReasoningFormat {
-  std::string name;         // "deepseek_r1"
-  std::string open, close;  // "<think>", "</think>"
-};
-
-const std::vector<ReasoningFormat>& reasoning_formats();
-// Names with `_` or `-`. nullptr: there is no such parser.
-const ReasoningFormat* find_reasoning_format(std::string_view name);
-
 // Reasoning is what stands between the markers when the answer opens with `open` (blanks may precede it) or the prompt
 // already ended with it. An answer that never closes it is reasoning only. White space next to the markers belongs to
-// neither part. Later markers in the content are content.
+// neither part. Later markers in the content are content. The markers around a whole answer (`answer_open`) are
+// dropped.
 class ReasoningSplitter {
  public:
   struct Delta {
     std::string reasoning, content;
   };
-  // nullptr: everything is content. `opened`: the prompt ended with the opening marker.
-  explicit ReasoningSplitter(const ReasoningFormat* format, bool opened = false);
+  // nullptr: everything is content. `opened`: the prompt ended with the opening marker. `tools`: the format's tool
+  // marker ends reasoning, and stays in the content.
+  explicit ReasoningSplitter(const ReasoningFormat* format, bool opened = false, bool tools = false);
 
   Delta push(std::string_view text);
   Delta finish();  // the end of the answer: everything held back
+  bool in_reasoning() const { return state_ == State::kReasoning; }
 
  private:
-  enum class State { kStart, kReasoning, kAfterClose, kContent };
+  enum class State { kStart, kReasoning, kBeforeContent, kContent };
   Delta advance(bool final);
+  bool start(bool final);
+  void read_reasoning(bool final, Delta& delta);
+  bool read_before_content(bool final);
+  void read_content(bool final, Delta& delta);
 
   const ReasoningFormat* format_;
+  const bool tools_;
   State state_;
-  bool skip_blanks_ = true;  // directly after the opening marker
-  std::string held_;         // not yet assigned
+  bool skip_blanks_ = true;      // directly after the opening marker
+  bool may_open_answer_ = true;  // `answer_open` has not been seen
+  bool in_answer_ = false;       // `answer_close` is to come
+  std::string held_;             // not yet assigned
 };
 
 }  // namespace moectl::api

@@ -13,19 +13,21 @@ struct Unsupported {
   const char* name;
   const char* reason;
   const char* neutral = "[]";  // JSON list of the values that ask for nothing; null always does
+  bool in_chats = true;        // false: chats know it
 };
 
-constexpr const char* kTools = "tools are not supported by this server";
+constexpr const char* kTools = "tools belong to chats (/v1/chat/completions)";
+constexpr const char* kOldTools = "it was replaced by `tools` and `tool_choice`";
 constexpr const char* kStructured = "structured output is not supported by this server";
 constexpr const char* kMedia = "this model reads and writes text only";
 constexpr const char* kNoSuch = "it is not supported by this server";
 constexpr const char* kPeer = "peers are chosen by the cluster, never by a client";
 
 constexpr Unsupported kUnsupported[] = {
-    {"tools", kTools, "[[]]"},
-    {"tool_choice", kTools, R"(["none", "auto"])"},
-    {"functions", kTools, "[[]]"},
-    {"function_call", kTools, R"(["none", "auto"])"},
+    {"tools", kTools, "[[]]", false},
+    {"tool_choice", kTools, R"(["none", "auto"])", false},
+    {"functions", kOldTools, "[[]]"},
+    {"function_call", kOldTools, R"(["none", "auto"])"},
     {"response_format", kStructured, R"([{"type": "text"}])"},
     {"structured_outputs", kStructured},
     {"guided_json", kStructured},
@@ -71,10 +73,10 @@ constexpr std::array kPeerPrefixes = {"kv_transfer", "do_remote_", "remote_", "b
 
 }  // namespace
 
-void refuse_unsupported(const Fields& fields) {
+void refuse_unsupported(const Fields& fields, bool chat) {
   for (const Unsupported& entry : kUnsupported) {
     const nlohmann::json* value = fields.find(entry.name);
-    if (!value) continue;
+    if (!value || (chat && !entry.in_chats)) continue;
     const auto neutral = nlohmann::json::parse(entry.neutral);
     if (std::find(neutral.begin(), neutral.end(), *value) == neutral.end()) refuse(entry.name, entry.reason);
   }

@@ -6,7 +6,8 @@
 
 namespace moectl::api {
 
-// Throws Error{kInvalidArgument} naming the field, unless its value asks for nothing (tools: [], tool_choice: "auto").
-void refuse_unsupported(const Fields& fields);
+// Throws Error{kInvalidArgument} naming the field, unless its value asks for nothing (priority: 0, functions: []).
+// `chat`: tools are supported.
+void refuse_unsupported(const Fields& fields, bool chat);
 
 }  // namespace moectl::api

@@ -75,6 +75,8 @@ std::string Detokenizer::release(size_t first_new, bool final) {
     pending_.resize(found_at + (options_.include_stop ? found->text.size() : 0));
     return std::move(pending_);
   }
+  if (final)
+    for (Stop& stop : stops_) stop.matched = 0;
   std::string certain = pending_.substr(0, pending_.size() - (final ? 0 : held));
   pending_.erase(0, certain.size());
   return certain;

@@ -28,7 +28,7 @@ class Detokenizer {
   // Adds one token; returns the text that is now certain. After a stop string was found, `stopped()` is true and
   // further pushes return nothing.
   std::string push(int32_t id);
-  // End of the answer: everything held back; incomplete UTF-8 becomes U+FFFD.
+  // End of the answer, or a place that no stop string spans: everything held back; incomplete UTF-8 becomes U+FFFD.
   std::string finish();
   bool stopped() const { return stopped_; }
   const std::string& stop_string() const { return stop_string_; }  // the one that was found

@@ -1,18 +1,48 @@
 #include "core/worker/answer.h"
 
 #include <algorithm>
+#include <random>
+#include <span>
 #include <utility>
+
+#include "core/base/error.h"
 
 namespace moectl {
 namespace {
 
+constexpr size_t kMaxOpenTokens = 16;  // of a marker that is ordinary text
+
 // The chat template (DeepSeek-R1's, for one) may have written the opening marker itself.
 bool prompt_opens_reasoning(const ModelText& text, const EncodedPrompt& prompt) {
-  if (!text.reasoning) return false;
+  if (!text.reasoning || text.reasoning->is_harmony()) return false;
+  if (!text.reasoning_tokens.known()) {
+    const size_t count = std::min(prompt.ids.size(), kMaxOpenTokens);
+    const std::string end = text.tokenizer->decode(std::span(prompt.ids).last(count), false);
+    return std::string_view(end).substr(0, end.find_last_not_of(" \n") + 1).ends_with(text.reasoning->open);
+  }
   const auto last_of = [&](int32_t id) { return std::find(prompt.ids.rbegin(), prompt.ids.rend(), id); };
-  const auto open = last_of(text.reasoning_open_id);
+  const auto open = last_of(text.reasoning_tokens.open);
   // At most a line break (one token) may stand behind it.
-  return open != prompt.ids.rend() && open - prompt.ids.rbegin() <= 1 && last_of(text.reasoning_close_id) > open;
+  return open != prompt.ids.rend() && open - prompt.ids.rbegin() <= 1 && last_of(text.reasoning_tokens.close) > open;
+}
+
+api::OutputParser::Options parser_options(const ModelText& text, const EncodedPrompt& prompt,
+                                          const AnswerOptions& options) {
+  if (!options.chat || !text.tokenizer) return {};
+  return {.reasoning = text.reasoning,
+          .tools = options.tools.parses_calls() ? text.tool_calls : nullptr,
+          .tool_schemas = options.tools.tools,
+          .reasoning_opened = prompt_opens_reasoning(text, prompt),
+          .one_call = !options.tools.parallel};
+}
+
+std::string call_id(api::CallId form) {
+  thread_local std::mt19937_64 generator{std::random_device{}()};
+  if (form != api::CallId::kShort) return fmt::format("call_{:016x}{:08x}", generator(), uint32_t(generator()));
+  constexpr std::string_view kLetters = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
+  std::string id(9, ' ');
+  for (char& c : id) c = kLetters[generator() % kLetters.size()];
+  return id;
 }
 
 const char* reason_name(FinishReason finish) {
@@ -28,8 +58,8 @@ Answer::Answer(const ModelText& text, const api::Common& common, const EncodedPr
       prompt_(prompt),
       options_(options),
       index_(index),
-      splitter_(options.chat ? text.reasoning : nullptr, options.chat && prompt_opens_reasoning(text, prompt)),
-      in_reasoning_(options.chat && prompt_opens_reasoning(text, prompt)) {
+      parser_(parser_options(text, prompt, options)),
+      in_reasoning_(parser_.in_reasoning()) {
   if (text.tokenizer) {
     // A completion continues its prompt: "Paris" after "The capital of France is" keeps its space.
     detokenizer_.emplace(text.tokenizer, Detokenizer::Options{.stop = common.sampling.stop,
@@ -77,37 +107,58 @@ void Answer::add_token(const GenerateOutput::Token& token, bool ends_answer, api
     delta.logprobs.push_back(scored(token, common_.sampling.num_logprobs));
     delta.logprobs.back().text_offset = text_offset_;
   }
-  // The token that ended the answer (eos, stop_token_ids) gives no text unless it was asked for.
+  if (!detokenizer_) return;
+  const bool was_reasoning = parser_.in_reasoning();
+  // The token that ended the answer (eos, stop_token_ids) gives no text unless it was asked for. Harmony's have none.
   const bool visible = !ends_answer || common_.include_stop;
-  if (!detokenizer_ || !visible) return;
-  if (!(common_.skip_special && text_.tokenizer->is_special(token.id)))
-    text_offset_ += api::count_characters(text_.tokenizer->token_bytes(token.id));
-  add_text(detokenizer_->push(token.id), delta);
+  if (is_mark(token.id) && (visible || parser_.is_harmony())) {
+    add_output(parser_.push(detokenizer_->finish()), delta);
+    add_output(parser_.mark(text_.tokenizer->token_bytes(token.id)), delta);
+  } else if (visible) {
+    if (!(common_.skip_special && text_.tokenizer->is_special(token.id)))
+      text_offset_ += api::count_characters(text_.tokenizer->token_bytes(token.id));
+    add_output(parser_.push(detokenizer_->push(token.id)), delta);
+  }
+  if (!text_.reasoning_tokens.known() && was_reasoning && parser_.in_reasoning()) ++num_reasoning_tokens_;
 }
 
-void Answer::add_text(const std::string& text, api::Choice& delta) {
-  api::ReasoningSplitter::Delta parts = splitter_.push(text);
+// A marker whose text the parser needs and the detokenizer would leave out.
+bool Answer::is_mark(int32_t id) const {
+  if (!options_.chat) return false;
+  const auto one_of = [id](const std::vector<int32_t>& ids) {
+    return std::find(ids.begin(), ids.end(), id) != ids.end();
+  };
+  if (parser_.is_harmony()) return one_of(text_.harmony_markers);
+  if (!common_.skip_special || !text_.tokenizer->is_special(id)) return false;
+  return one_of(text_.reasoning_markers) || (options_.tools.parses_calls() && one_of(text_.tool_markers));
+}
+
+void Answer::add_output(api::OutputDelta&& parts, api::Choice& delta) {
   delta.reasoning += parts.reasoning;
   delta.content += parts.content;
+  for (api::ToolCallDelta& call : parts.tool_calls) {
+    has_calls_ = true;
+    if (!call.name.empty() && call.id.empty()) call.id = call_id(text_.tool_calls->id);
+    api::append_tool_call(delta.tool_calls, std::move(call));
+  }
 }
 
 void Answer::close(const GenerateOutput& last, api::Choice& delta) {
   done_ = true;
-  if (detokenizer_) add_text(detokenizer_->finish(), delta);
-  api::ReasoningSplitter::Delta rest = splitter_.finish();
-  delta.reasoning += rest.reasoning;
-  delta.content += rest.content;
-  delta.finish_reason = reason_name(last.finish);
+  if (detokenizer_) add_output(parser_.push(detokenizer_->finish()), delta);
+  add_output(parser_.finish(), delta);
+  delta.finish_reason = has_calls_ && last.finish == FinishReason::kStop ? "tool_calls" : reason_name(last.finish);
   const auto& stops = common_.sampling.stop_token_ids;
   if (std::find(stops.begin(), stops.end(), last.stop_token) != stops.end()) delta.stop_token = last.stop_token;
 }
 
 void Answer::count_reasoning(int32_t id) {
-  if (!text_.reasoning) return;
-  if (id == text_.reasoning_close_id) {
+  if (!text_.reasoning_tokens.known()) return;
+  const bool call = options_.tools.parses_calls() && id == text_.reasoning_tokens.ends_at;
+  if (id == text_.reasoning_tokens.close || call) {
     in_reasoning_ = false;
     after_reasoning_ = true;
-  } else if (id == text_.reasoning_open_id && num_tokens_ == 1 && !after_reasoning_) {
+  } else if (id == text_.reasoning_tokens.open && num_tokens_ == 1 && !after_reasoning_) {
     in_reasoning_ = true;
   } else if (in_reasoning_) {
     ++num_reasoning_tokens_;

@@ -1,5 +1,6 @@
 // Answer: one choice of one request, from the engine's tokens to what the client sees: text, stop strings, reasoning,
-// logprobs. A stream sends the increments, a whole response their sum. One object a choice; one thread (its coroutine).
+// tool calls, logprobs. A stream sends the increments, a whole response their sum. One object a choice; one thread (its
+// coroutine).
 #pragma once
 
 #include <cstdint>
@@ -10,7 +11,7 @@
 
 #include "core/api/openai.h"
 #include "core/api/openai_response.h"
-#include "core/api/reasoning.h"
+#include "core/api/output_parser.h"
 #include "core/engine/engine.h"
 #include "core/text/detokenizer.h"
 #include "core/worker/model_text.h"
@@ -25,7 +26,8 @@ struct EncodedPrompt {
 };
 
 struct AnswerOptions {
-  bool chat = false;        // split reasoning off
+  bool chat = false;        // split reasoning and tool calls off
+  api::ToolRequest tools;   // chat
   bool echo = false;        // completions: the prompt first
   bool score_only = false;  // completions with max_tokens 0: the engine's token is not part of the answer
 };
@@ -48,7 +50,8 @@ class Answer {
  private:
   void start(const GenerateOutput& first, api::Choice& delta);
   void add_token(const GenerateOutput::Token& token, bool ends_answer, api::Choice& delta);
-  void add_text(const std::string& text, api::Choice& delta);
+  void add_output(api::OutputDelta&& parts, api::Choice& delta);
+  bool is_mark(int32_t id) const;
   void close(const GenerateOutput& last, api::Choice& delta);
   void count_reasoning(int32_t id);
   api::ScoredToken scored(const GenerateOutput::Token& token, int num_top) const;
@@ -60,9 +63,10 @@ class Answer {
   const AnswerOptions options_;
   const int index_;
   std::optional<Detokenizer> detokenizer_;
-  api::ReasoningSplitter splitter_;
+  api::OutputParser parser_;
   bool started_ = false, done_ = false;
-  bool in_reasoning_ = false, after_reasoning_ = false;
+  bool in_reasoning_ = false, after_reasoning_ = false;  // where tokens tell
+  bool has_calls_ = false;
   int64_t num_tokens_ = 0, num_reasoning_tokens_ = 0, num_cached_tokens_ = 0;
   int64_t text_offset_ = 0;
 };

@@ -92,7 +92,8 @@ api::AnswerHead make_head(const Instance& instance, const Job& job) {
       .token_ids = job.common.return_token_ids || ids_only,
       .prompt_logprobs = job.common.sampling.num_prompt_logprobs >= 0,
       .tokens_as_ids = job.common.tokens_as_ids || ids_only,
-      .usage_in_stream = job.common.include_usage};
+      .usage_in_stream = job.common.include_usage,
+      .tools = job.answer.tools.parses_calls()};
 }
 
 // One request from submission to its last byte. Lives in the handler's coroutine.
@@ -179,8 +180,9 @@ class Generation {
   }
 
   Task<void> send(http::Exchange& exchange, const api::Choice& delta) {
-    const bool empty = delta.content.empty() && delta.reasoning.empty() && delta.logprobs.empty() &&
-                       delta.token_ids.empty() && delta.prompt_token_ids.empty() && delta.finish_reason.empty();
+    const bool empty = delta.content.empty() && delta.reasoning.empty() && delta.tool_calls.empty() &&
+                       delta.logprobs.empty() && delta.token_ids.empty() && delta.prompt_token_ids.empty() &&
+                       delta.finish_reason.empty();
     if (empty) co_return;  // everything is held back
     std::string events = take_token_comment(size_t(delta.index));
     events += http::sse_event(job_.chat ? api::chat_chunk(head_, delta) : api::completion_chunk(head_, delta));

@@ -182,7 +182,8 @@ http::Response server_info(Instance& instance, const http::Request&) {
        {"kv_bytes_per_token", info.kv_bytes_per_token},
        {"kv_pool_tokens", info.kv_pool_tokens},
        {"numerics_id", info.numerics_id},
-       {"reasoning_parser", instance.text.reasoning ? Json(instance.text.reasoning->name) : Json(nullptr)}}));
+       {"reasoning_parser", instance.text.reasoning ? Json(instance.text.reasoning->name) : Json(nullptr)},
+       {"tool_call_parser", instance.text.tool_calls ? Json(instance.text.tool_calls->name) : Json(nullptr)}}));
 }
 
 http::Response drain(Instance& instance, const http::Request&) {

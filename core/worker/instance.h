@@ -34,7 +34,7 @@ struct ServiceOptions {
   int ops_port = -1;                  // -1: none. Always on loopback
   std::vector<std::string> api_keys;  // empty: no authentication on the data port
   std::string ssl_certfile, ssl_keyfile;
-  std::string reasoning_parser = "auto";
+  std::string reasoning_parser = "auto", tool_call_parser = "auto";
   bool skip_tokenizer_init = false;
   std::string cluster_secret;  // empty: no router is trusted and no prefill worker asked. Never logged
   int kv_port = 0;             // prefill: where decode workers ask, on `host`; 0: the system picks one

@@ -48,6 +48,7 @@ Job make_chat_job(const Instance& instance, std::string_view body) {
     return job;
   }
   job.prompts.push_back({.ids = instance.text.encode_chat(request)});
+  job.answer.tools = std::move(request.tools);
   check_job(instance, "messages", job);
   return job;
 }

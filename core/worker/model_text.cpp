@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 #include <sstream>
 
+#include "core/api/harmony.h"
 #include "core/base/error.h"
 #include "core/base/json_depth.h"
 
@@ -12,6 +13,7 @@ namespace moectl {
 namespace {
 
 using Json = nlohmann::json;
+using OrderedJson = nlohmann::ordered_json;  // templates print keys in their order
 namespace fs = std::filesystem;
 
 constexpr size_t kMaxFileBytes = 16u << 20;
@@ -81,42 +83,40 @@ std::optional<std::string> template_source(const fs::path& dir, const Json& conf
                   (dir / "tokenizer_config.json").string()));
 }
 
-void choose_reasoning(ModelText& text, const std::string& parser) {
-  const auto use = [&](const api::ReasoningFormat& format) {
-    const auto open = text.tokenizer ? text.tokenizer->token_id(format.open) : std::nullopt;
-    const auto close = text.tokenizer ? text.tokenizer->token_id(format.close) : std::nullopt;
-    if (!open || !close) return false;
-    text.reasoning = &format;
-    text.reasoning_open_id = *open;
-    text.reasoning_close_id = *close;
-    return true;
-  };
-  if (parser == "none") return;
-  if (parser == "auto") {
-    for (const auto& format : api::reasoning_formats())
-      if (use(format)) return;
-    return;
-  }
-  const api::ReasoningFormat* format = api::find_reasoning_format(parser);
-  if (!format) {
-    std::string known = "auto, none";
-    for (const auto& f : api::reasoning_formats()) known += ", " + f.name;
-    throw Error(Code::kBadConfig,
-                fmt::format("--reasoning-parser: there is no parser \"{}\"; known: {}", parser, known));
-  }
-  if (!use(*format))
-    throw Error(Code::kBadConfig,
-                fmt::format("--reasoning-parser {}: the tokenizer has no tokens {} and {}; use auto or none", parser,
-                            format->open, format->close));
+OrderedJson past_call(const api::PastToolCall& call, bool arguments_as_text) {
+  // Checked when the request was read.
+  OrderedJson arguments = arguments_as_text ? OrderedJson(call.arguments) : OrderedJson::parse(call.arguments);
+  OrderedJson function = {{"name", call.name}, {"arguments", std::move(arguments)}};
+  return {{"id", call.id}, {"type", "function"}, {"function", std::move(function)}};
 }
 
-Json to_json(const api::Scalar& value) {
-  return std::visit([](const auto& v) { return Json(v); }, value);
+// A message as templates read it.
+OrderedJson template_message(const api::ChatMessage& message, const ToolTemplate& shape, bool harmony) {
+  OrderedJson entry = {{"role", message.role}, {"content", message.content}};
+  if (message.name) entry["name"] = *message.name;
+  if (message.reasoning_content) {
+    entry["reasoning_content"] = *message.reasoning_content;
+    // Harmony templates read another name, and take it beside a call only when there is no content.
+    if (harmony && (message.content.empty() || message.tool_calls.empty()))
+      entry["thinking"] = *message.reasoning_content;
+  }
+  if (message.tool_call_id) entry["tool_call_id"] = *message.tool_call_id;
+  if (message.tool_calls.empty()) return entry;
+  if (message.content.empty() && shape.content_is_none) entry["content"] = nullptr;
+  entry["tool_calls"] = OrderedJson::array();
+  for (const api::PastToolCall& call : message.tool_calls)
+    entry["tool_calls"].push_back(past_call(call, shape.arguments_as_text));
+  return entry;
+}
+
+OrderedJson to_json(const api::Scalar& value) {
+  return std::visit([](const auto& v) { return OrderedJson(v); }, value);
 }
 
 }  // namespace
 
-ModelText ModelText::load(const fs::path& dir, bool skip_tokenizer_init, const std::string& reasoning_parser) {
+ModelText ModelText::load(const fs::path& dir, bool skip_tokenizer_init, const std::string& reasoning_parser,
+                          const std::string& tool_call_parser) {
   ModelText text;
   if (skip_tokenizer_init) return text;
   text.tokenizer = Tokenizer::load(dir);
@@ -124,8 +124,34 @@ ModelText ModelText::load(const fs::path& dir, bool skip_tokenizer_init, const s
   for (const char* name : {"bos_token", "eos_token", "pad_token", "unk_token"})
     if (std::string token = special_token(config, name); !token.empty()) text.special_tokens.emplace_back(name, token);
   text.prompt_tokens = tokens_around_prompts(*text.tokenizer, config);
-  if (const auto source = template_source(dir, config)) text.chat_template = ChatTemplate::compile(*source);
-  choose_reasoning(text, reasoning_parser);
+  const std::string source = template_source(dir, config).value_or("");
+  if (!source.empty()) text.chat_template = ChatTemplate::compile(source);
+  text.reasoning = choose_reasoning(reasoning_parser, source, *text.tokenizer);
+  if (text.reasoning) {
+    text.reasoning_tokens = moectl::reasoning_tokens(*text.reasoning, *text.tokenizer);
+    text.reasoning_markers = marker_tokens(api::markers_of(*text.reasoning), *text.tokenizer);
+  }
+  if (text.chat_template)
+    text.tool_template = probe_tool_template([&text](const OrderedJson& variables) { return text.render(variables); });
+  text.tool_calls = choose_tools(tool_call_parser, source, *text.tokenizer);
+  if (tool_call_parser == "auto" && !text.tool_template.takes_tools) text.tool_calls = nullptr;
+  text.harmony_markers = marker_tokens(api::HarmonyParser::markers(), *text.tokenizer);
+  if (text.tool_calls) text.tool_markers = marker_tokens(api::markers_of(*text.tool_calls), *text.tokenizer);
+  return text;
+}
+
+std::vector<TextSegment> ModelText::render_segments(OrderedJson variables) const {
+  std::vector<std::string> trusted;
+  for (const auto& [name, token] : special_tokens) {
+    variables[name] = token;
+    trusted.push_back(name);
+  }
+  return chat_template->render(variables, trusted);
+}
+
+std::string ModelText::render(const OrderedJson& variables) const {
+  std::string text;
+  for (const TextSegment& segment : render_segments(variables)) text += segment.text;
   return text;
 }
 
@@ -136,24 +162,24 @@ std::vector<int32_t> ModelText::encode_chat(const api::ChatRequest& request) con
                 "messages");
   if (!chat_template)
     throw Error(Code::kInvalidArgument, "this checkpoint has no chat template; use /v1/completions", "messages");
-  Json variables = {{"messages", Json::array()},
-                    {"tools", nullptr},
-                    {"documents", nullptr},
-                    {"add_generation_prompt", request.add_generation_prompt}};
-  for (const api::ChatMessage& message : request.messages) {
-    Json entry = {{"role", message.role}, {"content", message.content}};
-    if (message.name) entry["name"] = *message.name;
-    if (message.reasoning_content) entry["reasoning_content"] = *message.reasoning_content;
-    variables["messages"].push_back(std::move(entry));
-  }
+  if (request.tools.parses_calls() && !tool_calls)
+    throw Error(Code::kInvalidArgument,
+                tool_template.takes_tools
+                    ? "this server takes no tool calls out of this checkpoint's answers; the operator can set "
+                      "--tool-call-parser"
+                    : "tools are not supported by this checkpoint: its chat template has no place for them",
+                "tools");
+  OrderedJson variables = {{"messages", OrderedJson::array()},
+                           {"tools", nullptr},
+                           {"documents", nullptr},
+                           {"add_generation_prompt", request.add_generation_prompt}};
+  const bool harmony = reasoning && reasoning->is_harmony();
+  for (const api::ChatMessage& message : request.messages)
+    variables["messages"].push_back(template_message(message, tool_template, harmony));
+  if (request.tools.tools) variables["tools"] = *request.tools.tools;
   for (const auto& [name, value] : request.template_kwargs) variables[name] = to_json(value);
-  std::vector<std::string> trusted;
-  for (const auto& [name, token] : special_tokens) {
-    variables[name] = token;
-    trusted.push_back(name);
-  }
   try {
-    return tokenizer->encode(chat_template->render(variables, trusted));
+    return tokenizer->encode(render_segments(std::move(variables)));
   } catch (const Error& e) {
     if (e.code() != Code::kInvalidArgument) throw;
     throw Error(Code::kInvalidArgument, std::string("the chat template: ") + e.what(), "messages");

@@ -10,6 +10,19 @@
 #include "core/worker/kv_role.h"
 
 namespace moectl {
+namespace {
+
+void log_formats(const ServiceOptions& options, const ModelText& text) {
+  if (!text.chat_template) return;
+  const auto by = [](const std::string& flag) { return flag == "auto" ? "by the checkpoint" : "by flag"; };
+  log::info("chat: reasoning parser {} ({}), tool-call parser {} ({})", text.reasoning ? text.reasoning->name : "none",
+            by(options.reasoning_parser), text.tool_calls ? text.tool_calls->name : "none",
+            by(options.tool_call_parser));
+  if (text.tool_calls && !text.tool_template.takes_tools)
+    log::warn("--tool-call-parser {}: the chat template shows no tools to the model", text.tool_calls->name);
+}
+
+}  // namespace
 
 WorkerService::WorkerService(ServiceOptions options) {
   instance_.options = std::move(options);
@@ -34,7 +47,9 @@ void WorkerService::load(EngineConfig config) {
   const ServiceOptions& options = instance_.options;
   if (options.role == Role::kDecode) {
     const std::filesystem::path dir = config.model_dir;
-    instance_.text = ModelText::load(dir, options.skip_tokenizer_init, options.reasoning_parser);
+    instance_.text =
+        ModelText::load(dir, options.skip_tokenizer_init, options.reasoning_parser, options.tool_call_parser);
+    log_formats(options, instance_.text);
     instance_.defaults = read_generation_defaults(dir);
     if (!options.cluster_secret.empty()) {
       KvClientOptions client{.secret = options.cluster_secret};

@@ -2,6 +2,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <nlohmann/json.hpp>
 #include <string>
 
 #include "core/api/openai.h"
@@ -152,8 +153,8 @@ TEST(Request, RefusesWithTheFieldsName) {
       {R"("response_format": {"type": "json_schema", "json_schema": {}})", "response_format", "not supported"},
       {R"("structured_outputs": {"regex": "(a+)+b"})", "structured_outputs", "not supported"},
       {R"("guided_json": {})", "guided_json", "not supported"},
-      {R"("tools": [{"type": "function"}])", "tools", "not supported"},
-      {R"("tool_choice": "required")", "tool_choice", "not supported"},
+      {R"("functions": [{"name": "f"}])", "functions", "replaced by `tools`"},
+      {R"("function_call": "auto2")", "function_call", "replaced by `tools`"},
       {R"("suffix": "x")", "suffix", "not supported"},
       {R"("chat_template": "{{ 1 }}")", "chat_template", "come from the checkpoint"},
       {R"("kv_transfer_params": {"remote_host": "203.0.113.1"})", "kv_transfer_params", "never by a client"},
@@ -184,7 +185,11 @@ TEST(ChatRequest, RefusesWithTheFieldsName) {
       {R"({"messages": ["Hi"]})", "messages[0]", "an object"},
       {R"({"messages": [{"content": "Hi"}]})", "messages[0].role", "one of system"},
       {R"({"messages": [{"role": "robot", "content": "Hi"}]})", "messages[0].role", "not \"robot\""},
-      {R"({"messages": [{"role": "tool", "content": "4", "tool_call_id": "x"}]})", "messages[0].role", "tools"},
+      {R"({"messages": [{"role": "function", "content": "4", "name": "f"}]})", "messages[0].role", "one of system"},
+      {R"({"messages": [{"role": "tool", "content": "4"}]})", "messages[0].tool_call_id", "required"},
+      {R"({"messages": [{"role": "tool", "tool_call_id": "x"}]})", "messages[0].content", "required"},
+      {R"({"messages": [{"role": "user", "content": "4", "tool_call_id": "x"}]})", "messages[0].tool_call_id",
+       "tool messages"},
       {R"({"messages": [{"role": "user"}]})", "messages[0].content", "required"},
       {R"({"messages": [{"role": "user", "content": 3}]})", "messages[0].content", "the number 3"},
       {R"({"messages": [{"role": "user", "content": [3]}]})", "messages[0].content[0]", "an object"},
@@ -193,8 +198,6 @@ TEST(ChatRequest, RefusesWithTheFieldsName) {
        "messages[0].content[0].type", "nothing is fetched"},
       {R"({"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "input_audio"}]}]})",
        "messages[0].content[1].type", "text only"},
-      {R"({"messages": [{"role": "assistant", "content": "", "tool_calls": [{"id": "1"}]}]})", "messages[0].tool_calls",
-       "not supported"},
   };
   for (const auto& c : kCases) {
     const Refusal refusal = refuse_chat(c.body);
@@ -229,7 +232,7 @@ TEST(ChatRequest, ReadsEverythingItHonours) {
       "logit_bias": {"5": -100, "17": 2.5}, "logprobs": true, "top_logprobs": 4, "presence_penalty": 1,
       "frequency_penalty": -1, "repetition_penalty": 1.5, "stream": true, "stream_options": {"include_usage": true},
       "ignore_eos": true, "cache_salt": "tenant", "return_token_ids": true, "reasoning_effort": "low",
-      "chat_template_kwargs": {"thinking": true, "level": 3, "style": "terse"}, "tools": [], "tool_choice": "auto",
+      "chat_template_kwargs": {"thinking": true, "level": 3, "style": "terse"}, "tools": [], "tool_choice": "none",
       "response_format": {"type": "text"}, "user": "u", "parallel_tool_calls": true)"),
                                    kLimits);
   const Sampling& s = r.common.sampling;
@@ -271,6 +274,118 @@ TEST(ChatRequest, ReadsMessages) {
   EXPECT_EQ(r.common.n, 1);
   EXPECT_FALSE(r.common.sampling.max_tokens);
   EXPECT_EQ(r.common.sampling.num_logprobs, -1);
+}
+
+// ------------------------------------------------------------------------------------------------ tools
+
+std::string with_tool(const std::string& function) {
+  return chat_body(R"("tools": [{"type": "function", "function": )" + function + "}]");
+}
+std::string with_call(const std::string& call) {
+  return R"({"messages": [{"role": "assistant", "content": null, "tool_calls": [)" + call + "]}]}";
+}
+
+TEST(ChatRequest, ReadsTools) {
+  const auto r = read_chat_request(
+      chat_body(R"("tools": [{"type": "function", "function": {"name": "get_weather", "description": "d",
+          "parameters": {"type": "object", "properties": {"z": {"type": "string"}, "a": {"type": "integer"}}},
+          "strict": true}}, {"function": {"name": "now"}, "type": "function"}], "tool_choice": "auto",
+          "parallel_tool_calls": false, "x": {"tools": 1})"),
+      kLimits);
+  ASSERT_NE(r.tools.tools, nullptr);
+  EXPECT_TRUE(r.tools.parses_calls());
+  EXPECT_FALSE(r.tools.parallel);
+  // keys in the order of the request: templates print them
+  EXPECT_EQ(r.tools.tools->dump(),
+            R"([{"type":"function","function":{"name":"get_weather","description":"d","parameters":{"type":"object",)"
+            R"("properties":{"z":{"type":"string"},"a":{"type":"integer"}}},"strict":true}},)"
+            R"({"function":{"name":"now"},"type":"function"}])");
+  EXPECT_FALSE(read_chat_request(with_tool(R"({"name": "f"})").insert(1, R"("tool_choice": "none", )"), kLimits)
+                   .tools.parses_calls());
+  EXPECT_FALSE(read_chat_request(chat_body(""), kLimits).tools.parses_calls());
+}
+
+TEST(ChatRequest, ReadsPastCallsAndResults) {
+  const auto r = read_chat_request(R"({"messages": [{"role": "user", "content": "?"},
+      {"role": "assistant", "content": null, "reasoning_content": "hm", "tool_calls": [
+        {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": "{\"b\": 1, \"a\": \"\\u00e9\"}"}},
+        {"id": "call_2", "function": {"name": "g", "arguments": ""}}]},
+      {"role": "tool", "tool_call_id": "call_1", "content": [{"type": "text", "text": "4"}]},
+      {"role": "assistant", "content": "x", "tool_calls": []}]})",
+                                   kLimits);
+  ASSERT_EQ(r.messages[1].tool_calls.size(), 2u);
+  EXPECT_EQ(r.messages[1].content, "");
+  EXPECT_EQ(r.messages[1].tool_calls[0].id, "call_1");
+  EXPECT_EQ(r.messages[1].tool_calls[0].name, "f");
+  EXPECT_EQ(r.messages[1].tool_calls[0].arguments, R"({"b": 1, "a": "\u00e9"})");
+  EXPECT_EQ(r.messages[1].tool_calls[1].arguments, "{}");
+  EXPECT_EQ(r.messages[2].role, "tool");
+  EXPECT_EQ(r.messages[2].tool_call_id, "call_1");
+  EXPECT_EQ(r.messages[2].content, "4");
+}
+
+TEST(ChatRequest, RefusesBadTools) {
+  const std::string f = R"({"name": "f"})";
+  const std::string many = "{\"name\": \"f\", \"parameters\": {" + [] {
+    std::string members;
+    for (int i = 0; i < 1025; ++i) members += (i ? ", \"" : "\"") + std::to_string(i) + "\": 1";
+    return members;
+  }() + "}}";
+  const struct {
+    std::string body, param, reason;
+  } kCases[] = {
+      {chat_body(R"("tools": {})"), "tools", "an array of tools"},
+      {chat_body(R"("tools": ["f"])"), "tools[0]", "an object"},
+      {chat_body(R"("tools": [{"type": "function"}])"), "tools[0].function", "required"},
+      {chat_body(R"("tools": [{"type": "web_search"}])"), "tools[0].type", "\"function\""},
+      {with_tool(R"({"name": ""})"), "tools[0].function.name", "the function's name"},
+      {with_tool(R"({"name": "a b"})"), "tools[0].function.name", "letters, digits"},
+      {with_tool(R"({"name": "f", "parameters": []})"), "tools[0].function.parameters", "JSON schema"},
+      {with_tool(R"({"name": "f", "description": 1})"), "tools[0].function.description", "a string"},
+      {with_tool(R"({"name": "f", "strict": "yes"})"), "tools[0].function.strict", "true or false"},
+      {with_tool(many), "tools[0]", "1025 members"},
+      {chat_body("\"tools\": [" + repeat(R"({"type": "function", "function": {"name": "f"}}, )", 600) + "1]"), "tools",
+       "at most 512"},
+      {chat_body(
+           R"("tools": [{"type": "function", "function": {"name": "f"}}, {"type": "function", "function": {"name": "f"}}])"),
+       "tools[1].function.name", "twice"},
+      {chat_body(R"("tool_choice": "required")"), "tool_choice", "there are no `tools`"},
+      {chat_body(R"("tool_choice": "always")"), "tool_choice", "\"none\", \"auto\""},
+      {chat_body(R"("tool_choice": 1)"), "tool_choice", "\"none\", \"auto\""},
+      {with_tool(f).insert(1, R"("tool_choice": "required", )"), "tool_choice", "constrained decoding"},
+      {with_tool(f).insert(1, R"("tool_choice": {"type": "function", "function": {"name": "f"}}, )"), "tool_choice",
+       "constrained decoding"},
+      {with_tool(f).insert(1, R"("tool_choice": {"type": "function", "function": {"name": "g"}}, )"), "tool_choice",
+       "not in `tools`"},
+      {with_tool(f).insert(1, R"("tool_choice": {"type": "allowed_tools"}, )"), "tool_choice.type", "\"function\""},
+      {with_tool(f).insert(1, R"("parallel_tool_calls": 1, )"), "parallel_tool_calls", "true or false"},
+      {with_call("1"), "messages[0].tool_calls[0]", "an object"},
+      {with_call(R"({"function": {"name": "f", "arguments": "{}"}})"), "messages[0].tool_calls[0].id", "required"},
+      {with_call(R"({"id": "1"})"), "messages[0].tool_calls[0].function", "required"},
+      {with_call(R"({"id": "1", "type": "custom"})"), "messages[0].tool_calls[0].type", "\"function\""},
+      {with_call(R"({"id": "1", "function": {"arguments": "{}"}})"), "messages[0].tool_calls[0].function.name",
+       "required"},
+      {with_call(R"({"id": "1", "function": {"name": "f"}})"), "messages[0].tool_calls[0].function.arguments",
+       "required"},
+      {with_call(R"({"id": "1", "function": {"name": "f", "arguments": {}}})"),
+       "messages[0].tool_calls[0].function.arguments", "a string"},
+      {with_call(R"({"id": "1", "function": {"name": "f", "arguments": "{\"a\""}})"),
+       "messages[0].tool_calls[0].function.arguments", "a JSON object"},
+      {with_call(R"({"id": "1", "function": {"name": "f", "arguments": "[]"}})"),
+       "messages[0].tool_calls[0].function.arguments", "a JSON object"},
+      {with_call("{\"id\": \"1\", \"function\": {\"name\": \"f\", \"arguments\": \"" + repeat("[", 1000) + "\"}}"),
+       "messages[0].tool_calls[0].function.arguments", "a JSON object"},
+      {R"({"messages": [{"role": "user", "content": "", "tool_calls": [{"id": "1", "function": {"name": "f", "arguments": "{}"}}]}]})",
+       "messages[0].tool_calls", "assistant messages"},
+  };
+  for (const auto& c : kCases) {
+    const Refusal refusal = refuse_chat(c.body);
+    EXPECT_EQ(refusal.param, c.param) << c.body.substr(0, 200);
+    EXPECT_THAT(refusal.message, HasSubstr(c.reason)) << c.body.substr(0, 200);
+  }
+  EXPECT_EQ(refuse_completion(completion_body(R"("tools": [{"type": "function", "function": {"name": "f"}}])")).param,
+            "tools");
+  EXPECT_EQ(refuse_completion(completion_body(R"("tool_choice": "required")")).param, "tool_choice");
 }
 
 TEST(CompletionRequest, ReadsEveryFormOfPrompt) {

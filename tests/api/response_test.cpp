@@ -33,6 +33,27 @@ TEST(ChatResponse, HasOpenAiShape) {
   EXPECT_TRUE(Json::parse(chat_response(head(), {choice}, {}))["choices"][0]["message"]["content"].is_null());
 }
 
+TEST(ChatResponse, ToolCallsWholeAndInAStream) {
+  Choice choice{.reasoning = "hm",
+                .tool_calls = {{0, "call_1", "f", "{\"a\": 1}"}, {1, "call_2", "g", "{}"}},
+                .finish_reason = "tool_calls"};
+  const Json message = Json::parse(chat_response(head(), {choice}, {}))["choices"][0]["message"];
+  EXPECT_TRUE(message["content"].is_null());
+  EXPECT_EQ(message["tool_calls"], Json::parse(R"([
+      {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": "{\"a\": 1}"}},
+      {"id": "call_2", "type": "function", "function": {"name": "g", "arguments": "{}"}}])"));
+
+  AnswerHead h = head();
+  h.tools = true;
+  EXPECT_TRUE(event_json(chat_role_chunk(h, 0, {}))["choices"][0]["delta"]["content"].is_null());
+  const Json begin = event_json(chat_chunk(h, {.tool_calls = {{1, "call_2", "g", ""}}}));
+  EXPECT_EQ(begin["choices"][0]["delta"], Json::parse(R"({"tool_calls": [
+      {"index": 1, "id": "call_2", "type": "function", "function": {"name": "g", "arguments": ""}}]})"));
+  const Json more = event_json(chat_chunk(h, {.tool_calls = {{1, "", "", "{}"}}}));
+  EXPECT_EQ(more["choices"][0]["delta"],
+            Json::parse(R"({"tool_calls": [{"index": 1, "function": {"arguments": "{}"}}]})"));
+}
+
 TEST(ChatResponse, BytesThatAreNoUtf8AreShownExactlyInBytes) {
   AnswerHead h = head();
   h.logprobs = true;
@@ -101,6 +122,11 @@ TEST(Choice, AppendSumsIncrements) {
   EXPECT_EQ(whole.finish_reason, "stop");
   EXPECT_EQ(whole.stop_token, 4);
   EXPECT_EQ(whole.index, 2);
+  whole.append({.tool_calls = {{0, "id", "f", "{"}}});
+  whole.append({.tool_calls = {{0, "", "", "}"}, {1, "id2", "g", ""}}});
+  ASSERT_EQ(whole.tool_calls.size(), 2u);
+  EXPECT_EQ(whole.tool_calls[0].arguments, "{}");
+  EXPECT_EQ(whole.tool_calls[1].name, "g");
 }
 
 TEST(Errors, CarryTypeParamAndCode) {

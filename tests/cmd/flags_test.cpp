@@ -145,14 +145,15 @@ TEST(FlagTable, GeneratedFilesNameEveryVisibleCommandAndFlag) {
 
 // ---------------------------------------------------------------------------------------------- values
 TEST(Flags, ValuesOfEveryKind) {
-  const Options options =
-      serve({"--port", "0", "--kv-cache-memory-bytes=2G", "--no-enable-prefix-caching", "--api-key", "a,b", "--api-key",
-             "c", "--reasoning-parser", "deepseek-r1", "--shutdown-timeout", "5"});
+  const Options options = serve({"--port", "0", "--kv-cache-memory-bytes=2G", "--no-enable-prefix-caching", "--api-key",
+                                 "a,b", "--api-key", "c", "--reasoning-parser", "deepseek-r1", "--tool-call-parser",
+                                 "openai-gptoss", "--shutdown-timeout", "5"});
   EXPECT_EQ(options.api.port, 0);
   EXPECT_EQ(options.engine.kv_cache_bytes, 2ll << 30);
   EXPECT_FALSE(options.engine.enable_prefix_caching);
   EXPECT_THAT(options.api.api_keys, ElementsAre("a,b", "c"));
   EXPECT_EQ(options.api.reasoning_parser, "deepseek_r1");
+  EXPECT_EQ(options.api.tool_call_parser, "harmony");  // the name that other servers give it
   EXPECT_EQ(options.api.shutdown_timeout, std::chrono::seconds(5));
   EXPECT_EQ(options.api.served_model_name, "demo");
   const Options bench = parse_command_line({"bench", "engine", kModel, "--concurrency", "2,8", "--json"}, {}).options;

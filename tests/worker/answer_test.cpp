@@ -19,7 +19,7 @@ constexpr int32_t kEos = 1;
 
 const ModelText& demo_text() {
   static const ModelText text =
-      ModelText::load(std::filesystem::path(MOECTL_SOURCE_DIR) / "models/demo", false, "auto");
+      ModelText::load(std::filesystem::path(MOECTL_SOURCE_DIR) / "models/demo", false, "auto", "auto");
   return text;
 }
 
@@ -60,7 +60,7 @@ TEST(Answer, RecordedAnswersAreSplitIntoReasoningAndContent) {
         EXPECT_EQ(answer.num_reasoning_tokens(), 0);
       } else {
         EXPECT_EQ("<think>\n" + choice.reasoning + "\n</think>\n\n" + choice.content, text);
-        const auto at = std::find(ids.begin(), ids.end(), demo_text().reasoning_close_id) - ids.begin();
+        const auto at = std::find(ids.begin(), ids.end(), demo_text().reasoning_tokens.close) - ids.begin();
         EXPECT_EQ(answer.num_reasoning_tokens(), at - 1);
       }
       EXPECT_EQ(choice.finish_reason, ids.back() == kEos ? "stop" : "length");
@@ -156,7 +156,7 @@ TEST(Answer, WithoutTokenizerTokenIdsAreTheAnswer) {
 
 TEST(Answer, PromptThatOpensReasoningMakesTheAnswerStartInIt) {
   const api::Common common;
-  const int32_t open = demo_text().reasoning_open_id, close = demo_text().reasoning_close_id;
+  const int32_t open = demo_text().reasoning_tokens.open, close = demo_text().reasoning_tokens.close;
   const struct {
     std::vector<int32_t> prompt;
     bool reasoning;

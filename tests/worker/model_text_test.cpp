@@ -22,14 +22,14 @@ api::ChatRequest chat(const Json& messages) {
 }
 
 TEST(ModelText, ChatsAreTokenisedAsTheReferenceDoes) {
-  const ModelText text = ModelText::load(kDemo, false, "auto");
+  const ModelText text = ModelText::load(kDemo, false, "auto", "auto");
   const Json golden = Json::parse(std::ifstream(kDemo / "golden.json"));
   for (const Json& c : golden["cases"])
     EXPECT_EQ(text.encode_chat(chat(c["messages"])), c["prompt_ids"].get<std::vector<int32_t>>()) << c["prompt"];
 }
 
 TEST(ModelText, RenderedPromptsGivenAsTextGetNoSecondBos) {
-  const ModelText text = ModelText::load(kDemo, false, "auto");
+  const ModelText text = ModelText::load(kDemo, false, "auto", "auto");
   const Json golden = Json::parse(std::ifstream(kDemo / "golden.json"));
   for (const Json& c : golden["cases"])
     EXPECT_EQ(text.encode_prompt(c["prompt"], true), c["prompt_ids"].get<std::vector<int32_t>>());
@@ -40,7 +40,7 @@ TEST(ModelText, RenderedPromptsGivenAsTextGetNoSecondBos) {
 }
 
 TEST(ModelText, ControlTokensInContentAreText) {
-  const ModelText text = ModelText::load(kDemo, false, "auto");
+  const ModelText text = ModelText::load(kDemo, false, "auto", "auto");
   const auto count = [&](const std::vector<int32_t>& ids, int32_t id) {
     return std::count(ids.begin(), ids.end(), id);
   };
@@ -56,14 +56,14 @@ TEST(ModelText, ControlTokensInContentAreText) {
 }
 
 TEST(ModelText, ReasoningParserIsChosenByTheTokenizer) {
-  EXPECT_EQ(ModelText::load(kDemo, false, "auto").reasoning_close_id, 6);
-  EXPECT_NE(ModelText::load(kDemo, false, "deepseek-r1").reasoning, nullptr);
-  EXPECT_EQ(ModelText::load(kDemo, false, "none").reasoning, nullptr);
-  EXPECT_THROW(ModelText::load(kDemo, false, "qwen9"), Error);
+  EXPECT_EQ(ModelText::load(kDemo, false, "auto", "auto").reasoning_tokens.close, 6);
+  EXPECT_NE(ModelText::load(kDemo, false, "deepseek-r1", "auto").reasoning, nullptr);
+  EXPECT_EQ(ModelText::load(kDemo, false, "none", "auto").reasoning, nullptr);
+  EXPECT_THROW(ModelText::load(kDemo, false, "qwen9", "auto"), Error);
 }
 
 TEST(ModelText, WithoutTokenizerTextIsRefused) {
-  const ModelText text = ModelText::load(kDemo, true, "auto");
+  const ModelText text = ModelText::load(kDemo, true, "auto", "auto");
   EXPECT_THROW(text.encode_prompt("Hi", true), Error);
   EXPECT_THROW(text.encode_chat(chat({{{"role", "user"}, {"content", "Hi"}}})), Error);
 }
@@ -79,12 +79,12 @@ class CheckpointFolder : public ::testing::Test {
   void TearDown() override { fs::remove_all(dir_); }
   void write(const char* name, const std::string& content) { std::ofstream(dir_ / name) << content; }
   std::string render(const std::string& content) {
-    const ModelText text = ModelText::load(dir_, false, "auto");
+    const ModelText text = ModelText::load(dir_, false, "auto", "auto");
     return text.tokenizer->decode(text.encode_chat(chat({{{"role", "user"}, {"content", content}}})), false);
   }
   std::string load_error() {
     try {
-      ModelText::load(dir_, false, "auto");
+      ModelText::load(dir_, false, "auto", "auto");
     } catch (const Error& e) {
       EXPECT_EQ(e.code(), Code::kBadData) << e.what();
       return e.what();
