@@ -76,6 +76,8 @@ std::string flag_item(const Flag& flag) {
   std::string text = fmt::format(".It Xo\n.Sy {}\n.Xc\n", argument(flag_syntax(flag, flag.short_name != 0)));
   text += sentences(fmt::format("{}.", flag.help));
   if (!flag.doc.empty()) text += sentences(flag.doc);
+  if (!flag.choices.empty() && value_name(flag) == flag.metavar)
+    text += sentences(fmt::format("Choices: {}.", fmt::join(flag.choices, ", ")));
   if (const std::string value = default_text(flag); !value.empty())
     text += sentences(fmt::format("Default: {}.", value));
   if (const auto names = environment_names(flag); !names.empty())

@@ -153,7 +153,7 @@ std::string version_line();  // "moectl 0.1.0"
 std::string short_help();    // of `moectl` alone
 std::string help_text(const Command& command);
 std::string flag_syntax(const Flag& flag, bool with_short = true);  // "--device auto|cpu|cuda"
-std::string value_name(const Flag& flag);                        // "auto|cpu|cuda" or the metavar; empty for switches
+std::string value_name(const Flag& flag);  // "auto|cpu|cuda" or, when long, the metavar; empty for switches
 std::string wrap(std::string_view text, int indent, int width);  // lines after the first are indented
 
 struct GeneratedFile {

@@ -64,7 +64,9 @@ std::string wrap(std::string_view text, int indent, int width) {
 
 std::string value_name(const Flag& flag) {
   if (flag.is_switch()) return "";
-  return flag.choices.empty() ? std::string(flag.metavar) : fmt::format("{}", fmt::join(flag.choices, "|"));
+  constexpr size_t kMaxShown = 60;  // more choices than fit a line go by the metavar
+  const std::string choices = fmt::format("{}", fmt::join(flag.choices, "|"));
+  return choices.empty() || choices.size() > kMaxShown ? std::string(flag.metavar) : choices;
 }
 
 std::string flag_syntax(const Flag& flag, bool with_short) {
