@@ -134,15 +134,18 @@ struct GqaAttentionArgs {
   int chunk = 0;   // attention inside chunks of so many positions; 0: none
   float scale = 1.0f;
   View<float> out;  // [num_tokens, num_heads, head_dim]
+  // A row's scale times 1 + temperature_scale * ln(1 + floor((position + 1) / temperature_floor)); 0: none (Llama 4).
+  float temperature_floor = 0.0f, temperature_scale = 0.0f;
 };
 
 // MLA (DeepSeek-V2 report, section 2.1), absorbed form: the query is moved into the latent space, so that attention
-// reads the cached latent only. q_latent = q_nope W_UK; the rotary part is rotated in pairs (2i, 2i + 1).
+// reads the cached latent only. q_latent = q_nope W_UK; the rotary part is rotated as by RopeArgs.
 struct MlaQueryArgs {
   View<const float> q;        // [num_tokens, num_heads, qk_nope_head_dim + qk_rope_head_dim]
   Weight w_uk;                // batch num_heads: [kv_lora_rank, qk_nope_head_dim]
   View<const float> cos_sin;  // [num_tokens, qk_rope_head_dim]
   View<float> out;            // [num_tokens, num_heads, kv_lora_rank + qk_rope_head_dim]
+  bool interleaved = true;
 };
 
 // Writes a token's latent (normed) and rotated key part to its slot of the paged cache.
@@ -153,6 +156,7 @@ struct MlaCacheWriteArgs {
   View<const float> cos_sin;  // [num_tokens, qk_rope_head_dim]
   View<const int64_t> slots;  // [num_tokens]: page * page_size + offset
   View<float> cache;          // [num_pages, page_size, kv_lora_rank + qk_rope_head_dim] of one layer
+  bool interleaved = true;    // RopeArgs
 };
 
 // softmax(scale * q . k) v over the cache positions 0 .. position of the row's sequence, page by page from position 0.
@@ -185,6 +189,7 @@ struct MoeGateArgs {
   int num_groups = 1, num_topk_groups = 1;  // groups of equal size; only the best num_topk_groups take part
   bool group_score_top2 = false;            // a group's score: sum of its two best (V3), else its best (V2)
   float scale = 1.0f;
+  float norm_min = 0.0f;  // normalising divides by the sum of the weights, at least by this
 };
 
 // Of a gated feed-forward: what becomes of gate g and up u.

@@ -18,6 +18,7 @@ ExpertExchange::ExpertExchange(Communicator& comm, Ops& ops, int num_experts, in
   const int64_t max_rows = int64_t{size} * max_tokens * std::min<int64_t>(top_k, num_local_experts_);
   x_ = ops.alloc(max_rows * hidden_size * int64_t(sizeof(float)));
   out_ = ops.alloc(max_rows * hidden_size * int64_t(sizeof(float)));
+  scale_ = ops.alloc(max_rows * int64_t(sizeof(float)));
   mine_.out = reinterpret_cast<float*>(out_.get());
   mine_.row_of.assign(size_t(size), std::vector<int32_t>(size_t(max_tokens) * size_t(top_k)));
   offsets_.resize(size_t(num_local_experts_) + 1);
@@ -26,10 +27,12 @@ ExpertExchange::ExpertExchange(Communicator& comm, Ops& ops, int num_experts, in
   for (const void* p : comm.all_gather(&mine_)) peers_.push_back(static_cast<const Shared*>(p));
 }
 
-ExpertExchange::Received ExpertExchange::dispatch(View<const float> x, View<const int32_t> expert_idx) {
+ExpertExchange::Received ExpertExchange::dispatch(View<const float> x, View<const int32_t> expert_idx,
+                                                  View<const float> expert_weight) {
   CHECK(x.dim(0) <= max_tokens_, "{} tokens in an exchange for {}", x.dim(0), max_tokens_);
   mine_.x = x;
   mine_.expert_idx = expert_idx;
+  mine_.expert_weight = expert_weight;
   comm_.barrier();
 
   auto local = [&](int32_t expert) {  // index among this rank's experts, or -1
@@ -44,7 +47,7 @@ ExpertExchange::Received ExpertExchange::dispatch(View<const float> x, View<cons
     offsets_[e + 1] += offsets_[e];
     next_[e] = offsets_[e];
   }
-  float* rows = reinterpret_cast<float*>(x_.get());
+  float *rows = reinterpret_cast<float*>(x_.get()), *scale = reinterpret_cast<float*>(scale_.get());
   for (size_t source = 0; source < peers_.size(); ++source) {
     const Shared& peer = *peers_[source];
     for (int64_t i = 0; i < peer.expert_idx.size(); ++i) {
@@ -52,13 +55,15 @@ ExpertExchange::Received ExpertExchange::dispatch(View<const float> x, View<cons
       if (e < 0) continue;
       int32_t row = next_[size_t(e)]++;
       mine_.row_of[source][size_t(i)] = row;
+      if (peer.expert_weight) scale[row] = peer.expert_weight.data[i];
       std::memcpy(rows + int64_t{row} * hidden_size_, peer.x.row(i / top_k_), size_t(hidden_size_) * sizeof(float));
     }
   }
   const int64_t num_rows = std::max<int64_t>(offsets_.back(), 1);
-  return {View<const float>(rows, {num_rows, hidden_size_}),
-          View<const int32_t>(offsets_.data(), {num_local_experts_ + 1}),
-          View<float>(reinterpret_cast<float*>(out_.get()), {num_rows, hidden_size_})};
+  return {.x = View<const float>(rows, {num_rows, hidden_size_}),
+          .expert_offsets = View<const int32_t>(offsets_.data(), {num_local_experts_ + 1}),
+          .out = View<float>(reinterpret_cast<float*>(out_.get()), {num_rows, hidden_size_}),
+          .scale = expert_weight ? View<const float>(scale, {num_rows}) : View<const float>()};
 }
 
 View<const float* const> ExpertExchange::collect() {

@@ -26,9 +26,11 @@ class ExpertExchange {
     View<const float> x;                 // [max_rows, hidden_size]
     View<const int32_t> expert_offsets;  // [num_local_experts + 1]
     View<float> out;                     // [max_rows, hidden_size]: write the experts' results here
+    View<const float> scale;             // [max_rows]: the rows' weights; empty unless given to dispatch()
   };
-  // x [num_tokens, hidden_size] and expert_idx [num_tokens, top_k] must stay as they are until collect() has returned.
-  Received dispatch(View<const float> x, View<const int32_t> expert_idx);
+  // x [num_tokens, hidden_size], expert_idx and expert_weight [num_tokens, top_k] must stay as they are until collect()
+  // has returned. Weights travel with the rows where the experts need them: all ranks give some, or none does.
+  Received dispatch(View<const float> x, View<const int32_t> expert_idx, View<const float> expert_weight = {});
   // After the results were written: for each (token, slot) of this rank the row of its expert's result. The rows are
   // valid until the next dispatch of the group.
   View<const float* const> collect();
@@ -38,6 +40,7 @@ class ExpertExchange {
   struct Shared {
     View<const float> x;
     View<const int32_t> expert_idx;
+    View<const float> expert_weight;
     const float* out = nullptr;
     std::vector<std::vector<int32_t>>
         row_of;  // [source rank][token * top_k + slot]: row of `out`, where this rank owns the expert
@@ -48,7 +51,7 @@ class ExpertExchange {
   int64_t expert_begin_ = 0, num_local_experts_ = 0;
   Shared mine_;
   std::vector<const Shared*> peers_;
-  Buffer x_, out_;
+  Buffer x_, out_, scale_;
   std::vector<int32_t> offsets_, next_;
   std::vector<const float*> rows_;
 };

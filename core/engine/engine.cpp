@@ -190,7 +190,8 @@ KvLayout EngineImpl::kv_layout() const {
           .numerics_id = info_.numerics_id,
           .num_layers = pool.num_layers,
           .page_size = pool.page_size,
-          .page_bytes = pool.page_bytes};
+          .page_bytes = pool.page_bytes,
+          .token_rows = pool.token_rows};
 }
 
 std::vector<KvPool> EngineImpl::kv_pools() const {

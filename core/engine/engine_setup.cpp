@@ -4,6 +4,7 @@
 #include <limits>
 #include <thread>
 
+#include "core/base/log.h"
 #include "core/engine/rank_worker.h"
 #include "core/model/inspect.h"
 #include "core/model/model_hash.h"
@@ -105,10 +106,13 @@ EngineSetup plan_setup(const EngineConfig& engine, const Config& model, std::vec
 }
 
 std::unique_ptr<Engine> Engine::create(EngineConfig config) {
-  const Config model = read_config(config.model_dir);
+  Config model = read_config(config.model_dir);
+  const Checkpoint checkpoint = Checkpoint::open(config.model_dir);
+  if (const int absent = leave_out_absent_mtp(model, checkpoint))
+    log::warn("{}: config.json promises {} MTP module(s), but the checkpoint has no tensor of them; going on without",
+              config.model_dir, absent);
   const EngineSetup setup = plan_setup(config, model, eos_token_ids(model, read_generation_defaults(config.model_dir)),
                                        int(std::max(1u, std::thread::hardware_concurrency())));
-  const Checkpoint checkpoint = Checkpoint::open(config.model_dir);
 
   std::vector<RankSetup> ranks;
   std::shared_ptr<const ModelWeights> weights;

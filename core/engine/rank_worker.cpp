@@ -122,7 +122,8 @@ KvPool RankWorker::kv_pool() const {
   KvPool pool{.num_layers = int(cache_->layers.size()),
               .num_pages = cache_->num_pages,
               .page_size = kPageSize,
-              .page_bytes = int64_t{kPageSize} * setup_.config->kv_values_per_token() * int64_t(sizeof(float))};
+              .page_bytes = int64_t{kPageSize} * setup_.config->kv_values_per_token() * int64_t(sizeof(float)),
+              .token_rows = setup_.config->attention() == AttentionKind::kMla};
   for (const Buffer& layer : cache_->layers) pool.layers.push_back(layer.get());
   return pool;
 }

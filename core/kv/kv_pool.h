@@ -15,6 +15,7 @@ struct KvPool {
   int64_t num_pages = 0;
   int page_size = 0;               // tokens
   int64_t page_bytes = 0;          // of one layer
+  bool token_rows = true;          // KvLayout
   std::vector<std::byte*> layers;  // [num_layers]: page p of layer l is layers[l] + p * page_bytes
   std::byte* page(int layer, int64_t page_id) const { return layers[size_t(layer)] + page_id * page_bytes; }
 };
@@ -26,6 +27,9 @@ struct KvLayout {
   std::string numerics_id;  // instruction-set path, kernel version, KV dtype
   int num_layers = 0, page_size = 0;
   int64_t page_bytes = 0;
+  // A page is its tokens one after the other (MLA). Else it is only moved whole (GQA: a page's keys lie by head). The
+  // model says which, so it does not travel.
+  bool token_rows = true;
   bool operator==(const KvLayout&) const = default;
 };
 

@@ -22,6 +22,7 @@ int64_t Plan::tokens_of(int64_t page) const {
 }
 
 int64_t Plan::num_bytes() const {
+  if (!token_rows) return num_pages() * page_bytes * num_layers;
   return (num_tokens - first_page * page_size) * (page_bytes / page_size) * num_layers;
 }
 

@@ -15,19 +15,20 @@
 namespace moectl::transfer {
 
 // Which blocks a transfer consists of. KV of tokens [first_page * page_size, num_tokens): the last page may be partial,
-// then only the bytes of its wanted tokens travel.
+// then only the bytes of its wanted tokens travel, or the whole page where they do not lie together.
 struct Plan {
   TransferId id{};
   uint64_t epoch = 0;
   int num_layers = 0, page_size = 0;
   int64_t page_bytes = 0;
   int64_t first_page = 0, num_tokens = 0;
+  bool token_rows = true;  // KvLayout
 
   int64_t num_pages() const { return (num_tokens + page_size - 1) / page_size - first_page; }
   int64_t num_blocks() const { return num_pages() * num_layers; }
   int64_t num_bytes() const;
   int64_t tokens_of(int64_t page) const;  // of the request's page `page`
-  int64_t bytes_of(int64_t page) const { return tokens_of(page) * (page_bytes / page_size); }
+  int64_t bytes_of(int64_t page) const { return token_rows ? tokens_of(page) * (page_bytes / page_size) : page_bytes; }
 };
 // Throws Error{kInvalidArgument}: no token is wanted, more are wanted than the prompt has, or sizes that fit nothing.
 void check_plan(const Plan& plan, int64_t prompt_tokens);

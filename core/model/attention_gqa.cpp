@@ -1,5 +1,5 @@
 // Grouped-query attention (arXiv 2305.13245) with what its families add: biases, norms of queries and keys, partial
-// rotation, sinks, windows. Keys and values are read only from the cache, the own chunk included.
+// rotation, sinks, windows, chunks, temperatures. Keys and values are read only from the cache, the own chunk included.
 #include "core/model/step.h"
 
 namespace moectl {
@@ -21,7 +21,7 @@ void norm_and_rotate(Step& step, const View<float>& t, View<const float> norm_we
   };
   if (kind == QkNorm::kHeadBeforeRope || kind == QkNorm::kAllBeforeRope) norm();
   if (rope) step.ops.rope({t, step.buffers.cos_sin.first(step.num_tokens), c.rope.interleaved}, step.stream);
-  if (kind == QkNorm::kHeadAfterRope || kind == QkNorm::kHeadL2AfterRope) norm();
+  if (kind == QkNorm::kHeadAfterRope || (kind == QkNorm::kHeadL2AfterRope && rope)) norm();
 }
 
 }  // namespace
@@ -52,7 +52,9 @@ void gqa_layer(Step& step, const GqaWeights& w, int layer_idx, View<const float>
                      .window = layer.window,
                      .chunk = layer.chunk,
                      .scale = c.softmax_scale,
-                     .out = heads},
+                     .out = heads,
+                     .temperature_floor = layer.temperature ? c.gqa.temperature_floor : 0.0f,
+                     .temperature_scale = c.gqa.temperature_scale},
                     step.stream);
   ops.linear({flat(heads), w.o, out, w.o_bias}, step.stream);
 }

@@ -8,10 +8,10 @@ namespace moectl {
 void mla_cache(Step& step, const MlaWeights& w, int layer_idx, View<const float> x) {
   const int64_t n = step.num_tokens;
   const View<float> kv_a = step.buffers.kv_a.first(n), cos_sin = step.buffers.cos_sin.first(n);
-  step.ops.linear({x, w.kv_a, kv_a}, step.stream);
-  step.ops.mla_cache_write(
-      {kv_a, w.kv_a_norm, step.config.mla.latent_norm_eps, cos_sin, step.slots, step.cache.layer(layer_idx)},
-      step.stream);
+  step.ops.linear({x, w.kv_a, kv_a, w.kv_a_bias}, step.stream);
+  step.ops.mla_cache_write({kv_a, w.kv_a_norm, step.config.mla.latent_norm_eps, cos_sin, step.slots,
+                            step.cache.layer(layer_idx), step.config.rope.interleaved},
+                           step.stream);
 }
 
 void mla_layer(Step& step, const MlaWeights& w, int layer_idx, View<const float> x, View<float> out) {
@@ -23,7 +23,7 @@ void mla_layer(Step& step, const MlaWeights& w, int layer_idx, View<const float>
   const View<float> q_flat(q.data, {n, q.row_size()});
   if (w.q_a) {
     const View<float> q_a = b.q_a.first(n);
-    ops.linear({x, w.q_a, q_a}, step.stream);
+    ops.linear({x, w.q_a, q_a, w.q_a_bias}, step.stream);
     ops.rms_norm({.x = q_a, .weight = w.q_a_norm, .out = q_a, .eps = c.mla.latent_norm_eps}, step.stream);
     ops.linear({q_a, w.q_b, q_flat}, step.stream);
   } else {
@@ -33,12 +33,12 @@ void mla_layer(Step& step, const MlaWeights& w, int layer_idx, View<const float>
 
   const View<float> cos_sin = b.cos_sin.first(n), cache = step.cache.layer(layer_idx);
   const View<float> q_latent = b.q_latent.first(n), latent = b.latent.first(n), heads = b.heads.first(n);
-  ops.mla_query({q, w.w_uk, cos_sin, q_latent}, step.stream);
+  ops.mla_query({q, w.w_uk, cos_sin, q_latent, c.rope.interleaved}, step.stream);
   ops.mla_attention(
       {q_latent, cache, step.page_table, step.seq_idx, step.positions, c.mla.kv_lora_rank, c.softmax_scale, latent},
       step.stream);
   ops.mla_output({latent, w.w_uv, heads}, step.stream);
-  ops.linear({View<const float>(heads.data, {n, heads.row_size()}), w.o, out}, step.stream);
+  ops.linear({View<const float>(heads.data, {n, heads.row_size()}), w.o, out, w.o_bias}, step.stream);
 }
 
 }  // namespace moectl

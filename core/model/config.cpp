@@ -19,8 +19,19 @@ struct Architecture {
   void (*read)(const Fields&, Config&);
 };
 constexpr std::array kArchitectures = {
-    Architecture{"deepseek_v2", read_deepseek_v2}, Architecture{"deepseek_v3", read_deepseek_v3},
-    Architecture{"gpt_oss", read_gpt_oss},         Architecture{"kimi_k2", read_deepseek_v3},
+    Architecture{"deepseek_v2", read_deepseek_v2},
+    Architecture{"deepseek_v3", read_deepseek_v3},
+    Architecture{"dots1", read_dots1},
+    Architecture{"ernie4_5_moe", read_ernie4_5_moe},
+    Architecture{"glm4_moe", read_glm4_moe},
+    Architecture{"gpt_oss", read_gpt_oss},
+    Architecture{"hunyuan_v1_moe", read_hunyuan_v1_moe},
+    Architecture{"kimi_k2", read_deepseek_v3},
+    Architecture{"llama4_text", read_llama4_text},
+    Architecture{"minimax_m2", read_minimax_m2},
+    Architecture{"mixtral", read_mixtral},
+    Architecture{"olmoe", read_olmoe},
+    Architecture{"qwen2_moe", read_qwen2_moe},
     Architecture{"qwen3_moe", read_qwen3_moe},
 };
 
@@ -74,18 +85,34 @@ void require_false(const Fields& f, std::string_view name, std::string_view mean
     f.fail(name, fmt::format("false: {} are not supported for this architecture", meaning));
 }
 
+void require_text(const Fields& f, std::string_view name, std::string_view value, std::string_view meaning) {
+  if (f.text_or(name, value) != value)
+    f.fail(name, fmt::format("\"{}\": other values for {} are not supported", value, meaning));
+}
+
+void require_integer(const Fields& f, std::string_view name, int64_t value, std::string_view meaning) {
+  if (f.has(name) && f.integer(name, 0, limits::kVocab) != value)
+    f.fail(name, fmt::format("{}, which is {}", value, meaning));
+}
+
 void require_absent(const Fields& f, std::string_view name, std::string_view meaning) {
   if (f.has(name)) f.fail(name, fmt::format("null: {} are not supported for this architecture", meaning));
 }
 
 Config parse_config(const nlohmann::json& json, const std::string& origin) {
-  const Fields fields(json, origin);
+  Fields fields(json, origin);
   Config config;
   config.model_type = fields.text("model_type");
   const Architecture& architecture = find_architecture(fields, config.model_type);
+  fields.set_defaults(config_defaults(config.model_type));
   config.architecture = read_architecture_name(fields);
   read_common(fields, config);
   architecture.read(fields, config);
+  if (int64_t(config.layers.size()) * config.moe.num_experts > limits::kExpertsOfAllLayers)
+    fields.fail("num_hidden_layers",
+                fmt::format("at most {} experts in all layers together, not {} layers of {}",
+                            limits::kExpertsOfAllLayers, config.layers.size(), config.moe.num_experts));
+  require_understood(fields, config.model_type);
   return config;
 }
 

@@ -47,6 +47,7 @@ struct MlaConfig {
   int q_lora_rank = 0;  // 0: q_proj is one full matrix
   int kv_lora_rank = 0, qk_nope_head_dim = 0, qk_rope_head_dim = 0, v_head_dim = 0;
   float latent_norm_eps = 1e-6f;  // of q_a_layernorm and kv_a_layernorm: fixed there, whatever rms_norm_eps says
+  bool bias = false;              // of q_a_proj, kv_a_proj_with_mqa and o_proj (attention_bias)
 };
 
 struct GqaConfig {
@@ -54,6 +55,8 @@ struct GqaConfig {
   bool qkv_bias = false, o_bias = false;
   QkNorm qk_norm = QkNorm::kNone;
   bool sinks = false;  // one learned logit a head that takes part in the softmax and has no value
+  // In layers with `temperature`: queries at position p are multiplied by 1 + scale * ln(1 + floor((p + 1) / floor)).
+  float temperature_floor = 0.0f, temperature_scale = 0.0f;
 };
 
 struct MoeConfig {
@@ -66,6 +69,8 @@ struct MoeConfig {
   int num_groups = 1, num_topk_groups = 1;
   bool has_correction_bias = false;  // e_score_correction_bias
   bool normalize_topk = false;       // norm_topk_prob
+  float norm_min = 0.0f;             // the weights are divided by their sum, or by this if it is larger (moe_norm_min)
+  bool scale_input = false;          // a routing weight multiplies its expert's input, not the output (Llama 4)
   float routed_scaling_factor = 1.0f;
   bool has_router_bias = false;  // added to the router's logits
   bool has_expert_bias = false;  // of gate, up and down projections of the routed experts
@@ -78,6 +83,7 @@ struct LayerConfig {
   int window = 0;  // positions a token sees, its own included (sliding_window); 0: all
   int chunk = 0;   // a token sees its own chunk of so many positions only (attention_chunk_size); 0: all
   bool rope = true;
+  bool temperature = false;  // GqaConfig::temperature_*
 };
 
 // How the architecture's checkpoints name their tensors, where that differs. Prefixes end in a dot and follow
@@ -87,6 +93,7 @@ struct TensorNames {
   std::string mlp = "mlp.", moe = "mlp.";            // a dense feed-forward; a MoE block
   // Inside the MoE block:
   std::string router = "gate", correction_bias = "gate.e_score_correction_bias";
+  bool correction_bias_is_matrix = false;  // [1, num_experts] (Ernie)
   std::string shared = "shared_experts.", shared_gate = "shared_expert_gate";
   std::string expert_gate = "gate_proj", expert_up = "up_proj", expert_down = "down_proj";
   // kEach: experts.E.gate_proj.weight [intermediate, hidden], ... kFusedInterleaved (gpt-oss): experts.gate_up_proj

@@ -14,9 +14,8 @@ namespace {
 
 void read_yarn(const Fields& yarn, int max_position_embeddings, RopeConfig& rope) {
   rope.scaling = RopeScaling::kYarn;
-  rope.original_max_position =
-      int(yarn.integer_or("original_max_position_embeddings", max_position_embeddings, 1, limits::kPositions));
-  const double factor = yarn.number("factor", 1.0, 1e6);
+  double factor = double(max_position_embeddings) / rope.original_max_position;  // a factor of null stands for it
+  if (yarn.has("factor") || !yarn.contains("factor") || factor < 1.0) factor = yarn.number("factor", 1.0, 1e6);
   rope.factor = float(factor);
   // 0 stands for the default, as in transformers (`get("beta_fast") or 32`).
   auto beta = [&](const char* name, double fallback) {
@@ -40,29 +39,42 @@ void read_yarn(const Fields& yarn, int max_position_embeddings, RopeConfig& rope
     rope.attention_factor = float(yarn_mscale(factor, 1.0));
 }
 
-}  // namespace
-
-namespace {
-
 void read_llama3(const Fields& f, RopeConfig& rope) {
   rope.scaling = RopeScaling::kLlama3;
   rope.factor = float(f.number("factor", 1.0, 1e6));
   rope.low_freq_factor = float(f.number("low_freq_factor", 1e-3, 1e6));
   rope.high_freq_factor = float(f.number("high_freq_factor", 1e-3, 1e6));
-  if (rope.high_freq_factor <= rope.low_freq_factor)
-    f.fail("high_freq_factor", fmt::format("more than low_freq_factor, {}", rope.low_freq_factor));
-  rope.original_max_position = int(f.integer("original_max_position_embeddings", 1, limits::kPositions));
+  if (rope.high_freq_factor < rope.low_freq_factor)
+    f.fail("high_freq_factor", fmt::format("at least low_freq_factor, {}", rope.low_freq_factor));
 }
 
-std::optional<Fields> rope_object(const Fields& f) {
-  return f.object(f.either({"rope_parameters", "rope_scaling"}));
+// In the object, or (as Phi-3's code writes it) outside; absent: the model was not extended.
+int read_original_positions(const Fields& fields, const Fields& scaling, int max_position_embeddings) {
+  constexpr const char* kName = "original_max_position_embeddings";
+  const int64_t outside = fields.integer_or(kName, max_position_embeddings, 1, limits::kPositions);
+  const int64_t inside = scaling.integer_or(kName, outside, 1, limits::kPositions);
+  if (fields.has(kName) && inside != outside)
+    scaling.fail(kName, fmt::format("the same as `{}` outside, which is {}", kName, outside));
+  return int(inside);
 }
 
 }  // namespace
 
-int read_rotary_dim(const Fields& fields, int head_dim, double fallback) {
-  double factor = fields.number_or("partial_rotary_factor", fallback, 0.0, 1.0);
-  if (auto inner = rope_object(fields)) factor = inner->number_or("partial_rotary_factor", factor, 0.0, 1.0);
+std::optional<Fields> rope_object(const Fields& f) {
+  std::optional<Fields> scaling = f.object("rope_scaling");
+  if (!scaling || scaling->empty()) return f.object("rope_parameters");
+  f.either({"rope_parameters", "rope_scaling"});  // both: they must be equal
+  return scaling;
+}
+
+int read_rotary_dim(const Fields& fields, int head_dim) {
+  double factor = fields.number_or("partial_rotary_factor", 1.0, 0.0, 1.0);
+  if (auto inner = rope_object(fields); inner && inner->has("partial_rotary_factor")) {
+    const double outer = factor;
+    factor = inner->number("partial_rotary_factor", 0.0, 1.0);
+    if (fields.contains("partial_rotary_factor") && factor != outer)
+      inner->fail("partial_rotary_factor", "the same as `partial_rotary_factor` outside");
+  }
   const int dim = int(head_dim * factor);
   if (dim < 2 || dim % 2 != 0)
     fields.fail("partial_rotary_factor", fmt::format("a part of head_dim ({}) that is an even number of components: "
@@ -71,18 +83,27 @@ int read_rotary_dim(const Fields& fields, int head_dim, double fallback) {
   return dim;
 }
 
+int read_whole_rotary_dim(const Fields& fields, int head_dim) {
+  if (head_dim % 2 != 0) fields.fail("head_dim", "an even number: RoPE rotates pairs");
+  if (read_rotary_dim(fields, head_dim) != head_dim)
+    fields.fail("partial_rotary_factor", "1: this architecture rotates all components of a head");
+  return head_dim;
+}
+
 RopeConfig read_rope(const Fields& fields, int dim, int max_position_embeddings) {
   constexpr double kMaxTheta = 1e12;
   RopeConfig rope;
   rope.dim = dim;
   double theta = fields.number_or("rope_theta", 10000.0, 1.001, kMaxTheta);
-
-  if (auto scaling = rope_object(fields); scaling && !scaling->empty()) {
-    double inner = scaling->number_or("rope_theta", theta, 1.001, kMaxTheta);
-    if (fields.has("rope_theta") && inner != theta) scaling->fail("rope_theta", "the same as `rope_theta` outside");
+  const std::optional<Fields> scaling = rope_object(fields);
+  if (scaling && !scaling->empty()) {
+    const double inner = scaling->number_or("rope_theta", theta, 1.001, kMaxTheta);
+    if (fields.contains("rope_theta") && fields.has("rope_theta") && inner != theta)
+      scaling->fail("rope_theta", "the same as `rope_theta` outside");
     theta = inner;
     const std::string_view type_field = scaling->either({"rope_type", "type"});
     const std::string type = scaling->text_or(type_field, "default");
+    rope.original_max_position = read_original_positions(fields, *scaling, max_position_embeddings);
     if (type == "yarn" || type == "deepseek_yarn") {
       read_yarn(*scaling, max_position_embeddings, rope);
     } else if (type == "linear") {

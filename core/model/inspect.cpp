@@ -10,6 +10,7 @@
 
 #include "core/base/error.h"
 #include "core/model/json_fields.h"
+#include "core/model/model.h"
 #include "core/model/quant_tensors.h"
 #include "core/model/safetensors.h"
 #include "core/model/tensor_names.h"
@@ -165,6 +166,7 @@ InspectReport inspect_checkpoint(const std::filesystem::path& dir) {
     if (e.code() != Code::kNotFound) throw;  // damaged; no weights at all is told by has_weights
   }
   if (r.config) {
+    if (checkpoint) r.mtp_left_out = leave_out_absent_mtp(*r.config, *checkpoint);
     Account account(*r.config, checkpoint ? &*checkpoint : nullptr, r);
     account.run();
     if (checkpoint) add_dtypes(*checkpoint, account.packed(), r);

@@ -67,6 +67,7 @@ struct InspectReport {
   };
   static constexpr int kMaxListed = 20;
   NameList missing, wrong, unexpected;  // wrong: "NAME has ...; expected ..."
+  int mtp_left_out = 0;  // modules that config.json promises and the checkpoint does not have: it loads without them
 
   // Loads and answers: supported, with weights, nothing missing or wrong. (Unexpected tensors are ignored by the
   // loader.)

@@ -102,15 +102,35 @@ std::string brief_json(const json& value) {
 }
 
 Fields::Fields(const json& json, std::string origin, std::string prefix)
-    : json_(&json), origin_(std::move(origin)), prefix_(std::move(prefix)) {
+    : json_(&json),
+      origin_(std::move(origin)),
+      prefix_(std::move(prefix)),
+      read_(std::make_shared<std::set<std::string>>()) {
   if (json.is_object()) return;
   std::string what = prefix_.empty() ? "" : fmt::format(" `{}`", prefix_.substr(0, prefix_.size() - 1));
   throw Error(Code::kBadData, fmt::format("{}:{} is {}; expected an object", origin_, what, brief_json(json)));
 }
 
 const json* Fields::find(std::string_view name) const {
+  read_->insert(fmt::format("{}{}", prefix_, name));
   auto it = json_->find(name);
-  return it == json_->end() || it->is_null() ? nullptr : &*it;
+  if (it == json_->end()) {
+    if (!defaults_) return nullptr;
+    it = defaults_->find(name);
+    if (it == defaults_->end()) return nullptr;
+  }
+  return it->is_null() ? nullptr : &*it;
+}
+
+std::vector<std::string> Fields::unread() const {
+  std::vector<std::string> names;
+  for (const auto& [name, value] : json_->items())
+    if (!value.is_null() && !read_->contains(prefix_ + name)) names.push_back(name);
+  return names;
+}
+
+void Fields::ignore(std::initializer_list<std::string_view> names) const {
+  for (std::string_view name : names) read_->insert(fmt::format("{}{}", prefix_, name));
 }
 
 bool Fields::contains(std::string_view name) const {
@@ -122,7 +142,9 @@ bool Fields::empty() const {
 
 void Fields::fail(std::string_view name, std::string_view expected) const {
   const json* value = find(name);
-  std::string is = value ? "is " + brief_json(*value) : contains(name) ? "is null" : "is missing";
+  std::string is = contains(name) ? (value ? "is " + brief_json(*value) : "is null")
+                   : value        ? fmt::format("is missing, which means {}", brief_json(*value))
+                                  : "is missing";
   throw Error(Code::kBadData, fmt::format("{}: `{}{}` {}; expected {}", origin_, prefix_, name, is, expected));
 }
 
@@ -173,7 +195,9 @@ std::string Fields::text_or(std::string_view name, std::string_view fallback) co
 std::optional<Fields> Fields::object(std::string_view name) const {
   const json* value = find(name);
   if (!value) return std::nullopt;
-  return Fields(*value, origin_, fmt::format("{}{}.", prefix_, name));
+  Fields inner(*value, origin_, fmt::format("{}{}.", prefix_, name));
+  inner.read_ = read_;
+  return inner;
 }
 
 std::vector<std::string> Fields::texts(std::string_view name) const {
@@ -209,7 +233,7 @@ std::vector<int32_t> Fields::integers(std::string_view name, int64_t min, int64_
 std::string_view Fields::either(std::initializer_list<std::string_view> names) const {
   std::string_view chosen;
   for (std::string_view name : names) {
-    if (!has(name)) continue;
+    if (!has(name) || !contains(name)) continue;  // a default does not stand against what is written
     if (chosen.empty()) chosen = name;
     if (*find(name) != *find(chosen))
       fail(name, fmt::format("the same as `{}{}`, which is {}", prefix_, chosen, brief_json(*find(chosen))));

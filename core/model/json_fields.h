@@ -6,8 +6,10 @@
 #include <cstdint>
 #include <filesystem>
 #include <initializer_list>
+#include <memory>
 #include <nlohmann/json_fwd.hpp>
 #include <optional>
+#include <set>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -30,16 +32,25 @@ void require_checkpoint_dir(const std::filesystem::path& dir);
 // A value as a message shows it: one line, at most about 80 characters.
 std::string brief_json(const nlohmann::json& value);
 
-// One JSON object, field by field. It refers to the object and must not outlive it. null counts as absent.
+// One JSON object, field by field. It refers to the object and must not outlive it. null counts as absent. It remembers
+// which fields were asked for, in copies and inner objects too, so that unread() can name those that nobody understood.
 class Fields {
  public:
   // Throws Error{kBadData} when `json` is no object. `prefix` stands before field names in messages ("rope_scaling.").
   Fields(const nlohmann::json& json, std::string origin, std::string prefix = {});
 
+  // Fields that are not in the object have these values from now on (null in the object does not count as missing).
+  // `defaults` is an object and must outlive the Fields.
+  void set_defaults(const nlohmann::json& defaults) { defaults_ = &defaults; }
+
   const nlohmann::json* find(std::string_view name) const;  // nullptr: absent or null
   bool has(std::string_view name) const { return find(name) != nullptr; }
-  bool contains(std::string_view name) const;  // null counts
+  bool contains(std::string_view name) const;  // in the object itself; null counts
   bool empty() const;
+
+  // Names of the object, in order, whose values are not null and that nobody asked for.
+  std::vector<std::string> unread() const;
+  void ignore(std::initializer_list<std::string_view> names) const;  // as if they had been read
 
   int64_t integer(std::string_view name, int64_t min, int64_t max) const;
   int64_t integer_or(std::string_view name, int64_t fallback, int64_t min, int64_t max) const;
@@ -65,7 +76,9 @@ class Fields {
 
  private:
   const nlohmann::json* json_;
+  const nlohmann::json* defaults_ = nullptr;
   std::string origin_, prefix_;
+  std::shared_ptr<std::set<std::string>> read_;  // prefix and name
 };
 
 }  // namespace moectl

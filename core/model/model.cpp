@@ -5,6 +5,7 @@
 #include "core/base/check.h"
 #include "core/model/rope.h"
 #include "core/model/step.h"
+#include "core/model/tensor_names.h"
 
 namespace moectl {
 
@@ -92,6 +93,18 @@ void decoder_layer(Step& step, const LayerWeights& w, int layer_idx, View<const 
     gqa_layer(step, w.gqa, layer_idx, normed, out);
   step.ops.rms_norm({out, residual, w.post_attention_norm, normed, eps}, step.stream);
   feed_forward(step, w, step.config.layers[size_t(layer_idx)].feed_forward, normed, out);
+}
+
+int leave_out_absent_mtp(Config& config, const Checkpoint& checkpoint) {
+  const int num = config.num_mtp_layers;
+  for (int i = 0; i < num; ++i) {
+    const std::string prefix = layer_prefix(config.num_layers + i);
+    const auto first = checkpoint.tensors().lower_bound(prefix);
+    if (first != checkpoint.tensors().end() && first->first.starts_with(prefix)) return 0;
+  }
+  config.num_mtp_layers = 0;
+  config.layers.resize(size_t(config.num_layers));
+  return num;
 }
 
 struct Model::Impl {

@@ -16,6 +16,10 @@ namespace moectl {
 
 struct ModelWeights;  // weights.h
 
+// Re-exported checkpoints often lack the MTP modules that their config.json promises. Where no tensor of them is there,
+// `config` loses them. Returns how many.
+int leave_out_absent_mtp(Config& config, const Checkpoint& checkpoint);
+
 // Packs every tensor of the checkpoint. `progress(done, total)` in bytes. Read-only afterwards: CPU ranks share one
 // object.
 std::shared_ptr<const ModelWeights> load_weights(const Config& config, const Checkpoint& checkpoint, Ops& ops,

@@ -32,10 +32,12 @@ void feed_forward(Step& step, const LayerWeights& w, FeedForwardKind kind, View<
                      .num_groups = moe.select == GateSelect::kGreedy ? 1 : moe.num_groups,
                      .num_topk_groups = moe.select == GateSelect::kGreedy ? 1 : moe.num_topk_groups,
                      .group_score_top2 = moe.select == GateSelect::kGroupTop2,
-                     .scale = moe.routed_scaling_factor},
+                     .scale = moe.routed_scaling_factor,
+                     .norm_min = moe.norm_min},
                     step.stream);
 
-  ExpertExchange::Received rows = step.exchange->dispatch(x, expert_idx);
+  ExpertExchange::Received rows =
+      step.exchange->dispatch(x, expert_idx, moe.scale_input ? expert_weight : View<const float>());
   step.ops.moe_experts({.x = rows.x,
                         .expert_offsets = rows.expert_offsets,
                         .w_gate = w.experts.gate,
@@ -47,9 +49,11 @@ void feed_forward(Step& step, const LayerWeights& w, FeedForwardKind kind, View<
                         .activation = moe.activation,
                         .gate_bias = w.experts.gate_bias,
                         .up_bias = w.experts.up_bias,
-                        .down_bias = w.experts.down_bias},
+                        .down_bias = w.experts.down_bias,
+                        .row_scale = rows.scale},
                        step.stream);
-  MoeCombineArgs combine = {.expert_weight = expert_weight, .out = out};
+  MoeCombineArgs combine = {.out = out};
+  if (!moe.scale_input) combine.expert_weight = expert_weight;
   if (moe.num_shared_experts > 0) {
     dense(step, w.shared, x, shared);
     combine.shared = shared;

@@ -18,6 +18,7 @@ float llama3_frequency(float f, const RopeConfig& rope) {
   const float length = float(rope.original_max_position), wave = float(2 * std::numbers::pi) / f;
   if (wave < length / rope.high_freq_factor) return f;
   if (wave > length / rope.low_freq_factor) return f / rope.factor;
+  if (rope.high_freq_factor <= rope.low_freq_factor) return f;  // a step (Llama 4 Scout): nothing lies between
   const float smooth = (length / wave - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor);
   return (1 - smooth) * f / rope.factor + smooth * f;
 }

@@ -66,6 +66,7 @@ class Walk {
     const int64_t query = heads * (nope + a.qk_rope_head_dim);
     if (a.q_lora_rank > 0) {
       linear(w.q_a, TensorRole::kAttention, p + "q_a_proj.weight", a.q_lora_rank, c_.hidden_size);
+      if (a.bias) norm(w.q_a_bias, p + "q_a_proj.bias", a.q_lora_rank, TensorRole::kAttention);
       norm(w.q_a_norm, p + "q_a_layernorm.weight", a.q_lora_rank);
       linear(w.q_b, TensorRole::kAttention, p + "q_b_proj.weight", query, a.q_lora_rank);
     } else {
@@ -73,6 +74,8 @@ class Walk {
     }
     linear(w.kv_a, TensorRole::kAttention, p + "kv_a_proj_with_mqa.weight", a.kv_lora_rank + a.qk_rope_head_dim,
            c_.hidden_size);
+    if (a.bias)
+      norm(w.kv_a_bias, p + "kv_a_proj_with_mqa.bias", a.kv_lora_rank + a.qk_rope_head_dim, TensorRole::kAttention);
     norm(w.kv_a_norm, p + "kv_a_layernorm.weight", a.kv_lora_rank);
     // By head: the part of the keys, transposed, and the part of the values.
     std::vector<TensorPart> uk, uv;
@@ -90,6 +93,7 @@ class Walk {
     visitor_.matrices(w.w_uk, uk);
     visitor_.matrices(w.w_uv, uv);
     linear(w.o, TensorRole::kAttention, p + "o_proj.weight", c_.hidden_size, heads * v);
+    if (a.bias) norm(w.o_bias, p + "o_proj.bias", c_.hidden_size, TensorRole::kAttention);
   }
 
   void gqa(GqaWeights& w, const std::string& p) {
@@ -117,7 +121,13 @@ class Walk {
     linear(w.gate, TensorRole::kGate, fmt::format("{}{}.weight", p, names.router), m.num_experts, c_.hidden_size);
     if (m.has_router_bias)
       norm(w.gate_bias, fmt::format("{}{}.bias", p, names.router), m.num_experts, TensorRole::kGate);
-    if (m.has_correction_bias) norm(w.correction_bias, p + names.correction_bias, m.num_experts, TensorRole::kGate);
+    if (m.has_correction_bias) {
+      const int64_t n = m.num_experts;
+      const std::vector<int64_t> shape = names.correction_bias_is_matrix ? std::vector{int64_t{1}, n} : std::vector{n};
+      visitor_.vector(
+          w.correction_bias,
+          {.tensor = spec(TensorRole::kGate, p + names.correction_bias, shape, false), .num_rows = 1, .num_cols = n});
+    }
     if (names.experts == TensorNames::Experts::kEach)
       each_expert(w.experts, p);
     else

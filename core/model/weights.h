@@ -13,11 +13,12 @@ struct MlaWeights {
   Weight w_uk, w_uv;  // of kv_b_proj, by head: [kv_lora_rank, nope] (transposed), [v_head_dim, kv_lora_rank]
   Weight o;           // [hidden, heads * v_head_dim]
   View<const float> q_a_norm, kv_a_norm;
+  View<const float> q_a_bias, kv_a_bias, o_bias;  // empty: none, as below
 };
 
 struct GqaWeights {
   Weight q, k, v, o;  // [heads * head_dim, hidden], [kv_heads * head_dim, hidden] twice, [hidden, heads * head_dim]
-  View<const float> q_bias, k_bias, v_bias, o_bias;  // empty: none, as below
+  View<const float> q_bias, k_bias, v_bias, o_bias;  // empty: none
   View<const float> q_norm, k_norm;                  // [head_dim], or of all heads: [heads * head_dim]
   View<const float> sinks;                           // [heads]
 };

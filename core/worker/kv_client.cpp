@@ -312,7 +312,8 @@ Plan RemotePrefillSource::Impl::plan_of(const RemotePrefill& want) const {
             .page_size = layout.page_size,
             .page_bytes = layout.page_bytes,
             .first_page = want.into.first_page,
-            .num_tokens = want.num_tokens};
+            .num_tokens = want.num_tokens,
+            .token_rows = layout.token_rows};
   check_plan(plan, int64_t(want.prompt_ids.size()));
   return plan;
 }

@@ -104,7 +104,8 @@ void KvServerConnection::on_prefill(const Prefill& request) {
                .page_size = context_.layout.page_size,
                .page_bytes = context_.layout.page_bytes,
                .first_page = request.first_page,
-               .num_tokens = request.num_tokens};
+               .num_tokens = request.num_tokens,
+               .token_rows = context_.layout.token_rows};
   {
     std::lock_guard lock(shared_->mutex);
     if (shared_->closing) return;

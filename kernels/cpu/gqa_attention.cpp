@@ -1,5 +1,6 @@
 // Grouped-query attention over the paged cache of keys and values, for decode and prefill rows alike.
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 
 #include "kernels/cpu/attention.h"
@@ -33,6 +34,12 @@ int64_t first_visible(const GqaAttentionArgs& a, int64_t position) {
   return first;
 }
 
+float row_scale(const GqaAttentionArgs& a, int64_t position) {
+  if (a.temperature_floor <= 0.0f) return a.scale;
+  const float steps = std::floor(float(position + 1) / a.temperature_floor);
+  return a.scale * (std::log1p(steps) * a.temperature_scale + 1.0f);
+}
+
 }  // namespace
 
 void CpuOps::gqa_attention(const GqaAttentionArgs& a, Stream) {
@@ -53,6 +60,7 @@ void CpuOps::gqa_attention(const GqaAttentionArgs& a, Stream) {
     for (int64_t item = chunk; item < num_tokens * parts; item += chunks) {
       const int64_t t = item / parts, part = item % parts;
       const int64_t kv_begin = num_kv_heads * part / parts, kv_end = num_kv_heads * (part + 1) / parts;
+      const float scale = row_scale(a, a.positions(t));
       states.assign(size_t(num_heads), {});
       if (a.sinks)
         for (int64_t h = 0; h < num_heads; ++h) states[size_t(h)] = {a.sinks(h), 1.0f};
@@ -63,7 +71,7 @@ void CpuOps::gqa_attention(const GqaAttentionArgs& a, Stream) {
                               .num_heads = group,
                               .key_size = head_dim,
                               .value_size = head_dim,
-                              .scale = a.scale};
+                              .scale = scale};
       };
       std::fill(heads_of(kv_begin).out, heads_of(kv_end).out, 0.0f);
       const int32_t* pages = a.page_table.row(a.seq_idx(t));

@@ -14,20 +14,20 @@ void CpuOps::mla_query(const MlaQueryArgs& a, Stream) {
   const int64_t nope = a.w_uk.k, rank = a.w_uk.n, rope = head_dim - nope;
   const float* const* rows = row_pointers(a.q.data, num_tokens * num_heads, head_dim);
   // Row pointers are by (token, head); one head needs those of a stride.
-  pool_.parallel_for(num_heads, kMinWorkPerThread / (rank * nope * num_tokens + 1) + 1,
-                     [&](int64_t begin, int64_t end) {
-                       thread_local std::vector<const float*> x;
-                       for (int64_t h = begin; h < end; ++h) {
-                         x.clear();
-                         for (int64_t t = 0; t < num_tokens; ++t) x.push_back(rows[t * num_heads + h]);
-                         const PackedMatrix& w = cpu::packed(a.w_uk).matrices[h];
-                         gemm(w, 0, w.num_tiles, x.data(), num_tokens, [&](int64_t t, int64_t tile, F32x16 value) {
-                           store_tile(a.out.row(t) + h * (rank + rope), tile, rank, value);
-                         });
-                         for (int64_t t = 0; t < num_tokens; ++t)
-                           rotate_pairs(x[t] + nope, a.cos_sin.row(t), rope, a.out.row(t) + h * (rank + rope) + rank);
-                       }
-                     });
+  pool_.parallel_for(
+      num_heads, kMinWorkPerThread / (rank * nope * num_tokens + 1) + 1, [&](int64_t begin, int64_t end) {
+        thread_local std::vector<const float*> x;
+        for (int64_t h = begin; h < end; ++h) {
+          x.clear();
+          for (int64_t t = 0; t < num_tokens; ++t) x.push_back(rows[t * num_heads + h]);
+          const PackedMatrix& w = cpu::packed(a.w_uk).matrices[h];
+          gemm(w, 0, w.num_tiles, x.data(), num_tokens, [&](int64_t t, int64_t tile, F32x16 value) {
+            store_tile(a.out.row(t) + h * (rank + rope), tile, rank, value);
+          });
+          for (int64_t t = 0; t < num_tokens; ++t)
+            rotate(x[t] + nope, a.cos_sin.row(t), rope, a.interleaved, a.out.row(t) + h * (rank + rope) + rank);
+        }
+      });
 }
 
 void CpuOps::mla_cache_write(const MlaCacheWriteArgs& a, Stream) {
@@ -37,7 +37,7 @@ void CpuOps::mla_cache_write(const MlaCacheWriteArgs& a, Stream) {
     CHECK(a.slots(t) >= 0 && a.slots(t) < num_slots, "KV slot {} of {}", a.slots(t), num_slots);
     float* slot = a.cache.data + a.slots(t) * width;
     rms_norm_row(a.kv.row(t), a.norm_weight.data, rank, a.eps, slot);
-    rotate_pairs(a.kv.row(t) + rank, a.cos_sin.row(t), rope, slot + rank);
+    rotate(a.kv.row(t) + rank, a.cos_sin.row(t), rope, a.interleaved, slot + rank);
   }
 }
 

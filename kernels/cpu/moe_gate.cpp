@@ -87,7 +87,7 @@ void CpuOps::moe_gate(const MoeGateArgs& a, Stream) {
           }
           for (int64_t j = 0; j < top_k; ++j) {
             float weight = a.expert_weight(t, j);
-            if (a.normalize) weight = weight / (sum + 1e-20f);
+            if (a.normalize) weight = weight / std::max(sum + 1e-20f, a.norm_min);
             a.expert_weight(t, j) = weight * a.scale;
           }
         }

@@ -25,10 +25,7 @@ void CpuOps::rope(const RopeArgs& a, Stream) {
     const float* cos_sin = a.cos_sin.row(t);
     for (int64_t h = 0; h < num_heads; ++h) {
       float* x = a.x.row(t) + h * head_dim;
-      if (a.interleaved)
-        rotate_pairs(x, cos_sin, rope_dim, x);
-      else
-        rotate_halves(x, cos_sin, rope_dim, x);
+      rotate(x, cos_sin, rope_dim, a.interleaved, x);
     }
   }
 }

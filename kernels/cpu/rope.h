@@ -22,4 +22,11 @@ inline void rotate_halves(const float* x, const float* cos_sin, int64_t dim, flo
   }
 }
 
+inline void rotate(const float* x, const float* cos_sin, int64_t dim, bool interleaved, float* out) {
+  if (interleaved)
+    rotate_pairs(x, cos_sin, dim, out);
+  else
+    rotate_halves(x, cos_sin, dim, out);
+}
+
 #include "kernels/cpu/path_end.h"

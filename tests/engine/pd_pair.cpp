@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstring>
 #include <stdexcept>
 
@@ -71,6 +72,7 @@ void CopySource::on_report(uint64_t handle, const PrefillProgress& progress) {
 void CopySource::copy(Transfer& transfer, int num_tokens) {
   const KvPages& into = transfer.request.into;
   const KvPool from_pool = prefill->kv_pools()[size_t(transfer.from.rank)];
+  if (!layout_.token_rows) return copy_pages(transfer, num_tokens);
   const int64_t token_size = layout_.page_bytes / layout_.page_size;
   for (; transfer.num_copied < num_tokens; ++transfer.num_copied) {
     const int page = transfer.num_copied / layout_.page_size, offset = transfer.num_copied % layout_.page_size;
@@ -78,6 +80,19 @@ void CopySource::copy(Transfer& transfer, int num_tokens) {
       std::memcpy(pool(into.rank).page(layer, into.pages[size_t(page - into.first_page)]) + offset * token_size,
                   from_pool.page(layer, transfer.from.pages[size_t(page)]) + offset * token_size, size_t(token_size));
   }
+}
+
+// Pages whose tokens do not lie together: full ones as they become ready, the last one with the last token.
+void CopySource::copy_pages(Transfer& transfer, int num_tokens) {
+  const KvPages& into = transfer.request.into;
+  const KvPool from_pool = prefill->kv_pools()[size_t(transfer.from.rank)];
+  const int ready = num_tokens == transfer.request.num_tokens ? (num_tokens + layout_.page_size - 1) / layout_.page_size
+                                                              : num_tokens / layout_.page_size;
+  for (int page = transfer.num_copied / layout_.page_size; page < ready; ++page)
+    for (int layer = 0; layer < layout_.num_layers; ++layer)
+      std::memcpy(pool(into.rank).page(layer, into.pages[size_t(page - into.first_page)]),
+                  from_pool.page(layer, transfer.from.pages[size_t(page)]), size_t(layout_.page_bytes));
+  transfer.num_copied = std::max(transfer.num_copied, std::min(ready * layout_.page_size, num_tokens));
 }
 
 void CopySource::end(uint64_t handle, RemotePrefillResult result) {

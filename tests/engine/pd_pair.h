@@ -39,6 +39,7 @@ class CopySource final : public PrefillSource {
   };
   void on_report(uint64_t handle, const PrefillProgress& progress);
   void copy(Transfer& transfer, int num_tokens);
+  void copy_pages(Transfer& transfer, int num_tokens);
   void end(uint64_t handle, RemotePrefillResult result);
 
   mutable std::mutex mutex_;

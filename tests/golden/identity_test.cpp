@@ -153,7 +153,10 @@ TEST_P(Identity, MtpCacheAlone) {
 
 INSTANTIATE_TEST_SUITE_P(Checkpoints, Identity,
                          testing::Combine(testing::Values("models/demo", "tests/golden/deepseek_v3_fp8_a",
-                                                          "tests/golden/deepseek_v2_a", "tests/golden/deepseek_v3_int4",
+                                                          "tests/golden/deepseek_v2_a", "tests/golden/deepseek_v3_b",
+                                                          "tests/golden/qwen3_moe_a", "tests/golden/gpt_oss_a",
+                                                          "tests/golden/mixtral_a", "tests/golden/glm4_moe_a",
+                                                          "tests/golden/llama4_text_a", "tests/golden/deepseek_v3_int4",
                                                           "tests/golden/deepseek_v3_awq", "tests/golden/gpt_oss_mxfp4"),
                                           testing::Values("avx512", "portable")),
                          [](const auto& info) {

@@ -344,6 +344,23 @@ TEST(Transfer, PagesTravelWhenTheirTokensAreFinalLayerByLayer) {
   EXPECT_EQ(ready_blocks(at_once, 14), (std::vector<Place>{{0, 0}, {0, 1}, {0, 2}, {1, 0}, {1, 1}, {1, 2}}));
 }
 
+// Pages whose tokens do not lie one after the other: the last one is sent whole.
+TEST(Transfer, PagesThatAreNotRowsOfTokensTravelWhole) {
+  Plan plan = kPlan;
+  plan.token_rows = false;
+  EXPECT_EQ(plan.bytes_of(2), 40);
+  EXPECT_EQ(plan.num_bytes(), 2 * 3 * 40);
+  Memory from(plan, 8), to(plan, 8);
+  for (size_t i = 0; i < from.bytes.size(); ++i) from.bytes[i] = std::byte(1 + i % 250);
+  OutgoingTransfer out(plan, from.pool, kPages);
+  IncomingTransfer in(plan, to.pool, {6, 1, 3});
+  while (const auto piece = out.next(14)) in.receive(piece->block, piece->payload, true);
+  in.finish(out.done());
+  EXPECT_EQ(in.num_bytes(), plan.num_bytes());
+  for (int layer = 0; layer < 2; ++layer)
+    EXPECT_EQ(std::memcmp(to.pool.page(layer, 3), from.pool.page(layer, kPages[3]), 40), 0);
+}
+
 // More pages become ready while some travel: the window under way is finished first.
 TEST(Transfer, ProgressInMidWindowLosesNothing) {
   Memory memory(kPlan, 8);

@@ -117,25 +117,6 @@ TEST(TensorNames, AreThoseOfTheCheckpoint) {
   }
 }
 
-// An MTP module that config.json promises and the checkpoint lacks; its copies of embedding and head may be left out.
-TEST(Inspect, MissingMtpModule) {
-  TempDir dir;
-  json config = json::parse(test::read_file(kV3 / "config.json"));
-  config["num_nextn_predict_layers"] = 1;
-  dir.write("config.json", config.dump());
-  std::filesystem::copy_file(kV3 / "model.safetensors", dir.path() / "model.safetensors");
-  int64_t required = 0;
-  std::vector<std::string> copies;
-  for_each_tensor(read_config(dir.path()), [&](const TensorSpec& t) {
-    if (t.shared_copy) copies.push_back(t.name);
-    if (t.layer == 3 && !t.shared_copy) ++required;
-  });
-  EXPECT_THAT(copies, ElementsAre("model.layers.3.embed_tokens.weight", "model.layers.3.shared_head.head.weight"));
-  InspectReport r = inspect_checkpoint(dir.path());
-  EXPECT_EQ(r.missing.count, required);
-  EXPECT_FALSE(r.usable());
-}
-
 // config.json of published models, without weights, beside the figures of their papers and model cards in billions:
 // DeepSeek-V3 671, 37 activated, 685 on the hub (which counts 0.04 of block scales as well); V2 236, 21;
 // V2-Lite 15.7, 2.4.
@@ -267,17 +248,49 @@ TEST(Inspect, ListsMissingWrongAndUnexpectedTensors) {
   }
 }
 
+// An MTP module that config.json promises: without any of its tensors the checkpoint loads without it, with some of
+// them it is damaged. Its copies of embedding and head may be left out.
+TEST(Inspect, MissingMtpModule) {
+  TempDir dir;
+  json config = json::parse(test::read_file(kV3 / "config.json"));
+  config["num_nextn_predict_layers"] = 1;
+  dir.write("config.json", config.dump());
+  int64_t required = 0;
+  std::vector<std::string> copies;
+  for_each_tensor(read_config(dir.path()), [&](const TensorSpec& t) {
+    if (t.shared_copy) copies.push_back(t.name);
+    if (t.layer == 3 && !t.shared_copy) ++required;
+  });
+  EXPECT_THAT(copies, ElementsAre("model.layers.3.embed_tokens.weight", "model.layers.3.shared_head.head.weight"));
+
+  Editable e(kV3);
+  InspectReport r = e.inspect(dir.path());
+  EXPECT_TRUE(r.usable()) << to_text(r);
+  EXPECT_EQ(r.mtp_left_out, 1);
+  EXPECT_EQ(r.layers.size(), 3u);
+  EXPECT_EQ(r.parameters.total, inspect_checkpoint(kV3).parameters.total);
+  EXPECT_THAT(to_text(r), HasSubstr("promises 1 module, but there are no tensors of them"));
+  EXPECT_EQ(to_json(r)["check"]["mtp_modules_left_out"], 1);
+
+  e.header["model.layers.3.enorm.weight"] = e.header["model.norm.weight"];
+  e.header.erase("model.norm.weight");
+  r = e.inspect(dir.path());
+  EXPECT_EQ(r.mtp_left_out, 0);
+  EXPECT_EQ(r.missing.count, required);  // without enorm, with the norm that was taken for it
+  EXPECT_FALSE(r.usable());
+}
+
 TEST(Inspect, UnsupportedConfigIsReportedWithItsReason) {
   TempDir dir;
   json config = json::parse(test::read_file(kV3 / "config.json"));
-  config["model_type"] = "glm4_moe";
+  config["model_type"] = "qwen3_next";
   dir.write("config.json", config.dump());
   InspectReport r = inspect_checkpoint(dir.path());
   EXPECT_FALSE(r.supported);
   EXPECT_THAT(r.unsupported, AllOf(HasSubstr("`model_type`"), HasSubstr("deepseek_v3")));
-  EXPECT_THAT(to_text(r), AllOf(HasSubstr("glm4_moe"), HasSubstr("no: ")));
+  EXPECT_THAT(to_text(r), AllOf(HasSubstr("qwen3_next"), HasSubstr("no: ")));
   EXPECT_EQ(to_json(r)["supported"], false);
-  EXPECT_THAT(to_json(r)["unsupported"].get<std::string>(), HasSubstr("glm4_moe"));
+  EXPECT_THAT(to_json(r)["unsupported"].get<std::string>(), HasSubstr("qwen3_next"));
 
   dir.write("model.safetensors", test::read_file(kV3 / "model.safetensors"));  // with weights: they are counted
   r = inspect_checkpoint(dir.path());

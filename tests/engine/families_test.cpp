@@ -1,0 +1,153 @@
+// Every family's checkpoint through the engine: answers are those of the request alone, bit for bit, in company, in
+// chunks, on threads, on expert-parallel ranks, after a prefix hit, and with the prompt computed by a prefill engine.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <random>
+
+#include "core/base/error.h"
+#include "core/model/config.h"
+#include "tests/engine/pd_pair.h"
+
+namespace moectl::test {
+namespace {
+
+const std::filesystem::path kGoldenDir = MOECTL_SOURCE_DIR "/tests/golden";
+
+// One checkpoint an architecture: the first by name.
+std::vector<std::string> checkpoints() {
+  std::vector<std::string> all, first;
+  std::error_code none;
+  for (const auto& entry : std::filesystem::directory_iterator(kGoldenDir, none))
+    if (std::filesystem::exists(entry.path() / "config.json")) all.push_back(entry.path().filename().string());
+  std::ranges::sort(all);
+  std::string last;
+  for (const std::string& name : all) {
+    const std::string family = name.substr(0, name.rfind('_'));
+    if (family != last && name.ends_with("_a")) first.push_back(name);
+    if (name.ends_with("_a")) last = family;
+  }
+  return first;
+}
+
+class Families : public testing::TestWithParam<std::string> {
+ protected:
+  EngineConfig config() const {
+    EngineConfig c = demo_config();
+    c.model_dir = (kGoldenDir / GetParam()).string();
+    c.max_model_len = 512;
+    c.kv_cache_bytes = 16 << 20;
+    return c;
+  }
+  int num_experts() const { return read_config(kGoldenDir / GetParam()).moe.num_experts; }
+
+  // Lengths on both sides of page and window ends; greedy and sampled.
+  std::vector<GenerateRequest> requests() const {
+    const int vocab = read_config(kGoldenDir / GetParam()).vocab_size;
+    std::vector<GenerateRequest> all;
+    for (int n : {1, 2, 17, 63, 64, 65, 66, 130, 300}) {
+      std::mt19937 rng(7);  // one is the beginning of the next
+      GenerateRequest r{.id = "r"};
+      for (int i = 0; i < n; ++i) r.prompt_ids.push_back(int32_t(rng() % unsigned(vocab)));
+      r.sampling = {.temperature = n % 2 ? 0.0f : 1.1f,
+                    .seed = unsigned(n),
+                    .max_tokens = 8,
+                    .ignore_eos = true,
+                    .num_logprobs = 2};
+      all.push_back(r);
+    }
+    return all;
+  }
+
+  std::vector<Answer> alone() const {
+    EngineConfig c = config();
+    c.max_num_seqs = 1;
+    c.enable_prefix_caching = false;
+    auto engine = Engine::create(c);
+    Client client(*engine);
+    std::vector<Answer> answers;
+    for (const GenerateRequest& r : requests()) answers.push_back(client.ask(r));
+    return answers;
+  }
+
+  void expect_together(const EngineConfig& c, const std::vector<Answer>& want, const std::string& where) const {
+    auto engine = Engine::create(c);
+    Client client(*engine);
+    const auto all = requests();
+    for (int round = 0; round < 2; ++round) {  // the second finds prefixes
+      std::vector<size_t> sent;
+      for (const GenerateRequest& r : all) sent.push_back(client.send(r));
+      for (size_t i = 0; i < all.size(); ++i) {
+        const Answer got = client.wait(sent[i]);
+        EXPECT_EQ(got.error, "") << where;
+        EXPECT_TRUE(got.same_text(want[i])) << where << ", round " << round << ", " << all[i].prompt_ids.size();
+      }
+    }
+  }
+};
+
+TEST_P(Families, AnswersDoNotDependOnCompany) {
+  const std::vector<Answer> want = alone();
+  for (const Answer& a : want) ASSERT_EQ(a.ids.size(), 8u) << a.error;
+  expect_together(config(), want, "together");
+  EngineConfig c = config();
+  c.max_num_batched_tokens = 16;
+  expect_together(c, want, "chunks of 16");
+  c = config();
+  c.num_threads = 2;
+  expect_together(c, want, "two threads");
+  for (int size : {2, 4}) {
+    if (num_experts() % size) continue;
+    c = config();
+    c.ep_size = size;
+    c.max_num_batched_tokens = 48;
+    expect_together(c, want, std::to_string(size) + " ranks");
+  }
+}
+
+TEST_P(Families, PrefillElsewhereIsTheSame) {
+  const std::vector<Answer> want = alone();
+  for (int ep_size : {1, 2}) {
+    EngineConfig p = prefill_config(), d = decode_config();
+    p.model_dir = d.model_dir = config().model_dir;
+    p.max_model_len = d.max_model_len = 512;
+    d.ep_size = ep_size;
+    if (num_experts() % ep_size) continue;
+    PdPair pair(p, d);
+    Client client(*pair.decode);
+    const auto all = requests();
+    for (int round = 0; round < 2; ++round)
+      for (size_t i = 0; i < all.size(); ++i) {
+        GenerateRequest r = all[i];
+        r.prefill_workers = {"p"};
+        if (round == 0) r.cache_salt = std::to_string(i);  // nobody has it cached
+        const Answer got = client.ask(r);
+        EXPECT_EQ(got.error, "");
+        EXPECT_TRUE(got.same_text(want[i])) << "round " << round << ", prompt of " << r.prompt_ids.size();
+        if (round == 0 && r.prompt_ids.size() > 1) {
+          EXPECT_EQ(got.prefill.worker, "p");
+        }
+      }
+    pair.expect_baseline();
+  }
+}
+
+TEST_P(Families, ExpertsThatDoNotDivideAreRefused) {
+  EngineConfig c = config();
+  c.ep_size = num_experts() - 1;
+  if (c.ep_size < 2 || num_experts() % c.ep_size == 0) c.ep_size = num_experts() + 1;
+  try {
+    Engine::create(c);
+    FAIL() << c.ep_size << " ranks";
+  } catch (const Error& e) {
+    EXPECT_EQ(e.code(), Code::kBadConfig);
+    EXPECT_NE(std::string(e.what()).find(std::to_string(num_experts())), std::string::npos) << e.what();
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Checkpoints, Families, testing::ValuesIn(checkpoints()),
+                         [](const auto& info) { return info.param; });
+
+}  // namespace
+}  // namespace moectl::test
