@@ -44,12 +44,12 @@ const Architecture& find_architecture(const Fields& f, const std::string& model_
   f.fail("model_type", "one of the supported architectures: " + supported);
 }
 
-std::string read_architecture_name(const Fields& f) {
+std::string read_architecture_name(const Fields& f, std::string_view ending) {
   const nlohmann::json* names = f.find("architectures");
   if (!names) return {};
   if (!names->is_array() || names->size() != 1 || !names->front().is_string() ||
-      !names->front().get_ref<const std::string&>().ends_with("ForCausalLM"))
-    f.fail("architectures", "a list of one name that ends in ForCausalLM (a text generation model)");
+      !names->front().get_ref<const std::string&>().ends_with(ending))
+    f.fail("architectures", fmt::format("a list of one name that ends in {} (a text generation model)", ending));
   return names->front().get<std::string>();
 }
 
@@ -99,13 +99,14 @@ void require_absent(const Fields& f, std::string_view name, std::string_view mea
   if (f.has(name)) f.fail(name, fmt::format("null: {} are not supported for this architecture", meaning));
 }
 
-Config parse_config(const nlohmann::json& json, const std::string& origin) {
-  Fields fields(json, origin);
+namespace {
+
+Config parse_text_model(Fields fields) {
   Config config;
   config.model_type = fields.text("model_type");
   const Architecture& architecture = find_architecture(fields, config.model_type);
   fields.set_defaults(config_defaults(config.model_type));
-  config.architecture = read_architecture_name(fields);
+  config.architecture = read_architecture_name(fields, "ForCausalLM");
   read_common(fields, config);
   architecture.read(fields, config);
   if (int64_t(config.layers.size()) * config.moe.num_experts > limits::kExpertsOfAllLayers)
@@ -114,6 +115,31 @@ Config parse_config(const nlohmann::json& json, const std::string& origin) {
                             limits::kExpertsOfAllLayers, config.layers.size(), config.moe.num_experts));
   require_understood(fields, config.model_type);
   return config;
+}
+
+// Llama 4 as it is published: text_config is the text model's config, whose tensors stand behind language_model; the
+// images' part is left alone.
+Config parse_llama4(const Fields& fields) {
+  const std::optional<Fields> text = fields.object("text_config");
+  if (!text) fields.fail("text_config", "an object: the text model's config");
+  require_text(*text, "model_type", "llama4_text", "the text model");
+  Config config = parse_text_model(*text);
+  config.model_type = "llama4";
+  config.architecture = read_architecture_name(fields, "ForConditionalGeneration");
+  config.names.root = "language_model.";
+  if (fields.has("quantization_config")) config.quant = read_quant(fields);
+  if (fields.boolean_or("tie_word_embeddings", config.tie_word_embeddings) != config.tie_word_embeddings)
+    fields.fail("tie_word_embeddings", "the same as in text_config");
+  fields.ignore({"dtype", "torch_dtype"});
+  require_understood(fields, config.model_type);
+  return config;
+}
+
+}  // namespace
+
+Config parse_config(const nlohmann::json& json, const std::string& origin) {
+  const Fields fields(json, origin);
+  return fields.text("model_type") == "llama4" ? parse_llama4(fields) : parse_text_model(fields);
 }
 
 Config read_config(const std::filesystem::path& checkpoint_dir) {

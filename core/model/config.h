@@ -89,6 +89,7 @@ struct LayerConfig {
 // How the architecture's checkpoints name their tensors, where that differs. Prefixes end in a dot and follow
 // "model.layers.N.".
 struct TensorNames {
+  std::string root;  // before all names, where the text model is a part ("language_model.")
   std::string q_norm = "q_norm", k_norm = "k_norm";  // behind "self_attn."
   std::string mlp = "mlp.", moe = "mlp.";            // a dense feed-forward; a MoE block
   // Inside the MoE block:

@@ -123,6 +123,7 @@ constexpr std::array kExpected = {
     Expected{"hunyuan_v1_moe", "im_*", ""},
     Expected{"hunyuan_v1_moe", "text_*", ""},
     Expected{"hunyuan_v1_moe", "video_*", ""},
+    Expected{"llama4", "vision_config", ""},
     Expected{"llama4_text", "for_llm_compressor", ""},
     Expected{"minimax_m2", "attn_type_list", "1"},
     Expected{"minimax_m2", "layernorm_*", "1"},

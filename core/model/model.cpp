@@ -98,7 +98,7 @@ void decoder_layer(Step& step, const LayerWeights& w, int layer_idx, View<const 
 int leave_out_absent_mtp(Config& config, const Checkpoint& checkpoint) {
   const int num = config.num_mtp_layers;
   for (int i = 0; i < num; ++i) {
-    const std::string prefix = layer_prefix(config.num_layers + i);
+    const std::string prefix = layer_prefix(config, config.num_layers + i);
     const auto first = checkpoint.tensors().lower_bound(prefix);
     if (first != checkpoint.tensors().end() && first->first.starts_with(prefix)) return 0;
   }

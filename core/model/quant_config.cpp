@@ -30,7 +30,8 @@ std::array<int, 2> read_block(const Fields& f, std::string_view name) {
 }
 
 QuantConfig read_fp8(const Fields& q) {
-  if (q.text_or("fmt", "e4m3") != "e4m3") q.fail("fmt", "\"e4m3\": other FP8 formats are not supported");
+  const std::string format = q.text_or("fmt", "e4m3");  // MiniMax writes the dtype's name
+  if (format != "e4m3" && format != "float8_e4m3fn") q.fail("fmt", "\"e4m3\": other FP8 formats are not supported");
   const std::string scheme = q.text_or("activation_scheme", "dynamic");
   if (scheme != "dynamic" && scheme != "static") q.fail("activation_scheme", "\"dynamic\" or \"static\"");
   const std::string scales = q.text_or("scale_fmt", "ue8m0");

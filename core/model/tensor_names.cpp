@@ -14,11 +14,12 @@ class Walk {
       : c_(config), w_(weights), visitor_(visitor) {}
 
   void model() {
-    table(w_.embed, "model.embed_tokens.weight");
+    const std::string& root = c_.names.root;
+    table(w_.embed, root + "model.embed_tokens.weight");
     w_.layers.resize(size_t(c_.num_layers));
     for (int i = 0; i < c_.num_layers; ++i) decoder_layer(i, w_.layers[size_t(i)]);
-    norm(w_.norm, "model.norm.weight", c_.hidden_size);
-    head(w_.head, c_.tie_word_embeddings ? "model.embed_tokens.weight" : "lm_head.weight");
+    norm(w_.norm, root + "model.norm.weight", c_.hidden_size);
+    head(w_.head, root + (c_.tie_word_embeddings ? "model.embed_tokens.weight" : "lm_head.weight"));
     w_.mtp.resize(size_t(c_.num_mtp_layers));
     for (int i = 0; i < c_.num_mtp_layers; ++i) mtp_layer(c_.num_layers + i, w_.mtp[size_t(i)]);
   }
@@ -26,7 +27,7 @@ class Walk {
  private:
   void mtp_layer(int layer, MtpWeights& w) {
     decoder_layer(layer, w.layer);
-    const std::string p = layer_prefix(layer);
+    const std::string p = layer_prefix(c_, layer);
     const int64_t hidden = c_.hidden_size;
     layer_ = layer;
     norm(w.enorm, p + "enorm.weight", hidden);
@@ -45,7 +46,7 @@ class Walk {
   }
 
   void decoder_layer(int layer, LayerWeights& w) {
-    const std::string p = layer_prefix(layer);
+    const std::string p = layer_prefix(c_, layer);
     layer_ = layer;
     norm(w.input_norm, p + "input_layernorm.weight", c_.hidden_size);
     norm(w.post_attention_norm, p + "post_attention_layernorm.weight", c_.hidden_size);
@@ -257,8 +258,8 @@ void for_each_tensor(const Config& config, const std::function<void(const Tensor
   visit_weights(config, weights, visitor);
 }
 
-std::string layer_prefix(int layer) {
-  return fmt::format("model.layers.{}.", layer);
+std::string layer_prefix(const Config& config, int layer) {
+  return fmt::format("{}model.layers.{}.", config.names.root, layer);
 }
 
 }  // namespace moectl

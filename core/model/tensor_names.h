@@ -61,6 +61,6 @@ void visit_weights(const Config& config, ModelWeights& weights, TensorVisitor& v
 void for_each_tensor(const Config& config, const std::function<void(const TensorSpec&)>& visit);
 
 // "model.layers.3."
-std::string layer_prefix(int layer);
+std::string layer_prefix(const Config& config, int layer);
 
 }  // namespace moectl

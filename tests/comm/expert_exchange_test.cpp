@@ -37,6 +37,11 @@ Batch batch_of(int rank, int64_t tokens, int top_k, int num_experts, int only_ex
   return b;
 }
 
+// The weight of a choice says whose it is.
+float weight_of(float rank, float token, int64_t expert) {
+  return rank + 10.0f * token + 1000.0f * float(expert);
+}
+
 float expert_of(int32_t expert, float x) {
   return x * float(expert + 1) + 0.25f;
 }
@@ -58,9 +63,16 @@ void round_trips(const Case& c) {
       const Batch b = batch_of(comm.rank(), tokens, c.top_k, c.num_experts, c.only_expert, random);
       const float none = 0;
       const int32_t no_idx = 0;
+      const bool weighted = step % 2 == 1;
+      std::vector<float> weights;
+      for (size_t i = 0; i < b.expert_idx.size(); ++i)
+        weights.push_back(weight_of(float(comm.rank()), float(i / size_t(c.top_k)), b.expert_idx[i]));
+      const View<const float> weight(tokens ? weights.data() : &none, {tokens, c.top_k});
       const auto received =
           exchange.dispatch(View<const float>(tokens ? b.x.data() : &none, {tokens, kHidden}),
-                            View<const int32_t>(tokens ? b.expert_idx.data() : &no_idx, {tokens, c.top_k}));
+                            View<const int32_t>(tokens ? b.expert_idx.data() : &no_idx, {tokens, c.top_k}),
+                            weighted ? weight : View<const float>());
+      ASSERT_EQ(bool(received.scale), weighted);
       ASSERT_EQ(received.expert_offsets.dim(0), exchange.num_local_experts() + 1);
       ASSERT_EQ(received.expert_offsets(0), 0);
       for (int64_t e = 0; e < exchange.num_local_experts(); ++e) {
@@ -70,6 +82,8 @@ void round_trips(const Case& c) {
           const std::pair<float, float> source = {received.x(row, 0), received.x(row, 1)};
           ASSERT_LT(last, source) << "rows of an expert are sorted by source rank and token";
           last = source;
+          if (weighted)
+            ASSERT_EQ(received.scale(row), weight_of(source.first, source.second, exchange.expert_begin() + e));
           for (int64_t i = 0; i < kHidden; ++i)
             received.out(row, i) = expert_of(int32_t(exchange.expert_begin() + e), received.x(row, i));
         }

@@ -16,6 +16,7 @@ struct Gate {
   bool sigmoid = false, normalize = false, group_score_top2 = false;
   int num_groups = 1, num_topk_groups = 1;
   float scale = 1.0f;
+  float norm_min = 0.0f;
 };
 
 struct Routing {
@@ -37,6 +38,7 @@ Routing route(Ops& ops, const Gate& g, const std::vector<float>& logits, const s
   a.num_topk_groups = g.num_topk_groups;
   a.group_score_top2 = g.group_score_top2;
   a.scale = g.scale;
+  a.norm_min = g.norm_min;
   ops.moe_gate(a, {});
   return r;
 }
@@ -214,6 +216,19 @@ TEST_P(MoeGateTest, SpecialValuesGiveDistinctExperts) {
           }
   // Where some logits are -infinity and others are not, the finite ones win, in order.
   EXPECT_EQ(route(ops(), {8, 3, false, true, false, 1, 1, 1.0f}, rows.back(), {}).idx, (std::vector<int32_t>{2, 6, 0}));
+}
+
+// Normalising divides by the sum of the weights, or by norm_min where that is larger (ERNIE's moe_norm_min).
+TEST_P(MoeGateTest, NormalisesByAtLeastTheMinimum) {
+  const std::vector<float> logits = {std::log(0.5f), std::log(0.3f), std::log(0.15f), std::log(0.05f)};
+  Gate g = {.num_experts = 4, .top_k = 2, .normalize = true};
+  for (float norm_min : {0.0f, 0.7f, 0.9f}) {
+    g.norm_min = norm_min;
+    const Routing r = route(ops(), g, logits, {});
+    const float sum = std::max(0.8f, norm_min);
+    EXPECT_NEAR(r.weight[0], 0.5f / sum, 1e-6f);
+    EXPECT_NEAR(r.weight[1], 0.3f / sum, 1e-6f);
+  }
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 
 #include <cmath>
+#include <cstring>
 #include <nlohmann/json.hpp>
 
 #include "core/model/config.h"
@@ -142,7 +143,7 @@ TEST(Families, FieldsOfFeaturesMustBeOff) {
 
 // Families next to the supported ones are refused by their name.
 TEST(Families, RefusedByName) {
-  for (const char* name : {"qwen3_next", "qwen3_5_moe", "deepseek_v32", "llama4", "glm4v_moe", "minimax", "jamba",
+  for (const char* name : {"qwen3_next", "qwen3_5_moe", "deepseek_v32", "mllama", "glm4v_moe", "minimax", "jamba",
                            "granitemoe", "phimoe", "kimi_k25", "mistral"})
     EXPECT_THAT(failure_of([&] {
                   parse(golden("qwen3_moe_a", {{"model_type", name}}));
@@ -222,6 +223,47 @@ TEST(Families, Llama4Layers) {
     EXPECT_EQ(l.feed_forward, i == 1 ? FeedForwardKind::kMoe : FeedForwardKind::kDense);
   }
   EXPECT_EQ(parse(golden("llama4_text_a", {{"attn_temperature_tuning", 4}})).layers[1].temperature, true);
+}
+
+// The published form: the text model inside a multimodal config, its tensors behind language_model.
+TEST(Families, Llama4AsPublished) {
+  json outer = {{"architectures", {"Llama4ForConditionalGeneration"}},
+                {"model_type", "llama4"},
+                {"torch_dtype", "bfloat16"},
+                {"boi_token_index", 200080},
+                {"image_token_index", 200092},
+                {"transformers_version", "4.51.0"},
+                {"vision_config", {{"hidden_size", 1408}, {"model_type", "llama4_vision_model"}}},
+                {"text_config", golden("llama4_text_a", {{"architectures", "DROP"}})}};
+  const Config c = parse(outer);
+  EXPECT_EQ(c.model_type, "llama4");
+  EXPECT_EQ(c.architecture, "Llama4ForConditionalGeneration");
+  EXPECT_EQ(c.layers.size(), 3u);
+
+  // The checkpoint of the text model, renamed.
+  const auto source = test::source_dir() / "tests/golden/llama4_text_a";
+  const std::string file = test::read_file(source / "model.safetensors");
+  uint64_t n = 0;
+  std::memcpy(&n, file.data(), sizeof n);
+  json header = json::object();
+  const json all = json::parse(file.substr(8, n));
+  for (const auto& [name, tensor] : all.items())
+    header[name == "__metadata__" ? name : "language_model." + name] = tensor;
+  TempDir dir;
+  dir.write("config.json", outer.dump());
+  dir.write("model.safetensors", test::safetensors(header.dump(), file.substr(8 + n)));
+  const InspectReport r = inspect_checkpoint(dir.path()), alone = inspect_checkpoint(source);
+  EXPECT_TRUE(r.usable()) << to_text(r);
+  EXPECT_EQ(r.unexpected.count, 0);
+  EXPECT_EQ(r.parameters.total, alone.parameters.total);
+
+  outer["text_config"]["surprise"] = 1;
+  EXPECT_THAT(failure_of([&] { parse(outer); }).message, HasSubstr("`text_config.surprise`"));
+  outer["text_config"].erase("surprise");
+  outer["surprise"] = 1;
+  EXPECT_THAT(failure_of([&] { parse(outer); }).message, HasSubstr("`surprise`"));
+  outer.erase("text_config");
+  EXPECT_THAT(failure_of([&] { parse(outer); }).message, HasSubstr("`text_config`"));
 }
 
 TEST(Families, RopeSpellings) {
