@@ -46,7 +46,7 @@ constexpr const char* kDefaults = R"({
     "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "max_position_embeddings": 2048
   },
   "llama4_text": {
-    "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-5, "rope_theta": 500000.0, "max_position_embeddings": 131072,
     "num_key_value_heads": 8, "head_dim": 128, "num_experts_per_tok": 1,
     "interleave_moe_layer_step": 1, "use_qk_norm": true, "no_rope_layer_interval": 4, "attention_chunk_size": 8192,
     "attn_temperature_tuning": true, "floor_scale": 8192, "attn_scale": 0.1

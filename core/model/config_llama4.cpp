@@ -81,6 +81,7 @@ void read_llama4_text(const Fields& f, Config& c) {
   const std::vector<bool> rope = read_rope_layers(f, c.num_layers), is_moe = read_moe_layers(f, c.num_layers);
   const std::vector<bool> chunked = read_chunked_layers(f, rope);
   const bool tuning = read_temperature_tuning(f), any_chunked = std::count(chunked.begin(), chunked.end(), true) > 0;
+  f.ignore({"attention_chunk_size"});  // it plays no part where no layer has chunks
   const int chunk = any_chunked ? int(f.integer("attention_chunk_size", 1, limits::kPositions)) : 0;
   for (size_t i = 0; i < rope.size(); ++i)
     c.layers.push_back({.attention = AttentionKind::kGqa,

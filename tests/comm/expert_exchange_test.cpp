@@ -82,8 +82,9 @@ void round_trips(const Case& c) {
           const std::pair<float, float> source = {received.x(row, 0), received.x(row, 1)};
           ASSERT_LT(last, source) << "rows of an expert are sorted by source rank and token";
           last = source;
-          if (weighted)
+          if (weighted) {
             ASSERT_EQ(received.scale(row), weight_of(source.first, source.second, exchange.expert_begin() + e));
+          }
           for (int64_t i = 0; i < kHidden; ++i)
             received.out(row, i) = expert_of(int32_t(exchange.expert_begin() + e), received.x(row, i));
         }

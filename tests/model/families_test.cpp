@@ -176,6 +176,10 @@ TEST(Families, MissingFieldsHaveTheDefaultsOfTheArchitecture) {
   EXPECT_TRUE(parse(golden("qwen2_moe_a", {{"qkv_bias", "DROP"}})).gqa.qkv_bias);
   EXPECT_FALSE(parse(golden("qwen3_moe_a", {{"norm_topk_prob", "DROP"}})).moe.normalize_topk);
 
+  c = parse(golden("llama4_text_a", {{"rope_theta", "DROP"}, {"no_rope_layers", {0, 0, 0}}}));
+  EXPECT_FLOAT_EQ(c.rope.theta, 500000.0f);
+  EXPECT_EQ(c.layers[0].chunk, 0);  // attention_chunk_size is there all the same
+
   // gpt-oss without any word of RoPE has its YaRN.
   c = parse(golden("gpt_oss_a", {{"rope_scaling", "DROP"}, {"rope_theta", "DROP"}, {"layer_types", "DROP"}}));
   EXPECT_EQ(c.rope.scaling, RopeScaling::kYarn);
