@@ -172,8 +172,8 @@ std::string attention_text(const Config& c) {
   return s;
 }
 
-// "window 128: 12 of 24 layers; ...": what not every layer does alike. Empty: all see everything, with RoPE.
-std::string layers_text(const Config& c) {
+// "window of 128 tokens in 12 of 24 layers", ...: what not every layer does. Empty: all see everything, with RoPE.
+std::vector<std::string> layer_lines(const Config& c) {
   int windows = 0, chunks = 0, no_rope = 0, temperature = 0, window = 0, chunk = 0;
   for (int i = 0; i < c.num_layers; ++i) {
     const LayerConfig& l = c.layers[size_t(i)];
@@ -184,15 +184,15 @@ std::string layers_text(const Config& c) {
     window = std::max(window, l.window);
     chunk = std::max(chunk, l.chunk);
   }
-  std::string s;
+  std::vector<std::string> lines;
   auto add = [&](int n, const std::string& what) {
-    if (n > 0) s += fmt::format("{}{} in {} of {} layers", s.empty() ? "" : "; ", what, n, c.num_layers);
+    if (n > 0) lines.push_back(fmt::format("{} in {} of {} layers", what, n, c.num_layers));
   };
   add(windows, fmt::format("window of {} tokens", thousands(window)));
   add(chunks, fmt::format("chunks of {} tokens", thousands(chunk)));
   add(no_rope, "no RoPE");
   add(temperature, "queries scaled with the position");
-  return s;
+  return lines;
 }
 
 std::string gate_text(const MoeConfig& m) {
@@ -213,7 +213,7 @@ void model_section(const Config& c, Text& t) {
   t.line("layers", layers);
   t.line("hidden size", thousands(c.hidden_size));
   t.line("attention", attention_text(c));
-  if (const std::string s = layers_text(c); !s.empty()) t.line("", s);
+  for (const std::string& s : layer_lines(c)) t.line("", s);
   t.line("RoPE", rope_text(c.rope));
   const MoeConfig& m = c.moe;
   std::string experts = fmt::format("{} routed, {} for each token", m.num_experts, m.num_experts_per_tok);
