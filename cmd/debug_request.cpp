@@ -56,6 +56,7 @@ class Screen {
     if (delta.index != 0) return;
     if (!delta.reasoning.empty()) text("reasoning", delta.reasoning, true);
     if (!delta.content.empty()) text("answer", delta.content, false);
+    if (!delta.tool_calls.empty()) text("tool calls", delta.tool_calls, false);
   }
   void further_choices(const DebugOutcome& outcome) {
     for (const auto& [index, choice] : outcome.choices) {
@@ -64,6 +65,7 @@ class Screen {
       const std::string name = fmt::format("choice {}", index);
       if (!choice.reasoning.empty()) text(name + ", reasoning", choice.reasoning, true);
       if (!choice.content.empty()) text(name, choice.content, false);
+      if (!choice.tool_calls.empty()) text(name + ", tool calls", choice.tool_calls, false);
     }
   }
   void body(const std::string& text) {

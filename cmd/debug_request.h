@@ -33,7 +33,7 @@ struct ClientTimes {
 };
 
 struct DebugChoice {
-  std::string content, reasoning, finish_reason;
+  std::string content, reasoning, tool_calls, finish_reason;
 };
 
 struct DebugOutcome {

@@ -134,6 +134,7 @@ void add_to_outcome(DebugOutcome& outcome, const AnswerEvent& event) {
     DebugChoice& choice = outcome.choices[delta.index];
     choice.content += delta.content;
     choice.reasoning += delta.reasoning;
+    choice.tool_calls += delta.tool_calls;
     if (!delta.finish_reason.empty()) choice.finish_reason = delta.finish_reason;
   }
 }
@@ -154,6 +155,7 @@ std::string outcome_json(const DebugRequest& request, const DebugOutcome& outcom
     choices.push_back({{"index", index},
                        {"content", choice.content},
                        {"reasoning", choice.reasoning},
+                       {"tool_calls", choice.tool_calls},
                        {"finish_reason", choice.finish_reason.empty() ? Json() : Json(choice.finish_reason)}});
   result["usage"] = nullptr;
   if (const auto& usage = outcome.usage)

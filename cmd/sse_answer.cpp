@@ -30,6 +30,21 @@ const Json& child(const Json& object, const char* name) {
   return it != object.end() ? *it : kNone;
 }
 
+// A call's first piece has its name, further ones more of its arguments.
+std::string tool_call_text(const Json& calls) {
+  std::string text;
+  if (!calls.is_array()) return text;
+  for (const Json& call : calls) {
+    if (!call.is_object()) continue;
+    const Json& function = child(call, "function");
+    if (!function.is_object()) continue;
+    if (const std::string name = text_at(function, "name"); !name.empty())
+      text += (number_at(call, "index") > 0 || !text.empty() ? "\n" : "") + name + " ";
+    text += text_at(function, "arguments");
+  }
+  return text;
+}
+
 AnswerDelta read_choice(const Json& choice) {
   AnswerDelta delta;
   delta.index = int(std::clamp<int64_t>(number_at(choice, "index"), 0, 1 << 16));
@@ -39,6 +54,7 @@ AnswerDelta read_choice(const Json& choice) {
     delta.content = text_at(message, "content");
     delta.reasoning = text_at(message, "reasoning_content");
     if (delta.reasoning.empty()) delta.reasoning = text_at(message, "reasoning");
+    delta.tool_calls = tool_call_text(child(message, "tool_calls"));
   } else {
     delta.content = text_at(choice, "text");
   }

@@ -32,10 +32,11 @@ class SseReader {
 struct AnswerDelta {
   int index = 0;                   // of the choice
   std::string content, reasoning;  // text that this event adds; of a whole response: all of it
+  std::string tool_calls;          // the same of tool calls: a line for each, its name, a blank, its arguments
   int num_token_ids = 0;           // 0 unless the server sends ids
   std::string finish_reason;
 
-  bool has_tokens() const { return !content.empty() || !reasoning.empty() || num_token_ids > 0; }
+  bool has_tokens() const { return !content.empty() || !reasoning.empty() || !tool_calls.empty() || num_token_ids > 0; }
 };
 
 struct AnswerUsage {

@@ -231,8 +231,9 @@ Scalar read_scalar(const Json& value, const std::string& path) {
 
 // Scalars only, and never a name the server sets: a client must not replace messages or smuggle trusted text.
 std::vector<std::pair<std::string, Scalar>> read_template_kwargs(const Fields& fields) {
-  static constexpr std::array kReserved = {"messages",  "tools",     "documents", "add_generation_prompt", "bos_token",
-                                           "eos_token", "pad_token", "unk_token", "chat_template"};
+  static constexpr std::array kReserved = {"messages",  "tools",     "documents",    "add_generation_prompt",
+                                           "bos_token", "eos_token", "pad_token",    "unk_token",
+                                           "cls_token", "sep_token", "chat_template"};
   std::vector<std::pair<std::string, Scalar>> kwargs;
   static constexpr std::array kEfforts = {"none", "minimal", "low", "medium", "high", "xhigh"};
   if (const auto effort = fields.string("reasoning_effort", 32)) {

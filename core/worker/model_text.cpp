@@ -121,7 +121,7 @@ ModelText ModelText::load(const fs::path& dir, bool skip_tokenizer_init, const s
   if (skip_tokenizer_init) return text;
   text.tokenizer = Tokenizer::load(dir);
   const Json config = read_tokenizer_config(dir / "tokenizer_config.json");
-  for (const char* name : {"bos_token", "eos_token", "pad_token", "unk_token"})
+  for (const char* name : {"bos_token", "eos_token", "pad_token", "unk_token", "cls_token", "sep_token"})
     if (std::string token = special_token(config, name); !token.empty()) text.special_tokens.emplace_back(name, token);
   text.prompt_tokens = tokens_around_prompts(*text.tokenizer, config);
   const std::string source = template_source(dir, config).value_or("");

@@ -145,6 +145,18 @@ TEST(ParseAnswer, ChunksBodiesAndErrors) {
   EXPECT_EQ(event.usage->prompt_tokens + 10 * event.usage->completion_tokens + 100 * event.usage->cached_tokens, 123);
   EXPECT_FALSE(
       parse_answer(R"({"choices":[{"index":0,"delta":{"role":"assistant","content":""}}]})").deltas[0].has_tokens());
+  // Tool calls are tokens as well: name first, then pieces of the arguments; a second call on a line of its own.
+  std::string calls;
+  for (const char* piece :
+       {R"([{"index":0,"id":"a","function":{"name":"f","arguments":""}}])",
+        R"([{"index":0,"function":{"arguments":"{\"x\":"}}])",
+        R"([{"index":0,"function":{"arguments":"1}"}},{"index":1,"function":{"name":"g","arguments":"{}"}}])"}) {
+    const AnswerEvent e =
+        parse_answer(std::string(R"({"choices":[{"index":0,"delta":{"tool_calls":)") + piece + "}}]}");
+    EXPECT_TRUE(e.deltas[0].has_tokens()) << piece;
+    calls += e.deltas[0].tool_calls;
+  }
+  EXPECT_EQ(calls, "f {\"x\":1}\ng {}");
   EXPECT_EQ(parse_answer(R"({"error":{"message":"worker gone"}})").error, "worker gone");
   EXPECT_TRUE(parse_answer(R"({"error":"plain"})").is_error);
   EXPECT_TRUE(parse_answer("[DONE]").done);
