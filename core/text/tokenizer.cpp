@@ -203,7 +203,7 @@ std::shared_ptr<const Tokenizer> Tokenizer::load(const std::filesystem::path& di
                             (dir / other).string()));
   }
   throw Error(
-      Code::kBadData,
+      Code::kNotFound,
       fmt::format("{}: there is no tokenizer.json, nor tiktoken.model or hy.tiktoken; a checkpoint's folder holds "
                   "one of them",
                   (dir / "tokenizer.json").string()));

@@ -8,6 +8,7 @@
 #include "core/api/harmony.h"
 #include "core/base/error.h"
 #include "core/base/json_depth.h"
+#include "core/model/config.h"
 
 namespace moectl {
 namespace {
@@ -115,11 +116,27 @@ OrderedJson to_json(const api::Scalar& value) {
 
 }  // namespace
 
+namespace {
+
+// A checkpoint that is not supported is the more important news than a tokenizer that it lacks.
+std::shared_ptr<const Tokenizer> load_tokenizer(const fs::path& dir) {
+  try {
+    return Tokenizer::load(dir);
+  } catch (const Error& e) {
+    read_config(dir);
+    if (e.code() != Code::kNotFound) throw;
+    throw Error(Code::kBadData,
+                fmt::format("{}; to serve token ids without text, use --skip-tokenizer-init", e.what()));
+  }
+}
+
+}  // namespace
+
 ModelText ModelText::load(const fs::path& dir, bool skip_tokenizer_init, const std::string& reasoning_parser,
                           const std::string& tool_call_parser) {
   ModelText text;
   if (skip_tokenizer_init) return text;
-  text.tokenizer = Tokenizer::load(dir);
+  text.tokenizer = load_tokenizer(dir);
   const Json config = read_tokenizer_config(dir / "tokenizer_config.json");
   for (const char* name : {"bos_token", "eos_token", "pad_token", "unk_token", "cls_token", "sep_token"})
     if (std::string token = special_token(config, name); !token.empty()) text.special_tokens.emplace_back(name, token);
