@@ -1,5 +1,5 @@
-// A tokenizer.json from outside that is malformed, hostile or beyond what we do: always Error{kBadData} with file and
-// field.
+// A tokenizer.json from outside that is malformed, hostile or beyond what we do: Error{kBadData} (kNotFound when there
+// is none) with file and field.
 #include <gtest/gtest.h>
 #include <unistd.h>
 
@@ -65,7 +65,7 @@ TEST_F(TokenizerFile, MissingOrMalformed) {
     Tokenizer::load(folder_ / "nothing");
     FAIL();
   } catch (const Error& e) {
-    EXPECT_EQ(e.code(), Code::kBadData);
+    EXPECT_EQ(e.code(), Code::kNotFound);
     EXPECT_NE(std::string(e.what()).find("tokenizer.json"), std::string::npos);
   }
   for (const char* text :
