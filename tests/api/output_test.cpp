@@ -111,9 +111,9 @@ TEST(Output, ToolCallsAreWhatTheReferenceReads) {
     formats.insert(c["format"]);
     const Output output = parse_in_pieces(with_tools(c["format"]), c["text"]);
     EXPECT_EQ(calls_json(output), c["calls"]) << c["text"];
-    EXPECT_EQ(trimmed(output.content), c["content"]) << c["text"];
+    EXPECT_EQ(trimmed(output.content), c["content"].get<std::string>()) << c["text"];
     if (c["calls"].empty()) {
-      EXPECT_EQ(output.content, c["text"]) << "an answer without calls is unchanged";
+      EXPECT_EQ(output.content, c["text"].get<std::string>()) << "an answer without calls is unchanged";
     }
   }
   EXPECT_EQ(formats.size(), 8u);
@@ -126,8 +126,8 @@ TEST(Output, ReasoningIsWhatTheReferenceReads) {
     ReasoningSplitter splitter(options.reasoning, false, true);
     auto parts = splitter.push(c["text"].get<std::string>());
     const auto rest = splitter.finish();
-    EXPECT_EQ(trimmed(parts.reasoning + rest.reasoning), c["reasoning"]) << c["text"];
-    EXPECT_EQ(trimmed(parts.content + rest.content), c["content"]) << c["text"];
+    EXPECT_EQ(trimmed(parts.reasoning + rest.reasoning), c["reasoning"].get<std::string>()) << c["text"];
+    EXPECT_EQ(trimmed(parts.content + rest.content), c["content"].get<std::string>()) << c["text"];
     parse_in_pieces(options, c["text"]);
   }
 }
