@@ -123,7 +123,11 @@ std::shared_ptr<const Tokenizer> load_tokenizer(const fs::path& dir) {
   try {
     return Tokenizer::load(dir);
   } catch (const Error& e) {
-    read_config(dir);
+    try {
+      read_config(dir);
+    } catch (const Error& config) {
+      throw Error(Code::kBadData, config.what());
+    }
     if (e.code() != Code::kNotFound) throw;
     throw Error(Code::kBadData,
                 fmt::format("{}; to serve token ids without text, use --skip-tokenizer-init", e.what()));

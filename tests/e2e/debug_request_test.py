@@ -87,7 +87,8 @@ class FixedBytes(unittest.TestCase):
         self.assertEqual(done.returncode, 0)
         result = json.loads(done.stdout)
         self.assertEqual(result["timeline"], TIMELINE)
-        self.assertEqual(result["choices"], [{"index": 0, "content": "Hello you", "reasoning": "because", "finish_reason": None}])
+        self.assertEqual(result["choices"], [{"index": 0, "content": "Hello you", "reasoning": "because", "tool_calls": "",
+                                              "finish_reason": None}])
         self.assertEqual((result["ok"], result["status"], result["complete"], result["id"]), (True, 200, True, "chatcmpl-1"))
         self.assertGreater(result["client"]["total_ms"], 0)
 
