@@ -332,14 +332,15 @@ TEST(ToolAnswer, HarmonyChannelsAndTheirTokens) {
   // The token that ends the answer may be a marker of the format.
   std::vector<int32_t> ids = text.tokenizer->encode("<|channel|>commentary to=functions.f<|message|><|call|>");
   const EncodedPrompt prompt{.ids = {0}};
-  Answer answer(text, {}, prompt, {.chat = true, .tools = tools_request()}, 0);
+  const api::Common common;  // an Answer refers to it
+  Answer answer(text, common, prompt, {.chat = true, .tools = tools_request()}, 0);
   GenerateOutput output{.finish = FinishReason::kStop, .stop_token = ids.back()};
   for (const int32_t id : ids) output.tokens.push_back({.id = id});
   EXPECT_EQ(answer.push(std::move(output)).tool_calls.at(0).arguments, "{}");
   // Text that spells a marker is text.
   const auto spelled =
       text.tokenizer->encode(std::vector<TextSegment>{{"<|channel|>final<|message|>", true}, {"a<|end|>b", false}});
-  Answer shown(text, {}, prompt, {.chat = true}, 0);
+  Answer shown(text, common, prompt, {.chat = true}, 0);
   GenerateOutput all{.finish = FinishReason::kLength};
   for (const int32_t id : spelled) all.tokens.push_back({.id = id});
   EXPECT_EQ(shown.push(std::move(all)).content, "a<|end|>b");
