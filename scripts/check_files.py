@@ -35,13 +35,17 @@ def line_faults(path, lines):
 
 
 def stem_faults(paths):
-    """One stem an operation of kernels/ops.h: kernels/cpu/X.cpp, kernels/cuda/X.cu, tests/kernels/X_test.cpp."""
+    """One stem an operation of kernels/ops.h: kernels/cpu/X.cpp, kernels/cuda/X.cu (and X_sm90.cu), tests/kernels/X_test.cpp.
+
+    A building block that only CUDA has (fp8_quantize) is defined by its test, tests/kernels_cuda/X_test.cpp."""
     present = set(paths)
     operations = set(re.findall(r"virtual void (\w+)\(const \w+Args", (ROOT / "kernels/ops.h").read_text()))
     for path in paths:
         stem = Path(path).stem
-        if path.startswith("kernels/cuda/") and path.endswith(".cu") and f"kernels/cpu/{stem}.cpp" not in present:
-            yield path, f"has no kernels/cpu/{stem}.cpp, which says what it computes"
+        if Path(path).parent.as_posix() == "kernels/cuda" and path.endswith(".cu"):
+            name = stem.removesuffix("_sm90")
+            if not {f"kernels/cpu/{name}.cpp", f"tests/kernels_cuda/{name}_test.cpp"} & present:
+                yield path, f"has neither kernels/cpu/{name}.cpp nor tests/kernels_cuda/{name}_test.cpp, which say what it computes"
         if stem in operations and path == f"kernels/cpu/{stem}.cpp" and f"tests/kernels/{stem}_test.cpp" not in present:
             yield path, f"has no tests/kernels/{stem}_test.cpp"
 

@@ -31,7 +31,7 @@ HOMES = [
     (r"boost/", r"core/(http|comm)/|tests/(http|comm)/"),
     (r"CLI/", r"cmd/flags_parse\.cpp$"),
     (r"yaml-cpp/", r"cmd/(config_file|workers_file)\.cpp$"),
-    (r"(cuda|cublas|cooperative_groups|cub/|thrust/|cutlass|cute/)", r"kernels/cuda/|core/comm/nccl_comm\."),
+    (r"(cuda|cublas|cooperative_groups|cub/|thrust/|cutlass|cute/)", r"kernels/cuda/|tests/kernels_cuda/|core/comm/nccl_comm\."),
     (r"nccl\.h", r"core/comm/nccl_comm\."),
     (r"gloo/", r"core/comm/gloo_comm\."),
     (r"spdlog/", r"core/base/log\.cpp$"),
@@ -47,9 +47,9 @@ HOMES = [
 ]
 
 INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]')
-# Backend switches stand in one file; a test of a CUDA kernel has one to say why it skips.
+# Backend switches stand in the files that pick a backend, and nowhere else.
 BACKEND = re.compile(r"^\s*#\s*(if|ifdef|ifndef|elif)\b.*\bMOECTL_HAVE_")
-BACKEND_HOME = "kernels/ops.cpp"
+BACKEND_HOMES = ("kernels/ops.cpp", "kernels/bench_kernels.cpp")
 
 
 def layer_of(path):
@@ -75,8 +75,8 @@ def project_fault(path, layer, header):
 def faults_of(path, text):
     layer = layer_of(path)
     for number, line in enumerate(text.splitlines(), 1):
-        if BACKEND.match(line) and path != BACKEND_HOME and not path.endswith("_cuda_test.cpp"):
-            yield number, f"backends are told apart in {BACKEND_HOME} only"
+        if BACKEND.match(line) and path not in BACKEND_HOMES:
+            yield number, f"backends are told apart in {' and '.join(BACKEND_HOMES)} only"
         if not (found := INCLUDE.match(line)) or layer is None:
             continue
         bracket, header = found.groups()

@@ -1,55 +1,12 @@
-// The CUDA RMSNorm against the CPU backend's definition. Skipped, with the reason, in builds without CUDA and on
-// machines without a GPU; the binary itself starts anywhere.
-#include "tests/kernels/kernel_test.h"
-
-#if defined(MOECTL_HAVE_CUDA)
-#include "kernels/cuda/check.h"
+// The CUDA RMSNorm against its definition in double precision.
 #include "kernels/cuda/rms_norm.h"
-#endif
+
+#include "tests/kernels_cuda/gpu_test.h"
 
 namespace moectl::test {
 namespace {
 
-#if !defined(MOECTL_HAVE_CUDA)
-
-TEST(RmsNormCudaTest, Shapes) {
-  GTEST_SKIP() << "this build has no CUDA backend: configure with -DMOECTL_CUDA=ON";
-}
-
-#else
-
-class RmsNormCudaTest : public testing::Test {
- protected:
-  void SetUp() override {
-    int count = 0;
-    const cudaError_t status = cudaGetDeviceCount(&count);
-    if (status != cudaSuccess || count == 0)
-      GTEST_SKIP() << "no GPU to run on: "
-                   << (status == cudaSuccess ? "the driver lists none" : cudaGetErrorString(status));
-    cudaDeviceProp device;
-    CUDA_CHECK(cudaGetDeviceProperties(&device, 0));
-    if (device.major != 9 || device.minor != 0)
-      GTEST_SKIP() << device.name << " has compute capability " << device.major << "." << device.minor
-                   << "; the kernels are compiled for 9.0";
-  }
-};
-
-struct DeviceFloats {
-  explicit DeviceFloats(const std::vector<float>& host) : size(host.size()) {
-    CUDA_CHECK(cudaMalloc(&data, size * sizeof(float)));
-    CUDA_CHECK(cudaMemcpy(data, host.data(), size * sizeof(float), cudaMemcpyHostToDevice));
-  }
-  DeviceFloats(const DeviceFloats&) = delete;
-  DeviceFloats& operator=(const DeviceFloats&) = delete;
-  ~DeviceFloats() { cudaFree(data); }
-  std::vector<float> host() const {
-    std::vector<float> v(size);
-    CUDA_CHECK(cudaMemcpy(v.data(), data, size * sizeof(float), cudaMemcpyDeviceToHost));
-    return v;
-  }
-  float* data = nullptr;
-  size_t size;
-};
+using RmsNormCudaTest = GpuTest;
 
 struct Result {
   std::vector<float> out, residual;
@@ -58,14 +15,13 @@ struct Result {
 Result rms_norm(const std::vector<float>& x, const std::vector<float>& residual, const std::vector<float>& weight,
                 bool in_place) {
   const int64_t size = int64_t(weight.size()), rows = int64_t(x.size()) / size;
-  DeviceFloats dx(x), dr(residual), dw(weight), dout(std::vector<float>(x.size(), NAN));
+  DeviceArray<float> dx(x), dr(residual), dw(weight), dout(int64_t(x.size()));
   RmsNormArgs args;
-  args.x = View<const float>(dx.data, {rows, size});
-  if (!residual.empty()) args.residual = View<float>(dr.data, {rows, size});
-  args.weight = View<const float>(dw.data, {size});
-  args.out = View<float>(in_place ? dx.data : dout.data, {rows, size});
+  args.x = View<const float>(dx.data(), {rows, size});
+  if (!residual.empty()) args.residual = View<float>(dr.data(), {rows, size});
+  args.weight = View<const float>(dw.data(), {size});
+  args.out = View<float>(in_place ? dx.data() : dout.data(), {rows, size});
   cuda::rms_norm(args, {});
-  CUDA_CHECK(cudaDeviceSynchronize());
   return {in_place ? dx.host() : dout.host(), dr.host()};
 }
 
@@ -114,8 +70,6 @@ TEST_F(RmsNormCudaTest, WrongSizesAreRefused) {
   args.out = View<float>(none, {2, 8});
   EXPECT_THROW(cuda::rms_norm(args, {}), Error);
 }
-
-#endif
 
 }  // namespace
 }  // namespace moectl::test

@@ -1,0 +1,64 @@
+// GpuTest: a fixture that skips, with the reason, on a machine without a usable GPU. DeviceArray: typed device memory
+// of a test, poisoned (all bits set: NaN) unless it is given contents. Owns nothing else.
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <vector>
+
+#include "kernels/cuda/check.h"
+#include "tests/kernels/kernel_test.h"
+
+namespace moectl::test {
+
+class GpuTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    int count = 0;
+    const cudaError_t status = cudaGetDeviceCount(&count);
+    if (status != cudaSuccess || count == 0)
+      GTEST_SKIP() << "no GPU to run on: "
+                   << (status == cudaSuccess ? "the driver lists none" : cudaGetErrorString(status));
+    CUDA_CHECK(cudaGetDeviceProperties(&device_, 0));
+    if (device_.major < 8)
+      GTEST_SKIP() << device_.name << " has compute capability " << device_.major << "." << device_.minor
+                   << "; the kernels need 8.0 or later";
+  }
+  // For tests of *_sm90.cu.
+  bool is_hopper() const { return device_.major == 9 && device_.minor == 0; }
+  const cudaDeviceProp& device() const { return device_; }
+
+ private:
+  cudaDeviceProp device_ = {};
+};
+
+template <class T>
+class DeviceArray {
+ public:
+  explicit DeviceArray(int64_t size) : size_(size) {
+    CUDA_CHECK(cudaMalloc(&data_, size_t(size) * sizeof(T) + 1));
+    CUDA_CHECK(cudaMemset(data_, 0xff, size_t(size) * sizeof(T)));
+  }
+  explicit DeviceArray(const std::vector<T>& host) : DeviceArray(int64_t(host.size())) {
+    CUDA_CHECK(cudaMemcpy(data_, host.data(), host.size() * sizeof(T), cudaMemcpyHostToDevice));
+  }
+  DeviceArray(const DeviceArray&) = delete;
+  DeviceArray& operator=(const DeviceArray&) = delete;
+  ~DeviceArray() { cudaFree(data_); }
+
+  T* data() const { return data_; }
+  int64_t size() const { return size_; }
+  // Waits for the device: a kernel that failed is found here.
+  std::vector<T> host() const {
+    std::vector<T> v(static_cast<size_t>(size_));
+    CUDA_CHECK(cudaDeviceSynchronize());
+    CUDA_CHECK(cudaMemcpy(v.data(), data_, v.size() * sizeof(T), cudaMemcpyDeviceToHost));
+    return v;
+  }
+
+ private:
+  T* data_ = nullptr;
+  int64_t size_ = 0;
+};
+
+}  // namespace moectl::test
