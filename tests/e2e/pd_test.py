@@ -88,6 +88,12 @@ class Case(unittest.TestCase):
         """(prefill, decode, aggregated), ended with the test."""
         return self.start(prefill_worker(*prefill_flags)), self.start(decode_worker(*decode_flags)), self.start(Server())
 
+    def transfers_under_way(self, prefill, decode, num):
+        """Waits until the decode worker has asked for so many prompts and the prefill worker has heard of one: whoever
+        kills it now cuts a transfer, not the connection's making."""
+        decode.wait_until(lambda: decode.metric("moectl_num_remote_prefills") >= num, "prompts are computed elsewhere")
+        prefill.wait_until(lambda: prefill.metric("moectl_kv_transfers_active") >= 1, "transfers are under way")
+
     def right(self, reply, body, aggregated):
         self.assertEqual(reply.status, 200, reply.body)
         expected = ask(aggregated, body)
@@ -320,7 +326,7 @@ class Failing(Case):
         bodies = [completion(prompt(1200, start)) for start in range(12)]
         with concurrent.futures.ThreadPoolExecutor(len(bodies)) as pool:
             replies = [pool.submit(ask, decode, body, [prefill.kv] + [spare.kv] * (i % 2)) for i, body in enumerate(bodies)]
-            decode.wait_until(lambda: decode.metric("moectl_num_remote_prefills") > 3, "transfers are under way")
+            self.transfers_under_way(prefill, decode, 4)
             prefill.process.kill()
             for body, reply in zip(bodies, replies):
                 self.right(reply.result(), body, aggregated)

@@ -242,7 +242,7 @@ class PrefillFails(RouterCase):
         bystander.first.wait(60)
 
         def kill():
-            decode.wait_until(lambda: decode.metric("moectl_num_remote_prefills") >= 4, "transfers are under way")
+            self.transfers_under_way(prefill, decode, 4)
             prefill.terminate(signal.SIGKILL)
 
         self.all_right(entry, [completion(prompt(1700, start)) for start in range(8)], kill)
@@ -271,7 +271,7 @@ class PrefillFails(RouterCase):
         self.addCleanup(prefill.process.send_signal, signal.SIGCONT)
 
         def stop():
-            decode.wait_until(lambda: decode.metric("moectl_num_remote_prefills") >= 2, "transfers are under way")
+            self.transfers_under_way(prefill, decode, 2)
             prefill.process.send_signal(signal.SIGSTOP)
             # The router does not know yet, and those under way may have had their last page: this one meets it stopped.
             self.all_right(entry, [completion(prompt(1100, 60))])
