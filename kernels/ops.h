@@ -9,7 +9,9 @@
 // the number of threads change no bit of it (docs/determinism.md).
 #pragma once
 
+#include <array>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -24,8 +26,26 @@ struct Stream {
   void* handle = nullptr;  // cudaStream_t; unused on CPU
 };
 
-// Device memory, zero-filled, 64-byte aligned, freed with the last reference.
+// Device memory, zero-filled, 64-byte aligned (256 on a GPU), freed with the last reference.
 using Buffer = std::shared_ptr<std::byte>;
+
+// What a stream was recorded to do; opaque, freed with the last reference.
+using Graph = std::shared_ptr<void>;
+
+// The paged cache of one layer, in the cache's number format: f32 on CPU; bf16 or f32 on CUDA.
+struct KvView {
+  void* data = nullptr;
+  DType dtype = DType::kF32;
+  std::array<int64_t, 4> shape{};
+
+  KvView() = default;
+  KvView(void* p, DType t, const std::array<int64_t, 4>& dims) : data(p), dtype(t), shape(dims) {}
+  KvView(const View<float>& v) : data(v.data), shape(v.shape) {}  // NOLINT: a view of f32 is one
+  KvView(const View<const float>& v) : data(const_cast<float*>(v.data)), shape(v.shape) {}  // NOLINT
+  int64_t dim(int i) const { return shape[size_t(i)]; }
+  // Numbers that one step of the first dimension (a page) skips.
+  int64_t page_values() const { return shape[1] * shape[2] * (shape[3] ? shape[3] : 1); }
+};
 
 // Where the numbers of a kI4, kU4 or kF4E2M1 matrix lie: eight in a little-endian 32-bit word.
 // kRows: words run along each row, the first element lowest: [rows, ceil(cols / 8)] words. Zero points run down the
@@ -114,9 +134,9 @@ struct RopeArgs {
 // its values, so that attention reads one head strictly forward.
 struct GqaCacheWriteArgs {
   View<const float> k, v;     // [num_tokens, num_kv_heads, head_dim]
-  View<const int64_t> slots;  // [num_tokens]: page * page_size + offset
+  View<const int64_t> slots;  // [num_tokens]: page * page_size + offset; -1: a padding row, not written
   int page_size = 0;
-  View<float> cache;  // [num_pages, num_kv_heads, 2 * page_size, head_dim] of one layer: keys, then values
+  KvView cache;  // [num_pages, num_kv_heads, 2 * page_size, head_dim] of one layer: keys, then values
 };
 
 // softmax(scale * q . k) v for grouped-query attention: query head h reads key/value head h * num_kv_heads / num_heads.
@@ -124,10 +144,10 @@ struct GqaCacheWriteArgs {
 // chunks.
 struct GqaAttentionArgs {
   View<const float> q;             // [num_tokens, num_heads, head_dim]
-  View<const float> cache;         // [num_pages, num_kv_heads, 2 * page_size, head_dim] of one layer
+  KvView cache;                    // [num_pages, num_kv_heads, 2 * page_size, head_dim] of one layer
   View<const int32_t> page_table;  // [num_seqs, max_pages]
   View<const int32_t> seq_idx;     // [num_tokens]: row of page_table
-  View<const int32_t> positions;   // [num_tokens]
+  View<const int32_t> positions;   // [num_tokens]; -1: a padding row, its output is zeros
   View<const float> sinks;         // [num_heads]: one more logit of each head, without a value; empty: none
   int page_size = 0;
   int window = 0;  // positions a row sees, its own included; 0: all
@@ -154,18 +174,18 @@ struct MlaCacheWriteArgs {
   View<const float> norm_weight;  // [kv_lora_rank]
   float eps = 1e-6f;
   View<const float> cos_sin;  // [num_tokens, qk_rope_head_dim]
-  View<const int64_t> slots;  // [num_tokens]: page * page_size + offset
-  View<float> cache;          // [num_pages, page_size, kv_lora_rank + qk_rope_head_dim] of one layer
+  View<const int64_t> slots;  // [num_tokens]: page * page_size + offset; -1: a padding row, not written
+  KvView cache;               // [num_pages, page_size, kv_lora_rank + qk_rope_head_dim] of one layer
   bool interleaved = true;    // RopeArgs
 };
 
 // softmax(scale * q . k) v over the cache positions 0 .. position of the row's sequence, page by page from position 0.
 struct MlaAttentionArgs {
   View<const float> q;             // [num_tokens, num_heads, kv_lora_rank + qk_rope_head_dim]
-  View<const float> cache;         // [num_pages, page_size, kv_lora_rank + qk_rope_head_dim] of one layer
+  KvView cache;                    // [num_pages, page_size, kv_lora_rank + qk_rope_head_dim] of one layer
   View<const int32_t> page_table;  // [num_seqs, max_pages]
   View<const int32_t> seq_idx;     // [num_tokens]: row of page_table
-  View<const int32_t> positions;   // [num_tokens]
+  View<const int32_t> positions;   // [num_tokens]; -1: a padding row, its output is zeros
   int kv_lora_rank = 0;
   float scale = 1.0f;
   View<float> out;  // [num_tokens, num_heads, kv_lora_rank]
@@ -199,6 +219,38 @@ struct Activation {
   float limit = 0.0f, alpha = 1.0f;
 };
 
+// The tokens of one rank of a group, in that rank's memory, which the others may read.
+struct MoeSource {
+  View<const float> x;              // [num_tokens, hidden_size]
+  View<const int32_t> expert_idx;   // [num_tokens, top_k]; -1: nobody
+  View<const float> expert_weight;  // [num_tokens, top_k]; empty: not wanted
+  View<int32_t> row_of;             // [num_tokens * top_k] out, the caller's: row in `x` of MoePermuteArgs where the
+                                    // expert is the caller's
+};
+
+// Gathers the rows that the caller's experts must compute, sorted by expert, then source rank, token and slot.
+struct MoePermuteArgs {
+  std::span<const MoeSource> sources;  // by rank; the caller's own among them
+  int64_t expert_begin = 0;            // the first of the caller's experts
+  View<int32_t> expert_offsets;        // [num_local_experts + 1] out
+  View<float> x;                       // [max_rows, hidden_size] out: max_rows >= sum of num_tokens * min(top_k, local)
+  View<float> scale;                   // [max_rows] out: the rows' weights; empty: not wanted
+};
+
+// What a rank made of the rows of one peer: `out` is [max_rows, hidden_size], `row_of` that peer's MoeSource::row_of.
+struct MoeOwner {
+  const float* out = nullptr;
+  const int32_t* row_of = nullptr;
+};
+
+// Where the results of the caller's tokens lie: expert_rows[t, j] = the owner's out + row_of[t * top_k + j].
+struct MoeLocateArgs {
+  View<const int32_t> expert_idx;    // [num_tokens, top_k]; -1: the row is null
+  std::span<const MoeOwner> owners;  // by rank; owner r has experts r * num_local_experts ..
+  int64_t num_local_experts = 0, hidden_size = 0;
+  View<const float*> expert_rows;  // [num_tokens, top_k] out
+};
+
 // Gated feed-forward of several experts: rows of expert e are expert_offsets[e] .. expert_offsets[e + 1].
 // out = act(x W_gate^T, x W_up^T) W_down^T. A dense feed-forward is one expert.
 struct MoeExpertsArgs {
@@ -220,7 +272,7 @@ struct MoeExpertsArgs {
 // multiplied by sigmoid(shared_gate[t]) where there is one.
 struct MoeCombineArgs {
   View<const float* const>
-      expert_rows;  // [num_tokens, top_k]: the expert's output row of [hidden_size], maybe a peer's memory
+      expert_rows;  // [num_tokens, top_k]: the expert's output row of [hidden_size], maybe a peer's memory; null: none
   View<const float> expert_weight;     // [num_tokens, top_k]; empty: ones
   View<const float> shared;            // [num_tokens, hidden_size]; empty: none
   View<float> out;                     // [num_tokens, hidden_size]
@@ -229,6 +281,15 @@ struct MoeCombineArgs {
 
 // ------------------------------------------------------------------------------------------------ interface
 
+// The largest operands that a rank's operations will meet; scratch is sized by it.
+struct ScratchShape {
+  int64_t max_tokens = 0;                                     // rows of a step
+  int64_t max_expert_rows = 0;                                // rows of moe_experts
+  int64_t max_linear_k = 0, max_linear_n = 0;                 // of linear() and moe_experts(), all weights
+  int64_t num_heads = 0, q_head_size = 0, out_head_size = 0;  // of the attention operation
+  int64_t num_experts = 0, top_k = 0, num_ranks = 1;
+};
+
 class Ops {
  public:
   virtual ~Ops() = default;
@@ -236,8 +297,30 @@ class Ops {
   virtual std::string numerics_id() const = 0;
 
   virtual Buffer alloc(int64_t num_bytes) = 0;
+  // Host memory that copies fast to the device and back.
+  virtual Buffer alloc_host(int64_t num_bytes) { return alloc(num_bytes); }
   // Copies host bytes to device memory; done when it returns.
   virtual void upload(void* device, const void* host, int64_t num_bytes) = 0;
+  // Copies between any two of host (alloc_host) and device memory, in the order of the stream.
+  virtual void copy(void* to, const void* from, int64_t num_bytes, Stream) = 0;
+  // Until everything in the stream is done. Throws Error{kUnavailable} when an operation failed on the device.
+  virtual void synchronize(Stream) {}
+  // True when host code may read and write what alloc() gives.
+  virtual bool host_memory() const { return true; }
+  // The stream of the rank that owns this object; operations given Stream{} use it.
+  virtual Stream stream() { return {}; }
+  // Records what `work` puts into `stream()`, for replay(); null: this backend computes at once and records nothing.
+  // Arguments are recorded too: a replay reads and writes the same memory.
+  virtual Graph capture(const std::function<void()>& work) {
+    (void)work;
+    return nullptr;
+  }
+  virtual void replay(const Graph&, Stream) {}
+  // The number formats a cache may have, the default first.
+  virtual std::vector<DType> kv_dtypes() const { return {DType::kF32}; }
+  // Bytes that the operations need for themselves up to `shape`; set_scratch() before the first of them.
+  virtual int64_t scratch_bytes(const ScratchShape&) const { return 0; }
+  virtual void set_scratch(Buffer, int64_t) {}
   // Packs equal-sized matrices, one a batch entry. Throws Error{kBadData} for NaN in FP8 data or scales.
   virtual Weight pack(std::span<const MatrixSpec> batch) = 0;
   // Packs a table for row look-ups (embeddings).
@@ -256,7 +339,9 @@ class Ops {
   virtual void mla_attention(const MlaAttentionArgs&, Stream) = 0;
   virtual void mla_output(const MlaOutputArgs&, Stream) = 0;
   virtual void moe_gate(const MoeGateArgs&, Stream) = 0;
+  virtual void moe_permute(const MoePermuteArgs&, Stream) = 0;
   virtual void moe_experts(const MoeExpertsArgs&, Stream) = 0;
+  virtual void moe_locate(const MoeLocateArgs&, Stream) = 0;
   virtual void moe_combine(const MoeCombineArgs&, Stream) = 0;
 };
 
@@ -265,6 +350,9 @@ struct OpsOptions {
   std::string cpu_path = "auto";  // auto | avx512 | portable
   int num_threads = 1;            // of this rank
   bool spin = true;               // false when ranks x threads exceed the cores
+  int device_index = 0;           // cuda: which card
+  bool precise = false;           // cuda: f32 activations everywhere, as the CPU computes; else FP8 and bf16 operands
+  bool deterministic = false;     // cuda: a row's bits do not depend on the other rows of its step
 };
 
 // Throws Error{kBadConfig} that says what this machine or build lacks.

@@ -1,7 +1,8 @@
 // ExpertExchange: moves each token's hidden state to the ranks that own its experts, and finds the results again. This
-// is the naive form for ranks of one address space: peers publish pointers, owners copy the rows they need, sources
-// read the results in place. Two barriers a layer. One object a rank, used on its thread; the buffers live as long as
-// the exchange.
+// is the naive form for ranks of one address space: peers publish pointers, owners copy the rows they need
+// (Ops::moe_permute), sources read the results in place (Ops::moe_locate). Two barriers a layer. One object a rank,
+// used on its thread; the buffers live as long as the exchange. A rank alone meets no barrier, and then nothing here
+// waits for the device.
 #pragma once
 
 #include <cstdint>
@@ -17,13 +18,15 @@ class ExpertExchange {
   // Experts are divided evenly: rank r owns [r, r + 1) * num_experts / size. `max_tokens` is the largest batch of any
   // rank. All ranks of a group construct together.
   ExpertExchange(Communicator& comm, Ops& ops, int num_experts, int top_k, int hidden_size, int max_tokens);
+  // Device memory that the constructor takes.
+  static int64_t num_bytes(int size, int num_experts, int top_k, int hidden_size, int max_tokens);
 
   int64_t expert_begin() const { return expert_begin_; }
   int64_t num_local_experts() const { return num_local_experts_; }
 
   // Rows that this rank's experts must compute, sorted by local expert, then by source rank and token.
   struct Received {
-    View<const float> x;                 // [max_rows, hidden_size]
+    View<const float> x;                 // [max_rows, hidden_size]; the last offset says how many there are
     View<const int32_t> expert_offsets;  // [num_local_experts + 1]
     View<float> out;                     // [max_rows, hidden_size]: write the experts' results here
     View<const float> scale;             // [max_rows]: the rows' weights; empty unless given to dispatch()
@@ -42,18 +45,19 @@ class ExpertExchange {
     View<const int32_t> expert_idx;
     View<const float> expert_weight;
     const float* out = nullptr;
-    std::vector<std::vector<int32_t>>
-        row_of;  // [source rank][token * top_k + slot]: row of `out`, where this rank owns the expert
+    std::vector<int32_t*> row_of;  // [source rank]: MoeSource::row_of
   };
+  void meet();
 
   Communicator& comm_;
+  Ops& ops_;
   const int num_experts_, top_k_, hidden_size_, max_tokens_;
   int64_t expert_begin_ = 0, num_local_experts_ = 0;
   Shared mine_;
   std::vector<const Shared*> peers_;
-  Buffer x_, out_, scale_;
-  std::vector<int32_t> offsets_, next_;
-  std::vector<const float*> rows_;
+  Buffer x_, out_, scale_, offsets_, row_of_, rows_;
+  std::vector<MoeSource> sources_;
+  std::vector<MoeOwner> owners_;
 };
 
 }  // namespace moectl

@@ -31,7 +31,8 @@ void mla_layer(Step& step, const MlaWeights& w, int layer_idx, View<const float>
   }
   mla_cache(step, w, layer_idx, x);
 
-  const View<float> cos_sin = b.cos_sin.first(n), cache = step.cache.layer(layer_idx);
+  const View<float> cos_sin = b.cos_sin.first(n);
+  const KvView cache = step.cache.layer(layer_idx);
   const View<float> q_latent = b.q_latent.first(n), latent = b.latent.first(n), heads = b.heads.first(n);
   ops.mla_query({q, w.w_uk, cos_sin, q_latent, c.rope.interleaved}, step.stream);
   ops.mla_attention(

@@ -11,23 +11,24 @@ namespace moectl {
 
 // ------------------------------------------------------------------------------------------------ cache and buffers
 
-KvCache::KvCache(const Config& config, Ops& ops, int64_t num_pages_) : num_pages(num_pages_) {
+KvCache::KvCache(const Config& config, Ops& ops, int64_t num_pages_, DType dtype) : num_pages(num_pages_) {
   const int64_t values = config.kv_values_per_token();
+  shape_.dtype = dtype;
   if (config.attention() == AttentionKind::kMla)
-    shape_ = View<float>(nullptr, {num_pages, kPageSize, values});
+    shape_.shape = {num_pages, kPageSize, values, 0};
   else
-    shape_ = View<float>(nullptr, {num_pages, config.gqa.num_kv_heads, 2 * kPageSize, config.gqa.head_dim});
-  const int64_t num_bytes = num_pages * kPageSize * values * int64_t(sizeof(float));
+    shape_.shape = {num_pages, config.gqa.num_kv_heads, 2 * kPageSize, config.gqa.head_dim};
+  const int64_t num_bytes = num_pages * kPageSize * values * dtype_bytes(dtype);
   for (int i = 0; i < config.num_layers + config.num_mtp_layers; ++i) layers.push_back(ops.alloc(num_bytes));
 }
 
-int64_t KvCache::bytes_per_token(const Config& config) {
-  return int64_t{config.kv_values_per_token()} * int64_t(sizeof(float)) * (config.num_layers + config.num_mtp_layers);
+int64_t KvCache::bytes_per_token(const Config& config, DType dtype) {
+  return int64_t{config.kv_values_per_token()} * dtype_bytes(dtype) * (config.num_layers + config.num_mtp_layers);
 }
 
-View<float> KvCache::layer(int layer_idx) const {
-  View<float> view = shape_;
-  view.data = reinterpret_cast<float*>(layers[size_t(layer_idx)].get());
+KvView KvCache::layer(int layer_idx) const {
+  KvView view = shape_;
+  view.data = layers[size_t(layer_idx)].get();
   return view;
 }
 

@@ -29,15 +29,15 @@ int64_t weight_bytes(const ModelWeights& weights);  // as packed
 // Paged cache of one rank, for each layer (MTP layers included). MLA: [num_pages, kPageSize, values a token]; GQA:
 // [num_pages, num_kv_heads, 2 * kPageSize, head_dim], a page's keys of one head, then its values.
 struct KvCache {
-  KvCache(const Config& config, Ops& ops, int64_t num_pages);
-  static int64_t bytes_per_token(const Config& config);  // all layers
-  View<float> layer(int layer_idx) const;
+  KvCache(const Config& config, Ops& ops, int64_t num_pages, DType dtype = DType::kF32);
+  static int64_t bytes_per_token(const Config& config, DType dtype = DType::kF32);  // all layers
+  KvView layer(int layer_idx) const;
 
   int64_t num_pages = 0;
   std::vector<Buffer> layers;
 
  private:
-  View<float> shape_;  // of each layer, without data
+  KvView shape_;  // of each layer, without data
 };
 
 struct ModelLimits {

@@ -14,6 +14,7 @@ class CpuOps final : public Ops {
   std::string numerics_id() const override;
   Buffer alloc(int64_t num_bytes) override;
   void upload(void* device, const void* host, int64_t num_bytes) override;
+  void copy(void* to, const void* from, int64_t num_bytes, Stream) override { upload(to, from, num_bytes); }
   Weight pack(std::span<const MatrixSpec> batch) override;
   Weight pack_rows(const MatrixSpec& table) override;
   void embed(const EmbedArgs&, Stream) override;
@@ -29,7 +30,9 @@ class CpuOps final : public Ops {
   void mla_attention(const MlaAttentionArgs&, Stream) override;
   void mla_output(const MlaOutputArgs&, Stream) override;
   void moe_gate(const MoeGateArgs&, Stream) override;
+  void moe_permute(const MoePermuteArgs&, Stream) override;
   void moe_experts(const MoeExpertsArgs&, Stream) override;
+  void moe_locate(const MoeLocateArgs&, Stream) override;
   void moe_combine(const MoeCombineArgs&, Stream) override;
 
  private:

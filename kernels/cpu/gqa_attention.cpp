@@ -11,11 +11,13 @@
 
 void CpuOps::gqa_cache_write(const GqaCacheWriteArgs& a, Stream) {
   const int64_t num_kv_heads = a.k.dim(1), head_dim = a.k.dim(2), page_size = a.page_size;
-  const int64_t num_slots = a.cache.dim(0) * page_size;
+  const int64_t num_slots = a.cache.dim(0) * page_size, page_values = a.cache.page_values();
+  float* cache = cpu::cache_data(a.cache);
   for (int64_t t = 0; t < a.k.dim(0); ++t) {
     const int64_t slot = a.slots(t);
+    if (slot == -1) continue;
     CHECK(slot >= 0 && slot < num_slots, "KV slot {} of {}", slot, num_slots);
-    float* page = a.cache.row(slot / page_size);
+    float* page = cache + slot / page_size * page_values;
     for (int64_t h = 0; h < num_kv_heads; ++h) {
       float* keys = page + (h * 2 * page_size + slot % page_size) * head_dim;
       std::memcpy(keys, a.k.row(t) + h * head_dim, size_t(head_dim) * sizeof(float));
@@ -45,7 +47,8 @@ float row_scale(const GqaAttentionArgs& a, int64_t position) {
 void CpuOps::gqa_attention(const GqaAttentionArgs& a, Stream) {
   const int64_t num_tokens = a.q.dim(0), num_heads = a.q.dim(1), head_dim = a.q.dim(2);
   const int64_t num_kv_heads = a.cache.dim(1), num_pages = a.cache.dim(0), page_size = a.page_size;
-  const int64_t group = num_heads / num_kv_heads;
+  const int64_t group = num_heads / num_kv_heads, page_values = a.cache.page_values();
+  const float* cache = cpu::cache_data(a.cache);
   CHECK(page_size <= kMaxPage && a.cache.dim(2) == 2 * page_size && group * num_kv_heads == num_heads,
         "pages of {} tokens, {} heads on {} keys", page_size, num_heads, num_kv_heads);
   int64_t work = 0;
@@ -74,6 +77,7 @@ void CpuOps::gqa_attention(const GqaAttentionArgs& a, Stream) {
                               .scale = scale};
       };
       std::fill(heads_of(kv_begin).out, heads_of(kv_end).out, 0.0f);
+      if (a.positions(t) < 0) continue;
       const int32_t* pages = a.page_table.row(a.seq_idx(t));
       const int64_t length = int64_t{a.positions(t)} + 1, first = first_visible(a, a.positions(t));
       for (int64_t start = first / page_size * page_size; start < length; start += page_size) {
@@ -81,7 +85,7 @@ void CpuOps::gqa_attention(const GqaAttentionArgs& a, Stream) {
         const int64_t page = pages[start / page_size];
         CHECK(page >= 0 && page < num_pages, "KV page {} of {}", page, num_pages);
         for (int64_t kv = kv_begin; kv < kv_end; ++kv) {
-          const float* keys = a.cache.row(page) + kv * 2 * page_size * head_dim;
+          const float* keys = cache + page * page_values + kv * 2 * page_size * head_dim;
           attend({keys, keys + page_size * head_dim, head_dim, head_dim, begin, end}, heads_of(kv));
         }
       }

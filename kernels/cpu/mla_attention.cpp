@@ -33,9 +33,11 @@ void CpuOps::mla_query(const MlaQueryArgs& a, Stream) {
 void CpuOps::mla_cache_write(const MlaCacheWriteArgs& a, Stream) {
   const int64_t rank = a.norm_weight.dim(0), width = a.kv.row_size(), rope = width - rank;
   const int64_t num_slots = a.cache.dim(0) * a.cache.dim(1);
+  float* cache = cpu::cache_data(a.cache);
   for (int64_t t = 0; t < a.kv.dim(0); ++t) {
+    if (a.slots(t) == -1) continue;
     CHECK(a.slots(t) >= 0 && a.slots(t) < num_slots, "KV slot {} of {}", a.slots(t), num_slots);
-    float* slot = a.cache.data + a.slots(t) * width;
+    float* slot = cache + a.slots(t) * width;
     rms_norm_row(a.kv.row(t), a.norm_weight.data, rank, a.eps, slot);
     rotate(a.kv.row(t) + rank, a.cos_sin.row(t), rope, a.interleaved, slot + rank);
   }
@@ -44,6 +46,7 @@ void CpuOps::mla_cache_write(const MlaCacheWriteArgs& a, Stream) {
 void CpuOps::mla_attention(const MlaAttentionArgs& a, Stream) {
   const int64_t num_tokens = a.q.dim(0), num_heads = a.q.dim(1), width = a.q.dim(2), rank = a.kv_lora_rank;
   const int64_t page_size = a.cache.dim(1), num_pages = a.cache.dim(0);
+  const float* cache = cpu::cache_data(a.cache);
   CHECK(page_size <= kMaxPage, "pages of {} tokens", page_size);
   int64_t work = 0;
   for (int64_t t = 0; t < num_tokens; ++t) work += (a.positions(t) + 1) * num_heads * (width + rank);
@@ -65,12 +68,13 @@ void CpuOps::mla_attention(const MlaAttentionArgs& a, Stream) {
                                     .value_size = rank,
                                     .scale = a.scale};
       std::fill(heads.out, heads.out + heads.num_heads * rank, 0.0f);
+      if (a.positions(t) < 0) continue;
       const int32_t* pages = a.page_table.row(a.seq_idx(t));
       const int64_t length = int64_t{a.positions(t)} + 1;
       for (int64_t begin = 0; begin < length; begin += page_size) {
         const int64_t page = pages[begin / page_size];
         CHECK(page >= 0 && page < num_pages, "KV page {} of {}", page, num_pages);
-        const float* keys = a.cache.row(page);
+        const float* keys = cache + page * page_size * width;
         attend({keys, keys, width, width, 0, int(std::min(page_size, length - begin))}, heads);
       }
       finish_heads(heads);

@@ -47,4 +47,10 @@ inline const PackedRows& packed_rows(const Weight& w) {
   return *static_cast<const PackedRows*>(w.impl.get());
 }
 
+// This backend's caches are f32.
+inline float* cache_data(const KvView& cache) {
+  CHECK(cache.dtype == DType::kF32, "a cache of {} on the CPU", dtype_name(cache.dtype));
+  return static_cast<float*>(cache.data);
+}
+
 }  // namespace moectl::cpu

@@ -24,6 +24,7 @@ class TamperedOps final : public Ops {
   std::string numerics_id() const override { return real_->numerics_id(); }
   Buffer alloc(int64_t n) override { return real_->alloc(n); }
   void upload(void* device, const void* host, int64_t n) override { real_->upload(device, host, n); }
+  void copy(void* to, const void* from, int64_t n, Stream s) override { real_->copy(to, from, n, s); }
   Weight pack(std::span<const MatrixSpec> batch) override { return real_->pack(batch); }
   Weight pack_rows(const MatrixSpec& table) override { return real_->pack_rows(table); }
   void embed(const EmbedArgs& a, Stream s) override { real_->embed(a, s); }
@@ -42,6 +43,8 @@ class TamperedOps final : public Ops {
   void mla_attention(const MlaAttentionArgs& a, Stream s) override { real_->mla_attention(a, s); }
   void mla_output(const MlaOutputArgs& a, Stream s) override { real_->mla_output(a, s); }
   void moe_gate(const MoeGateArgs& a, Stream s) override { real_->moe_gate(a, s); }
+  void moe_permute(const MoePermuteArgs& a, Stream s) override { real_->moe_permute(a, s); }
+  void moe_locate(const MoeLocateArgs& a, Stream s) override { real_->moe_locate(a, s); }
   void moe_experts(const MoeExpertsArgs& a, Stream s) override { real_->moe_experts(a, s); }
   void moe_combine(const MoeCombineArgs& a, Stream s) override { real_->moe_combine(a, s); }
 

@@ -145,8 +145,9 @@ TEST_P(Identity, MtpCacheAlone) {
       model.cache_mtp(next, model.hidden());
     else
       model.forward_mtp(next, model.hidden());
-    const View<float> layer = runner.rank().cache->layer(runner.config().num_layers);
-    caches.emplace_back(layer.data, layer.data + layer.size());
+    const KvView layer = runner.rank().cache->layer(runner.config().num_layers);
+    const float* data = static_cast<const float*>(layer.data);
+    caches.emplace_back(data, data + layer.dim(0) * layer.page_values());
   }
   expect_same_bits({caches[0]}, {caches[1]});
 }

@@ -33,7 +33,13 @@ TEST_P(GqaTest, CacheWrite) {
         expected[size_t(key + kPage * kDim)] = v[size_t((t * kHeads + h) * kDim + i)];
       }
   EXPECT_TRUE(same_bits(cache, expected));
-  for (int64_t bad : {int64_t{-1}, kPages * kPage}) {
+  const int64_t padding = -1;
+  a.slots = View<const int64_t>(&padding, {1});
+  a.k = a.k.first(1);
+  const auto before = cache;
+  ops().gqa_cache_write(a, {});
+  EXPECT_TRUE(same_bits(cache, before)) << "a padding row is not written";
+  for (int64_t bad : {int64_t{-2}, kPages * kPage}) {
     a.slots = View<const int64_t>(&bad, {1});
     a.k = a.k.first(1);
     EXPECT_THROW(ops().gqa_cache_write(a, {}), Error);

@@ -131,7 +131,13 @@ TEST_P(MlaTest, CacheWrite) {
     if (std::find(slots.begin(), slots.end(), slot) == slots.end()) {
       ASSERT_EQ(row_of(cache, slot, kWidth), std::vector<float>(kWidth, -7.0f)) << "slot " << slot << " was touched";
     }
-  for (int64_t bad : {int64_t{-1}, kPages * kPage}) {
+  const int64_t padding = -1;
+  a.slots = View<const int64_t>(&padding, {1});
+  a.kv = a.kv.first(1);
+  const auto before = cache;
+  ops().mla_cache_write(a, {});
+  EXPECT_TRUE(same_bits(cache, before)) << "a padding row is not written";
+  for (int64_t bad : {int64_t{-2}, kPages * kPage}) {
     a.slots = View<const int64_t>(&bad, {1});
     a.kv = a.kv.first(1);
     EXPECT_THROW(ops().mla_cache_write(a, {}), Error);
