@@ -1,0 +1,179 @@
+// FP8 copies of activations. One warp a piece of 128 columns, four values a lane, so that the maximum is five shuffles
+// and each piece is one read of 512 bytes and one write of 128. RMSNorm: one block a row, which keeps the row in
+// registers.
+#include <cuda_bf16.h>
+#include <cuda_fp8.h>
+
+#include <climits>
+
+#include "core/base/check.h"
+#include "kernels/cuda/check.h"
+#include "kernels/cuda/fp8_quantize.h"
+
+namespace moectl::cuda {
+
+int64_t fp8_rows_bytes(int64_t rows, int64_t k) {
+  const int64_t data = (rows * k + 255) / 256 * 256;
+  return data + k / kFp8Block * ((rows + 3) / 4 * 4) * int64_t(sizeof(float));
+}
+
+Fp8Rows fp8_rows_at(void* memory, int64_t rows, int64_t k) {
+  CHECK(k > 0 && k % kFp8Block == 0 && rows >= 0, "an FP8 copy of [{}, {}]: k must be a multiple of 128", rows, k);
+  auto* data = static_cast<uint8_t*>(memory);
+  return {.data = data,
+          .scales = reinterpret_cast<float*>(data + (rows * k + 255) / 256 * 256),
+          .rows = rows,
+          .k = k,
+          .scale_stride = (rows + 3) / 4 * 4};
+}
+
+namespace kernel {
+
+constexpr int kWarpsABlock = 8;
+constexpr float kE4m3Max = 448.0f, kMinAmax = 1e-30f;  // below, 1 / scale could overflow
+
+__device__ __forceinline__ float4 load4(const float* p) {
+  return *reinterpret_cast<const float4*>(p);
+}
+__device__ __forceinline__ float4 load4(const __nv_bfloat16* p) {
+  const uint2 bits = *reinterpret_cast<const uint2*>(p);
+  return {__uint_as_float(bits.x << 16), __uint_as_float(bits.x & 0xffff0000u), __uint_as_float(bits.y << 16),
+          __uint_as_float(bits.y & 0xffff0000u)};
+}
+
+// A warp's 128 values, four a lane, to piece `kb` of row `row`.
+__device__ __forceinline__ void quantize_piece(float4 v, const Fp8Rows& out, int64_t row, int64_t kb) {
+  const int lane = threadIdx.x % 32;
+  float amax = fmaxf(fmaxf(fabsf(v.x), fabsf(v.y)), fmaxf(fabsf(v.z), fabsf(v.w)));
+  for (int offset = 16; offset > 0; offset /= 2) amax = fmaxf(amax, __shfl_xor_sync(0xffffffffu, amax, offset));
+  const float scale = amax >= kMinAmax ? amax / kE4m3Max : 1.0f, inv = 1.0f / scale;
+  const __nv_fp8x4_e4m3 q(make_float4(v.x * inv, v.y * inv, v.z * inv, v.w * inv));
+  *reinterpret_cast<uint32_t*>(out.data + (kb * out.rows + row) * kFp8Block + lane * 4) = q.__x;
+  if (lane == 0) out.scales[kb * out.scale_stride + row] = scale;
+}
+
+template <class T>
+__global__ void __launch_bounds__(32 * kWarpsABlock) fp8_quantize(const T* x, Fp8Rows out, const int32_t* num_rows) {
+  const int64_t piece = int64_t{blockIdx.x} * kWarpsABlock + threadIdx.x / 32, pieces = out.k / kFp8Block;
+  const int64_t row = piece / pieces, kb = piece % pieces;
+  if (row >= (num_rows ? *num_rows : out.rows)) return;
+  quantize_piece(load4(x + row * out.k + kb * kFp8Block + threadIdx.x % 32 * 4), out, row, kb);
+}
+
+__device__ __forceinline__ float swiglu(float g, float u) {
+  return g / (1.0f + __expf(-g)) * u;
+}
+
+template <class T>
+__global__ void __launch_bounds__(32 * kWarpsABlock)
+    swiglu_quantize(const T* gate, const T* up, int64_t stride, Fp8Rows out, const int32_t* num_rows) {
+  const int64_t piece = int64_t{blockIdx.x} * kWarpsABlock + threadIdx.x / 32, pieces = out.k / kFp8Block;
+  const int64_t row = piece / pieces, kb = piece % pieces;
+  if (row >= (num_rows ? *num_rows : out.rows)) return;
+  const int64_t at = row * stride + kb * kFp8Block + threadIdx.x % 32 * 4;
+  const float4 g = load4(gate + at), u = load4(up + at);
+  quantize_piece({swiglu(g.x, u.x), swiglu(g.y, u.y), swiglu(g.z, u.z), swiglu(g.w, u.w)}, out, row, kb);
+}
+
+constexpr int kNormThreads = 512, kNormWarps = kNormThreads / 32, kMaxPieces = 8;  // rows of up to 16384
+
+// One block a row. Warp w takes pieces w, w + 16, ...; the sum of squares meets in a fixed tree.
+__global__ void __launch_bounds__(kNormThreads)
+    rms_norm_quantize(const float* x, float* residual, const float* weight, float* norm, Fp8Rows out, float eps) {
+  __shared__ float partial[kNormWarps];
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int64_t row = blockIdx.x;
+  const int pieces = int(out.k / kFp8Block);
+  float4 v[kMaxPieces];
+  float squares = 0.0f;
+#pragma unroll
+  for (int i = 0; i < kMaxPieces; ++i) {
+    const int kb = warp + i * kNormWarps;
+    if (kb >= pieces) break;
+    const int64_t at = row * out.k + kb * kFp8Block + lane * 4;
+    v[i] = load4(x + at);
+    if (residual) {
+      const float4 r = load4(residual + at);
+      v[i] = {r.x + v[i].x, r.y + v[i].y, r.z + v[i].z, r.w + v[i].w};
+      *reinterpret_cast<float4*>(residual + at) = v[i];
+    }
+    squares += v[i].x * v[i].x + v[i].y * v[i].y + v[i].z * v[i].z + v[i].w * v[i].w;
+  }
+  for (int offset = 16; offset > 0; offset /= 2) squares += __shfl_xor_sync(0xffffffffu, squares, offset);
+  if (lane == 0) partial[warp] = squares;
+  __syncthreads();
+  float sum = 0.0f;
+  for (int w = 0; w < kNormWarps; ++w) sum += partial[w];
+  const float inv = 1.0f / sqrtf(sum / float(out.k) + eps);
+#pragma unroll
+  for (int i = 0; i < kMaxPieces; ++i) {
+    const int kb = warp + i * kNormWarps;
+    if (kb >= pieces) break;
+    const float4 w = weight ? load4(weight + kb * kFp8Block + lane * 4) : make_float4(1.0f, 1.0f, 1.0f, 1.0f);
+    const float4 y = {v[i].x * inv * w.x, v[i].y * inv * w.y, v[i].z * inv * w.z, v[i].w * inv * w.w};
+    if (norm) *reinterpret_cast<float4*>(norm + row * out.k + kb * kFp8Block + lane * 4) = y;
+    quantize_piece(y, out, row, kb);
+  }
+}
+
+}  // namespace kernel
+
+namespace {
+
+unsigned num_piece_blocks(const Fp8Rows& out, DType type, const char* what) {
+  CHECK(out.k > 0 && out.k % kFp8Block == 0, "{}: k is {}, not a multiple of 128", what, out.k);
+  CHECK(type == DType::kF32 || type == DType::kBF16, "{}: values must be f32 or bf16", what);
+  const int64_t pieces = out.rows * (out.k / kFp8Block);
+  const int64_t blocks = (pieces + kernel::kWarpsABlock - 1) / kernel::kWarpsABlock;
+  CHECK(blocks <= INT_MAX, "{}: [{}, {}] is too large for one launch", what, out.rows, out.k);
+  return unsigned(blocks);
+}
+
+}  // namespace
+
+void fp8_quantize(const Fp8QuantizeArgs& a, Stream stream) {
+  const unsigned blocks = num_piece_blocks(a.out, a.type, "fp8_quantize");
+  if (blocks == 0) return;
+  const auto s = static_cast<cudaStream_t>(stream.handle);
+  if (a.type == DType::kF32)
+    kernel::fp8_quantize<<<blocks, 32 * kernel::kWarpsABlock, 0, s>>>(static_cast<const float*>(a.x), a.out,
+                                                                      a.num_rows);
+  else
+    kernel::fp8_quantize<<<blocks, 32 * kernel::kWarpsABlock, 0, s>>>(static_cast<const __nv_bfloat16*>(a.x), a.out,
+                                                                      a.num_rows);
+  CUDA_CHECK(cudaGetLastError());
+}
+
+void swiglu_quantize(const SwigluQuantizeArgs& a, Stream stream) {
+  const unsigned blocks = num_piece_blocks(a.out, a.type, "swiglu_quantize");
+  CHECK(a.stride >= a.out.k && a.stride % 4 == 0, "swiglu_quantize: rows of {} that are {} apart", a.out.k, a.stride);
+  if (blocks == 0) return;
+  const auto s = static_cast<cudaStream_t>(stream.handle);
+  if (a.type == DType::kF32)
+    kernel::swiglu_quantize<<<blocks, 32 * kernel::kWarpsABlock, 0, s>>>(
+        static_cast<const float*>(a.gate), static_cast<const float*>(a.up), a.stride, a.out, a.num_rows);
+  else
+    kernel::swiglu_quantize<<<blocks, 32 * kernel::kWarpsABlock, 0, s>>>(static_cast<const __nv_bfloat16*>(a.gate),
+                                                                         static_cast<const __nv_bfloat16*>(a.up),
+                                                                         a.stride, a.out, a.num_rows);
+  CUDA_CHECK(cudaGetLastError());
+}
+
+void rms_norm_quantize(const RmsNormArgs& a, const Fp8Rows& out, Stream stream) {
+  const int64_t rows = a.x.dim(0), k = a.x.row_size();
+  CHECK(out.rows == rows && out.k == k, "rms_norm_quantize: [{}, {}] into a copy of [{}, {}]", rows, k, out.rows,
+        out.k);
+  CHECK(k > 0 && k % kFp8Block == 0 && k <= int64_t{kFp8Block} * kernel::kNormWarps * kernel::kMaxPieces &&
+            rows <= INT_MAX,
+        "rms_norm_quantize: [{}, {}]: k must be a multiple of 128, at most 16384", rows, k);
+  CHECK(!a.weight || a.weight.size() == k, "rms_norm_quantize: rows of {}, a weight of {}", k, a.weight.size());
+  CHECK(!a.residual || a.residual.size() == rows * k, "rms_norm_quantize: a residual of {} for {} values",
+        a.residual.size(), rows * k);
+  CHECK(!a.out || a.out.size() == rows * k, "rms_norm_quantize: {} values into {}", rows * k, a.out.size());
+  if (rows == 0) return;
+  kernel::rms_norm_quantize<<<unsigned(rows), kernel::kNormThreads, 0, static_cast<cudaStream_t>(stream.handle)>>>(
+      a.x.data, a.residual.data, a.weight.data, a.out.data, out, a.eps);
+  CUDA_CHECK(cudaGetLastError());
+}
+
+}  // namespace moectl::cuda
