@@ -28,6 +28,10 @@ bool machine_has_avx512() {
 
 }  // namespace
 
+void Ops::sample_rows(const SampleRowsArgs&, Stream) {
+  CHECK(false, "this backend's logits are sampled by the host");
+}
+
 std::unique_ptr<Ops> make_ops(const OpsOptions& options) {
   if (options.device == "cuda")
     throw Error(Code::kBadConfig, "--device cuda: this version computes on the CPU only; use --device cpu or auto");

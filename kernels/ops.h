@@ -279,6 +279,46 @@ struct MoeCombineArgs {
   View<const float> shared_gate = {};  // [num_tokens]; empty: none
 };
 
+// What a token's logit is changed by before sampling (core/engine/sampler.h, steps 2 and 3), in this order: + bias;
+// where `seen`, divided (positive) or multiplied (else) by the row's repetition penalty; - frequency penalty * count
+// - presence penalty where count > 0. A token stands in at most one adjustment of a row.
+struct LogitAdjustment {
+  int32_t token_id = 0;
+  float bias = 0.0f;  // -infinity: never chosen
+  int32_t count = 0;  // times in the output so far
+  int32_t seen = 0;   // 1: in the prompt or the output
+};
+
+// How one row is sampled: core/engine/sampler.h, steps 2 to 6.
+struct SamplingRow {
+  float temperature = 0.0f;  // below 1e-5: the best id
+  int32_t top_k = 0;         // 0: off
+  float top_p = 1.0f, min_p = 0.0f;
+  float repetition_penalty = 1.0f, presence_penalty = 0.0f, frequency_penalty = 0.0f;
+  int32_t num_logprobs = -1;  // -1: none; 0: of the chosen token; k <= kMaxTopLogprobs: also the k best, of the raw row
+  int32_t adjust_begin = 0, adjust_end = 0;  // of LogitAdjustments
+  double uniform = 0.0;                      // the draw, in [0, 1)
+};
+inline constexpr int kMaxTopLogprobs = 20;
+
+enum class SampledStatus : int32_t { kOk, kNotFinite, kNothingLeft };  // NaN or infinity in the row; all excluded
+struct SampledRow {
+  int32_t token_id = 0;
+  SampledStatus status = SampledStatus::kOk;
+  float logprob = 0.0f;
+  int32_t num_top = 0;
+  int32_t top_ids[kMaxTopLogprobs] = {};  // best first, equal ones by id
+  float top_logprobs[kMaxTopLogprobs] = {};
+};
+
+struct SampleRowsArgs {
+  View<const float> logits;                 // [num_rows, vocab_size] raw
+  View<const SamplingRow> rows;             // [num_rows], on the device
+  View<const LogitAdjustment> adjustments;  // [any], on the device
+  View<SampledRow> out;                     // [num_rows]
+  View<int32_t> next_token_ids;  // [num_rows] out: token_id again, where the next step reads it; may be empty
+};
+
 // ------------------------------------------------------------------------------------------------ interface
 
 // The largest operands that a rank's operations will meet; scratch is sized by it.
@@ -288,6 +328,7 @@ struct ScratchShape {
   int64_t max_linear_k = 0, max_linear_n = 0;                 // of linear() and moe_experts(), all weights
   int64_t num_heads = 0, q_head_size = 0, out_head_size = 0;  // of the attention operation
   int64_t num_experts = 0, top_k = 0, num_ranks = 1;
+  int64_t max_sampled_rows = 0, vocab_size = 0;  // of sample_rows()
 };
 
 class Ops {
@@ -316,6 +357,11 @@ class Ops {
     return nullptr;
   }
   virtual void replay(const Graph&, Stream) {}
+  // Of the device, as it is now.
+  struct Memory {
+    int64_t free_bytes = 0, total_bytes = 0;
+  };
+  virtual Memory memory() const { return {}; }
   // The number formats a cache may have, the default first.
   virtual std::vector<DType> kv_dtypes() const { return {DType::kF32}; }
   // Bytes that the operations need for themselves up to `shape`; set_scratch() before the first of them.
@@ -343,6 +389,8 @@ class Ops {
   virtual void moe_experts(const MoeExpertsArgs&, Stream) = 0;
   virtual void moe_locate(const MoeLocateArgs&, Stream) = 0;
   virtual void moe_combine(const MoeCombineArgs&, Stream) = 0;
+  // Where logits are out of the host's reach (host_memory() is false), tokens are chosen there.
+  virtual void sample_rows(const SampleRowsArgs&, Stream);
 };
 
 struct OpsOptions {
