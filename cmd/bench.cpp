@@ -5,7 +5,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <fstream>
@@ -17,6 +16,7 @@
 #include "cmd/command.h"
 #include "cmd/progress.h"
 #include "core/base/error.h"
+#include "core/base/memory.h"
 #include "core/model/inspect.h"
 
 namespace moectl {
@@ -142,31 +142,6 @@ Level run_level(Engine& engine, const std::vector<std::vector<int32_t>>& prompts
   return level;
 }
 
-// Bytes a second that `num_threads` threads read from memory, best of five passes over more than any cache holds.
-double read_bandwidth(int num_threads) {
-  const size_t words = (256ull << 20) / sizeof(uint64_t);
-  std::vector<uint64_t> data(words, 1);
-  std::atomic<uint64_t> sink{0};
-  double best = 0;
-  for (int pass = 0; pass < 5; ++pass) {
-    const auto start = Clock::now();
-    std::vector<std::thread> threads;
-    for (int t = 0; t < num_threads; ++t)
-      threads.emplace_back([&, t] {
-        const size_t begin = words * size_t(t) / size_t(num_threads), end = words * size_t(t + 1) / size_t(num_threads);
-        uint64_t sums[16] = {};
-        for (size_t i = begin; i + 16 <= end; i += 16)
-          for (size_t j = 0; j < 16; ++j) sums[j] += data[i + j];
-        uint64_t sum = 0;
-        for (uint64_t s : sums) sum += s;
-        sink += sum;
-      });
-    for (auto& t : threads) t.join();
-    best = std::max(best, double(words * sizeof(uint64_t)) / seconds_since(start));
-  }
-  return best;
-}
-
 int64_t resident_bytes() {
   std::ifstream statm("/proc/self/statm");
   int64_t total = 0, resident = 0;
@@ -207,7 +182,7 @@ int bench_engine(const BenchEngineOptions& options) {
 
   const int threads =
       config.num_threads > 0 ? config.num_threads : int(std::max(1u, std::thread::hardware_concurrency()));
-  const double bandwidth = read_bandwidth(threads);
+  const double bandwidth = memory_read_bandwidth(threads);
   // What one token of one stream reads: the active parameters at the checkpoint's mean width.
   const double bytes_per_token =
       double(report.parameters.active) * double(info.weight_bytes) / double(std::max<int64_t>(info.num_params, 1));

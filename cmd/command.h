@@ -114,6 +114,14 @@ struct BenchEngineOptions {
   BenchLoad load;
 };
 
+struct BenchKernelsOptions {
+  CommonOptions common;
+  std::string device = "auto";  // auto | cpu | cuda
+  std::string filter;           // regular expression; empty: all
+  std::vector<std::string> shapes = {"deepseek-r1", "qwen3-30b-a3b"};
+  int num_threads = 0;  // of the CPU backend; 0: one a core
+};
+
 struct DebugRequestOptions {
   CommonOptions common;
   EndpointOptions endpoint;
@@ -143,6 +151,7 @@ int serve_router(const ServeRouterOptions& options);    // cmd/serve_router.cpp
 int serve_prefill(const ServeOptions& options);         // cmd/serve.cpp
 int inspect(const InspectOptions& options);             // cmd/inspect.cpp
 int bench_engine(const BenchEngineOptions& options);    // cmd/bench.cpp
+int bench_kernels(const BenchKernelsOptions& options);  // cmd/bench_kernels.cpp
 int debug_request(const DebugRequestOptions& options);  // cmd/debug_request.cpp
 int bench_serve(const BenchServeOptions& options);      // cmd/bench_serve.cpp
 int docgen(const DocgenOptions& options);               // cmd/docgen.cpp

@@ -29,6 +29,7 @@ struct Options {
   RoutingOptions routing;
   ClusterOptions cluster;
   BenchLoad load;
+  BenchKernelsOptions kernels;
   ServeLoad serve_load;
   EndpointOptions endpoint;
   DebugRequestOptions debug;
@@ -97,6 +98,7 @@ const std::vector<Command>& commands();
 const std::vector<Flag>& flags();
 std::vector<Flag> router_flags();        // the part of flags() that stands in flags_router.cpp
 std::vector<Flag> tool_flags();          // the part of flags() that stands in flags_tools.cpp
+std::vector<Flag> bench_flags();         // the part of flags() that stands in flags_bench.cpp
 std::vector<Flag> deploy_flags();        // the part of flags() that stands in flags_deploy.cpp
 std::vector<Command> deploy_commands();  // and of commands()
 std::vector<std::string_view> groups();  // headings in the order of --help

@@ -133,7 +133,7 @@ void resolve_load(const Options& options, const Given& given) {
 void resolve(Options& options, const Command& command, const Given& given) {
   const auto takes = [&](std::string_view flag) { return find_flag(command.name, flag) != nullptr; };
   if (takes("ep-size")) resolve_parallel(options, given);
-  if (takes("device")) resolve_engine(options, given);
+  if (takes("block-size")) resolve_engine(options, given);
   if (takes("port")) resolve_api(options, command, given);
   if (takes("kv-port")) resolve_kv_port(options, given);
   // The positional MODEL is a folder; clients have a --model that is only a name.

@@ -20,13 +20,16 @@ const Names kServers = {"serve-decode", "serve-prefill", "serve-router"};
 const Names kBenches = {"bench engine", "bench serve"};
 const Names kDocgen = {"docgen"};
 const Names kEngines = {"serve-decode", "serve-prefill", "bench engine"};
-const Names kReports = {"inspect", "bench engine", "debug-request", "bench serve", "deploy up", "deploy status"};
+const Names kThreaded = {"serve-decode", "serve-prefill", "bench engine", "bench kernels"};
+const Names kReports = {"inspect",     "bench engine", "bench kernels", "debug-request",
+                        "bench serve", "deploy up",    "deploy status"};
 const Names kCheckpoints = {"serve-decode", "serve-prefill", "inspect", "bench engine"};
 const Names kConfigured = {"serve-decode", "serve-router",  "serve-prefill", "inspect",
-                           "bench engine", "debug-request", "bench serve"};
+                           "bench engine", "bench kernels", "debug-request", "bench serve"};
 const Names kKeyed = {"serve-decode", "serve-router", "serve-prefill", "debug-request", "bench serve"};
-const Names kEvery = {"serve-decode", "serve-router", "serve-prefill", "inspect",       "bench engine", "debug-request",
-                      "bench serve",  "docgen",       "deploy up",     "deploy status", "deploy logs",  "deploy down"};
+const Names kEvery = {"serve-decode",  "serve-router",  "serve-prefill", "inspect", "bench engine",
+                      "bench kernels", "debug-request", "bench serve",   "docgen",  "deploy up",
+                      "deploy status", "deploy logs",   "deploy down"};
 
 constexpr int64_t kMiB = 1ll << 20, kTiB = 1ll << 40;
 constexpr int kMaxRanks = 1024, kMaxTokens = 1 << 24;
@@ -229,7 +232,7 @@ std::vector<Flag> hardware_flags() {
       {.name = "threads",
        .metavar = "N",
        .group = kHardware,
-       .commands = kEngines,
+       .commands = kThreaded,
        .target = MEMBER(int, engine.num_threads),
        .help = "Compute threads, over all ranks",
        .min = 1,
@@ -527,6 +530,24 @@ std::vector<Command> server_and_tool_commands() {
            [](const Options& o) {
              return bench_engine({o.common, o.engine, o.load});
            }},
+      {.name = "bench kernels",
+       .summary = "Time every kernel beside the machine's limits",
+       .doc = "Measures the roofs first (how fast memory is read; how fast the matrix units multiply, through cuBLASLt "
+              "where "
+              "that library is present), then every kernel at the sizes of published models: time, achieved rate, "
+              "share of "
+              "the roof that bounds it, the time of a library or of a plain copy for the same work, and a hash of the "
+              "output. Inputs are random and rotate, so that no cache serves repeats. The exit code is 1 when a kernel "
+              "failed, 78 when --device cuda finds no GPU that serves or the build has no CUDA.",
+       .examples = {{"moectl bench kernels", "all kernels, DeepSeek-R1's and Qwen3-30B-A3B's sizes"},
+                    {"moectl bench kernels --shape deepseek-r1 --filter 'gemm.* 128x' --json", "some, for scripts"}},
+       .run =
+           [](const Options& o) {
+             BenchKernelsOptions options = o.kernels;
+             options.common = o.common;
+             options.num_threads = o.engine.num_threads;
+             return bench_kernels(options);
+           }},
       {.name = "bench serve",
        .summary = "Measure a running server under load",
        .doc = "Sends streamed requests to a server of the OpenAI API and prints the time to the first token, the time "
@@ -587,7 +608,7 @@ const std::vector<Flag>& flags() {
     std::vector<Flag> all;
     for (auto part :
          {model_flags(), parallel_flags(), batching_flags(), hardware_flags(), router_flags(), server_flags(),
-          cluster_flags(), load_flags(), tool_flags(), deploy_flags(), docgen_flags(), output_flags()})
+          cluster_flags(), load_flags(), bench_flags(), tool_flags(), deploy_flags(), docgen_flags(), output_flags()})
       all.insert(all.end(), part.begin(), part.end());
     return all;
   }();

@@ -15,7 +15,7 @@ _moectl() {
   fi
   if [[ $command == bench ]]; then
     if (( COMP_CWORD == 2 )); then
-      mapfile -t COMPREPLY < <(compgen -W 'engine serve' -- "$cur")
+      mapfile -t COMPREPLY < <(compgen -W 'engine kernels serve' -- "$cur")
       return
     fi
     command="bench ${COMP_WORDS[2]}"
@@ -133,6 +133,13 @@ _moectl() {
     'bench engine:--config') kind='file' ;;
     'bench engine:--log-format') words='text json' ;;
     'bench engine:--log-level') words='debug info warn error' ;;
+    'bench kernels:--threads') return ;;
+    'bench kernels:--device') words='auto cpu cuda' ;;
+    'bench kernels:--filter') return ;;
+    'bench kernels:--shape') words='deepseek-r1 ds-v2-lite qwen3-30b-a3b tiny' ;;
+    'bench kernels:--config') kind='file' ;;
+    'bench kernels:--log-format') words='text json' ;;
+    'bench kernels:--log-level') words='debug info warn error' ;;
     'bench serve:--api-key') return ;;
     'bench serve:--input-len') return ;;
     'bench serve:--output-len') return ;;
@@ -204,6 +211,9 @@ _moectl() {
       'bench engine')
         words='--model --max-model-len --tensor-parallel-size --tp-size --data-parallel-size --dp-size --expert-parallel-size --ep-size --max-num-seqs --max-num-batched-tokens --kv-cache-memory-bytes --kv-cache-dtype --block-size --device --cpu-path --threads --deterministic --input-len --output-len --concurrency --num-requests --seed --json --config --log-format --log-level --no-color --help --version -h'
         [[ $cur == -* ]] || kind='folder'
+        ;;
+      'bench kernels')
+        words='--threads --device --filter --shape --json --config --log-format --log-level --no-color --help --version -h'
         ;;
       'bench serve')
         words='--api-key --input-len --output-len --concurrency --num-requests --seed --request-rate --duration --shared-prefix-len --vocab-size --prompts --num-warmup --html --allow-remote --url --model --timeout --insecure --json --config --log-format --log-level --no-color --help --version -h'

@@ -1,0 +1,52 @@
+// Picks the device whose kernels are timed, as kernels/ops.cpp picks a backend.
+#include "kernels/bench_kernels.h"
+
+#include <regex>
+
+#include "core/base/error.h"
+
+namespace moectl {
+
+#if defined(MOECTL_HAVE_CUDA)
+namespace cuda {
+// Empty, or why this machine cannot run our kernels.
+std::string why_unusable();  // kernels/cuda/device.cpp
+namespace bench {
+KernelReport run(const KernelBenchOptions& options, const std::regex& filter);  // kernels/cuda/bench/bench.cu
+}
+}  // namespace cuda
+#else
+namespace cuda {
+namespace {
+std::string why_unusable() {
+  return "this moectl was built without CUDA";
+}
+}  // namespace
+namespace bench {
+namespace {
+KernelReport run(const KernelBenchOptions&, const std::regex&) {
+  throw Error(Code::kBadConfig, why_unusable());
+}
+}  // namespace
+}  // namespace bench
+}  // namespace cuda
+#endif
+
+KernelReport bench_kernels_on_cpu(const KernelBenchOptions& options,
+                                  const std::regex& filter);  // kernels/bench_kernels_cpu.cpp
+
+KernelReport time_kernels(const KernelBenchOptions& options) {
+  std::regex filter;
+  try {
+    filter = std::regex(options.filter, std::regex::ECMAScript | std::regex::icase);
+  } catch (const std::regex_error& e) {
+    throw Error(Code::kUsage, fmt::format("--filter {}: not a regular expression: {}", options.filter, e.what()));
+  }
+  if (options.device == "cpu") return bench_kernels_on_cpu(options, filter);
+  const std::string reason = cuda::why_unusable();
+  if (reason.empty()) return cuda::bench::run(options, filter);
+  if (options.device == "auto") return bench_kernels_on_cpu(options, filter);
+  throw Error(Code::kBadConfig, fmt::format("--device cuda: {}; use --device cpu", reason));
+}
+
+}  // namespace moectl

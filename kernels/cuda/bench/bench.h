@@ -1,0 +1,86 @@
+// The cases of `moectl bench kernels` on CUDA, as data, and the memory that one case works on. One file a family adds
+// its cases (cases_*.cpp); bench.cu measures. A case is a kernel at a shape; it makes its inputs when its turn comes,
+// several sets of them, so that L2 does not serve repeats.
+#pragma once
+
+#include <cuda_bf16.h>
+
+#include <cstdint>
+#include <functional>
+#include <regex>
+#include <string>
+#include <vector>
+
+#include "kernels/bench_kernels.h"
+#include "kernels/ops.h"
+
+namespace moectl::cuda::bench {
+
+// Device memory handed out front to back, 256-byte aligned, all given back at once. Contents are a function of the
+// order of requests: equal cases get equal inputs in every run.
+class Memory {
+ public:
+  explicit Memory(int64_t num_bytes);
+  ~Memory();
+  Memory(const Memory&) = delete;
+  Memory& operator=(const Memory&) = delete;
+
+  void reset();
+  int64_t capacity() const { return capacity_; }
+  int64_t used() const { return used_; }
+
+  // Throws Error{kResourceExhausted} when it is full.
+  template <class T>
+  T* alloc(int64_t n) {
+    return static_cast<T*>(alloc_bytes(n * int64_t(sizeof(T))));
+  }
+  // Near-normal random numbers with standard deviation `scale`.
+  float* floats(int64_t n, float scale = 1.0f);
+  __nv_bfloat16* bf16(int64_t n, float scale = 1.0f);
+  uint8_t* f8(int64_t n, float scale = 100.0f);  // e4m3 numbers, at most +-448
+  // Uniform in [low, high): scales.
+  float* positive(int64_t n, float low, float high);
+  template <class T>
+  T* upload(const std::vector<T>& host) {
+    T* device = alloc<T>(int64_t(host.size()));
+    copy(device, host.data(), int64_t(host.size() * sizeof(T)));
+    return device;
+  }
+
+ private:
+  void* alloc_bytes(int64_t num_bytes);
+  void copy(void* device, const void* host, int64_t num_bytes);
+
+  std::byte* base_ = nullptr;
+  int64_t capacity_ = 0, used_ = 0;
+  uint64_t num_fills_ = 0;
+};
+
+// What a case does with one set of inputs. Functions only enqueue, and own nothing that is not in Memory.
+struct Work {
+  std::function<void(Stream)> run;
+  std::vector<std::function<void(Stream)>> peers;  // in the order of Case::peers
+  const void* out = nullptr;                       // of `run`, for the hash
+  int64_t out_bytes = 0;                           // a multiple of 4
+};
+
+enum class Unit { kNone, kBf16, kF8 };  // the matrix unit that does the flops
+
+struct Case {
+  std::string kernel, shape;
+  double bytes = 0, flops = 0;  // the least that must move (each operand once) and be computed
+  Unit unit = Unit::kNone;
+  std::vector<std::string> peers;
+  std::function<Work(Memory&)> make;
+};
+
+using Cases = std::vector<Case>;
+
+// One function a family; each adds what `shape` has.
+void add_gemm_cases(const KernelShape& shape, Cases& cases);         // cases_gemm.cpp
+void add_elementwise_cases(const KernelShape& shape, Cases& cases);  // cases_elementwise.cpp
+
+// On the current device; the cases whose "kernel shape" the filter finds.
+KernelReport run(const KernelBenchOptions& options, const std::regex& filter);
+
+}  // namespace moectl::cuda::bench

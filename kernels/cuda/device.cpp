@@ -1,0 +1,37 @@
+#include "kernels/cuda/device.h"
+
+#include "kernels/cuda/check.h"
+
+namespace moectl::cuda {
+namespace {
+
+std::string version_text(int v) {
+  return fmt::format("{}.{}", v / 1000, v % 1000 / 10);
+}
+
+}  // namespace
+
+std::string why_unusable() {
+  int driver = 0, runtime = 0, count = 0;
+  CUDA_CHECK(cudaRuntimeGetVersion(&runtime));
+  if (cudaDriverGetVersion(&driver) != cudaSuccess || driver == 0)
+    return "there is no NVIDIA driver here (libcuda.so.1 was not found): install one, or run on a machine with a GPU";
+  // A driver runs programs of every minor version of its own major version.
+  if (driver / 1000 < runtime / 1000)
+    return fmt::format("the NVIDIA driver is for CUDA {}, and this moectl needs one for CUDA {} or later: update it",
+                       version_text(driver), version_text(runtime / 1000 * 1000));
+  const cudaError_t status = cudaGetDeviceCount(&count);
+  if (status == cudaErrorNoDevice || (status == cudaSuccess && count == 0))
+    return "the NVIDIA driver lists no GPU (is CUDA_VISIBLE_DEVICES empty?)";
+  if (status != cudaSuccess) return fmt::format("the GPU does not answer: {}", cudaGetErrorString(status));
+  int device = 0, major = 0, minor = 0;
+  CUDA_CHECK(cudaGetDevice(&device));
+  CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+  CUDA_CHECK(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
+  if (major < 8)
+    return fmt::format("GPU {} has compute capability {}.{}; the kernels need 8.0 (A100) or later", device, major,
+                       minor);
+  return {};
+}
+
+}  // namespace moectl::cuda
