@@ -78,6 +78,7 @@ using Cases = std::vector<Case>;
 
 // One function a family; each adds what `shape` has.
 void add_gemm_cases(const KernelShape& shape, Cases& cases);         // cases_gemm.cpp
+void add_attention_cases(const KernelShape& shape, Cases& cases);    // cases_attention.cpp
 void add_elementwise_cases(const KernelShape& shape, Cases& cases);  // cases_elementwise.cpp
 
 // On the current device; the cases whose "kernel shape" the filter finds.

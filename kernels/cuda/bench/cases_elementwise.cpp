@@ -1,6 +1,7 @@
 // Operations that only move rows, beside a plain copy that moves as many bytes.
 #include "kernels/cuda/bench/bench.h"
 #include "kernels/cuda/check.h"
+#include "kernels/cuda/fp8_quantize.h"
 #include "kernels/cuda/rms_norm.h"
 
 namespace moectl::cuda::bench {
@@ -40,10 +41,81 @@ Case rms_norm_case(const KernelShape& s, int64_t rows) {
   return c;
 }
 
+Fp8Rows f8_rows(Memory& memory, int64_t rows, int64_t k) {
+  return fp8_rows_at(memory.alloc<std::byte>(fp8_rows_bytes(rows, k)), rows, k);
+}
+
+void set_out(Work& work, const Fp8Rows& out) {
+  work.out = out.data;
+  work.out_bytes = out.rows * out.k;
+}
+
+Case quantize_case(const KernelShape& s, int64_t rows) {
+  const int64_t k = s.hidden_size;
+  Case c{.kernel = "fp8_quantize",
+         .shape = fmt::format("{} {}x{}", s.name, rows, k),
+         .bytes = double(rows * k) * (4 + 1 + 4.0 / 128),
+         .peers = kCopy};
+  c.make = [=, bytes = c.bytes](Memory& memory) {
+    Fp8QuantizeArgs args{.x = memory.floats(rows * k), .out = f8_rows(memory, rows, k)};
+    Work work;
+    work.run = [args](Stream stream) { fp8_quantize(args, stream); };
+    work.peers = {copy_of(memory, bytes)};
+    set_out(work, args.out);
+    return work;
+  };
+  return c;
+}
+
+Case swiglu_case(const KernelShape& s, int64_t rows) {
+  const int64_t k = s.moe_intermediate_size;
+  Case c{.kernel = "swiglu_quantize",
+         .shape = fmt::format("{} {}x{}", s.name, rows, k),
+         .bytes = double(rows * k) * (2 * 4 + 1 + 4.0 / 128),
+         .peers = kCopy};
+  c.make = [=, bytes = c.bytes](Memory& memory) {
+    SwigluQuantizeArgs args{.gate = memory.floats(rows * k), .up = memory.floats(rows * k), .stride = k};
+    args.out = f8_rows(memory, rows, k);
+    Work work;
+    work.run = [args](Stream stream) { swiglu_quantize(args, stream); };
+    work.peers = {copy_of(memory, bytes)};
+    set_out(work, args.out);
+    return work;
+  };
+  return c;
+}
+
+Case norm_quantize_case(const KernelShape& s, int64_t rows) {
+  const int64_t k = s.hidden_size;
+  Case c{.kernel = "rms_norm_quantize",
+         .shape = fmt::format("{} {}x{}, residual", s.name, rows, k),
+         .bytes = double(rows * k) * (3 * 4 + 1 + 4.0 / 128),
+         .peers = kCopy};
+  c.make = [=, bytes = c.bytes](Memory& memory) {
+    RmsNormArgs args;
+    args.x = {memory.floats(rows * k), {rows, k}};
+    args.residual = {memory.floats(rows * k), {rows, k}};
+    args.weight = {memory.floats(k), {k}};
+    const Fp8Rows out = f8_rows(memory, rows, k);
+    Work work;
+    work.run = [=](Stream stream) { rms_norm_quantize(args, out, stream); };
+    work.peers = {copy_of(memory, bytes)};
+    set_out(work, out);
+    return work;
+  };
+  return c;
+}
+
 }  // namespace
 
 void add_elementwise_cases(const KernelShape& s, Cases& cases) {
-  for (const int64_t rows : {1, 128, 4096}) cases.push_back(rms_norm_case(s, rows));
+  for (const int64_t rows : {1, 128, 4096}) {
+    cases.push_back(rms_norm_case(s, rows));
+    if (!s.f8) continue;
+    cases.push_back(norm_quantize_case(s, rows));
+    cases.push_back(quantize_case(s, rows));
+    cases.push_back(swiglu_case(s, rows * s.num_experts_per_tok));
+  }
 }
 
 }  // namespace moectl::cuda::bench
