@@ -2,142 +2,20 @@
 #include "kernels/cpu/weight.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstring>
 
 #include "kernels/cpu/cpu_ops.h"
 #include "kernels/cpu/simd.h"
+#include "kernels/matrix_spec.h"
 
 #include "kernels/cpu/path_begin.h"
 
 using cpu::PackedMatrix;
 using cpu::PackedRows;
 using cpu::PackedWeight;
+using namespace spec;
 
 namespace {
-
-// ------------------------------------------------------------------------------------- reading a MatrixSpec
-
-bool is_nibble(DType t) {
-  return dtype_bits(t) == 4;
-}
-int64_t ceil_div(int64_t a, int64_t b) {
-  return (a + b - 1) / b;
-}
-
-struct Place {
-  int64_t row, col;
-};
-// Where W[n][k] of the rectangle stands in the tensor.
-Place place(const MatrixSpec& m, int64_t n, int64_t k) {
-  return {m.row_begin + (m.transpose ? k : n) * m.row_step, m.col_begin + (m.transpose ? n : k) * m.col_step};
-}
-
-// Bytes from a row to the next one: packed formats fill whole words.
-int64_t row_bytes(const MatrixSpec& m) {
-  const int64_t bits = m.cols * dtype_bits(m.dtype);
-  return is_nibble(m.dtype) || m.dtype == DType::kU8 ? ceil_div(bits, 32) * 4 : bits / 8;
-}
-
-constexpr int kAwqNibble[8] = {0, 4, 1, 5, 2, 6, 3, 7};
-
-uint32_t nibble(const std::byte* words, int64_t word, int i) {
-  uint32_t w;
-  std::memcpy(&w, words + word * 4, sizeof w);
-  return w >> (4 * i) & 15;
-}
-
-uint32_t nibble_at(const MatrixSpec& m, Place p) {
-  if (m.nibble_order == NibbleOrder::kAwq)
-    return nibble(m.data, p.col * (m.rows / 8) + p.row / 8, kAwqNibble[p.row % 8]);
-  return nibble(m.data, p.row * (row_bytes(m) / 4) + p.col / 8, int(p.col % 8));
-}
-
-uint32_t zero_at(const MatrixSpec& m, Place p) {
-  const int64_t down = p.row / m.block_n, across = p.col / m.block_k;
-  if (m.nibble_order == NibbleOrder::kAwq)
-    return nibble(m.zeros, across * (m.rows / 8) + down / 8, kAwqNibble[down % 8]);
-  return nibble(m.zeros, down / 8 * ceil_div(m.cols, m.block_k) + across, int(down % 8));
-}
-
-// Index of the scale in the tensor of scales.
-int64_t scale_index(const MatrixSpec& m, Place p) {
-  const int64_t down = p.row / m.block_n, across = p.col / m.block_k;
-  if (m.nibble_order == NibbleOrder::kAwq) return across * ceil_div(m.rows, m.block_n) + down;
-  return down * ceil_div(m.cols, m.block_k) + across;
-}
-
-float scale_at(const MatrixSpec& m, Place p) {
-  const std::byte* at = m.scales + scale_index(m, p) * dtype_bytes(m.scale_dtype);
-  uint16_t half = 0;
-  float s = 0;
-  switch (m.scale_dtype) {
-    case DType::kF32:
-      std::memcpy(&s, at, sizeof s);
-      break;
-    case DType::kBF16:
-      std::memcpy(&half, at, sizeof half);
-      s = bf16_to_f32(half);
-      break;
-    case DType::kF16:
-      std::memcpy(&half, at, sizeof half);
-      s = f16_to_f32(half);
-      break;
-    default:
-      s = f8_e8m0_to_f32(uint8_t(*at));
-      break;
-  }
-  // With the room that FP8's factor and e2m1's 6 take.
-  if (!(std::abs(s) < 0x1p119f))
-    throw Error(Code::kBadData,
-                fmt::format("{}: the scale of block ({}, {}) is {}, no finite number of any use; the file is damaged: "
-                            "download the checkpoint again",
-                            m.name, p.row / m.block_n, p.col / m.block_k, s));
-  return s;
-}
-
-// The stored number, less its zero point.
-float number_at(const MatrixSpec& m, Place p) {
-  if (!is_nibble(m.dtype)) {
-    const uint8_t b = uint8_t(m.data[p.row * row_bytes(m) + p.col]);
-    return m.dtype == DType::kF8E4M3 ? f8_e4m3_to_f32(b) : m.dtype == DType::kI8 ? float(int8_t(b)) : float(b) - 128.0f;
-  }
-  const uint32_t q = nibble_at(m, p);
-  if (m.dtype == DType::kF4E2M1) return kF4E2M1Values[q];
-  return float(q) - (m.dtype == DType::kU4 ? float(zero_at(m, p)) : 8.0f);
-}
-
-void check_no_f8_nan(const MatrixSpec& m) {
-  for (int64_t i = 0; i < m.num_rows; ++i) {
-    const int64_t row = m.row_begin + i * m.row_step;
-    const auto* p = reinterpret_cast<const uint8_t*>(m.data) + row * m.cols;
-    for (int64_t j = 0; j < m.num_cols; ++j)
-      if ((p[m.col_begin + j * m.col_step] & 0x7f) == 0x7f)
-        throw Error(Code::kBadData,
-                    fmt::format("{}: element ({}, {}) is NaN; the file is damaged: download the checkpoint again",
-                                m.name, row, m.col_begin + j * m.col_step));
-  }
-}
-
-int64_t num_outputs(const MatrixSpec& m) {
-  return m.transpose ? m.num_cols : m.num_rows;
-}
-int64_t num_inputs(const MatrixSpec& m) {
-  return m.transpose ? m.num_rows : m.num_cols;
-}
-
-void check(const MatrixSpec& m, const MatrixSpec& first) {
-  CHECK(num_outputs(m) == num_outputs(first) && num_inputs(m) == num_inputs(first) && m.dtype == first.dtype &&
-            m.scale_dtype == first.scale_dtype,
-        "{} differs in shape or dtype from {}", m.name, first.name);
-  const bool plain = m.dtype == DType::kF32 || m.dtype == DType::kBF16 || m.dtype == DType::kF16;
-  CHECK(plain == (m.scales == nullptr), "{}: {} numbers {} scales", m.name, dtype_name(m.dtype),
-        plain ? "have no" : "need");
-  CHECK(plain || (m.block_n > 0 && m.block_k > 0), "{}: scales of {} x {} blocks", m.name, m.block_n, m.block_k);
-  CHECK((m.dtype == DType::kU4) == (m.zeros != nullptr), "{}: u4 and zero points go together", m.name);
-  CHECK(m.nibble_order == NibbleOrder::kRows || (is_nibble(m.dtype) && m.rows % 8 == 0 && m.block_n == 1),
-        "{}: not in AWQ's layout", m.name);
-}
 
 // ------------------------------------------------------------------------------------- writing a PackedMatrix
 
@@ -149,15 +27,6 @@ void set_segments(const MatrixSpec& m, PackedMatrix& p) {
   p.segment = block;
   p.first_segment = std::min(p.k, block - begin % block);
   p.num_segments = 1 + ceil_div(p.k - p.first_segment, block);
-}
-
-// Scales that change from one k to the next (of a transposed matrix with a scale a row) would take more memory than
-// the numbers, and a multiplication a number: such a matrix is multiplied out at load. The parts of kv_b_proj in MLA
-// and every other column of a matrix are the cases.
-bool needs_widening(const MatrixSpec& m) {
-  constexpr int64_t kMinSegment = 16;
-  const int64_t block = m.transpose ? m.block_n : m.block_k;
-  return m.scales && ((block < kMinSegment && block < num_inputs(m)) || (m.transpose ? m.row_step : m.col_step) != 1);
 }
 
 // Calls write(n, lane of its tile, tile) for every row of W.
@@ -274,7 +143,7 @@ Weight CpuOps::pack(std::span<const MatrixSpec> batch) {
   CHECK(n > 0 && k > 0, "{}: cannot pack a {} x {} matrix", first.name, n, k);
   int64_t num_scales = 0;
   for (const MatrixSpec& m : batch) {
-    check(m, first);
+    check_matrix(m, first);
     PackedMatrix p = {.dtype = dtype, .n = n, .k = k, .num_tiles = ceil_div(n, 16), .first_segment = k, .segment = k};
     CHECK(needs_widening(m) == widened, "{} has other blocks than {}", m.name, first.name);
     if (!widened) set_segments(m, p);
