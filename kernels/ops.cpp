@@ -12,8 +12,23 @@ namespace cpu_avx512 {
 std::unique_ptr<Ops> make_cpu_ops(int num_threads, bool spin);
 }
 #endif
+#if defined(MOECTL_HAVE_CUDA)
+namespace cuda {  // kernels/cuda/cuda_ops.cpp
+std::string unusable(int device_index);
+std::unique_ptr<Ops> make_cuda_ops(const OpsOptions& options);
+}  // namespace cuda
+#endif
 
 namespace {
+
+// Why the GPU cannot be used, with what to do; empty: it can.
+std::string no_cuda([[maybe_unused]] const OpsOptions& options) {
+#if defined(MOECTL_HAVE_CUDA)
+  return cuda::unusable(options.device_index);
+#else
+  return "this program was built without CUDA: build it with -DMOECTL_CUDA=ON where nvcc is";
+#endif
+}
 
 bool machine_has_avx512() {
 #if defined(MOECTL_HAVE_AVX512)
@@ -33,10 +48,16 @@ void Ops::sample_rows(const SampleRowsArgs&, Stream) {
 }
 
 std::unique_ptr<Ops> make_ops(const OpsOptions& options) {
-  if (options.device == "cuda")
-    throw Error(Code::kBadConfig, "--device cuda: this version computes on the CPU only; use --device cpu or auto");
-  if (options.device != "cpu" && options.device != "auto")
+  if (options.device != "cpu" && options.device != "cuda" && options.device != "auto")
     throw Error(Code::kBadConfig, fmt::format("--device {}: expected auto, cpu or cuda", options.device));
+  if (options.device != "cpu") {
+    const std::string why = no_cuda(options);
+#if defined(MOECTL_HAVE_CUDA)
+    if (why.empty()) return cuda::make_cuda_ops(options);
+#endif
+    if (options.device == "cuda")
+      throw Error(Code::kBadConfig, fmt::format("--device cuda: {}, or use --device cpu", why));
+  }
   const std::string& path = options.cpu_path;
   if (path != "auto" && path != "avx512" && path != "portable")
     throw Error(Code::kBadConfig, fmt::format("--cpu-path {}: expected auto, avx512 or portable", path));

@@ -21,7 +21,8 @@ __device__ float block_sum(float v) {
   return sum;
 }
 
-// x, out [gridDim.x, size]; they may be the same memory. residual: null or [gridDim.x, size]. weight [size].
+// x, out [gridDim.x, size]; they may be the same memory. residual: null or [gridDim.x, size]. weight: null (ones) or
+// [size].
 __global__ void __launch_bounds__(kThreads)
     rms_norm(const float* x, float* residual, const float* weight, float* out, int size, float eps) {
   const int64_t row = int64_t{blockIdx.x} * size;
@@ -34,7 +35,7 @@ __global__ void __launch_bounds__(kThreads)
   }
   const float inv = 1.0f / sqrtf(block_sum(squares) / float(size) + eps);
   if (residual) in = residual + row;  // each thread reads what it wrote itself
-  for (int i = threadIdx.x; i < size; i += kThreads) out[row + i] = in[i] * inv * weight[i];
+  for (int i = threadIdx.x; i < size; i += kThreads) out[row + i] = weight ? in[i] * inv * weight[i] : in[i] * inv;
 }
 
 }  // namespace kernel
@@ -42,7 +43,7 @@ __global__ void __launch_bounds__(kThreads)
 void rms_norm(const RmsNormArgs& a, Stream stream) {
   const int64_t num_rows = a.x.dim(0), size = a.x.row_size();
   CHECK(size > 0 && size <= INT_MAX && num_rows <= INT_MAX, "rms_norm of [{}, {}]", num_rows, size);
-  CHECK(a.weight.size() == size, "rms_norm: rows of {}, a weight of {}", size, a.weight.size());
+  CHECK(!a.weight || a.weight.size() == size, "rms_norm: rows of {}, a weight of {}", size, a.weight.size());
   CHECK(a.out.size() == num_rows * size, "rms_norm: {} values into {}", num_rows * size, a.out.size());
   CHECK(!a.residual || a.residual.size() == num_rows * size, "rms_norm: a residual of {} for {} values",
         a.residual.size(), num_rows * size);

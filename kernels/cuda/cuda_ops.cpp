@@ -1,0 +1,340 @@
+// CudaOps: memory, streams and graphs, and the choice of kernel for each operation. `precise`: f32 activations in the
+// plain kernels. Else, on Hopper, FP8 block and bf16 weights go to the tensor cores with FP8 and bf16 copies of their
+// operands, where the shapes fit; everything else stays plain.
+#include "kernels/cuda/cuda_ops.h"
+
+#include <algorithm>
+#include <cstring>
+#include <thread>
+
+#include "core/base/check.h"
+#include "kernels/cuda/attention.h"
+#include "kernels/cuda/kernels.h"
+
+namespace moectl::cuda {
+
+// Raise when any kernel changes a bit of its results.
+inline constexpr int kKernelVersion = 1;
+
+std::string unusable(int device_index) {
+  constexpr int kLeast = 80;  // compute capability, times ten
+  int driver = 0, runtime = 0, count = 0;
+  cudaRuntimeGetVersion(&runtime);
+  if (cudaDriverGetVersion(&driver) != cudaSuccess || driver == 0)
+    return "no NVIDIA driver was found (libcuda.so.1); install one for CUDA " + std::to_string(runtime / 1000) +
+           ".0 or later";
+  auto version = [](int v) { return fmt::format("{}.{}", v / 1000, v % 1000 / 10); };
+  const cudaError_t status = cudaGetDeviceCount(&count);
+  if (status == cudaErrorInsufficientDriver)
+    return fmt::format("the NVIDIA driver supports CUDA up to {}; this program needs {}.0 or later: update the driver",
+                       version(driver), runtime / 1000);
+  if (status != cudaSuccess && status != cudaErrorNoDevice)
+    return fmt::format("the NVIDIA driver does not start: {}; see nvidia-smi", cudaGetErrorString(status));
+  if (status == cudaErrorNoDevice || count == 0)
+    return "the driver shows no GPU; see nvidia-smi and CUDA_VISIBLE_DEVICES";
+  if (device_index < 0 || device_index >= count)
+    return fmt::format("there is no GPU {}; this machine has {} (0 .. {})", device_index, count, count - 1);
+  cudaDeviceProp card;
+  if (const cudaError_t failed = cudaGetDeviceProperties(&card, device_index); failed != cudaSuccess)
+    return fmt::format("GPU {} does not answer: {}; see nvidia-smi", device_index, cudaGetErrorString(failed));
+  if (card.major * 10 + card.minor < kLeast)
+    return fmt::format("GPU {} ({}) has compute capability {}.{}; this program needs 8.0 or later", device_index,
+                       card.name, card.major, card.minor);
+  return {};
+}
+
+std::unique_ptr<Ops> make_cuda_ops(const OpsOptions& options) {
+  return std::make_unique<CudaOps>(options);
+}
+
+// ------------------------------------------------------------------------------------------------ memory and streams
+
+CudaOps::CudaOps(const OpsOptions& options)
+    : device_(options.device_index), precise_(options.precise), deterministic_(options.deterministic) {
+  activate();
+  int major = 0, minor = 0;
+  CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device_));
+  CUDA_CHECK(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device_));
+  card_ = fmt::format("sm{}{}", major, minor);
+  hopper_ = major == 9 && minor == 0;
+  load_threads_ = std::max(1, options.num_threads);
+  CUDA_CHECK(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
+  flag_ = alloc(sizeof(int));
+}
+
+CudaOps::~CudaOps() {
+  cudaSetDevice(device_);
+  cudaStreamDestroy(stream_);
+}
+
+void CudaOps::activate() const {
+  CUDA_CHECK(cudaSetDevice(device_));
+}
+
+Staging& CudaOps::staging() {
+  if (!staging_) staging_ = std::make_unique<Staging>(load_threads_);
+  return *staging_;
+}
+
+std::string CudaOps::numerics_id() const {
+  return fmt::format("cuda-{}-{}{}-{}", card_, precise_ ? "precise" : "fast", deterministic_ ? "-deterministic" : "",
+                     kKernelVersion);
+}
+
+Ops::Memory CudaOps::memory() const {
+  activate();
+  size_t free = 0, total = 0;
+  CUDA_CHECK(cudaMemGetInfo(&free, &total));
+  return {int64_t(free), int64_t(total)};
+}
+
+std::vector<DType> CudaOps::kv_dtypes() const {
+  if (precise_) return {DType::kF32, DType::kBF16};
+  return {DType::kBF16, DType::kF32};
+}
+
+Buffer CudaOps::alloc(int64_t num_bytes) {
+  CHECK(num_bytes >= 0, "allocation of {} bytes", num_bytes);
+  activate();
+  const size_t size = size_t(std::max<int64_t>(num_bytes, 1));
+  void* p = nullptr;
+  if (const cudaError_t status = cudaMalloc(&p, size); status == cudaErrorMemoryAllocation) {
+    cudaGetLastError();  // it is told here, and no later call shall find it
+    const Memory m = memory();
+    throw Error(Code::kResourceExhausted,
+                fmt::format("cannot allocate {:.2f} GB on GPU {}: {:.2f} of {:.2f} GB are free; lower "
+                            "--kv-cache-memory-bytes or --max-num-batched-tokens, or end what else uses the GPU",
+                            double(size) / 1e9, device_, double(m.free_bytes) / 1e9, double(m.total_bytes) / 1e9));
+  } else {
+    CUDA_CHECK(status);
+  }
+  Buffer buffer(static_cast<std::byte*>(p), [device = device_](std::byte* q) {
+    cudaSetDevice(device);
+    cudaFree(q);
+  });
+  CUDA_CHECK(cudaMemsetAsync(p, 0, size, stream_));
+  CUDA_CHECK(cudaStreamSynchronize(stream_));
+  return buffer;
+}
+
+Buffer CudaOps::alloc_host(int64_t num_bytes) {
+  CHECK(num_bytes >= 0, "allocation of {} bytes", num_bytes);
+  activate();
+  const size_t size = size_t(std::max<int64_t>(num_bytes, 1));
+  void* p = nullptr;
+  CUDA_CHECK(cudaMallocHost(&p, size));
+  std::memset(p, 0, size);
+  return Buffer(static_cast<std::byte*>(p), [](std::byte* q) { cudaFreeHost(q); });
+}
+
+void CudaOps::upload(void* device, const void* host, int64_t num_bytes) {
+  if (num_bytes <= 0) return;  // empty batches have null pointers
+  activate();
+  operands_.forget(device, num_bytes);
+  CUDA_CHECK(cudaMemcpyAsync(device, host, size_t(num_bytes), cudaMemcpyHostToDevice, stream_));
+  CUDA_CHECK(cudaStreamSynchronize(stream_));
+}
+
+void CudaOps::copy(void* to, const void* from, int64_t num_bytes, Stream s) {
+  run("copy", s, to, num_bytes, [&](Stream stream) {
+    if (num_bytes > 0)
+      CUDA_CHECK(
+          cudaMemcpyAsync(to, from, size_t(num_bytes), cudaMemcpyDefault, static_cast<cudaStream_t>(stream.handle)));
+  });
+}
+
+void CudaOps::synchronize(Stream s) {
+  activate();
+  const cudaError_t status = cudaStreamSynchronize(s.handle ? static_cast<cudaStream_t>(s.handle) : stream_);
+  if (status != cudaSuccess)
+    throw Error(Code::kUnavailable,
+                fmt::format("GPU {}: {}, in an operation up to {} (CUDA_LAUNCH_BLOCKING=1 in the environment finds out "
+                            "which); restart this instance",
+                            device_, cudaGetErrorString(status), last_operation_));
+}
+
+Graph CudaOps::capture(const std::function<void()>& work) {
+  activate();
+  operands_.clear();  // a replay finds no copies made before it
+  CUDA_CHECK(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal));
+  cudaGraph_t graph = nullptr;
+  try {
+    work();
+  } catch (...) {
+    cudaStreamEndCapture(stream_, &graph);
+    if (graph) cudaGraphDestroy(graph);
+    cudaGetLastError();
+    operands_.clear();
+    throw;
+  }
+  operands_.clear();
+  CUDA_CHECK(cudaStreamEndCapture(stream_, &graph));
+  cudaGraphExec_t exec = nullptr;
+  const cudaError_t status = cudaGraphInstantiate(&exec, graph, 0);
+  cudaGraphDestroy(graph);
+  CUDA_CHECK(status);
+  return Graph(exec, [device = device_](void* e) {
+    cudaSetDevice(device);
+    cudaGraphExecDestroy(static_cast<cudaGraphExec_t>(e));
+  });
+}
+
+void CudaOps::replay(const Graph& graph, Stream s) {
+  CHECK(graph != nullptr, "replay of no graph");
+  run("replay", s, nullptr, 0, [&](Stream stream) {
+    operands_.clear();
+    CUDA_CHECK(cudaGraphLaunch(static_cast<cudaGraphExec_t>(graph.get()), static_cast<cudaStream_t>(stream.handle)));
+  });
+}
+
+// ------------------------------------------------------------------------------------------------ scratch
+
+struct CudaOps::Regions {
+  int64_t counters = 0, num_counters = 0;  // begin, and how many: of attention
+  int64_t attention = 0, attention_bytes = 0;
+  int64_t counts = 0;  // of moe_permute
+  int64_t operands = 0, operand_bytes = 0;
+  int64_t num_bytes = 0;
+};
+
+CudaOps::Regions CudaOps::regions(const ScratchShape& shape) const {
+  Regions r;
+  auto take = [&](int64_t num_bytes) {
+    const int64_t begin = r.num_bytes;
+    r.num_bytes += (num_bytes + 255) / 256 * 256;
+    return begin;
+  };
+  r.num_counters = attention_counters(shape.max_tokens, shape.num_heads);
+  r.counters = take(r.num_counters * 4);
+  r.attention_bytes = attention_scratch_bytes(shape.max_tokens, shape.num_heads, shape.out_head_size);
+  r.attention = take(r.attention_bytes);
+  r.counts = take(shape.num_experts * 4);
+  r.num_bytes = std::max<int64_t>(r.num_bytes, 256);
+  return r;
+}
+
+int64_t CudaOps::scratch_bytes(const ScratchShape& shape) const {
+  scratch_shape_ = shape;
+  return regions(shape).num_bytes;
+}
+
+void CudaOps::set_scratch(Buffer buffer, int64_t num_bytes) {
+  scratch_ = std::move(buffer);
+  regions_ = std::make_unique<Regions>(regions(scratch_shape_));
+  CHECK(regions_->num_bytes <= num_bytes, "scratch of {} bytes where {} were asked for", num_bytes,
+        regions_->num_bytes);
+  operands_.set_memory(scratch_.get() + regions_->operands, regions_->operand_bytes);
+}
+
+// ------------------------------------------------------------------------------------------------ operations
+
+template <class Launch>
+void CudaOps::run(const char* name, Stream stream, const void* out, int64_t out_bytes, Launch&& launch) {
+  try {
+    activate();
+    launch(stream.handle ? stream : Stream{stream_});
+  } catch (const Error& e) {
+    if (e.code() != Code::kUnavailable) throw;
+    throw Error(e.code(), fmt::format("GPU {}: {}: {}", device_, name, e.what()));
+  }
+  last_operation_ = name;
+  if (out_bytes > 0) operands_.forget(out, out_bytes);
+}
+
+namespace {
+
+template <class T>
+int64_t bytes_of(const View<T>& v) {
+  return v.size() * int64_t(sizeof(T));
+}
+
+}  // namespace
+
+void CudaOps::embed(const EmbedArgs& a, Stream s) {
+  run("embed", s, a.out.data, bytes_of(a.out), [&](Stream stream) { cuda::embed(a, stream); });
+}
+
+void CudaOps::rms_norm(const RmsNormArgs& a, Stream s) {
+  operands_.forget(a.residual.data, bytes_of(a.residual));
+  run("rms_norm", s, a.out.data, bytes_of(a.out), [&](Stream stream) { cuda::rms_norm(a, stream); });
+}
+
+void CudaOps::linear(const LinearArgs& a, Stream s) {
+  run("linear", s, a.out.data, bytes_of(a.out), [&](Stream stream) { cuda::linear(a, stream); });
+}
+
+void CudaOps::gather(const GatherArgs& a, Stream s) {
+  run("gather", s, a.out.data, bytes_of(a.out), [&](Stream stream) { cuda::gather(a, stream); });
+}
+
+void CudaOps::rope_table(const RopeTableArgs& a, Stream s) {
+  run("rope_table", s, a.cos_sin.data, bytes_of(a.cos_sin), [&](Stream stream) { cuda::rope_table(a, stream); });
+}
+
+void CudaOps::rope(const RopeArgs& a, Stream s) {
+  run("rope", s, a.x.data, bytes_of(a.x), [&](Stream stream) { cuda::rope(a, stream); });
+}
+
+void CudaOps::gqa_cache_write(const GqaCacheWriteArgs& a, Stream s) {
+  run("gqa_cache_write", s, nullptr, 0, [&](Stream stream) { cuda::gqa_cache_write(a, stream); });
+}
+
+AttentionScratch CudaOps::attention_scratch() const {
+  AttentionScratch scratch = {.deterministic = deterministic_, .plain = precise_};
+  if (regions_) {
+    scratch.data = scratch_.get() + regions_->attention;
+    scratch.num_bytes = regions_->attention_bytes;
+    scratch.counters = reinterpret_cast<int32_t*>(scratch_.get() + regions_->counters);
+    scratch.num_counters = regions_->num_counters;
+  }
+  return scratch;
+}
+
+void CudaOps::gqa_attention(const GqaAttentionArgs& a, Stream s) {
+  run("gqa_attention", s, a.out.data, bytes_of(a.out),
+      [&](Stream stream) { cuda::gqa_attention(a, attention_scratch(), stream); });
+}
+
+void CudaOps::mla_query(const MlaQueryArgs& a, Stream s) {
+  run("mla_query", s, a.out.data, bytes_of(a.out), [&](Stream stream) { cuda::mla_query(a, stream); });
+}
+
+void CudaOps::mla_cache_write(const MlaCacheWriteArgs& a, Stream s) {
+  run("mla_cache_write", s, nullptr, 0, [&](Stream stream) { cuda::mla_cache_write(a, stream); });
+}
+
+void CudaOps::mla_attention(const MlaAttentionArgs& a, Stream s) {
+  run("mla_attention", s, a.out.data, bytes_of(a.out),
+      [&](Stream stream) { cuda::mla_attention(a, attention_scratch(), stream); });
+}
+
+void CudaOps::mla_output(const MlaOutputArgs& a, Stream s) {
+  run("mla_output", s, a.out.data, bytes_of(a.out), [&](Stream stream) { cuda::mla_output(a, stream); });
+}
+
+void CudaOps::moe_gate(const MoeGateArgs& a, Stream s) {
+  run("moe_gate", s, nullptr, 0, [&](Stream stream) { cuda::moe_gate(a, stream); });
+}
+
+void CudaOps::moe_permute(const MoePermuteArgs& a, Stream s) {
+  CHECK(regions_ && a.expert_offsets.dim(0) - 1 <= scratch_shape_.num_experts, "moe_permute of {} experts: no scratch",
+        a.expert_offsets.dim(0) - 1);
+  run("moe_permute", s, a.x.data, bytes_of(a.x), [&](Stream stream) {
+    cuda::moe_permute(a, reinterpret_cast<int32_t*>(scratch_.get() + regions_->counts), stream);
+  });
+}
+
+void CudaOps::moe_experts(const MoeExpertsArgs& a, Stream s) {
+  operands_.forget(a.hidden.data, bytes_of(a.hidden));
+  run("moe_experts", s, a.out.data, bytes_of(a.out), [&](Stream stream) { cuda::moe_experts(a, stream); });
+}
+
+void CudaOps::moe_locate(const MoeLocateArgs& a, Stream s) {
+  run("moe_locate", s, nullptr, 0, [&](Stream stream) { cuda::moe_locate(a, stream); });
+}
+
+void CudaOps::moe_combine(const MoeCombineArgs& a, Stream s) {
+  run("moe_combine", s, a.out.data, bytes_of(a.out), [&](Stream stream) { cuda::moe_combine(a, stream); });
+}
+
+}  // namespace moectl::cuda

@@ -1,0 +1,90 @@
+// CudaOps: the CUDA backend of one rank. One object a card and rank, used on the rank's thread (loading may be on
+// another before). It owns the rank's stream, the staging memory of loads, the scratch memory of operations and the
+// copies of operands that the tensor-core kernels read; kernels are elsewhere, and this knows no model.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "kernels/cuda/attention.h"
+#include "kernels/cuda/operand_cache.h"
+#include "kernels/cuda/staging.h"
+#include "kernels/cuda/weight.h"
+#include "kernels/ops.h"
+
+namespace moectl::cuda {
+
+// Why card `device_index` cannot be used, with what to do; empty: it can.
+std::string unusable(int device_index);
+
+class CudaOps final : public Ops {
+ public:
+  explicit CudaOps(const OpsOptions& options);
+  ~CudaOps() override;
+
+  std::string numerics_id() const override;
+  Buffer alloc(int64_t num_bytes) override;
+  Buffer alloc_host(int64_t num_bytes) override;
+  void upload(void* device, const void* host, int64_t num_bytes) override;
+  void copy(void* to, const void* from, int64_t num_bytes, Stream) override;
+  void synchronize(Stream) override;
+  bool host_memory() const override { return false; }
+  Stream stream() override { return {stream_}; }
+  Graph capture(const std::function<void()>& work) override;
+  void replay(const Graph&, Stream) override;
+  Memory memory() const override;
+  std::vector<DType> kv_dtypes() const override;
+  int64_t scratch_bytes(const ScratchShape&) const override;
+  void set_scratch(Buffer, int64_t) override;
+  Weight pack(std::span<const MatrixSpec> batch) override;
+  Weight pack_rows(const MatrixSpec& table) override;
+
+  void embed(const EmbedArgs&, Stream) override;
+  void rms_norm(const RmsNormArgs&, Stream) override;
+  void linear(const LinearArgs&, Stream) override;
+  void gather(const GatherArgs&, Stream) override;
+  void rope_table(const RopeTableArgs&, Stream) override;
+  void rope(const RopeArgs&, Stream) override;
+  void gqa_cache_write(const GqaCacheWriteArgs&, Stream) override;
+  void gqa_attention(const GqaAttentionArgs&, Stream) override;
+  void mla_query(const MlaQueryArgs&, Stream) override;
+  void mla_cache_write(const MlaCacheWriteArgs&, Stream) override;
+  void mla_attention(const MlaAttentionArgs&, Stream) override;
+  void mla_output(const MlaOutputArgs&, Stream) override;
+  void moe_gate(const MoeGateArgs&, Stream) override;
+  void moe_permute(const MoePermuteArgs&, Stream) override;
+  void moe_experts(const MoeExpertsArgs&, Stream) override;
+  void moe_locate(const MoeLocateArgs&, Stream) override;
+  void moe_combine(const MoeCombineArgs&, Stream) override;
+
+ private:
+  // Makes the card the calling thread's.
+  void activate() const;
+  Staging& staging();
+  AttentionScratch attention_scratch() const;
+  bool has_f8_nan(const std::byte* data, int64_t num_bytes);
+
+  // Runs launch(stream) and puts the operation's name before what fails. What it writes is no cached operand any more.
+  template <class Launch>
+  void run(const char* name, Stream stream, const void* out, int64_t out_bytes, Launch&& launch);
+
+  const int device_;
+  const bool precise_, deterministic_;
+  std::string card_;  // "sm_90"
+  bool hopper_ = false;
+  int load_threads_ = 1;
+  cudaStream_t stream_ = nullptr;
+  std::unique_ptr<Staging> staging_;
+  Buffer flag_;  // of has_f8_nan
+  const char* last_operation_ = "none";
+
+  mutable ScratchShape scratch_shape_;  // of the last scratch_bytes()
+  Buffer scratch_;
+  struct Regions;  // where in scratch_ what lies
+  Regions regions(const ScratchShape& shape) const;
+  std::unique_ptr<Regions> regions_;
+  OperandCache operands_;
+};
+
+}  // namespace moectl::cuda
