@@ -16,6 +16,7 @@ TEST_P(CpuOpsTest, Embed) {
     for (size_t i = 0; i < ids.size(); ++i)
       for (int64_t c = 0; c < 37; ++c) ASSERT_EQ(out[i * 37 + size_t(c)], float(element_value(m.whole(), ids[i], c)));
     for (int32_t bad : {-1, 50}) {
+      if (!refuses_bad_indexes()) break;
       EXPECT_THROW(ops().embed({View<const int32_t>(&bad, {1}), table, View<float>(out.data(), {1, 37})}, {}), Error)
           << bad;
     }
@@ -33,6 +34,7 @@ TEST_P(CpuOpsTest, Gather) {
 }
 
 TEST_P(CpuOpsTest, AllocIsAlignedAndZero) {
+  if (!ops().host_memory()) GTEST_SKIP() << "tests/kernels_cuda looks at device memory";
   for (int64_t num_bytes : {0, 1, 100, 1 << 20}) {
     const Buffer b = ops().alloc(num_bytes);
     EXPECT_EQ(reinterpret_cast<uintptr_t>(b.get()) % 64, 0u);
@@ -53,7 +55,8 @@ TEST_P(CpuOpsTest, NumericsIdNamesThePath) {
 }
 
 TEST(MakeOps, RefusesWhatItDoesNotKnow) {
-  const std::vector<OpsOptions> refused = {{.device = "tpu"}, {.device = "cuda"}, {.cpu_path = "sse"}};
+  const std::vector<OpsOptions> refused = {
+      {.device = "tpu"}, {.device = "cuda", .device_index = 99}, {.cpu_path = "sse"}};
   for (const OpsOptions& options : refused) {
     try {
       make_ops(options);

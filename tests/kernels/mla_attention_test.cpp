@@ -138,6 +138,7 @@ TEST_P(MlaTest, CacheWrite) {
   ops().mla_cache_write(a, {});
   EXPECT_TRUE(same_bits(cache, before)) << "a padding row is not written";
   for (int64_t bad : {int64_t{-2}, kPages * kPage}) {
+    if (!refuses_bad_indexes()) break;
     a.slots = View<const int64_t>(&bad, {1});
     a.kv = a.kv.first(1);
     EXPECT_THROW(ops().mla_cache_write(a, {}), Error);
@@ -292,6 +293,7 @@ TEST_P(MlaTest, AttentionCompanyAndThreads) {
 }
 
 TEST_P(MlaTest, AttentionRefusesPagesThatDoNotExist) {
+  if (!refuses_bad_indexes()) GTEST_SKIP() << "page tables are on the device";
   Attention a(1, 16, 2, {70});
   a.page_table[1] = int32_t(a.num_pages);
   EXPECT_THROW(a.run(ops(), 2, 3), Error);

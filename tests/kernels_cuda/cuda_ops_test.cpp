@@ -1,0 +1,142 @@
+// CudaOps: memory, copies, graphs, and what it says when a card or memory is missing.
+#include "kernels/cuda/cuda_ops.h"
+
+#include <numeric>
+
+#include "tests/kernels_cuda/gpu_test.h"
+
+namespace moectl::test {
+namespace {
+
+class CudaOpsTest : public GpuTest {
+ protected:
+  std::vector<float> download(Ops& ops, const float* from, int64_t size) {
+    const Buffer host = ops.alloc_host(size * 4);
+    ops.copy(host.get(), from, size * 4, {});
+    ops.synchronize({});
+    const float* p = reinterpret_cast<const float*>(host.get());
+    return {p, p + size};
+  }
+};
+
+float* floats(const Buffer& b) {
+  return reinterpret_cast<float*>(b.get());
+}
+
+TEST_F(CudaOpsTest, MemoryIsZeroAndAligned) {
+  const auto ops = make_ops({.device = "cuda"});
+  EXPECT_FALSE(ops->host_memory());
+  for (int64_t num_bytes : {0, 4, 100, 1 << 22}) {
+    const Buffer b = ops->alloc(num_bytes);
+    EXPECT_EQ(reinterpret_cast<uintptr_t>(b.get()) % 256, 0u);
+    for (float v : download(*ops, floats(b), num_bytes / 4)) ASSERT_EQ(v, 0.0f);
+  }
+  EXPECT_GT(ops->memory().total_bytes, ops->memory().free_bytes);
+  EXPECT_THROW(ops->alloc(-1), Error);
+}
+
+TEST_F(CudaOpsTest, TooMuchMemoryIsRefusedWithTheNumbers) {
+  const auto ops = make_ops({.device = "cuda"});
+  try {
+    ops->alloc(int64_t{1} << 45);
+    FAIL() << "allocated 32 TiB";
+  } catch (const Error& e) {
+    EXPECT_EQ(e.code(), Code::kResourceExhausted);
+    EXPECT_NE(std::string(e.what()).find("are free; lower"), std::string::npos) << e.what();
+  }
+  EXPECT_NO_THROW(ops->alloc(64));  // the failure is not found again by the next call
+  EXPECT_NO_THROW(ops->synchronize({}));
+}
+
+TEST_F(CudaOpsTest, CardsThatAreNotThereAreNamed) {
+  EXPECT_EQ(cuda::unusable(0), "");
+  EXPECT_NE(cuda::unusable(99).find("there is no GPU 99; this machine has"), std::string::npos);
+  EXPECT_THROW(make_ops({.device = "cuda", .device_index = 99}), Error);
+  EXPECT_EQ(make_ops({.device = "auto"})->numerics_id().find("cuda-sm"), 0u);
+  const auto precise = make_ops({.device = "cuda", .precise = true}), fast = make_ops({.device = "cuda"});
+  EXPECT_NE(precise->numerics_id(), fast->numerics_id());
+  EXPECT_EQ(precise->kv_dtypes().front(), DType::kF32);
+  EXPECT_EQ(fast->kv_dtypes().front(), DType::kBF16);
+}
+
+// A replay reads and writes the memory that was recorded, with what stands there now; recording computes nothing.
+TEST_F(CudaOpsTest, CaptureAndReplay) {
+  for (bool precise : {true, false}) {
+    const auto ops = make_ops({.device = "cuda", .precise = precise});
+    constexpr int64_t kRows = 5, kK = 256, kN = 384;
+    const int64_t scratch = ops->scratch_bytes({.max_tokens = 8,
+                                                .max_expert_rows = 8,
+                                                .max_linear_k = kK,
+                                                .max_linear_n = kN,
+                                                .num_heads = 1,
+                                                .num_experts = 1});
+    ops->set_scratch(ops->alloc(scratch), scratch);
+    const Matrix m = random_matrix(DType::kF8E4M3, kN, kK, 1);
+    const MatrixSpec spec = m.whole();
+    const Weight w = ops->pack({&spec, 1});
+    const Buffer x = ops->alloc(kRows * kK * 4), normed = ops->alloc(kRows * kK * 4), out = ops->alloc(kRows * kN * 4),
+                 other = ops->alloc(kRows * kN * 4);
+    auto step = [&](const Buffer& to) {
+      const View<float> rows(floats(normed), {kRows, kK});
+      ops->rms_norm({.x = View<const float>(floats(x), {kRows, kK}), .out = rows}, {});
+      ops->linear({rows, w, View<float>(floats(to), {kRows, kN})}, {});
+    };
+    const Graph graph = ops->capture([&] { step(out); });
+    ASSERT_NE(graph, nullptr);
+    EXPECT_EQ(download(*ops, floats(out), kRows * kN), std::vector<float>(size_t(kRows * kN)));
+    for (uint64_t seed : {2, 3}) {
+      const auto values = Random(seed).floats(kRows * kK);
+      ops->upload(x.get(), values.data(), kRows * kK * 4);
+      step(other);
+      const auto expected = download(*ops, floats(other), kRows * kN);
+      ops->replay(graph, {});
+      EXPECT_TRUE(same_bits(download(*ops, floats(out), kRows * kN), expected));
+      EXPECT_NE(expected, std::vector<float>(size_t(kRows * kN)));
+    }
+    EXPECT_THROW(ops->capture([] { throw Error(Code::kInternal, "on purpose"); }), Error);
+    EXPECT_NO_THROW(step(out));
+    EXPECT_NO_THROW(ops->synchronize({}));
+  }
+}
+
+// Larger than a part of the staging memory, in panels and in plain rows.
+TEST_F(CudaOpsTest, PacksWhatIsLargerThanItsStaging) {
+  MirrorOps gpu(make_ops({.device = "cuda", .num_threads = 4, .precise = true}));
+  for (DType dtype : {DType::kF8E4M3, DType::kBF16}) {
+    const int64_t n = 9000, k = 4096 + 72;
+    const Matrix m = random_matrix(dtype, n, k, 3);
+    const MatrixSpec spec = m.whole();
+    const Weight w = gpu.pack({&spec, 1});
+    for (int64_t at : {int64_t{0}, int64_t{2047}, k - 1}) {
+      std::vector<float> x(static_cast<size_t>(k)), out(size_t(n), NAN);
+      x[size_t(at)] = 1.0f;
+      gpu.linear({View<const float>(x.data(), {1, k}), w, View<float>(out.data(), {1, n})}, {});
+      for (int64_t i = 0; i < n; ++i) ASSERT_EQ(out[size_t(i)], float(weight_value(spec, i, at))) << i << ", " << at;
+    }
+  }
+}
+
+TEST(OperandCacheTest, ForgetsWhatWasWritten) {
+  using cuda::OperandCache;
+  OperandCache cache;
+  std::vector<std::byte> memory(2048);
+  cache.set_memory(memory.data(), 2048);
+  std::vector<float> x(64), y(64), z(64);
+  const auto fp8 = OperandCache::Kind::kFp8;
+  const auto first = cache.get(x.data(), 2, 32, fp8, 1000);
+  EXPECT_TRUE(first.missing);
+  EXPECT_FALSE(cache.get(x.data(), 2, 32, fp8, 1000).missing);
+  EXPECT_TRUE(cache.get(x.data(), 2, 32, OperandCache::Kind::kBf16, 1000).missing) << "another format";
+  EXPECT_FALSE(cache.get(x.data(), 2, 32, fp8, 1000).missing);
+  cache.forget(x.data() + 63, 4);
+  EXPECT_TRUE(cache.get(x.data(), 2, 32, fp8, 1000).missing) << "its last number was written";
+  cache.forget(x.data() + 64, 4);
+  EXPECT_FALSE(cache.get(x.data(), 2, 32, fp8, 1000).missing) << "what lies behind it was written";
+  EXPECT_TRUE(cache.get(x.data(), 1, 32, fp8, 1000).missing) << "other rows";
+  EXPECT_EQ(cache.get(z.data(), 2, 32, fp8, 1025).memory, nullptr) << "too large";
+  cache.clear();
+  EXPECT_TRUE(cache.get(x.data(), 1, 32, fp8, 1000).missing);
+}
+
+}  // namespace
+}  // namespace moectl::test
