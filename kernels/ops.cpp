@@ -13,9 +13,9 @@ std::unique_ptr<Ops> make_cpu_ops(int num_threads, bool spin);
 }
 #endif
 #if defined(MOECTL_HAVE_CUDA)
-namespace cuda {  // kernels/cuda/cuda_ops.cpp
-std::string unusable(int device_index);
-std::unique_ptr<Ops> make_cuda_ops(const OpsOptions& options);
+namespace cuda {
+std::string why_unusable(int device);                           // kernels/cuda/device.cpp
+std::unique_ptr<Ops> make_cuda_ops(const OpsOptions& options);  // kernels/cuda/cuda_ops.cpp
 }  // namespace cuda
 #endif
 
@@ -24,9 +24,9 @@ namespace {
 // Why the GPU cannot be used, with what to do; empty: it can.
 std::string no_cuda([[maybe_unused]] const OpsOptions& options) {
 #if defined(MOECTL_HAVE_CUDA)
-  return cuda::unusable(options.device_index);
+  return cuda::why_unusable(options.device_index);
 #else
-  return "this program was built without CUDA: build it with -DMOECTL_CUDA=ON where nvcc is";
+  return "this moectl was built without CUDA (-DMOECTL_CUDA=ON where nvcc is)";
 #endif
 }
 
@@ -56,7 +56,7 @@ std::unique_ptr<Ops> make_ops(const OpsOptions& options) {
     if (why.empty()) return cuda::make_cuda_ops(options);
 #endif
     if (options.device == "cuda")
-      throw Error(Code::kBadConfig, fmt::format("--device cuda: {}, or use --device cpu", why));
+      throw Error(Code::kBadConfig, fmt::format("--device cuda: {}; use --device cpu", why));
   }
   const std::string& path = options.cpu_path;
   if (path != "auto" && path != "avx512" && path != "portable")

@@ -16,33 +16,6 @@ namespace moectl::cuda {
 // Raise when any kernel changes a bit of its results.
 inline constexpr int kKernelVersion = 1;
 
-std::string unusable(int device_index) {
-  constexpr int kLeast = 80;  // compute capability, times ten
-  int driver = 0, runtime = 0, count = 0;
-  cudaRuntimeGetVersion(&runtime);
-  if (cudaDriverGetVersion(&driver) != cudaSuccess || driver == 0)
-    return "no NVIDIA driver was found (libcuda.so.1); install one for CUDA " + std::to_string(runtime / 1000) +
-           ".0 or later";
-  auto version = [](int v) { return fmt::format("{}.{}", v / 1000, v % 1000 / 10); };
-  const cudaError_t status = cudaGetDeviceCount(&count);
-  if (status == cudaErrorInsufficientDriver)
-    return fmt::format("the NVIDIA driver supports CUDA up to {}; this program needs {}.0 or later: update the driver",
-                       version(driver), runtime / 1000);
-  if (status != cudaSuccess && status != cudaErrorNoDevice)
-    return fmt::format("the NVIDIA driver does not start: {}; see nvidia-smi", cudaGetErrorString(status));
-  if (status == cudaErrorNoDevice || count == 0)
-    return "the driver shows no GPU; see nvidia-smi and CUDA_VISIBLE_DEVICES";
-  if (device_index < 0 || device_index >= count)
-    return fmt::format("there is no GPU {}; this machine has {} (0 .. {})", device_index, count, count - 1);
-  cudaDeviceProp card;
-  if (const cudaError_t failed = cudaGetDeviceProperties(&card, device_index); failed != cudaSuccess)
-    return fmt::format("GPU {} does not answer: {}; see nvidia-smi", device_index, cudaGetErrorString(failed));
-  if (card.major * 10 + card.minor < kLeast)
-    return fmt::format("GPU {} ({}) has compute capability {}.{}; this program needs 8.0 or later", device_index,
-                       card.name, card.major, card.minor);
-  return {};
-}
-
 std::unique_ptr<Ops> make_cuda_ops(const OpsOptions& options) {
   return std::make_unique<CudaOps>(options);
 }

@@ -15,9 +15,6 @@
 
 namespace moectl::cuda {
 
-// Why card `device_index` cannot be used, with what to do; empty: it can.
-std::string unusable(int device_index);
-
 class CudaOps final : public Ops {
  public:
   explicit CudaOps(const OpsOptions& options);

@@ -11,7 +11,7 @@ std::string version_text(int v) {
 
 }  // namespace
 
-std::string why_unusable() {
+std::string why_unusable(int device) {
   int driver = 0, runtime = 0, count = 0;
   CUDA_CHECK(cudaRuntimeGetVersion(&runtime));
   if (cudaDriverGetVersion(&driver) != cudaSuccess || driver == 0)
@@ -24,14 +24,19 @@ std::string why_unusable() {
   if (status == cudaErrorNoDevice || (status == cudaSuccess && count == 0))
     return "the NVIDIA driver lists no GPU (is CUDA_VISIBLE_DEVICES empty?)";
   if (status != cudaSuccess) return fmt::format("the GPU does not answer: {}", cudaGetErrorString(status));
-  int device = 0, major = 0, minor = 0;
-  CUDA_CHECK(cudaGetDevice(&device));
+  if (device < 0 || device >= count)
+    return fmt::format("there is no GPU {}; this machine has {} (from 0)", device, count);
+  int major = 0, minor = 0;
   CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
   CUDA_CHECK(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
   if (major < 8)
     return fmt::format("GPU {} has compute capability {}.{}; the kernels need 8.0 (A100) or later", device, major,
                        minor);
   return {};
+}
+
+std::string why_unusable() {
+  return why_unusable(0);
 }
 
 }  // namespace moectl::cuda

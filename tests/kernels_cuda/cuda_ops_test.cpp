@@ -1,5 +1,6 @@
 // CudaOps: memory, copies, graphs, and what it says when a card or memory is missing.
 #include "kernels/cuda/cuda_ops.h"
+#include "kernels/cuda/device.h"
 
 #include <numeric>
 
@@ -49,8 +50,8 @@ TEST_F(CudaOpsTest, TooMuchMemoryIsRefusedWithTheNumbers) {
 }
 
 TEST_F(CudaOpsTest, CardsThatAreNotThereAreNamed) {
-  EXPECT_EQ(cuda::unusable(0), "");
-  EXPECT_NE(cuda::unusable(99).find("there is no GPU 99; this machine has"), std::string::npos);
+  EXPECT_EQ(cuda::why_unusable(0), "");
+  EXPECT_NE(cuda::why_unusable(99).find("there is no GPU 99; this machine has"), std::string::npos);
   EXPECT_THROW(make_ops({.device = "cuda", .device_index = 99}), Error);
   EXPECT_EQ(make_ops({.device = "auto"})->numerics_id().find("cuda-sm"), 0u);
   const auto precise = make_ops({.device = "cuda", .precise = true}), fast = make_ops({.device = "cuda"});
