@@ -238,6 +238,7 @@ struct Checkpoint::Impl {
   std::vector<Mapping> maps;
   std::map<std::string, TensorInfo, std::less<>> tensors;
   int64_t total_bytes = 0;
+  std::vector<std::shared_ptr<const void>> memory;  // of in_memory(); there are no files then
 
   void add_file(const std::string& file) {
     maps.emplace_back(dir / file);
@@ -313,7 +314,21 @@ const TensorInfo& Checkpoint::get(std::string_view name, std::span<const int64_t
   return *t;
 }
 
+Checkpoint Checkpoint::in_memory(std::string name, std::vector<TensorInfo> tensors,
+                                 std::vector<std::shared_ptr<const void>> memory) {
+  auto impl = std::make_unique<Impl>();
+  impl->dir = std::move(name);
+  impl->memory = std::move(memory);
+  for (TensorInfo& t : tensors) {
+    impl->total_bytes += t.num_bytes;
+    std::string key = t.name;
+    impl->tensors.emplace(std::move(key), std::move(t));
+  }
+  return Checkpoint(std::move(impl));
+}
+
 void Checkpoint::release(const TensorInfo& tensor) const {
+  if (impl_->maps.empty()) return;
   // Whole pages inside the tensor only, so that a neighbour which is being read keeps its own.
   const uintptr_t page = uintptr_t(::sysconf(_SC_PAGESIZE));
   const uintptr_t begin = (uintptr_t(tensor.data) + page - 1) / page * page;

@@ -32,6 +32,9 @@ class Checkpoint {
   // uncovered ranges, a truncated file, a path in weight_map that leaves the folder, a tensor that its file lacks or
   // that two files hold.
   static Checkpoint open(const std::filesystem::path& dir);
+  // Of tensors that point into `memory`, which lives as long as this; `name` stands for the folder.
+  static Checkpoint in_memory(std::string name, std::vector<TensorInfo> tensors,
+                              std::vector<std::shared_ptr<const void>> memory);
 
   Checkpoint(Checkpoint&&) noexcept;
   Checkpoint& operator=(Checkpoint&&) noexcept;
