@@ -35,8 +35,7 @@ struct Options {
   DebugRequestOptions debug;
   DeployOptions deploy;
   DocgenOptions docgen;
-  int block_size = 64;         // --block-size: 64 is the only one
-  bool deterministic = false;  // --deterministic: the CPU backend always is
+  int block_size = 64;  // --block-size: 64 is the only one
   bool help = false, version = false;
 };
 

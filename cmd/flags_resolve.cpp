@@ -83,14 +83,10 @@ void resolve_model(Options& options, const Given& given) {
 }
 
 void resolve_engine(Options& options, const Given& given) {
-  EngineConfig& engine = options.engine;
+  if (!given.contains("device")) options.engine.device = "auto";
   if (options.block_size != 64)
     throw Error(Code::kBadConfig,
                 fmt::format("{}: pages hold 64 tokens; no other size can be served", quoted(given, "block-size")));
-  if (engine.device == "cuda")
-    throw Error(Code::kBadConfig, fmt::format("{}: this version serves on the CPU only; use --device cpu or auto",
-                                              quoted(given, "device")));
-  engine.device = "cpu";
 }
 
 int default_port(std::string_view command) {

@@ -40,11 +40,12 @@ _moectl() {
     'serve-decode:--max-num-seqs') return ;;
     'serve-decode:--max-num-batched-tokens') return ;;
     'serve-decode:--kv-cache-memory-bytes') return ;;
-    'serve-decode:--kv-cache-dtype') words='auto f32' ;;
+    'serve-decode:--kv-cache-dtype') words='auto f32 bf16' ;;
     'serve-decode:--block-size') return ;;
     'serve-decode:--device') words='auto cpu cuda' ;;
     'serve-decode:--cpu-path') words='auto avx512 portable' ;;
     'serve-decode:--threads') return ;;
+    'serve-decode:--gpu-memory-utilization') return ;;
     'serve-decode:--host') return ;;
     'serve-decode:--port') return ;;
     'serve-decode:--ops-port') return ;;
@@ -66,11 +67,12 @@ _moectl() {
     'serve-prefill:--max-num-seqs') return ;;
     'serve-prefill:--max-num-batched-tokens') return ;;
     'serve-prefill:--kv-cache-memory-bytes') return ;;
-    'serve-prefill:--kv-cache-dtype') words='auto f32' ;;
+    'serve-prefill:--kv-cache-dtype') words='auto f32 bf16' ;;
     'serve-prefill:--block-size') return ;;
     'serve-prefill:--device') words='auto cpu cuda' ;;
     'serve-prefill:--cpu-path') words='auto avx512 portable' ;;
     'serve-prefill:--threads') return ;;
+    'serve-prefill:--gpu-memory-utilization') return ;;
     'serve-prefill:--host') return ;;
     'serve-prefill:--port') return ;;
     'serve-prefill:--ops-port') return ;;
@@ -120,11 +122,12 @@ _moectl() {
     'bench engine:--max-num-seqs') return ;;
     'bench engine:--max-num-batched-tokens') return ;;
     'bench engine:--kv-cache-memory-bytes') return ;;
-    'bench engine:--kv-cache-dtype') words='auto f32' ;;
+    'bench engine:--kv-cache-dtype') words='auto f32 bf16' ;;
     'bench engine:--block-size') return ;;
     'bench engine:--device') words='auto cpu cuda' ;;
     'bench engine:--cpu-path') words='auto avx512 portable' ;;
     'bench engine:--threads') return ;;
+    'bench engine:--gpu-memory-utilization') return ;;
     'bench engine:--input-len') return ;;
     'bench engine:--output-len') return ;;
     'bench engine:--concurrency') return ;;
@@ -194,11 +197,11 @@ _moectl() {
   if [[ -z $words$kind ]]; then
     case "$command" in
       'serve-decode')
-        words='--model --served-model-name --max-model-len --skip-tokenizer-init --reasoning-parser --tool-call-parser --tensor-parallel-size --tp-size --data-parallel-size --dp-size --expert-parallel-size --ep-size --max-num-seqs --max-num-batched-tokens --kv-cache-memory-bytes --kv-cache-dtype --block-size --enable-prefix-caching --no-enable-prefix-caching --device --cpu-path --threads --deterministic --host --port --ops-port --api-key --ssl-certfile --ssl-keyfile --shutdown-timeout --cluster-secret-file --local-prefill-tokens --config --log-format --log-level --no-color --help --version -h'
+        words='--model --served-model-name --max-model-len --skip-tokenizer-init --reasoning-parser --tool-call-parser --tensor-parallel-size --tp-size --data-parallel-size --dp-size --expert-parallel-size --ep-size --max-num-seqs --max-num-batched-tokens --kv-cache-memory-bytes --kv-cache-dtype --block-size --enable-prefix-caching --no-enable-prefix-caching --device --cpu-path --threads --deterministic --precise --gpu-memory-utilization --host --port --ops-port --api-key --ssl-certfile --ssl-keyfile --shutdown-timeout --cluster-secret-file --local-prefill-tokens --config --log-format --log-level --no-color --help --version -h'
         [[ $cur == -* ]] || kind='folder'
         ;;
       'serve-prefill')
-        words='--model --served-model-name --max-model-len --skip-tokenizer-init --tensor-parallel-size --tp-size --data-parallel-size --dp-size --expert-parallel-size --ep-size --max-num-seqs --max-num-batched-tokens --kv-cache-memory-bytes --kv-cache-dtype --block-size --enable-prefix-caching --no-enable-prefix-caching --device --cpu-path --threads --deterministic --host --port --ops-port --api-key --ssl-certfile --ssl-keyfile --shutdown-timeout --cluster-secret-file --kv-port --config --log-format --log-level --no-color --help --version -h'
+        words='--model --served-model-name --max-model-len --skip-tokenizer-init --tensor-parallel-size --tp-size --data-parallel-size --dp-size --expert-parallel-size --ep-size --max-num-seqs --max-num-batched-tokens --kv-cache-memory-bytes --kv-cache-dtype --block-size --enable-prefix-caching --no-enable-prefix-caching --device --cpu-path --threads --deterministic --precise --gpu-memory-utilization --host --port --ops-port --api-key --ssl-certfile --ssl-keyfile --shutdown-timeout --cluster-secret-file --kv-port --config --log-format --log-level --no-color --help --version -h'
         [[ $cur == -* ]] || kind='folder'
         ;;
       'serve-router')
@@ -209,7 +212,7 @@ _moectl() {
         [[ $cur == -* ]] || kind='folder'
         ;;
       'bench engine')
-        words='--model --max-model-len --tensor-parallel-size --tp-size --data-parallel-size --dp-size --expert-parallel-size --ep-size --max-num-seqs --max-num-batched-tokens --kv-cache-memory-bytes --kv-cache-dtype --block-size --device --cpu-path --threads --deterministic --input-len --output-len --concurrency --num-requests --seed --json --config --log-format --log-level --no-color --help --version -h'
+        words='--model --max-model-len --tensor-parallel-size --tp-size --data-parallel-size --dp-size --expert-parallel-size --ep-size --max-num-seqs --max-num-batched-tokens --kv-cache-memory-bytes --kv-cache-dtype --block-size --device --cpu-path --threads --deterministic --precise --gpu-memory-utilization --input-len --output-len --concurrency --num-requests --seed --json --config --log-format --log-level --no-color --help --version -h'
         [[ $cur == -* ]] || kind='folder'
         ;;
       'bench kernels')

@@ -29,15 +29,18 @@ namespace moectl {
 
 struct EngineConfig {
   std::string model_dir;
-  std::string device = "cpu";            // cpu | cuda | auto
-  std::string cpu_path = "auto";         // auto | avx512 | portable: instruction-set path of the CPU backend
-  int ep_size = 1;                       // ranks; DP attention over them (tensor parallelism comes later)
-  int num_threads = 0;                   // compute threads in total; 0: one a core
-  int max_model_len = 0;                 // 0: the checkpoint's max_position_embeddings
-  int max_num_seqs = 64;                 // running requests, all ranks together
-  int max_num_batched_tokens = 512;      // tokens a rank computes in one step (prefill chunk size)
-  int64_t kv_cache_bytes = 256ll << 20;  // all ranks together
-  std::string kv_cache_dtype = "auto";   // auto = f32 on CPU
+  std::string device = "cpu";           // cpu | cuda | auto
+  std::string cpu_path = "auto";        // auto | avx512 | portable: instruction-set path of the CPU backend
+  int ep_size = 1;                      // ranks; DP attention over them (tensor parallelism comes later)
+  int num_threads = 0;                  // compute threads in total; 0: one a core
+  int max_model_len = 0;                // 0: the checkpoint's max_position_embeddings
+  int max_num_seqs = 64;                // running requests, all ranks together
+  int max_num_batched_tokens = 512;     // tokens a rank computes in one step (prefill chunk size)
+  int64_t kv_cache_bytes = 0;           // all ranks together; 0: 256 MiB on CPU, what the GPU's memory leaves on CUDA
+  double gpu_memory_utilization = 0.9;  // share of a GPU's memory that weights, workspace and cache may take
+  std::string kv_cache_dtype = "auto";  // auto | f32 | bf16; auto = f32 on CPU, bf16 on CUDA
+  bool precise = false;                 // CUDA: f32 activations, as the CPU computes
+  bool deterministic = false;           // CUDA: output bits do not depend on company (the CPU backend is always so)
   bool enable_prefix_caching = true;
   std::shared_ptr<PrefillSource> prefill_source;  // decode role: who computes prompts elsewhere; null: nobody
   int local_prefill_tokens = 64;  // decode role: at most so many tokens that no cache holds are computed here

@@ -11,12 +11,16 @@ namespace moectl {
 struct EngineSetup {
   SchedulerConfig scheduler;
   ModelLimits limits;
-  OpsOptions ops;  // of every rank
+  DType kv_dtype = DType::kF32;
   int64_t kv_bytes_per_token = 0;
 };
 
+// The backend of every rank. Throws Error{kBadConfig} for sizes that do not divide each other.
+OpsOptions plan_ops(const EngineConfig& engine, const Config& model, int num_cores);
+
+// What the rest of `engine` means on that backend. `weight_bytes`: of the checkpoint, for the memory plan of a GPU.
 // Throws Error{kBadConfig} that names the flag, what it was, what it may be.
 EngineSetup plan_setup(const EngineConfig& engine, const Config& model, std::vector<int32_t> eos_token_ids,
-                       int num_cores);
+                       const Ops& ops, int64_t weight_bytes);
 
 }  // namespace moectl

@@ -109,9 +109,11 @@ void RankWorker::run() {
 }
 
 void RankWorker::build() {
-  cache_ = std::make_unique<KvCache>(*setup_.config, *setup_.ops, setup_.num_pages);
+  cache_ = std::make_unique<KvCache>(*setup_.config, *setup_.ops, setup_.num_pages, setup_.kv_dtype);
   model_ = std::make_unique<Model>(*setup_.config, setup_.weights, *setup_.ops, *setup_.comm, *cache_, setup_.limits);
   sampler_ = std::make_unique<Sampler>(setup_.config->vocab_size);
+  if (!setup_.ops->host_memory())
+    host_logits_ = setup_.ops->alloc_host(int64_t{setup_.limits.max_logits} * setup_.config->vocab_size * 4);
   if (!setup_.compute_mtp_kv) return;
   const int64_t max_tokens = setup_.limits.max_tokens;
   mtp_row_idx_ = setup_.ops->alloc(max_tokens * int64_t(sizeof(int32_t)));
@@ -122,7 +124,7 @@ KvPool RankWorker::kv_pool() const {
   KvPool pool{.num_layers = int(cache_->layers.size()),
               .num_pages = cache_->num_pages,
               .page_size = kPageSize,
-              .page_bytes = int64_t{kPageSize} * setup_.config->kv_values_per_token() * int64_t(sizeof(float)),
+              .page_bytes = int64_t{kPageSize} * setup_.config->kv_values_per_token() * dtype_bytes(setup_.kv_dtype),
               .token_rows = setup_.config->attention() == AttentionKind::kMla};
   for (const Buffer& layer : cache_->layers) pool.layers.push_back(layer.get());
   return pool;
@@ -130,11 +132,22 @@ KvPool RankWorker::kv_pool() const {
 
 void RankWorker::step(const RankPlan& plan) {
   make_batch(plan, batch_);
-  const View<const float> logits = model_->forward(batch_);
+  const View<const float> logits = on_host(model_->forward(batch_));
   results_.clear();
   int row = 0;
   for (const Chunk& chunk : plan.chunks) results_.push_back(result_of(chunk, logits, row));
   if (std::ranges::any_of(plan.chunks, [](const Chunk& c) { return c.mtp_end > c.begin; })) compute_mtp_kv(plan);
+}
+
+// Waits for the step; a device's logits are fetched.
+View<const float> RankWorker::on_host(View<const float> logits) {
+  Ops& ops = *setup_.ops;
+  if (!ops.host_memory()) {
+    ops.copy(host_logits_.get(), logits.data, logits.size() * int64_t(sizeof(float)), ops.stream());
+    logits.data = reinterpret_cast<const float*>(host_logits_.get());
+  }
+  ops.synchronize(ops.stream());
+  return logits;
 }
 
 void RankWorker::compute_mtp_kv(const RankPlan& plan) {

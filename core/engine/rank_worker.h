@@ -22,6 +22,7 @@ struct RankSetup {
   std::unique_ptr<Ops> ops;
   std::unique_ptr<Communicator> comm;
   int num_pages = 0;
+  DType kv_dtype = DType::kF32;
   ModelLimits limits;
   std::vector<int32_t> eos_token_ids;
   bool compute_mtp_kv = false;  // plans may ask for it
@@ -49,6 +50,7 @@ class RankWorker {
   void build();
   void step(const RankPlan& plan);
   void compute_mtp_kv(const RankPlan& plan);
+  View<const float> on_host(View<const float> logits);
   ChunkResult result_of(const Chunk& chunk, View<const float> logits, int& row);
   void fail(const std::string& what, bool by_peer);
 
@@ -59,6 +61,7 @@ class RankWorker {
   Batch batch_, mtp_batch_;
   std::vector<int32_t> mtp_rows_;
   Buffer mtp_row_idx_, mtp_states_;  // [max_tokens], [max_tokens, hidden_size]: the states the MTP module starts from
+  Buffer host_logits_;               // [max_logits, vocab_size], where logits are out of the host's reach
   std::vector<ChunkResult> results_;
 
   std::mutex mutex_;

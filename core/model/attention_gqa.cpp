@@ -31,7 +31,7 @@ void gqa_cache(Step& step, const GqaWeights& w, int layer_idx, View<const float>
   step.ops.linear({x, w.k, flat(k), w.k_bias}, step.stream);
   step.ops.linear({x, w.v, flat(v), w.v_bias}, step.stream);
   norm_and_rotate(step, k, w.k_norm, step.config.layers[size_t(layer_idx)].rope);
-  step.ops.gqa_cache_write({k, v, step.slots, kPageSize, step.cache.layer(layer_idx)}, step.stream);
+  step.ops.gqa_cache_write({k, v, step.in.slots, kPageSize, step.cache.layer(layer_idx)}, step.stream);
 }
 
 void gqa_layer(Step& step, const GqaWeights& w, int layer_idx, View<const float> x, View<float> out) {
@@ -44,9 +44,9 @@ void gqa_layer(Step& step, const GqaWeights& w, int layer_idx, View<const float>
   norm_and_rotate(step, q, w.q_norm, layer.rope);
   ops.gqa_attention({.q = q,
                      .cache = step.cache.layer(layer_idx),
-                     .page_table = step.page_table,
-                     .seq_idx = step.seq_idx,
-                     .positions = step.positions,
+                     .page_table = step.in.page_table,
+                     .seq_idx = step.in.seq_idx,
+                     .positions = step.in.positions,
                      .sinks = w.sinks,
                      .page_size = kPageSize,
                      .window = layer.window,

@@ -9,7 +9,7 @@ void mla_cache(Step& step, const MlaWeights& w, int layer_idx, View<const float>
   const int64_t n = step.num_tokens;
   const View<float> kv_a = step.buffers.kv_a.first(n), cos_sin = step.buffers.cos_sin.first(n);
   step.ops.linear({x, w.kv_a, kv_a, w.kv_a_bias}, step.stream);
-  step.ops.mla_cache_write({kv_a, w.kv_a_norm, step.config.mla.latent_norm_eps, cos_sin, step.slots,
+  step.ops.mla_cache_write({kv_a, w.kv_a_norm, step.config.mla.latent_norm_eps, cos_sin, step.in.slots,
                             step.cache.layer(layer_idx), step.config.rope.interleaved},
                            step.stream);
 }
@@ -35,9 +35,9 @@ void mla_layer(Step& step, const MlaWeights& w, int layer_idx, View<const float>
   const KvView cache = step.cache.layer(layer_idx);
   const View<float> q_latent = b.q_latent.first(n), latent = b.latent.first(n), heads = b.heads.first(n);
   ops.mla_query({q, w.w_uk, cos_sin, q_latent, c.rope.interleaved}, step.stream);
-  ops.mla_attention(
-      {q_latent, cache, step.page_table, step.seq_idx, step.positions, c.mla.kv_lora_rank, c.softmax_scale, latent},
-      step.stream);
+  ops.mla_attention({q_latent, cache, step.in.page_table, step.in.seq_idx, step.in.positions, c.mla.kv_lora_rank,
+                     c.softmax_scale, latent},
+                    step.stream);
   ops.mla_output({latent, w.w_uv, heads}, step.stream);
   ops.linear({View<const float>(heads.data, {n, heads.row_size()}), w.o, out, w.o_bias}, step.stream);
 }

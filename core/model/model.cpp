@@ -1,6 +1,7 @@
 #include "core/model/model.h"
 
 #include <algorithm>
+#include <map>
 
 #include "core/base/check.h"
 #include "core/model/rope.h"
@@ -32,22 +33,11 @@ KvView KvCache::layer(int layer_idx) const {
   return view;
 }
 
-Buffers::Buffers(const Config& config, const ModelLimits& limits, Ops& ops) {
-  auto make = [&]<class T>(View<T>& view, std::initializer_list<int64_t> dims) {
-    View<T> shape(nullptr, dims);
-    storage_.push_back(ops.alloc(shape.size() * int64_t(sizeof(T))));
-    view = View<T>(reinterpret_cast<T*>(storage_.back().get()), dims);
-  };
+void Buffers::visit(const Config& config, const ModelLimits& limits, int64_t expert_rows, auto&& make) {
   const int64_t tokens = limits.max_tokens, hidden_size = config.hidden_size, heads_n = config.num_heads;
   const MlaConfig& mla = config.mla;
   const MoeConfig& moe = config.moe;
   const int64_t latent_size = mla.kv_lora_rank + mla.qk_rope_head_dim;
-  make(token_ids, {tokens});
-  make(positions, {tokens});
-  make(seq_idx, {tokens});
-  make(slots, {tokens});
-  make(page_table, {limits.max_seqs * ((limits.max_model_len + kPageSize - 1) / kPageSize)});
-  make(logits_rows, {limits.max_logits});
   make(cos_sin, {tokens, config.rope.dim});
   make(residual, {tokens, hidden_size});
   make(normed, {tokens, hidden_size});
@@ -67,6 +57,8 @@ Buffers::Buffers(const Config& config, const ModelLimits& limits, Ops& ops) {
     make(k, {tokens, kv_heads, head_dim});
     make(v, {tokens, kv_heads, head_dim});
   }
+  const int64_t dense_size = std::max(config.intermediate_size, moe.shared_intermediate_size);
+  make(mlp_hidden, {std::max(dense_size * tokens, expert_rows * moe.moe_intermediate_size)});
   make(gate_logits, {tokens, std::max(moe.num_experts, 1)});
   make(expert_idx, {tokens, std::max(moe.num_experts_per_tok, 1)});
   make(expert_weight, {tokens, std::max(moe.num_experts_per_tok, 1)});
@@ -74,7 +66,22 @@ Buffers::Buffers(const Config& config, const ModelLimits& limits, Ops& ops) {
   make(shared_gate, {tokens, 1});
   make(logits_hidden, {limits.max_logits, hidden_size});
   make(logits, {limits.max_logits, config.vocab_size});
-  make(one_expert, {2});
+}
+
+Buffers::Buffers(const Config& config, const ModelLimits& limits, int64_t expert_rows, Ops& ops) {
+  visit(config, limits, expert_rows, [&]<class T>(View<T>& view, std::initializer_list<int64_t> dims) {
+    View<T> shape(nullptr, dims);
+    storage_.push_back(ops.alloc(shape.size() * int64_t(sizeof(T))));
+    view = View<T>(reinterpret_cast<T*>(storage_.back().get()), dims);
+  });
+}
+
+int64_t Buffers::num_bytes(const Config& config, const ModelLimits& limits, int64_t expert_rows) {
+  int64_t sum = 0;
+  Buffers().visit(config, limits, expert_rows, [&]<class T>(View<T>&, std::initializer_list<int64_t> dims) {
+    sum += View<T>(nullptr, dims).size() * int64_t(sizeof(T));
+  });
+  return sum;
 }
 
 // ------------------------------------------------------------------------------------------------ decoder
@@ -108,35 +115,79 @@ int leave_out_absent_mtp(Config& config, const Checkpoint& checkpoint) {
   return num;
 }
 
+namespace {
+
+bool has_moe(const Config& c) {
+  return std::any_of(c.layers.begin(), c.layers.end(),
+                     [](const LayerConfig& x) { return x.feed_forward == FeedForwardKind::kMoe; });
+}
+
+int64_t max_expert_rows(const Config& c, const ModelLimits& limits, int num_ranks) {
+  if (!has_moe(c)) return 0;
+  return int64_t{num_ranks} * limits.max_tokens *
+         std::min<int64_t>(c.moe.num_experts_per_tok, c.moe.num_experts / num_ranks);
+}
+
+ScratchShape scratch_shape(const Config& c, const ModelLimits& limits, int num_ranks) {
+  const bool mla = c.attention() == AttentionKind::kMla;
+  const int64_t q_head = mla ? c.mla.qk_nope_head_dim + c.mla.qk_rope_head_dim : c.gqa.head_dim;
+  const int64_t v_head = mla ? c.mla.v_head_dim : c.gqa.head_dim;
+  return {
+      .max_tokens = limits.max_tokens,
+      .max_expert_rows = max_expert_rows(c, limits, num_ranks),
+      .max_linear_k = std::max<int64_t>({c.hidden_size, c.mla.q_lora_rank, c.intermediate_size, c.num_heads * v_head,
+                                         c.moe.shared_intermediate_size, c.moe.moe_intermediate_size}),
+      .max_linear_n = std::max<int64_t>({c.hidden_size, c.vocab_size, c.intermediate_size, c.num_heads * q_head,
+                                         c.moe.shared_intermediate_size, c.moe.moe_intermediate_size}),
+      .num_heads = c.num_heads,
+      .q_head_size = mla ? c.kv_values_per_token() : q_head,
+      .out_head_size = mla ? c.mla.kv_lora_rank : v_head,
+      .num_experts = c.moe.num_experts,
+      .top_k = c.moe.num_experts_per_tok,
+      .num_ranks = num_ranks,
+      .max_sampled_rows = limits.max_logits,
+      .vocab_size = c.vocab_size};
+}
+
+// Decode steps are recorded for few sizes; a step takes the next larger one.
+int64_t rounded_rows(int64_t n, int64_t limit) {
+  int64_t rows = 1;
+  while (rows < n && rows < 8) rows *= 2;
+  const int64_t step = n <= 64 ? 8 : n <= 256 ? 16 : 32;
+  if (n > 8) rows = (n + step - 1) / step * step;
+  return std::min(rows, limit);
+}
+
+}  // namespace
+
 struct Model::Impl {
   const Config& config;
   std::shared_ptr<const ModelWeights> weights;
   Ops& ops;
-  Communicator& comm;
   KvCache& cache;
   const ModelLimits limits;
   Buffers buffers;
+  StepInputs inputs;
   std::unique_ptr<ExpertExchange> exchange;
-  Buffer inv_freq_storage, expert_hidden;
+  Buffer inv_freq_storage;
   View<const float> inv_freq;
-  std::vector<int64_t> host_slots;
   int64_t num_hidden = 0;
+  // Recorded decode steps by (rows, columns of the page table); null: run once, so that all is warm, not recorded yet.
+  std::map<std::pair<int64_t, int64_t>, Graph> graphs;
 
-  Impl(const Config& c, std::shared_ptr<const ModelWeights> w, Ops& o, Communicator& co, KvCache& ca, ModelLimits l)
-      : config(c), weights(std::move(w)), ops(o), comm(co), cache(ca), limits(l), buffers(c, l, o) {
-    const bool has_moe = std::any_of(c.layers.begin(), c.layers.end(),
-                                     [](const LayerConfig& x) { return x.feed_forward == FeedForwardKind::kMoe; });
-    int64_t dense_size = c.intermediate_size, rows = 0;
-    if (has_moe) {
+  Impl(const Config& c, std::shared_ptr<const ModelWeights> w, Ops& o, Communicator& comm, KvCache& ca, ModelLimits l)
+      : config(c),
+        weights(std::move(w)),
+        ops(o),
+        cache(ca),
+        limits(l),
+        buffers(c, l, max_expert_rows(c, l, comm.size()), o),
+        inputs(l, o) {
+    if (has_moe(c))
       exchange = std::make_unique<ExpertExchange>(comm, ops, c.moe.num_experts, c.moe.num_experts_per_tok,
                                                   c.hidden_size, l.max_tokens);
-      dense_size = std::max<int64_t>(dense_size, c.moe.shared_intermediate_size);
-      rows = int64_t{comm.size()} * l.max_tokens *
-             std::min<int64_t>(c.moe.num_experts_per_tok, exchange->num_local_experts());
-    }
-    const int64_t floats = std::max(dense_size * l.max_tokens, rows * c.moe.moe_intermediate_size);
-    expert_hidden = ops.alloc(floats * int64_t(sizeof(float)));
-    buffers.mlp_hidden = View<float>(reinterpret_cast<float*>(expert_hidden.get()), {floats});
+    const int64_t scratch_bytes = ops.scratch_bytes(scratch_shape(c, l, comm.size()));
+    if (scratch_bytes > 0) ops.set_scratch(ops.alloc(scratch_bytes), scratch_bytes);
     const std::vector<float> freq = rope_inv_freq(c.rope);
     inv_freq_storage = ops.alloc(int64_t(freq.size() * sizeof(float)));
     ops.upload(inv_freq_storage.get(), freq.data(), int64_t(freq.size() * sizeof(float)));
@@ -160,40 +211,61 @@ struct Model::Impl {
 
   Step begin_step(const Batch& batch) {
     check(batch);
-    Buffers& b = buffers;
-    const int64_t n = batch.num_tokens();
-    host_slots.clear();
-    for (int64_t i = 0; i < n; ++i) {
-      const int32_t position = batch.positions[size_t(i)];
-      const int64_t page =
-          batch.page_table[size_t(batch.seq_idx[size_t(i)]) * size_t(batch.max_pages) + size_t(position / kPageSize)];
-      host_slots.push_back(page * kPageSize + position % kPageSize);
-    }
-    auto upload = [&]<class T>(const View<T>& to, const std::vector<T>& from) {
-      CHECK(int64_t(from.size()) <= to.size(), "{} values in a buffer of {}", from.size(), to.size());
-      ops.upload(to.data, from.data(), int64_t(from.size() * sizeof(T)));
-      return View<const T>(to.data, {int64_t(from.size())});
-    };
-    Step step{.config = config,
-              .ops = ops,
-              .buffers = b,
-              .cache = cache,
-              .exchange = exchange.get(),
-              .stream = {},
-              .inv_freq = inv_freq};
-    step.num_tokens = n;
-    step.num_logits = batch.num_logits();
-    step.token_ids = upload(b.token_ids, batch.token_ids);
-    step.positions = upload(b.positions, batch.positions);
-    step.seq_idx = upload(b.seq_idx, batch.seq_idx);
-    step.logits_rows = upload(b.logits_rows, batch.logits_rows);
-    step.slots = upload(b.slots, host_slots);
-    upload(b.page_table, batch.page_table);
-    step.page_table = View<const int32_t>(b.page_table.data, {batch.num_seqs(), batch.max_pages});
-    upload(b.one_expert, std::vector<int32_t>{0, int32_t(n)});
-    ops.rope_table({step.positions, inv_freq, config.rope.attention_factor.value_or(1.0f), b.cos_sin.first(n)},
+    inputs.set(batch, batch.num_tokens(), batch.num_logits(), batch.max_pages, ops.stream());
+    return step_of(batch.num_tokens());
+  }
+
+  Step step_of(int64_t num_rows) {
+    return {.config = config,
+            .ops = ops,
+            .buffers = buffers,
+            .cache = cache,
+            .exchange = exchange.get(),
+            .stream = ops.stream(),
+            .in = inputs,
+            .num_tokens = num_rows};
+  }
+
+  void rope_table(Step& step) {
+    ops.rope_table({step.in.positions, inv_freq, config.rope.attention_factor.value_or(1.0f),
+                    buffers.cos_sin.first(step.num_tokens)},
                    step.stream);
-    return step;
+  }
+
+  // Inputs to logits: all that a step computes on the device.
+  View<const float> layers(Step& step) {
+    const ModelWeights& w = *weights;
+    const View<float> residual = buffers.residual.first(step.num_tokens),
+                      hidden = buffers.hidden.first(step.num_tokens);
+    View<const float> delta;  // the last sub-layer's contribution, not yet added to the residual stream
+    rope_table(step);
+    ops.embed({step.in.token_ids, w.embed, residual}, step.stream);
+    for (int i = 0; i < config.num_layers; ++i) {
+      decoder_layer(step, w.layers[size_t(i)], i, delta);
+      delta = buffers.delta.first(step.num_tokens);
+    }
+    ops.rms_norm({delta, residual, w.norm, hidden, config.rms_norm_eps}, step.stream);
+    return logits(step, hidden, w.head);
+  }
+
+  // A step of one token a sequence, each with its logits, where the backend can record: the number of rows is rounded
+  // up, and what it puts into the stream is recorded at the second time and replayed from then on.
+  bool can_replay(const Batch& batch) const {
+    return !ops.host_memory() && batch.num_tokens() > 0 && batch.num_tokens() == batch.num_seqs() &&
+           batch.num_logits() == batch.num_tokens();
+  }
+  View<const float> replay(const Batch& batch) {
+    check(batch);
+    const int64_t rows = rounded_rows(batch.num_tokens(), std::min(limits.max_logits, limits.max_seqs));
+    const int64_t page_stride = StepInputs::page_stride(batch.max_pages);
+    inputs.set(batch, rows, rows, page_stride, ops.stream());
+    Step step = step_of(rows);
+    const auto [place, is_new] = graphs.try_emplace({rows, page_stride});
+    if (is_new) return layers(step).first(batch.num_tokens());
+    if (!place->second) place->second = ops.capture([&] { layers(step); });
+    if (!place->second) return layers(step).first(batch.num_tokens());
+    ops.replay(place->second, ops.stream());
+    return buffers.logits.first(batch.num_tokens());
   }
 
   // The MTP module's input x = eh_proj [enorm(embedding); hnorm(state)]: its two halves stand in the residual stream
@@ -204,10 +276,11 @@ struct Model::Impl {
     const MtpWeights& w = weights->mtp[0];
     const float eps = config.rms_norm_eps;
     Step step = begin_step(batch);
+    rope_table(step);
     const int64_t n = step.num_tokens;
     const View<float> residual = buffers.residual.first(n), normed = buffers.normed.first(n),
                       delta = buffers.delta.first(n);
-    ops.embed({step.token_ids, w.embed ? w.embed : weights->embed, delta}, step.stream);
+    ops.embed({step.in.token_ids, w.embed ? w.embed : weights->embed, delta}, step.stream);
     ops.rms_norm({.x = delta, .weight = w.enorm, .out = normed, .eps = eps}, step.stream);
     ops.linear({normed, w.eh_proj_e, residual}, step.stream);
     ops.rms_norm({.x = hidden, .weight = w.hnorm, .out = normed, .eps = eps}, step.stream);
@@ -216,8 +289,9 @@ struct Model::Impl {
   }
 
   View<const float> logits(Step& step, View<const float> normed, const Weight& head) {
-    const View<float> rows = buffers.logits_hidden.first(step.num_logits), out = buffers.logits.first(step.num_logits);
-    ops.gather({normed, step.logits_rows, rows}, step.stream);
+    const int64_t n = step.in.logits_rows.dim(0);
+    const View<float> rows = buffers.logits_hidden.first(n), out = buffers.logits.first(n);
+    ops.gather({normed, step.in.logits_rows, rows}, step.stream);
     ops.linear({rows, head, out}, step.stream);
     return out;
   }
@@ -230,19 +304,19 @@ Model::~Model() = default;
 
 View<const float> Model::forward(const Batch& batch) {
   Impl& m = *impl_;
-  const ModelWeights& w = *m.weights;
+  m.num_hidden = batch.num_tokens();
+  if (m.can_replay(batch)) return m.replay(batch);
   Step step = m.begin_step(batch);
-  const View<float> residual = m.buffers.residual.first(step.num_tokens),
-                    hidden = m.buffers.hidden.first(step.num_tokens);
-  View<const float> delta;  // the last sub-layer's contribution, not yet added to the residual stream
-  m.ops.embed({step.token_ids, w.embed, residual}, step.stream);
-  for (int i = 0; i < m.config.num_layers; ++i) {
-    decoder_layer(step, w.layers[size_t(i)], i, delta);
-    delta = m.buffers.delta.first(step.num_tokens);
-  }
-  m.ops.rms_norm({delta, residual, w.norm, hidden, m.config.rms_norm_eps}, step.stream);
-  m.num_hidden = step.num_tokens;
-  return m.logits(step, hidden, w.head);
+  return m.layers(step);
+}
+
+int64_t Model::workspace_bytes(const Config& config, const ModelLimits& limits, int num_ranks, const Ops& ops) {
+  int64_t sum = Buffers::num_bytes(config, limits, max_expert_rows(config, limits, num_ranks)) +
+                StepInputs::num_bytes(limits) + ops.scratch_bytes(scratch_shape(config, limits, num_ranks));
+  if (has_moe(config))
+    sum += ExpertExchange::num_bytes(num_ranks, config.moe.num_experts, config.moe.num_experts_per_tok,
+                                     config.hidden_size, limits.max_tokens);
+  return sum;
 }
 
 View<const float> Model::hidden() const {

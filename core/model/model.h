@@ -54,8 +54,11 @@ class Model {
         ModelLimits limits);
   ~Model();
 
+  // Device memory that a model takes beside weights and cache; the constructor takes it all.
+  static int64_t workspace_bytes(const Config& config, const ModelLimits& limits, int num_ranks, const Ops& ops);
+
   // Computes one step: writes the batch's keys and values to the cache, then logits of batch.logits_rows.
-  // Returns [num_logits, vocab_size], valid until the next call.
+  // Returns [num_logits, vocab_size], in device memory once ops.stream() is done with it, valid until the next call.
   View<const float> forward(const Batch& batch);
   // The main model's states after the final norm, of the last forward(): [num_tokens, hidden_size].
   View<const float> hidden() const;

@@ -8,7 +8,7 @@ namespace {
 void dense(Step& step, const MlpWeights& w, View<const float> x, View<float> out) {
   if (step.num_tokens == 0) return;
   const View<float> hidden(step.buffers.mlp_hidden.data, {step.num_tokens, w.gate.n});
-  step.ops.moe_experts({x, step.buffers.one_expert, w.gate, w.up, w.down, 0, hidden, out}, step.stream);
+  step.ops.moe_experts({x, step.in.one_expert, w.gate, w.up, w.down, 0, hidden, out}, step.stream);
 }
 
 }  // namespace

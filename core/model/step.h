@@ -5,16 +5,17 @@
 
 #include "core/comm/expert_exchange.h"
 #include "core/model/model.h"
+#include "core/model/step_inputs.h"
 #include "core/model/weights.h"
 
 namespace moectl {
 
 // Activations of one rank, allocated once for the largest batch. A View is cut to the rows of the step with first().
 struct Buffers {
-  Buffers(const Config& config, const ModelLimits& limits, Ops& ops);
+  // `expert_rows`: the most rows that the rank's experts may get in a step.
+  Buffers(const Config& config, const ModelLimits& limits, int64_t expert_rows, Ops& ops);
+  static int64_t num_bytes(const Config& config, const ModelLimits& limits, int64_t expert_rows);
 
-  View<int32_t> token_ids, positions, seq_idx, page_table, logits_rows;
-  View<int64_t> slots;
   View<float> cos_sin;                  // [max_tokens, rope_dim]
   View<float> residual, normed, delta;  // [max_tokens, hidden_size]
   View<float> hidden;                   // [max_tokens, hidden_size]: the main model's final-normed states
@@ -28,7 +29,7 @@ struct Buffers {
   // GQA
   View<float> k, v;  // [max_tokens, num_kv_heads, head_dim]
   // Feed-forward
-  View<float> mlp_hidden;     // [max rows of dense or experts, intermediate]
+  View<float> mlp_hidden;     // [max rows of dense or experts * intermediate]
   View<float> gate_logits;    // [max_tokens, num_experts]
   View<int32_t> expert_idx;   // [max_tokens, top_k]
   View<float> expert_weight;  // [max_tokens, top_k]
@@ -36,9 +37,11 @@ struct Buffers {
   View<float> shared_gate;    // [max_tokens, 1]
   View<float> logits_hidden;  // [max_logits, hidden_size]
   View<float> logits;         // [max_logits, vocab_size]
-  View<int32_t> one_expert;   // [2]: offsets {0, num_tokens} of a dense feed-forward
 
  private:
+  Buffers() = default;
+  // make(view, dims) for each of the views above.
+  void visit(const Config& config, const ModelLimits& limits, int64_t expert_rows, auto&& make);
   std::vector<Buffer> storage_;
 };
 
@@ -49,10 +52,8 @@ struct Step {
   KvCache& cache;
   ExpertExchange* exchange;  // null: no MoE layers
   Stream stream;
-  View<const float> inv_freq;
-  int64_t num_tokens = 0, num_logits = 0;
-  View<const int32_t> token_ids, positions, seq_idx, page_table, logits_rows;
-  View<const int64_t> slots;
+  const StepInputs& in;
+  int64_t num_tokens = 0;  // rows, padding included
 };
 
 // The part of an attention layer that writes layer `layer_idx` of the cache, from x [num_tokens, hidden_size].

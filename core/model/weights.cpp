@@ -33,6 +33,7 @@ class Loader final : public TensorVisitor {
   // Before the first allocation: a checkpoint that cannot fit (or a sparse file that claims to be huge) is refused in
   // words.
   void check_memory() const {
+    if (!ops_.host_memory()) return;  // the engine's memory plan has looked
     const int64_t needed = checkpoint_.total_bytes(), available = available_memory_bytes();
     if (needed > available)
       throw Error(

@@ -59,12 +59,14 @@ std::unique_ptr<Engine> tampered_engine(int ep_size, TamperedOps::Tamper tamper,
   flags.ep_size = ep_size;
   flags.max_num_batched_tokens = max_num_batched_tokens;
   const Config config = read_config(flags.model_dir);
-  const EngineSetup setup = plan_setup(flags, config, config.eos_token_ids, 1);
+  const OpsOptions backend = plan_ops(flags, config, 1);
   const Checkpoint checkpoint = Checkpoint::open(flags.model_dir);
+  const EngineSetup setup =
+      plan_setup(flags, config, config.eos_token_ids, *make_ops(backend), checkpoint.total_bytes());
   std::vector<RankSetup> ranks;
   std::shared_ptr<const ModelWeights> weights;
   for (auto& comm : make_local_communicators(ep_size)) {
-    auto ops = make_ops(setup.ops);
+    auto ops = make_ops(backend);
     if (!weights) weights = load_weights(config, checkpoint, *ops);
     if (comm->rank() == ep_size - 1) ops = std::make_unique<TamperedOps>(std::move(ops), tamper);
     ranks.push_back({.weights = weights,

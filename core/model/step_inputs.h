@@ -1,0 +1,38 @@
+// StepInputs: what the host tells the device of one step, in one block of memory, so that a step begins with one copy.
+// Two host blocks take turns: one may still be on its way while the next step is written.
+#pragma once
+
+#include <array>
+
+#include "core/model/batch.h"
+#include "core/model/model.h"
+#include "kernels/ops.h"
+
+namespace moectl {
+
+class StepInputs {
+ public:
+  StepInputs(const ModelLimits& limits, Ops& ops);
+  static int64_t num_bytes(const ModelLimits& limits);  // on the device
+  // Columns of the page table of a recorded step: few different ones.
+  static int64_t page_stride(int64_t max_pages);
+
+  // Puts the copy of `batch` into the stream and points the views at it. Rows beyond the batch, up to num_rows, and
+  // logits rows up to num_logits are padding: token 0, no slot, no position. page_stride >= batch.max_pages.
+  void set(const Batch& batch, int64_t num_rows, int64_t num_logits, int64_t page_stride, Stream stream);
+
+  View<const int32_t> token_ids, positions, seq_idx;  // [num_rows]
+  View<const int64_t> slots;                          // [num_rows]
+  View<const int32_t> logits_rows;                    // [num_logits]
+  View<const int32_t> one_expert;                     // [2]: offsets {0, num_rows} of a dense feed-forward
+  View<const int32_t> page_table;                     // [max(num_seqs, 1), page_stride]
+
+ private:
+  Ops& ops_;
+  const int64_t max_bytes_;
+  Buffer device_;
+  std::array<Buffer, 2> host_;
+  int turn_ = 0;
+};
+
+}  // namespace moectl
