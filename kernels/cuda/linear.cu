@@ -5,24 +5,20 @@
 // tree. So one order of summation whatever the number of rows, columns in a warp, or the card: rows have the same bits
 // in any company. W is read once for R rows, 4 numbers a lane, a warp's reads side by side; x comes from the L1 cache,
 // which the warps of a block share.
-#include "kernels/cuda/activation.cuh"
 #include "kernels/cuda/device.cuh"
 #include "kernels/cuda/kernels.h"
-#include "kernels/cuda/plain_gemm.h"
+#include "kernels/cuda/plain_gemm.cuh"
 
 namespace moectl::cuda {
 namespace kernel {
 
 constexpr int kThreads = 256, kWarps = kThreads / kWarp, kStep = 4 * kWarp;
 
-struct Four {
-  float v[4];
-};
-
 // Numbers 4 lane .. 4 lane + 3 of a row's 128 at `at`, without their scales and zero points.
 template <DType D>
 __device__ inline Four load_numbers(const std::byte* at, int lane) {
-  at += lane * (dtype_bits(D) / 2);
+  constexpr int kBytes = dtype_bits(D) / 2;  // constexpr: on the device dtype_bits would not be known
+  at += lane * kBytes;
   if constexpr (D == DType::kF32) {
     const float4 x = __ldg(reinterpret_cast<const float4*>(at));
     return {{x.x, x.y, x.z, x.w}};
@@ -52,23 +48,6 @@ __device__ inline Four load_numbers(const std::byte* at, int lane) {
   }
 }
 
-__device__ inline float load_scale(const Matrix& w, int64_t i) {
-  switch (w.scale_dtype) {
-    case DType::kBF16:
-      return widen_bf16(reinterpret_cast<const uint16_t*>(w.scales)[i]);
-    case DType::kF16:
-      return widen_f16(reinterpret_cast<const uint16_t*>(w.scales)[i]);
-    case DType::kF8E8M0:
-      return widen_e8m0(reinterpret_cast<const uint8_t*>(w.scales)[i]);
-    default:
-      return reinterpret_cast<const float*>(w.scales)[i];
-  }
-}
-
-__device__ inline int segment_of(int k, int first, int segment) {
-  return k < first ? 0 : 1 + (k - first) / segment;
-}
-
 // The numbers times their scales: `at` is the row's first scale.
 template <DType D>
 __device__ inline void apply_scales(Four& x, const Matrix& w, int64_t at, int k, int first) {
@@ -90,18 +69,6 @@ __device__ inline void apply_scales(Four& x, const Matrix& w, int64_t at, int k,
   }
 }
 
-template <bool kAligned>
-__device__ inline Four load_x(const float* x, int64_t k, int64_t size) {
-  if constexpr (kAligned) {
-    const float4 v = *reinterpret_cast<const float4*>(x + k);
-    return {{v.x, v.y, v.z, v.w}};
-  } else {
-    Four out;
-    for (int i = 0; i < 4; ++i) out.v[i] = k + i < size ? x[k + i] : 0.0f;
-    return out;
-  }
-}
-
 // Sums v[c] over the lanes, in the tree of warp_sum, halving the set of sums at each level; returns the sum of
 // c = lane / (32 / C).
 template <int C>
@@ -119,23 +86,6 @@ __device__ inline float reduce(float (&v)[C]) {
   }
   for (; offset > 0; offset /= 2) v[0] += __shfl_xor_sync(kAll, v[0], offset);
   return v[0];
-}
-
-__device__ inline void finish(const PlainGemm& p, float value, int64_t batch, int64_t row, int64_t column) {
-  if (p.row_scale) value *= p.row_scale[row];
-  if (p.bias) value += p.bias[(p.w_begin + batch) * p.w.n + column];
-  float* out = p.out + batch * p.out_batch + row * p.out_row + column;
-  switch (p.epilogue) {
-    case PlainGemm::Epilogue::kStore:
-      *out = value;
-      break;
-    case PlainGemm::Epilogue::kGate:
-      *out = gate_activation(p.activation, value);
-      break;
-    case PlainGemm::Epilogue::kUp:
-      *out = *out * up_activation(p.activation, value);
-      break;
-  }
 }
 
 // Grid: columns / (kWarps * N), row tiles of a batch (strided), batches. kAligned: rows of x are whole float4s.
@@ -193,18 +143,15 @@ namespace {
 
 template <DType D, int R, int N>
 void launch(const PlainGemm& p, int64_t rows_expected, cudaStream_t stream) {
-  const bool aligned =
-      p.w.k % 4 == 0 && p.x_row % 4 == 0 && p.x_batch % 4 == 0 && reinterpret_cast<uintptr_t>(p.x) % 16 == 0;
   const dim3 grid(blocks_for(p.w.n, kernel::kWarps * N), blocks_for(rows_expected, R, 4096), unsigned(p.num_batches));
-  (aligned ? kernel::gemm<D, R, N, true> : kernel::gemm<D, R, N, false>)<<<grid, kernel::kThreads, 0, stream>>>(p);
+  (kernel::aligned(p) ? kernel::gemm<D, R, N, true>
+                      : kernel::gemm<D, R, N, false>)<<<grid, kernel::kThreads, 0, stream>>>(p);
   CUDA_CHECK(cudaGetLastError());
 }
 
 template <DType D>
 void launch_rows(const PlainGemm& p, cudaStream_t stream) {
-  // With offsets nobody here knows a batch's rows: twice the even share stands side by side, what is more is looped
-  // over.
-  const int64_t rows = p.offsets ? (2 * p.num_rows + p.num_batches - 1) / p.num_batches : p.num_rows;
+  const int64_t rows = expected_rows(p);
   if (rows <= 1) return launch<D, 1, 2>(p, rows, stream);
   if (rows <= 4) return launch<D, 4, 4>(p, rows, stream);
   return launch<D, 8, 4>(p, rows, stream);
@@ -213,9 +160,7 @@ void launch_rows(const PlainGemm& p, cudaStream_t stream) {
 }  // namespace
 
 void plain_gemm(const PlainGemm& p, Stream stream) {
-  CHECK(p.w.k <= (int64_t{1} << 30) && p.num_batches <= 65535, "a product of {} batches over {} inputs", p.num_batches,
-        p.w.k);
-  CHECK(!p.offsets || (p.x_batch == 0 && p.out_batch == 0), "rows by offsets have no batch stride");
+  check(p);
   if (p.num_rows == 0 || p.num_batches == 0) return;
   const cudaStream_t s = handle(stream);
   switch (p.w.dtype) {

@@ -32,4 +32,8 @@ struct PlainGemm {
 
 void plain_gemm(const PlainGemm& p, Stream stream);
 
+// The same on tensor cores, with x and the widened numbers of w rounded to bf16. Not every w fits.
+bool mma_gemm_fits(const Matrix& w);
+void mma_gemm(const PlainGemm& p, Stream stream);
+
 }  // namespace moectl::cuda

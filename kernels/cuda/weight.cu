@@ -183,13 +183,15 @@ void set_scales(Matrix& w, std::span<const MatrixSpec> batch) {
   const MatrixSpec& first = batch[0];
   const int64_t block = first.transpose ? first.block_n : first.block_k;
   w.segment = w.is_fp8_block() ? kFp8Block : block;
-  w.segments_of_four = true;
+  w.segments_of_four = w.segments_of_sixteen = true;
   for (const MatrixSpec& m : batch) {
     CHECK(w.is_fp8_block() || (m.transpose ? m.block_n : m.block_k) == block, "{} has other blocks than {}", m.name,
           first.name);
     const Segments s = segments_of(m, w);
     w.num_segments = std::max(w.num_segments, s.num);
-    w.segments_of_four &= s.first == w.k || (s.first % 4 == 0 && w.segment % 4 == 0);
+    auto begin_at = [&](int64_t grain) { return s.first == w.k || (s.first % grain == 0 && w.segment % grain == 0); };
+    w.segments_of_four &= begin_at(4);
+    w.segments_of_sixteen &= begin_at(16);
   }
   if (first.dtype != DType::kF8E4M3) w.scale_dtype = first.scale_dtype;
   if (w.is_fp8_block()) {

@@ -24,7 +24,7 @@ struct Matrix {
   int block_n = 1;
   int64_t segment = 0, num_segments = 0;
   int64_t entry_scales = 0, row_scales = 0, segment_scales = 0;
-  bool segments_of_four = false;  // every segment begins at a multiple of 4
+  bool segments_of_four = false, segments_of_sixteen = false;  // every segment begins at a multiple of so many
   const std::byte* scales = nullptr;
   const int32_t* first_segment = nullptr;  // [batch], on the device
   const uint8_t* zeros = nullptr;          // kU4: a zero point where the scale is
