@@ -1,6 +1,5 @@
 // CudaOps: memory, streams and graphs, and the choice of kernel for each operation. `precise`: f32 activations in the
-// plain kernels. Else, on Hopper, FP8 block and bf16 weights go to the tensor cores with FP8 and bf16 copies of their
-// operands, where the shapes fit; everything else stays plain.
+// plain kernels. Else products go to the tensor cores, with operands rounded to bf16, where the weight fits.
 #include "kernels/cuda/cuda_ops.h"
 
 #include <algorithm>
@@ -233,7 +232,7 @@ void CudaOps::rms_norm(const RmsNormArgs& a, Stream s) {
 }
 
 void CudaOps::linear(const LinearArgs& a, Stream s) {
-  run("linear", s, a.out.data, bytes_of(a.out), [&](Stream stream) { cuda::linear(a, stream); });
+  run("linear", s, a.out.data, bytes_of(a.out), [&](Stream stream) { cuda::linear(a, !precise_, stream); });
 }
 
 void CudaOps::gather(const GatherArgs& a, Stream s) {
@@ -269,7 +268,7 @@ void CudaOps::gqa_attention(const GqaAttentionArgs& a, Stream s) {
 }
 
 void CudaOps::mla_query(const MlaQueryArgs& a, Stream s) {
-  run("mla_query", s, a.out.data, bytes_of(a.out), [&](Stream stream) { cuda::mla_query(a, stream); });
+  run("mla_query", s, a.out.data, bytes_of(a.out), [&](Stream stream) { cuda::mla_query(a, !precise_, stream); });
 }
 
 void CudaOps::mla_cache_write(const MlaCacheWriteArgs& a, Stream s) {
@@ -282,7 +281,7 @@ void CudaOps::mla_attention(const MlaAttentionArgs& a, Stream s) {
 }
 
 void CudaOps::mla_output(const MlaOutputArgs& a, Stream s) {
-  run("mla_output", s, a.out.data, bytes_of(a.out), [&](Stream stream) { cuda::mla_output(a, stream); });
+  run("mla_output", s, a.out.data, bytes_of(a.out), [&](Stream stream) { cuda::mla_output(a, !precise_, stream); });
 }
 
 void CudaOps::moe_gate(const MoeGateArgs& a, Stream s) {
@@ -299,7 +298,7 @@ void CudaOps::moe_permute(const MoePermuteArgs& a, Stream s) {
 
 void CudaOps::moe_experts(const MoeExpertsArgs& a, Stream s) {
   operands_.forget(a.hidden.data, bytes_of(a.hidden));
-  run("moe_experts", s, a.out.data, bytes_of(a.out), [&](Stream stream) { cuda::moe_experts(a, stream); });
+  run("moe_experts", s, a.out.data, bytes_of(a.out), [&](Stream stream) { cuda::moe_experts(a, !precise_, stream); });
 }
 
 void CudaOps::moe_locate(const MoeLocateArgs& a, Stream s) {

@@ -1,6 +1,7 @@
 // Launchers of the plain CUDA kernels, one an operation of kernels/ops.h, each in the file of its name. Views point to
 // device memory; a call returns before the kernel is done. They throw Error{kInternal} for shapes that do not fit each
-// other and Error{kUnavailable} when a launch fails.
+// other and Error{kUnavailable} when a launch fails. tensor_cores: operands may be rounded to bf16 (mma_gemm), where
+// the weight fits.
 #pragma once
 
 #include "kernels/cuda/rms_norm.h"
@@ -10,17 +11,17 @@ namespace moectl::cuda {
 
 void embed(const EmbedArgs& args, Stream stream);  // a token id outside of the table: zeros
 void gather(const GatherArgs& args, Stream stream);
-void linear(const LinearArgs& args, Stream stream);
+void linear(const LinearArgs& args, bool tensor_cores, Stream stream);
 void rope_table(const RopeTableArgs& args, Stream stream);
 void rope(const RopeArgs& args, Stream stream);
 void gqa_cache_write(const GqaCacheWriteArgs& args, Stream stream);
-void mla_query(const MlaQueryArgs& args, Stream stream);
+void mla_query(const MlaQueryArgs& args, bool tensor_cores, Stream stream);
 void mla_cache_write(const MlaCacheWriteArgs& args, Stream stream);
-void mla_output(const MlaOutputArgs& args, Stream stream);
+void mla_output(const MlaOutputArgs& args, bool tensor_cores, Stream stream);
 void moe_gate(const MoeGateArgs& args, Stream stream);
 // `counts` [num_local_experts]: scratch.
 void moe_permute(const MoePermuteArgs& args, int32_t* counts, Stream stream);
-void moe_experts(const MoeExpertsArgs& args, Stream stream);
+void moe_experts(const MoeExpertsArgs& args, bool tensor_cores, Stream stream);
 void moe_locate(const MoeLocateArgs& args, Stream stream);
 void moe_combine(const MoeCombineArgs& args, Stream stream);
 

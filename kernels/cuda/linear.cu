@@ -185,18 +185,22 @@ void plain_gemm(const PlainGemm& p, Stream stream) {
   }
 }
 
-void linear(const LinearArgs& a, Stream stream) {
+void any_gemm(const PlainGemm& p, bool tensor_cores, Stream stream) {
+  (tensor_cores && mma_gemm_fits(p.w) ? mma_gemm : plain_gemm)(p, stream);
+}
+
+void linear(const LinearArgs& a, bool tensor_cores, Stream stream) {
   const Matrix& w = matrix_of(a.weight);
   CHECK(a.x.row_size() == w.k && a.out.row_size() == w.n, "linear: x has {} columns and out {}, the weight is [{}, {}]",
         a.x.row_size(), a.out.row_size(), w.n, w.k);
-  plain_gemm({.w = w,
-              .x = a.x.data,
-              .x_row = w.k,
-              .out = a.out.data,
-              .out_row = w.n,
-              .num_rows = a.x.dim(0),
-              .bias = a.bias.data},
-             stream);
+  any_gemm({.w = w,
+            .x = a.x.data,
+            .x_row = w.k,
+            .out = a.out.data,
+            .out_row = w.n,
+            .num_rows = a.x.dim(0),
+            .bias = a.bias.data},
+           tensor_cores, stream);
 }
 
 }  // namespace moectl::cuda

@@ -27,23 +27,23 @@ __global__ void mla_rotate_query(const float* q, const float* cos_sin, int64_t n
 
 }  // namespace kernel
 
-void mla_query(const MlaQueryArgs& a, Stream stream) {
+void mla_query(const MlaQueryArgs& a, bool tensor_cores, Stream stream) {
   const Matrix& w = matrix_of(a.w_uk);
   const int64_t num_tokens = a.q.dim(0), num_heads = a.q.dim(1), head_dim = a.q.dim(2);
   const int64_t nope = w.k, rank = w.n, rope_dim = head_dim - nope;
   CHECK(a.w_uk.batch == num_heads && a.cos_sin.row_size() == rope_dim && a.out.dim(2) == rank + rope_dim,
         "mla_query: {} heads of {}, a weight of {} x [{}, {}], {} rotated, rows of {}", num_heads, head_dim,
         a.w_uk.batch, rank, nope, a.cos_sin.row_size(), a.out.dim(2));
-  plain_gemm({.w = w,
-              .num_batches = num_heads,
-              .x = a.q.data,
-              .x_row = num_heads * head_dim,
-              .x_batch = head_dim,
-              .out = a.out.data,
-              .out_row = num_heads * (rank + rope_dim),
-              .out_batch = rank + rope_dim,
-              .num_rows = num_tokens},
-             stream);
+  any_gemm({.w = w,
+            .num_batches = num_heads,
+            .x = a.q.data,
+            .x_row = num_heads * head_dim,
+            .x_batch = head_dim,
+            .out = a.out.data,
+            .out_row = num_heads * (rank + rope_dim),
+            .out_batch = rank + rope_dim,
+            .num_rows = num_tokens},
+           tensor_cores, stream);
   const int64_t num_pairs = num_tokens * num_heads * (rope_dim / 2);
   if (num_pairs == 0) return;
   kernel::mla_rotate_query<<<blocks_for(num_pairs, kernel::kThreads), kernel::kThreads, 0, handle(stream)>>>(
@@ -52,22 +52,22 @@ void mla_query(const MlaQueryArgs& a, Stream stream) {
   CUDA_CHECK(cudaGetLastError());
 }
 
-void mla_output(const MlaOutputArgs& a, Stream stream) {
+void mla_output(const MlaOutputArgs& a, bool tensor_cores, Stream stream) {
   const Matrix& w = matrix_of(a.w_uv);
   const int64_t num_tokens = a.latent.dim(0), num_heads = a.latent.dim(1), rank = a.latent.dim(2);
   CHECK(a.w_uv.batch == num_heads && w.k == rank && a.out.dim(2) == w.n,
         "mla_output: {} heads of {}, a weight of {} x [{}, {}], values of {}", num_heads, rank, a.w_uv.batch, w.n, w.k,
         a.out.dim(2));
-  plain_gemm({.w = w,
-              .num_batches = num_heads,
-              .x = a.latent.data,
-              .x_row = num_heads * rank,
-              .x_batch = rank,
-              .out = a.out.data,
-              .out_row = num_heads * w.n,
-              .out_batch = w.n,
-              .num_rows = num_tokens},
-             stream);
+  any_gemm({.w = w,
+            .num_batches = num_heads,
+            .x = a.latent.data,
+            .x_row = num_heads * rank,
+            .x_batch = rank,
+            .out = a.out.data,
+            .out_row = num_heads * w.n,
+            .out_batch = w.n,
+            .num_rows = num_tokens},
+           tensor_cores, stream);
 }
 
 }  // namespace moectl::cuda

@@ -1,4 +1,4 @@
-// The plain gated feed-forward of several experts: three grouped products. Each goes over the experts' rows by
+// The gated feed-forward of several experts: three grouped products. Each goes over the experts' rows by
 // expert_offsets, which only the device knows; gate leaves its factor of the activation in `hidden`, up multiplies it.
 #include "kernels/cuda/device.cuh"
 #include "kernels/cuda/kernels.h"
@@ -6,7 +6,7 @@
 
 namespace moectl::cuda {
 
-void moe_experts(const MoeExpertsArgs& a, Stream stream) {
+void moe_experts(const MoeExpertsArgs& a, bool tensor_cores, Stream stream) {
   const Matrix &gate = matrix_of(a.w_gate), &up = matrix_of(a.w_up), &down = matrix_of(a.w_down);
   const int64_t num_experts = a.expert_offsets.dim(0) - 1, hidden_size = down.n, intermediate = gate.n;
   CHECK(gate.k == hidden_size && up.n == intermediate && up.k == hidden_size && down.k == intermediate &&
@@ -28,22 +28,22 @@ void moe_experts(const MoeExpertsArgs& a, Stream stream) {
                  .activation = a.activation,
                  .row_scale = a.row_scale.data,
                  .bias = a.gate_bias.data};
-  plain_gemm(p, stream);
+  any_gemm(p, tensor_cores, stream);
   p.w = up;
   p.epilogue = PlainGemm::Epilogue::kUp;
   p.bias = a.up_bias.data;
-  plain_gemm(p, stream);
-  plain_gemm({.w = down,
-              .w_begin = a.expert_begin,
-              .num_batches = num_experts,
-              .x = a.hidden.data,
-              .x_row = intermediate,
-              .out = a.out.data,
-              .out_row = hidden_size,
-              .offsets = a.expert_offsets.data,
-              .num_rows = a.x.dim(0),
-              .bias = a.down_bias.data},
-             stream);
+  any_gemm(p, tensor_cores, stream);
+  any_gemm({.w = down,
+            .w_begin = a.expert_begin,
+            .num_batches = num_experts,
+            .x = a.hidden.data,
+            .x_row = intermediate,
+            .out = a.out.data,
+            .out_row = hidden_size,
+            .offsets = a.expert_offsets.data,
+            .num_rows = a.x.dim(0),
+            .bias = a.down_bias.data},
+           tensor_cores, stream);
 }
 
 }  // namespace moectl::cuda

@@ -36,4 +36,7 @@ void plain_gemm(const PlainGemm& p, Stream stream);
 bool mma_gemm_fits(const Matrix& w);
 void mma_gemm(const PlainGemm& p, Stream stream);
 
+// By tensor cores where that is wanted and w fits.
+void any_gemm(const PlainGemm& p, bool tensor_cores, Stream stream);
+
 }  // namespace moectl::cuda
