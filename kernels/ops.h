@@ -291,15 +291,16 @@ struct LogitAdjustment {
 
 // How one row is sampled: core/engine/sampler.h, steps 2 to 6.
 struct SamplingRow {
-  float temperature = 0.0f;  // below 1e-5: the best id
+  float temperature = 0.0f;  // below kGreedyBelow: the best id
   int32_t top_k = 0;         // 0: off
   float top_p = 1.0f, min_p = 0.0f;
   float repetition_penalty = 1.0f, presence_penalty = 0.0f, frequency_penalty = 0.0f;
   int32_t num_logprobs = -1;  // -1: none; 0: of the chosen token; k <= kMaxTopLogprobs: also the k best, of the raw row
-  int32_t adjust_begin = 0, adjust_end = 0;  // of LogitAdjustments
+  int32_t adjust_begin = 0, adjust_end = 0;  // of LogitAdjustments, by ascending token_id
   double uniform = 0.0;                      // the draw, in [0, 1)
 };
 inline constexpr int kMaxTopLogprobs = 20;
+inline constexpr float kGreedyBelow = 1e-5f;
 
 enum class SampledStatus : int32_t { kOk, kNotFinite, kNothingLeft };  // NaN or infinity in the row; all excluded
 struct SampledRow {

@@ -7,24 +7,18 @@
 #include "core/base/check.h"
 #include "core/base/rng.h"
 #include "core/engine/softmax.h"
+#include "kernels/ops.h"
 
 namespace moectl {
 namespace {
 
 constexpr float kMinusInf = -std::numeric_limits<float>::infinity();
-constexpr float kGreedyBelow = 1e-5f;
-constexpr int kMaxLogprobs = 20;
-constexpr size_t kDrawBlock = 256;   // ids a partial sum of the draw by id
+constexpr size_t kDrawBlock = 256;   // ids a partial sum of the weights
 constexpr size_t kFirstSorted = 64;  // candidates sorted before top_p looks for more
-
-bool has_penalties(const SamplingParams& p) {
-  return p.repetition_penalty != 1.0f || p.presence_penalty != 0.0f || p.frequency_penalty != 0.0f;
-}
 
 RowStats checked_stats(std::span<const float> logits) {
   const RowStats stats = row_stats(logits);
-  if (!stats.valid || stats.argmax < 0)
-    throw Error(Code::kInternal, "the model's logits contain NaN or infinity; this request cannot go on");
+  if (!stats.valid || stats.argmax < 0) throw Error(Code::kInternal, kLogitsNotFinite);
   return stats;
 }
 
@@ -51,6 +45,10 @@ void require(bool ok, const char* param, const std::string& what) {
 
 }  // namespace
 
+bool has_penalties(const SamplingParams& p) {
+  return p.repetition_penalty != 1.0f || p.presence_penalty != 0.0f || p.frequency_penalty != 0.0f;
+}
+
 void check_sampling_params(const SamplingParams& p, int32_t vocab_size) {
   const auto finite = [](float x) { return std::isfinite(x); };
   const auto in_vocab = [&](int32_t id) { return id >= 0 && id < vocab_size; };
@@ -66,8 +64,8 @@ void check_sampling_params(const SamplingParams& p, int32_t vocab_size) {
   require(p.max_tokens >= 0, "max_tokens", fmt::format("must be 0 or more, not {}", p.max_tokens));
   require(p.min_tokens >= 0 && p.min_tokens <= p.max_tokens, "min_tokens",
           fmt::format("must be between 0 and max_tokens ({}), not {}", p.max_tokens, p.min_tokens));
-  require(p.num_logprobs >= -1 && p.num_logprobs <= kMaxLogprobs, "logprobs",
-          fmt::format("must be at most {}, not {}", kMaxLogprobs, p.num_logprobs));
+  require(p.num_logprobs >= -1 && p.num_logprobs <= kMaxTopLogprobs, "logprobs",
+          fmt::format("must be at most {}, not {}", kMaxTopLogprobs, p.num_logprobs));
   for (const auto& [id, bias] : p.logit_bias)
     require(in_vocab(id) && finite(bias), "logit_bias",
             fmt::format("has id {} with bias {}; ids are 0 .. {} and a bias is finite", id, bias, vocab_size - 1));
@@ -100,8 +98,7 @@ GenerateOutput::Token Sampler::sample(const SampleArgs& args) {
   const std::span<const float> logits = process(args);
   if (logits.data() != args.logits.data()) {
     stats = row_stats(logits);
-    if (!stats.valid || stats.argmax < 0)
-      throw Error(Code::kInternal, "logit_bias, min_tokens and the penalties leave no token to choose");
+    if (!stats.valid || stats.argmax < 0) throw Error(Code::kInternal, kNothingToChoose);
   }
   int32_t id = stats.argmax;
   if (params.temperature >= kGreedyBelow)
@@ -154,25 +151,32 @@ int32_t Sampler::draw(std::span<const float> logits, float max, const SamplingPa
   return top_k || params.top_p < 1.0f ? draw_best_first(logits, params, u) : draw_by_id(u);
 }
 
-int32_t Sampler::draw_by_id(double u) const {
-  const std::span<const float> weights = weights_;
-  const auto block = [&](size_t begin) { return weights.subspan(begin, std::min(kDrawBlock, vocab_size_ - begin)); };
+std::span<const float> Sampler::weight_block(size_t begin) const {
+  return std::span(weights_).subspan(begin, std::min(kDrawBlock, vocab_size_ - begin));
+}
+
+double Sampler::total_weight() const {
   double total = 0.0;
-  for (size_t begin = 0; begin < vocab_size_; begin += kDrawBlock) total += lane_sum(block(begin));
+  for (size_t begin = 0; begin < vocab_size_; begin += kDrawBlock) total += lane_sum(weight_block(begin));
+  return total;
+}
+
+int32_t Sampler::draw_by_id(double u) const {
+  const double total = total_weight();
   const double target = std::min(u * total, std::nextafter(total, 0.0));  // u * total may round up to total
 
   size_t begin = 0;
-  double below = 0.0, sum = lane_sum(block(0));
+  double below = 0.0, sum = lane_sum(weight_block(0));
   while (below + sum <= target) {
     below += sum;
     begin += kDrawBlock;
-    sum = lane_sum(block(begin));
+    sum = lane_sum(weight_block(begin));
   }
   int32_t last = -1;  // the block's two sums may differ in the last bit: then its last id with any weight
-  for (size_t i = begin; i < begin + block(begin).size(); ++i) {
-    if (weights[i] == 0.0f) continue;
+  for (size_t i = begin; i < begin + weight_block(begin).size(); ++i) {
+    if (weights_[i] == 0.0f) continue;
     last = int32_t(i);
-    below += double(weights[i]);
+    below += double(weights_[i]);
     if (below > target) break;
   }
   return last;
@@ -180,7 +184,7 @@ int32_t Sampler::draw_by_id(double u) const {
 
 int32_t Sampler::draw_best_first(std::span<const float> logits, const SamplingParams& params, double u) {
   const bool top_k = params.top_k > 0 && size_t(params.top_k) < vocab_size_;
-  double total = lane_sum(weights_);
+  double total = total_weight();
   // Without top_k: ids lighter than this have less than 1 - top_p of the whole together, so top_p cannot reach them.
   const double floor = top_k ? 0.0 : (1.0 - double(params.top_p)) * total / double(vocab_size_);
   candidates_.clear();

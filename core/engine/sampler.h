@@ -19,6 +19,10 @@
 
 namespace moectl {
 
+// What a request ends with when no token can be chosen for it.
+inline constexpr char kLogitsNotFinite[] = "the model's logits contain NaN or infinity; this request cannot go on";
+inline constexpr char kNothingToChoose[] = "logit_bias, min_tokens and the penalties leave no token to choose";
+
 struct SampleArgs {
   std::span<const float> logits;                    // [vocab_size] raw
   const SamplingParams& params;                     // valid by check_sampling_params
@@ -26,6 +30,7 @@ struct SampleArgs {
   std::span<const int32_t> eos_token_ids;
 };
 
+bool has_penalties(const SamplingParams& params);
 // Throws Error{kInvalidArgument} with the parameter's name for values outside their range.
 void check_sampling_params(const SamplingParams& params, int32_t vocab_size);
 
@@ -50,6 +55,8 @@ class Sampler {
   std::span<const float> process(const SampleArgs& args);
   void penalize(const SampleArgs& args);
   int32_t draw(std::span<const float> logits, float max, const SamplingParams& params, double u);
+  std::span<const float> weight_block(size_t begin) const;
+  double total_weight() const;  // of all ids, by blocks in the order of ids
   int32_t draw_by_id(double u) const;
   int32_t draw_best_first(std::span<const float> logits, const SamplingParams& params, double u);
 

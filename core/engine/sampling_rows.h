@@ -1,0 +1,39 @@
+// Sampling on the device, seen from the host: the row of numbers that says how a sequence's next token is chosen
+// (kernels/ops.h, SamplingRow), and the token that comes back. Sampler chooses the same token from the same row.
+//
+// The object only keeps scratch memory. One a rank thread.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "core/engine/engine.h"
+#include "kernels/ops.h"
+
+namespace moectl {
+
+struct SamplingRowArgs {
+  const SamplingParams& params;                     // valid by check_sampling_params
+  std::span<const int32_t> prompt_ids, output_ids;  // the text so far; output_ids.size() is the output index
+  std::span<const int32_t> eos_token_ids;
+};
+
+class SamplingRowMaker {
+ public:
+  explicit SamplingRowMaker(int32_t vocab_size);
+
+  // Appends the row's adjustments to `adjustments`. Reads the text only where penalties ask for it.
+  SamplingRow make(const SamplingRowArgs& args, std::vector<LogitAdjustment>& adjustments);
+
+ private:
+  LogitAdjustment& change(int32_t id);
+
+  std::vector<LogitAdjustment> changes_;  // [vocab_size] by id, all default between calls
+  std::vector<uint64_t> changed_;         // [vocab_size / 64] bits; walked in order, so that adjustments come sorted
+};
+
+// Throws the Error{kInternal} that Sampler::sample throws for such a row.
+GenerateOutput::Token sampled_token(const SampledRow& row, const SamplingParams& params);
+
+}  // namespace moectl
