@@ -21,18 +21,6 @@ namespace kernel {
 
 constexpr int kThreads = 256, kPerThread = kTile / kThreads;
 
-__device__ uint64 block_max(uint64 v, uint64* shared) {
-  for (int offset = 16; offset > 0; offset /= 2) {
-    const uint64 o = __shfl_xor_sync(0xffffffffu, v, offset);
-    v = o > v ? o : v;
-  }
-  __syncthreads();  // `shared` may still be read
-  if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = v;
-  __syncthreads();
-  for (int w = 0; w < kThreads / 32; ++w) v = shared[w] > v ? shared[w] : v;
-  return v;
-}
-
 // This thread's values of a tile, -infinity beyond the row: ids begin + 4 * (k * kThreads + thread) + j.
 __device__ void load_tile(const float* row, int begin, int size, bool vectors, float (&v)[kPerThread]) {
 #pragma unroll
@@ -49,7 +37,7 @@ __device__ void load_tile(const float* row, int begin, int size, bool vectors, f
 }
 
 // The best token of a tile; 0 when a value is NaN or +infinity.
-__device__ uint64 best_of(const float (&v)[kPerThread], int begin, uint64* shared) {
+__device__ uint64 best_of(const float (&v)[kPerThread], int begin, uint64 (&of_warps)[kThreads / 32]) {
   float max = -INFINITY;
   int id = begin + 4 * int(threadIdx.x);  // of the first maximum of this thread, whose ids ascend
   bool bad = false;
@@ -61,8 +49,14 @@ __device__ uint64 best_of(const float (&v)[kPerThread], int begin, uint64* share
       id = begin + 4 * (i / 4 * kThreads + int(threadIdx.x)) + i % 4;
     }
   }
-  const uint64 best = block_max(packed(max, id), shared);
-  return __syncthreads_or(bad) ? 0 : best;
+  const uint64 mine = packed(max, id);
+  const uint32_t key = __reduce_max_sync(0xffffffffu, uint32_t(mine >> 32));
+  const uint32_t low = __reduce_max_sync(0xffffffffu, uint32_t(mine >> 32) == key ? uint32_t(mine) : 0u);
+  if (threadIdx.x % 32 == 0) of_warps[threadIdx.x / 32] = uint64{key} << 32 | low;
+  if (__syncthreads_or(bad)) return 0;
+  uint64 best = 0;
+  for (const uint64 w : of_warps) best = w > best ? w : best;
+  return best;
 }
 
 // The first of `adjustments` (sorted by id) whose id is `id` or more; asked by a whole block.
@@ -88,16 +82,16 @@ __device__ float adjusted_logit(float x, const LogitAdjustment& a, const Samplin
 }
 
 // Grid [tiles, rows].
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 6)
     sample_scan(const float* logits, const SamplingRow* rows, const LogitAdjustment* adjustments, SampleScratch s,
                 SampleShape shape, bool vectors) {
-  __shared__ uint64 shared[kThreads / 32];
+  __shared__ uint64 of_warps[kThreads / 32];
   const int tile = int(blockIdx.x), index = int(blockIdx.y), begin = tile * kTile;
   const SamplingRow& row = rows[index];
   const float* raw = logits + int64_t{index} * shape.vocab_size;
   float v[kPerThread];
   load_tile(raw, begin, shape.vocab_size, vectors, v);
-  const uint64 raw_best = best_of(v, begin, shared);
+  const uint64 raw_best = best_of(v, begin, of_warps);
   uint64 best = raw_best;
   if (row.adjust_begin < row.adjust_end) {
     float* out = s.adjusted + int64_t{index} * shape.vocab_size;
@@ -115,7 +109,7 @@ __global__ void __launch_bounds__(kThreads)
     }
     __syncthreads();
     load_tile(out, begin, shape.vocab_size, false, v);
-    best = best_of(v, begin, shared);
+    best = best_of(v, begin, of_warps);
   }
   const bool passes = draws(row) || row.num_logprobs >= 0;
   if (threadIdx.x == 0) {

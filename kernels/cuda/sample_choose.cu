@@ -12,8 +12,8 @@
 namespace moectl::cuda {
 namespace kernel {
 
-constexpr int kChooseThreads = 1024, kChooseWarps = kChooseThreads / 32;
-constexpr int kMaxSorted = 4096, kSortedPerThread = kMaxSorted / kChooseThreads;
+constexpr int kMaxThreads = 1024;  // any power of two from 64 on is right
+constexpr int kMaxSorted = 4096;
 constexpr int kDigitBits = 11, kDigits = 1 << kDigitBits;
 
 struct ChooseShared {
@@ -26,14 +26,18 @@ struct ChooseShared {
     } by_id;
     uint32_t digits[2][kDigits];  // low and high halves of sums
   };
-  uint64 scan_u64[kChooseWarps];
-  double scan_f64[kChooseWarps];
+  uint64 scan_u64[32];
+  double scan_f64[32];
   RowState state;
   uint64 found, before;
   int count, index;
 };
 
 // ------------------------------------------------------------------------------------------------ of a whole block
+
+__device__ int num_threads() {
+  return int(blockDim.x);
+}
 
 __device__ uint64* scan_space(ChooseShared& s, uint64) {
   return s.scan_u64;
@@ -56,7 +60,7 @@ __device__ T block_scan(ChooseShared& s, T v, T& total) {
   __syncthreads();
   T below = 0;
   total = 0;
-  for (int w = 0; w < kChooseWarps; ++w) {
+  for (int w = 0; w < int(blockDim.x / 32); ++w) {
     if (w < warp) below += of_warps[w];
     total += of_warps[w];
   }
@@ -69,7 +73,7 @@ template <class F>
 __device__ int first_index(ChooseShared& s, int n, F holds) {
   if (threadIdx.x == 0) s.index = n;
   __syncthreads();
-  for (int i = int(threadIdx.x); i < n; i += kChooseThreads)
+  for (int i = int(threadIdx.x); i < n; i += num_threads())
     if (holds(i)) {
       atomicMin(&s.index, i);
       break;
@@ -86,23 +90,24 @@ __device__ void for_each(const float* row, int size, F f) {
   int id = 4 * int(threadIdx.x);
   if (size % 4 == 0 && reinterpret_cast<uintptr_t>(row) % 16 == 0) {
     constexpr int kAhead = 4;  // loads in flight
-    for (; id < size; id += 4 * kAhead * kChooseThreads) {
+    const int step = 4 * num_threads();
+    for (; id < size; id += kAhead * step) {
       float4 v[kAhead];
 #pragma unroll
       for (int k = 0; k < kAhead; ++k) {
-        const int i = id + 4 * k * kChooseThreads;
+        const int i = id + k * step;
         if (i < size) v[k] = *reinterpret_cast<const float4*>(row + i);
       }
 #pragma unroll
       for (int k = 0; k < kAhead; ++k) {
-        const int i = id + 4 * k * kChooseThreads;
+        const int i = id + k * step;
         if (i >= size) break;
         f(i, v[k].x), f(i + 1, v[k].y), f(i + 2, v[k].z), f(i + 3, v[k].w);
       }
     }
     return;
   }
-  for (int i = int(threadIdx.x); i < size; i += kChooseThreads) f(i, row[i]);
+  for (int i = int(threadIdx.x); i < size; i += num_threads()) f(i, row[i]);
 }
 
 // Tokens for which `wanted` into s.sorted, best first; returns their number, and leaves them out where it is above
@@ -121,11 +126,11 @@ __device__ int collect(ChooseShared& s, const float* row, int size, F wanted) {
   if (n > kMaxSorted) return n;
   int width = 2;  // of the sort: a power of two
   while (width < n) width *= 2;
-  for (int i = n + int(threadIdx.x); i < width; i += kChooseThreads) s.sorted[i] = 0;
+  for (int i = n + int(threadIdx.x); i < width; i += num_threads()) s.sorted[i] = 0;
   __syncthreads();
   for (int k = 2; k <= width; k *= 2)  // bitonic
     for (int j = k / 2; j > 0; j /= 2) {
-      for (int i = int(threadIdx.x); i < width / 2; i += kChooseThreads) {
+      for (int i = int(threadIdx.x); i < width / 2; i += num_threads()) {
         const int a = 2 * i - (i & (j - 1)), b = a + j;
         const uint64 x = s.sorted[a], y = s.sorted[b];
         if ((x < y) == ((a & k) == 0)) s.sorted[a] = y, s.sorted[b] = x;
@@ -137,17 +142,17 @@ __device__ int collect(ChooseShared& s, const float* row, int size, F wanted) {
 
 // The first bin up to which the bins' sum is `need` or more; the last one where it never is.
 __device__ int bin_with(ChooseShared& s, const uint64* bins, uint64 need) {
-  constexpr int kEach = (kBins + kChooseThreads - 1) / kChooseThreads;
-  const int begin = int(threadIdx.x) * kEach;
-  uint64 v[kEach], sum = 0, total;
-  for (int i = 0; i < kEach; ++i) sum += v[i] = begin + i < kBins ? bins[begin + i] : 0;
+  const int each = (kBins + num_threads() - 1) / num_threads();
+  const int begin = min(int(threadIdx.x) * each, kBins), end = min(begin + each, kBins);
+  uint64 sum = 0, total;
+  for (int b = begin; b < end; ++b) sum += bins[b];
   if (threadIdx.x == 0) s.index = kBins - 1;
   uint64 below = block_scan(s, sum, total);
   if (below < need && below + sum >= need)
-    for (int i = 0; i < kEach; ++i) {
-      below += v[i];
+    for (int b = begin; b < end; ++b) {
+      below += bins[b];
       if (below < need) continue;
-      s.index = min(begin + i, kBins - 1);
+      s.index = b;
       break;
     }
   __syncthreads();
@@ -173,7 +178,7 @@ __device__ __noinline__ Place descend(ChooseShared& s, const float* row, int siz
   for (int shift = 32 - kDigitBits;; shift = max(shift - kDigitBits, 0)) {
     const int bits = shift == 0 ? 32 - 2 * kDigitBits : kDigitBits;
     const uint32_t digit_mask = (1u << bits) - 1;
-    for (int i = int(threadIdx.x); i < kDigits; i += kChooseThreads) s.digits[0][i] = s.digits[1][i] = 0;
+    for (int i = int(threadIdx.x); i < kDigits; i += num_threads()) s.digits[0][i] = s.digits[1][i] = 0;
     __syncthreads();
     for_each(row, size, [&](int, float logit) {
       const uint32_t k = uint32_t(packed(logit, 0) >> 32);
@@ -184,22 +189,21 @@ __device__ __noinline__ Place descend(ChooseShared& s, const float* row, int siz
       if (high + carry) atomicAdd(&s.digits[1][digit], high + carry);
     });
     __syncthreads();
-    uint64 v[kDigits / kChooseThreads], sum = 0, total;
-    for (int i = 0; i < kDigits / kChooseThreads; ++i) {
-      const int digit = int(threadIdx.x) * (kDigits / kChooseThreads) + i;
-      sum += v[i] = uint64{s.digits[1][digit]} << 32 | s.digits[0][digit];
-    }
+    const auto sum_of = [&](int digit) { return uint64{s.digits[1][digit]} << 32 | s.digits[0][digit]; };
+    const int each = kDigits / num_threads(), begin = int(threadIdx.x) * each;
+    uint64 sum = 0, total;
+    for (int i = begin; i < begin + each; ++i) sum += sum_of(i);
     uint64 below = before + block_scan(s, sum, total);
     if (before + total <= target) return {};
     if (below <= target && below + sum > target)
-      for (int i = 0; i < kDigits / kChooseThreads; ++i) {
-        if (below + v[i] > target) {
-          s.index = int(threadIdx.x) * (kDigits / kChooseThreads) + i;
+      for (int i = begin; i < begin + each; ++i) {
+        if (below + sum_of(i) > target) {
+          s.index = i;
           s.before = below;
-          s.found = v[i];
+          s.found = sum_of(i);
           break;
         }
-        below += v[i];
+        below += sum_of(i);
       }
     __syncthreads();
     before = s.before;
@@ -214,7 +218,7 @@ __device__ __noinline__ Place descend(ChooseShared& s, const float* row, int siz
   // row, and the one that has it looks again.
   const uint64 each = amount(key_logit(key));
   const int rank = int((target - before) / each);
-  const int part = (size + kChooseThreads - 1) / kChooseThreads * 32, begin = int(threadIdx.x / 32) * part;
+  const int part = (size + num_threads() - 1) / num_threads() * 32, begin = int(threadIdx.x / 32) * part;
   const auto is_tie = [&](int id) { return id < size && uint32_t(packed(row[id], 0) >> 32) == key; };
   int ties = 0;
   for (int i = 0; i < part; i += 32)
@@ -242,7 +246,7 @@ __device__ __noinline__ Place descend(ChooseShared& s, const float* row, int siz
 // sampler.cpp: total_weight(). s.by_id.prefix[b] is the weight of the blocks before b, in the order of ids.
 __device__ double total_weight(ChooseShared& s, const double* sums, int blocks) {
   double* prefix = s.by_id.prefix;
-  for (int b = int(threadIdx.x); b < blocks; b += kChooseThreads) prefix[b + 1] = sums[b];
+  for (int b = int(threadIdx.x); b < blocks; b += num_threads()) prefix[b + 1] = sums[b];
   __syncthreads();
   if (threadIdx.x == 0) {
     double total = prefix[0] = 0.0;
@@ -270,7 +274,7 @@ __device__ int draw_by_id(ChooseShared& s, const float* x, const Weights& weigh,
   const int block =
       min(first_index(s, shape.blocks, [&](int b) { return s.by_id.prefix[b + 1] > target; }), shape.blocks - 1);
   const int begin = block * kSumBlock, n = min(kSumBlock, shape.vocab_size - begin);
-  if (int(threadIdx.x) < n) s.by_id.weights[threadIdx.x] = weigh(x[begin + int(threadIdx.x)]);
+  for (int i = int(threadIdx.x); i < n; i += num_threads()) s.by_id.weights[i] = weigh(x[begin + i]);
   __syncthreads();
   if (threadIdx.x == 0) {
     int last = 0;
@@ -291,22 +295,20 @@ __device__ int draw_by_id(ChooseShared& s, const float* x, const Weights& weigh,
 // in any order up to the first that is no multiple of a weight's last bit in 53 bits; from there on one thread goes on
 // alone.
 __device__ void sum_in_order(ChooseShared& s, const Weights& weigh, int n) {
-  double w[kSortedPerThread], mine = 0.0, total;
-  const int begin = int(threadIdx.x) * kSortedPerThread;
-  for (int i = 0; i < kSortedPerThread; ++i) {
-    w[i] = begin + i < n ? double(weigh(packed_logit(s.sorted[begin + i]))) : 0.0;
-    mine += w[i];
-  }
+  const auto weight = [&](int i) { return double(weigh(packed_logit(s.sorted[i]))); };
+  const int each = (n + num_threads() - 1) / num_threads();
+  const int begin = min(int(threadIdx.x) * each, n), end = min(begin + each, n);
+  double mine = 0.0, total;
+  for (int i = begin; i < end; ++i) mine += weight(i);
   double sum = block_scan(s, mine, total);
-  for (int i = 0; i < kSortedPerThread; ++i)
-    if (begin + i < n) s.cumulative[begin + i] = sum += w[i];
+  for (int i = begin; i < end; ++i) s.cumulative[i] = sum += weight(i);
   __syncthreads();
   constexpr double kExact = 0x1p29;
   const int inexact =
       first_index(s, n, [&](int i) { return s.cumulative[i] > kExact * double(weigh(packed_logit(s.sorted[i]))); });
   if (threadIdx.x == 0 && inexact < n) {
     double c = inexact > 0 ? s.cumulative[inexact - 1] : 0.0;
-    for (int i = inexact; i < n; ++i) s.cumulative[i] = c += double(weigh(packed_logit(s.sorted[i])));
+    for (int i = inexact; i < n; ++i) s.cumulative[i] = c += weight(i);
   }
   __syncthreads();
 }
@@ -383,11 +385,12 @@ __device__ int draw_best_first(ChooseShared& s, const float* x, const SamplingRo
 
 // ------------------------------------------------------------------------------------------------ logprobs
 
-__device__ double raw_log_sum(ChooseShared& s, const double* sums, int blocks, float max) {
-  static_assert(kMaxBlocks <= kChooseThreads);
-  double total;
-  block_scan(s, int(threadIdx.x) < blocks ? sums[threadIdx.x] : 0.0, total);
-  return double(max) + log(total);
+// By each warp alone, so that the order of the sum is the same with every number of threads.
+__device__ double raw_log_sum(const double* sums, int blocks, float max) {
+  double sum = 0.0;
+  for (int b = int(threadIdx.x % 32); b < blocks; b += 32) sum += sums[b];
+  for (int offset = 16; offset > 0; offset /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, offset);
+  return double(max) + log(sum);
 }
 
 // The `num_top` best of the raw row to s.sorted.
@@ -399,7 +402,7 @@ __device__ void find_top(ChooseShared& s, const float* x, int num_top, float max
   collect(s, x, size, [&](int id, float logit) { return packed(logit, id) >= last; });
 }
 
-__global__ void __launch_bounds__(kChooseThreads)
+__global__ void __launch_bounds__(kMaxThreads)
     sample_choose(const float* logits, const SamplingRow* rows, SampledRow* out, int32_t* next_token_ids,
                   SampleScratch scratch, SampleShape shape) {
   extern __shared__ __align__(16) unsigned char memory[];
@@ -434,7 +437,7 @@ __global__ void __launch_bounds__(kChooseThreads)
   __syncthreads();
   const float* raw = logits + int64_t{index} * size;
   const float max = packed_logit(state.raw_best);
-  const double log_sum = raw_log_sum(s, scratch.raw_sums + int64_t{index} * shape.blocks, shape.blocks, max);
+  const double log_sum = raw_log_sum(scratch.raw_sums + int64_t{index} * shape.blocks, shape.blocks, max);
   if (threadIdx.x == 0) result.logprob = float(double(raw[id]) - log_sum);
   if (num_top == 0) return;
   find_top(s, raw, num_top, max, scratch.raw_bins + int64_t{index} * kBins, size);
@@ -451,9 +454,10 @@ void launch_sample_choose(const SampleRowsArgs& a, const kernel::SampleScratch& 
                           const kernel::SampleShape& shape, Stream stream) {
   constexpr int kSharedBytes = int(sizeof(kernel::ChooseShared));
   CUDA_CHECK(cudaFuncSetAttribute(kernel::sample_choose, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes));
-  kernel::sample_choose<<<unsigned(shape.num_rows), kernel::kChooseThreads, kSharedBytes,
-                          static_cast<cudaStream_t>(stream.handle)>>>(a.logits.data, a.rows.data, a.out.data,
-                                                                      a.next_token_ids.data, scratch, shape);
+  // Few rows: as fast as one can be. Many: three to a multiprocessor, whose steps of one thread overlap.
+  const unsigned threads = shape.num_rows <= 128 ? kernel::kMaxThreads : 256;
+  kernel::sample_choose<<<unsigned(shape.num_rows), threads, kSharedBytes, static_cast<cudaStream_t>(stream.handle)>>>(
+      a.logits.data, a.rows.data, a.out.data, a.next_token_ids.data, scratch, shape);
   CUDA_CHECK(cudaGetLastError());
 }
 

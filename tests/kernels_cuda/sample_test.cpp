@@ -84,8 +84,10 @@ struct Tally {
   int rows = 0, errors = 0, drawn = 0, logprobs = 0, inexact_logprobs = 0;
 };
 
-bool within_ulp(float a, float b) {
-  return a == b || std::nextafter(a, b) == b;
+// Sums in another order move the logarithm, in double precision, by some units in the last place, which the rounding to
+// float may show; where logit and logarithm cancel, their difference has this absolute error.
+bool same_logprob(float a, float b) {
+  return a == b || std::nextafter(a, b) == b || std::abs(double(a) - double(b)) < 1e-13;
 }
 
 void expect_as_on_cpu(const RowsCase& c, size_t i, Sampler& sampler, const SampledRow& row, Tally& tally) {
@@ -115,7 +117,7 @@ void expect_as_on_cpu(const RowsCase& c, size_t i, Sampler& sampler, const Sampl
   const auto expect_logprob = [&](float a, float b) {
     ++tally.logprobs;
     tally.inexact_logprobs += a != b;
-    EXPECT_TRUE(within_ulp(a, b)) << a << " and " << b;
+    EXPECT_TRUE(same_logprob(a, b)) << a << " and " << b;
   };
   expect_logprob(token.logprob, expected.logprob);
   for (size_t t = 0; t < expected.top.size(); ++t) {
@@ -218,9 +220,8 @@ TEST_F(SampleCudaTest, ChoosesWhatTheSamplerChooses) {
       expect_all_as_on_cpu(random_case(vocab, rows, uint64_t(vocab) * 100 + uint64_t(batch)), tally);
       if (HasFatalFailure()) return;
     }
-    std::printf(
-        "vocabulary %6d: %d rows, %d drawn, %d errors, tokens equal; %d of %d logprobs differ in the last place\n",
-        vocab, tally.rows, tally.drawn, tally.errors, tally.inexact_logprobs, tally.logprobs);
+    std::printf("vocabulary %6d: %d rows, %d drawn, %d errors, tokens equal; %d of %d logprobs differ by rounding\n",
+                vocab, tally.rows, tally.drawn, tally.errors, tally.inexact_logprobs, tally.logprobs);
     EXPECT_GT(tally.drawn, tally.rows / 3);
   }
 }
