@@ -41,6 +41,15 @@ __device__ __forceinline__ uint64_t wgmma_desc(uint32_t addr, uint32_t stride_by
          layout << 62;
 }
 
+// The same for K-major operands with 128-byte swizzle in two halves: the upper one is constant, so that a loop moves
+// 32-bit numbers only.
+__device__ __forceinline__ uint32_t wgmma_desc_low(uint32_t addr) {
+  return (addr & 0x3ffff) >> 4 | 1u << 16;
+}
+__device__ __forceinline__ uint64_t wgmma_desc_from(uint32_t low) {
+  return uint64_t{0x40000040} << 32 | low;
+}
+
 // The instructions want their registers spelt out: pieces of eight operands and their numbers.
 // clang-format off
 #define MOECTL_P0 "%0, %1, %2, %3, %4, %5, %6, %7"

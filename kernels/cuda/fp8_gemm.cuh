@@ -1,0 +1,489 @@
+// The kernel of fp8_gemm: out = A W^T with block scales (shapes and layouts in fp8_gemm.h). sm_90a only.
+//
+// A block has three warpgroups: one thread of the first keeps a ring of stages full by TMA, each stage one tile of
+// weights, one of tokens (128 of k, swizzled) and their scales; the other two multiply 64 * kSub rows of the tile each.
+// wgmma's FP8 sums keep few bits, so the sum of each 128 of k is scaled and added to f32 registers. The grid is
+// persistent: a cluster takes tiles c, c + clusters, ... of all experts' tiles. In a cluster `multicast` blocks take
+// neighbouring weight tiles and load their common tokens once, and `split` blocks divide k and exchange partial sums
+// through distributed shared memory, added in the order of k: no scratch memory, no atomics, the same bits in each run.
+// Two orientations: tokens on wgmma's M axis (many rows), or weight rows there and tokens on N (`kSwap`, few rows: the
+// tensor core's M = 64 is then filled, and the time is that of reading the weights).
+#pragma once
+
+#include <cuda_bf16.h>
+
+#include "kernels/cuda/fp8_gemm.h"
+#include "kernels/cuda/hopper.cuh"
+#include "kernels/cuda/wgmma.cuh"
+
+namespace moectl::cuda::kernel {
+
+using namespace hopper;
+
+constexpr int kFp8GemmThreads = 384, kConsumerThreads = 256, kConsumerWarps = 8;
+constexpr int kTileK = 128;  // bytes and elements
+
+struct Fp8GemmParams {
+  void* out;
+  bool out_bf16;
+  int m, n, num_kb;  // m: rows of the dense case; n: columns of out
+  const float *a_scales, *w_scales, *w_up_scales;
+  int a_scale_stride, w_scale_stride;
+  const int32_t* offsets;  // null: dense
+  int num_experts, expert_begin;
+  int multicast, split, stages, group_m;
+  bool in_turn;                          // the warpgroups start their matrix instructions alternately
+  int a_box;                             // token rows a copy; divides the token tile / multicast
+  uint64_t weight_policy, token_policy;  // of the L2 cache
+};
+
+template <bool kSwap_, int kSub_, int kTileN_, bool kGated_>
+struct Fp8GemmShape {
+  static constexpr bool kSwap = kSwap_, kGated = kGated_;
+  static constexpr int kSub = kSub_, kTileN = kTileN_;
+  static constexpr int kTileM = 128 * kSub;
+  static constexpr int kTokens = kSwap ? kTileN : kTileM, kWeightRows = kSwap ? kTileM : kTileN;
+  static constexpr int kOutCols = kGated ? kWeightRows / 2 : kWeightRows;  // columns of out a tile
+  static constexpr int kWeightBytes = kWeightRows * kTileK, kTokenBytes = kTokens * kTileK;
+  // Scales of a stage: copies begin and end at multiples of 16 bytes, so up to three floats before the first one
+  // wanted.
+  static constexpr int kTokenScales = kTokens + 4, kWeightScales = 8, kWeightScaleBytes = 128;
+  static constexpr int kTokenScaleBytes = (kTokenScales * 4 + 127) / 128 * 128,
+                       kScaleBytes = kTokenScaleBytes + (kGated ? 2 : 1) * kWeightScaleBytes;
+  static constexpr int kStageBytes = kWeightBytes + kTokenBytes + kScaleBytes;
+  static constexpr int kRegs = kSub * kTileN / 2, kVectors = kRegs / 4;  // a thread's sums; float4 of them
+  // Vectors that belong together: a gated output needs its gate's and its up's.
+  static constexpr int kUnit = kGated ? 2 : 1, kUnits = kVectors / kUnit;
+  static_assert(!kGated || (kSwap ? kSub == 2 : kTileN == 128));
+  static constexpr int kMaxStages = 12;
+  static constexpr int reduce_bytes(int split) {
+    return split == 1 ? 0 : (split - 1) * (kVectors / split) * kConsumerThreads * 16;
+  }
+  // Barriers and the table of tiles, then (1024-aligned) stages, then the exchange of partial sums.
+  static constexpr int kTableOffset = 512;
+  static constexpr int head_bytes(int num_experts) {
+    return (kTableOffset + (num_experts + 1) * 8 + 1023) / 1024 * 1024;
+  }
+};
+
+// A tile of one block.
+struct TileAt {
+  int expert, row, rows;  // its first token row in A, and how many of them belong to the expert (may exceed the tile)
+  int col;                // first column of out
+};
+
+// tile_begin[e]: number of tiles before expert e; row_begin[e]: its first row. In shared memory.
+struct TileTable {
+  const int *tile_begin, *row_begin;
+  int num_experts, tokens, col_groups, cols_a_block, multicast, multicast_idx, group_m;
+  int expert = 0;
+
+  __device__ __forceinline__ TileAt locate(int t) {
+    int hi = num_experts;
+    while (hi - expert > 1) {
+      const int mid = (expert + hi) / 2;
+      if (tile_begin[mid] <= t)
+        expert = mid;
+      else
+        hi = mid;
+    }
+    const int begin = row_begin[expert], rows = row_begin[expert + 1] - begin;
+    const int m_tiles = (rows + tokens - 1) / tokens, local = t - tile_begin[expert];
+    const int group = local / (group_m * col_groups), first = group * group_m;
+    const int in_group = min(group_m, m_tiles - first), rest = local - group * group_m * col_groups;
+    const int m_tile = first + rest % in_group, col_group = rest / in_group;
+    return {expert, begin + m_tile * tokens, rows - m_tile * tokens,
+            (col_group * multicast + multicast_idx) * cols_a_block};
+  }
+};
+
+// One warp: the running sums of the table, 32 experts a round.
+__device__ inline void fill_tile_table(int* tile_begin, int* row_begin, const Fp8GemmParams& p, int tokens,
+                                       int col_groups) {
+  const int lane = threadIdx.x % 32;
+  int base = 0;
+  for (int e0 = 0; e0 < p.num_experts; e0 += 32) {
+    const int e = e0 + lane;
+    int begin = 0, end = 0;
+    if (e < p.num_experts) {
+      begin = p.offsets ? p.offsets[e] : 0;
+      end = p.offsets ? p.offsets[e + 1] : p.m;
+      row_begin[e] = begin;
+      if (e == p.num_experts - 1) row_begin[p.num_experts] = end;
+    }
+    const int tiles = (end - begin + tokens - 1) / tokens * col_groups;
+    int sum = tiles;
+    for (int offset = 1; offset < 32; offset *= 2) {
+      const int other = __shfl_up_sync(0xffffffffu, sum, offset);
+      if (lane >= offset) sum += other;
+    }
+    if (e < p.num_experts) tile_begin[e] = base + sum - tiles;
+    base += __shfl_sync(0xffffffffu, sum, 31);
+  }
+  if (lane == 0) tile_begin[p.num_experts] = base;
+}
+
+__device__ __forceinline__ float silu(float g) {
+  return g / (1.0f + __expf(-g));
+}
+
+__device__ __forceinline__ void store_pair(const Fp8GemmParams& p, int64_t at, float a, float b) {
+  if (p.out_bf16)
+    *reinterpret_cast<__nv_bfloat162*>(static_cast<__nv_bfloat16*>(p.out) + at) = __floats2bfloat162_rn(a, b);
+  else
+    *reinterpret_cast<float2*>(static_cast<float*>(p.out) + at) = make_float2(a, b);
+}
+__device__ __forceinline__ void store_one(const Fp8GemmParams& p, int64_t at, float a) {
+  if (p.out_bf16)
+    static_cast<__nv_bfloat16*>(p.out)[at] = __float2bfloat16_rn(a);
+  else
+    static_cast<float*>(p.out)[at] = a;
+}
+
+// The four sums of vector (sub, j) of consumer thread t to their places in out.
+template <class S>
+__device__ __forceinline__ void store_vector(const Fp8GemmParams& p, const TileAt& tile, int sub, int j, float4 v) {
+  const int t = threadIdx.x - (kFp8GemmThreads - kConsumerThreads), wg = t / 128, lane = t % 32;
+  const int m = (sub * 2 + wg) * 64 + t % 128 / 32 * 16 + lane / 4, c = 8 * j + lane % 4 * 2;
+  if constexpr (S::kSwap) {
+    const int col = tile.col + m;
+    const int64_t at = int64_t(tile.row + c) * p.n + col;
+    if (c < tile.rows) {
+      if (col < p.n) store_one(p, at, v.x);
+      if (col + 8 < p.n) store_one(p, at + 8, v.z);
+    }
+    if (c + 1 < tile.rows) {
+      if (col < p.n) store_one(p, at + p.n, v.y);
+      if (col + 8 < p.n) store_one(p, at + p.n + 8, v.w);
+    }
+  } else {
+    const int col = tile.col + c;
+    const int64_t at = int64_t(tile.row + m) * p.n + col;
+    if (col >= p.n) return;
+    if (m < tile.rows) store_pair(p, at, v.x, v.y);
+    if (m + 8 < tile.rows) store_pair(p, at + 8 * int64_t(p.n), v.z, v.w);
+  }
+}
+
+// What a thread multiplies its sums of one k-block and one half of the tile by.
+template <class S, bool = S::kSwap>
+struct Scales;
+
+// Tokens on M: two rows a thread, and the weight blocks that the tile touches (column group j of the tile lies in block
+// (col % 128 + 8 j) / 128 of those whose scales are in the stage; gated: the up block's scale lies 128 bytes further).
+template <class S>
+struct Scales<S, false> {
+  static constexpr int kBlocks = S::kGated ? 2 : S::kTileN % 128 == 0 ? S::kTileN / 128 : (S::kTileN + 238) / 128;
+  static_assert(S::kTileN % 16 == 0);   // so that both column groups of a pair lie in one block
+  static constexpr bool kEarly = true;  // all is in registers after load()
+  float low[kBlocks], high[kBlocks];
+
+  __device__ __forceinline__ void load(const float* token_scale, const float* weight_scale, int sub, int wg) {
+    const int m = (sub * 2 + wg) * 64 + threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4;
+    const float t_low = token_scale[m], t_high = token_scale[m + 8];
+#pragma unroll
+    for (int b = 0; b < kBlocks; ++b) {
+      const float w = weight_scale[S::kGated ? b * 32 : b];
+      low[b] = t_low * w, high[b] = t_high * w;
+    }
+  }
+  __device__ __forceinline__ void of(int j, int shift, float (&s)[4]) const {
+    s[0] = low[0], s[2] = high[0];
+#pragma unroll
+    for (int b = 1; b < kBlocks; ++b) {
+      const bool here = S::kGated              ? j >= 8
+                        : S::kTileN % 128 == 0 ? 8 * j >= b * kFp8Block
+                                               : shift + 16 * (j / 2) >= b * kFp8Block;
+      if (here) s[0] = low[b], s[2] = high[b];
+    }
+    s[1] = s[0], s[3] = s[2];
+  }
+};
+
+// Tokens on N: two tokens of each column group, and the one weight block of this half of the tile.
+template <class S>
+struct Scales<S, true> {
+  static constexpr bool kEarly = S::kRegs <= 64;  // else the registers do not suffice
+  float2 token[kEarly ? S::kTileN / 8 : 1];
+  const float* later;
+  float weight;
+
+  __device__ __forceinline__ void load(const float* token_scale, const float* weight_scale, int sub, int) {
+    weight = weight_scale[S::kGated ? sub * 32 : sub];
+    later = token_scale + threadIdx.x % 4 * 2;
+    if constexpr (kEarly)
+#pragma unroll
+      for (int j = 0; j < S::kTileN / 8; ++j) token[j] = make_float2(later[8 * j], later[8 * j + 1]);
+  }
+  __device__ __forceinline__ void of(int j, int, float (&s)[4]) const {
+    const float2 t = kEarly ? token[kEarly ? j : 0] : make_float2(later[8 * j], later[8 * j + 1]);
+    s[0] = s[2] = t.x * weight, s[1] = s[3] = t.y * weight;
+  }
+};
+
+// How many of `count` floats from `begin`, rounded down to a multiple of 4, lie within a row of `stride`.
+__device__ __forceinline__ int scales_from(int begin, int count, int stride) {
+  return max(0, min(count, stride - (begin & ~3)));
+}
+
+template <class S>
+__global__ void __launch_bounds__(kFp8GemmThreads, 1)
+    fp8_gemm(const __grid_constant__ CUtensorMap map_w, const __grid_constant__ CUtensorMap map_w_up,
+             const __grid_constant__ CUtensorMap map_a, const __grid_constant__ Fp8GemmParams p) {
+  extern __shared__ __align__(1024) uint8_t smem[];
+  const uint32_t base = smem_addr(smem);
+  // Barriers: full and empty of each stage, then the exchange's full and empty.
+  const uint32_t full = base, empty = base + 8 * S::kMaxStages, reduce_full = base + 16 * S::kMaxStages,
+                 reduce_empty = reduce_full + 8;
+  int* const tile_begin = reinterpret_cast<int*>(smem + S::kTableOffset);
+  int* const row_begin = tile_begin + p.num_experts + 1;
+  const uint32_t weights = base + S::head_bytes(p.num_experts), tokens = weights + p.stages * S::kWeightBytes,
+                 scales = tokens + p.stages * S::kTokenBytes, exchange = scales + p.stages * S::kScaleBytes;
+
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int rank = int(cluster_ctarank()), multicast_idx = rank % p.multicast, split_idx = rank / p.multicast;
+  const int col_tiles = (p.n + S::kOutCols - 1) / S::kOutCols, col_groups = (col_tiles + p.multicast - 1) / p.multicast;
+
+  if (warp == 0) {
+    if (lane == 0) {
+      for (int s = 0; s < p.stages; ++s) {
+        mbarrier_init(full + 8 * s, 1);
+        mbarrier_init(empty + 8 * s, kConsumerWarps * p.multicast);
+      }
+      mbarrier_init(reduce_full, 1);
+      mbarrier_init(reduce_empty, kConsumerWarps * (p.split - 1) + 1);
+      fence_mbarrier_init();
+      tma_prefetch_map(&map_w);
+      tma_prefetch_map(&map_a);
+    }
+    __syncwarp();
+    if (p.offsets) grid_dependency_wait();
+    fill_tile_table(tile_begin, row_begin, p, S::kTokens, col_groups);
+  }
+  if (p.multicast * p.split > 1)
+    cluster_sync();
+  else
+    __syncthreads();
+
+  TileTable table{tile_begin,  row_begin,   p.num_experts, S::kTokens, col_groups,
+                  S::kOutCols, p.multicast, multicast_idx, p.group_m};
+  const int num_tiles = tile_begin[p.num_experts], first = int(cluster_id_x()), step = int(num_clusters_x());
+  const int kb_begin = p.num_kb * split_idx / p.split, kb_end = p.num_kb * (split_idx + 1) / p.split;
+
+  if (warp < 4) {
+    setmaxnreg_dec<40>();
+    if (warp == 0 && elect_one()) {
+      grid_dependency_launch();
+      const uint16_t mask = uint16_t(((1u << p.multicast) - 1) << (split_idx * p.multicast));
+      // Floats of a row of scales from `begin` (rounded down to a multiple of 4) on, at most `count`.
+      const auto load_scales = [](uint32_t dst, const float* row, int begin, int count, uint32_t bar) {
+        if (count > 0) bulk_load(dst, row + (begin & ~3), count * 4, bar);
+      };
+      const auto load_weights = [&](const TileAt& tile, int boxes, int kb, int stage) {
+        const uint32_t bar = full + 8 * stage, w = weights + stage * S::kWeightBytes;
+        const uint32_t sc = scales + stage * S::kScaleBytes + S::kTokenScaleBytes;
+        const int batch = p.expert_begin + tile.expert, block = tile.col / kFp8Block;
+        const int64_t scale_row = (int64_t(batch) * p.num_kb + kb) * p.w_scale_stride;
+        const int num_scales = scales_from(block, S::kWeightScales, p.w_scale_stride);
+        mbarrier_arrive_expect_tx(
+            bar, S::kWeightBytes + boxes * p.a_box * kTileK +
+                     4 * (scales_from(tile.row, S::kTokenScales, p.a_scale_stride) + (S::kGated ? 2 : 1) * num_scales));
+        tma_load_4d(w, &map_w, bar, 0, tile.col, kb, batch, p.weight_policy);
+        load_scales(sc, p.w_scales + scale_row, block, num_scales, bar);
+        if constexpr (S::kGated) {
+          tma_load_4d(w + S::kWeightBytes / 2, &map_w_up, bar, 0, tile.col, kb, batch, p.weight_policy);
+          load_scales(sc + S::kWeightScaleBytes, p.w_up_scales + scale_row, block, num_scales, bar);
+        }
+      };
+      int stage = 0, phase = 0, loaded = 0;
+      for (int t = first; t < num_tiles; t += step) {
+        const TileAt tile = table.locate(t);
+        const int boxes = (min(tile.rows, S::kTokens) + p.a_box - 1) / p.a_box;
+        if (t == first && !p.offsets) {  // weights need not wait for the kernel before this one
+          for (; loaded < min(p.stages, kb_end - kb_begin); ++loaded)
+            load_weights(tile, boxes, kb_begin + loaded, loaded);
+          grid_dependency_wait();
+        }
+        for (int kb = kb_begin; kb < kb_end; ++kb) {
+          if (loaded > 0) {
+            --loaded;
+          } else {
+            mbarrier_wait(empty + 8 * stage, phase ^ 1);
+            load_weights(tile, boxes, kb, stage);
+          }
+          const uint32_t bar = full + 8 * stage, a = tokens + stage * S::kTokenBytes;
+          for (int b = multicast_idx; b < boxes; b += p.multicast) {
+            const uint32_t dst = a + b * p.a_box * kTileK;
+            if (p.multicast > 1)
+              tma_load_3d_multicast(dst, &map_a, bar, 0, tile.row + b * p.a_box, kb, mask, p.token_policy);
+            else
+              tma_load_3d(dst, &map_a, bar, 0, tile.row + b * p.a_box, kb, p.token_policy);
+          }
+          load_scales(scales + stage * S::kScaleBytes, p.a_scales + int64_t(kb) * p.a_scale_stride, tile.row,
+                      scales_from(tile.row, S::kTokenScales, p.a_scale_stride), bar);
+          if (++stage == p.stages) stage = 0, phase ^= 1;
+        }
+      }
+    }
+  } else {
+    setmaxnreg_inc<232>();
+    const int t0 = threadIdx.x - (kFp8GemmThreads - kConsumerThreads), wg = t0 / 128;
+    int stage = 0, phase = 0, reduce_phase = 0;
+    if (!S::kSwap && p.in_turn && wg == 1) named_barrier_arrive(1, kConsumerThreads);
+    for (int t = first; t < num_tiles; t += step) {
+      const TileAt tile = table.locate(t);
+      float acc[S::kSub][S::kTileN / 2];
+#pragma unroll
+      for (int sub = 0; sub < S::kSub; ++sub)
+#pragma unroll
+        for (int i = 0; i < S::kTileN / 2; ++i) acc[sub][i] = 0.0f;
+
+      for (int kb = kb_begin; kb < kb_end; ++kb) {
+        mbarrier_wait(full + 8 * stage, phase);
+        const uint32_t w = weights + stage * S::kWeightBytes, a = tokens + stage * S::kTokenBytes;
+        const uint32_t m_tile = S::kSwap ? w : a, n_tile = S::kSwap ? a : w;
+        const float* token_scale =
+            reinterpret_cast<const float*>(smem + (scales - base) + stage * S::kScaleBytes) + tile.row % 4;
+        const float* weight_scale = token_scale - tile.row % 4 + S::kTokenScaleBytes / 4 + tile.col / kFp8Block % 4;
+        const uint32_t desc_n = wgmma_desc_low(n_tile);
+        // Small tiles keep both halves' sums in flight; large ones would not fit the registers.
+        constexpr int kBuffers = S::kSub == 2 && S::kTileN <= 64 ? 2 : 1;
+        float part[kBuffers][S::kTileN / 2];
+        auto multiply = [&](int sub, float(&d)[S::kTileN / 2]) {
+          const uint32_t desc_m = wgmma_desc_low(m_tile + (sub * 2 + wg) * 64 * kTileK);
+          if (!S::kSwap && p.in_turn) named_barrier_sync(1 + wg, kConsumerThreads);
+          wgmma_fence();
+#pragma unroll
+          for (int k = 0; k < kTileK / 32; ++k)
+            WgmmaF8<S::kTileN>::mma(d, wgmma_desc_from(desc_m + 2 * k), wgmma_desc_from(desc_n + 2 * k), k > 0);
+          wgmma_commit();
+          if (!S::kSwap && p.in_turn) named_barrier_arrive(2 - wg, kConsumerThreads);
+        };
+        Scales<S> factor[S::kSub];
+        auto promote = [&](int sub, const float(&d)[S::kTileN / 2]) {
+#pragma unroll
+          for (int j = 0; j < S::kTileN / 8; ++j) {
+            float s[4];
+            factor[sub].of(j, tile.col % kFp8Block, s);
+#pragma unroll
+            for (int i = 0; i < 4; ++i) acc[sub][4 * j + i] += d[4 * j + i] * s[i];
+          }
+        };
+        // The stage is free when its last product is done and nothing more is read from it.
+        constexpr bool kScalesEarly = Scales<S>::kEarly;
+        auto release = [&] {
+          __syncwarp();
+          if (p.multicast == 1) {
+            if (lane == 0) mbarrier_arrive(empty + 8 * stage);
+          } else if (lane < p.multicast) {
+            mbarrier_arrive_cluster(cluster_addr(empty + 8 * stage, split_idx * p.multicast + lane));
+          }
+        };
+        multiply(0, part[0]);
+        // While the tensor cores work: the scales, so that nothing but arithmetic follows the wait.
+#pragma unroll
+        for (int sub = 0; sub < S::kSub; ++sub) factor[sub].load(token_scale, weight_scale, sub, wg);
+        if constexpr (S::kSub == 1) {
+          wgmma_wait<0>();
+          wgmma_pin(part[0]);
+          if constexpr (kScalesEarly) release();
+          promote(0, part[0]);
+        } else if constexpr (kBuffers == 2) {
+          multiply(1, part[1]);
+          wgmma_wait<1>();
+          wgmma_pin(part[0]);
+          promote(0, part[0]);
+          wgmma_wait<0>();
+          wgmma_pin(part[1]);
+          if constexpr (kScalesEarly) release();
+          promote(1, part[1]);
+        } else {
+          wgmma_wait<0>();
+          wgmma_pin(part[0]);
+          promote(0, part[0]);
+          multiply(1, part[0]);
+          wgmma_wait<0>();
+          wgmma_pin(part[0]);
+          if constexpr (kScalesEarly) release();
+          promote(1, part[0]);
+        }
+        if constexpr (!kScalesEarly) release();
+        if (++stage == p.stages) stage = 0, phase ^= 1;
+      }
+
+      const auto vector = [&](int sub, int j) {
+        return make_float4(acc[sub][4 * j], acc[sub][4 * j + 1], acc[sub][4 * j + 2], acc[sub][4 * j + 3]);
+      };
+      // Unit u of a thread: the vector, or gate's and up's, that make one output; block u / units_each owns it.
+      const auto at = [](int u, int part) {  // -> {sub, j}
+        constexpr int kPerSub = S::kTileN / 8;
+        if constexpr (!S::kGated) return int2{u / kPerSub, u % kPerSub};
+        if constexpr (S::kSwap) return int2{part, u};
+        return int2{u / (kPerSub / 2), u % (kPerSub / 2) + part * (kPerSub / 2)};
+      };
+      const bool split = S::kSwap && p.split > 1;
+      const int units_each = S::kUnits / p.split, unit_shift = __ffs(units_each) - 1;
+      if (split) {
+        if (t0 == 0) mbarrier_arrive_expect_tx(reduce_full, S::reduce_bytes(p.split));
+        mbarrier_wait_cluster(reduce_empty, reduce_phase ^ 1);
+#pragma unroll
+        for (int u = 0; u < S::kUnits; ++u) {
+          const int owner = u >> unit_shift;
+          if (owner == split_idx) continue;
+          const int slot = split_idx - (split_idx > owner), peer = owner * p.multicast + multicast_idx;
+#pragma unroll
+          for (int w = 0; w < S::kUnit; ++w) {
+            const int2 v = at(u, w);
+            const int i = (slot * units_each + (u & (units_each - 1))) * S::kUnit + w;
+            store_cluster_async(cluster_addr(exchange + (i * kConsumerThreads + t0) * 16, peer),
+                                cluster_addr(reduce_full, peer), vector(v.x, v.y));
+          }
+        }
+        mbarrier_wait_cluster(reduce_full, reduce_phase);
+      }
+#pragma unroll
+      for (int u = 0; u < S::kUnits; ++u) {
+        if (split && u >> unit_shift != split_idx) continue;
+        float4 sum[S::kUnit];
+#pragma unroll
+        for (int w = 0; w < S::kUnit; ++w) {
+          const int2 v = at(u, w);
+          if (!split) {
+            sum[w] = vector(v.x, v.y);
+            continue;
+          }
+          const float4 own = vector(v.x, v.y);
+          sum[w] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+          for (int r = 0; r < p.split; ++r) {
+            const int i = ((r - (r > split_idx)) * units_each + (u & (units_each - 1))) * S::kUnit + w;
+            const float4 x =
+                r == split_idx
+                    ? own
+                    : *reinterpret_cast<const float4*>(smem + (exchange - base) + (i * kConsumerThreads + t0) * 16);
+            sum[w].x += x.x, sum[w].y += x.y, sum[w].z += x.z, sum[w].w += x.w;
+          }
+        }
+        const int2 v = at(u, 0);
+        if constexpr (S::kGated) {
+          const float4 g = sum[0], up = sum[1];
+          store_vector<S>(p, tile, v.x, v.y,
+                          make_float4(silu(g.x) * up.x, silu(g.y) * up.y, silu(g.z) * up.z, silu(g.w) * up.w));
+        } else {
+          store_vector<S>(p, tile, v.x, v.y, sum[0]);
+        }
+      }
+      if (split) {
+        __syncwarp();
+        if (lane < p.split && lane != split_idx)
+          mbarrier_arrive_cluster(cluster_addr(reduce_empty, lane * p.multicast + multicast_idx));
+        if (t0 == 0) mbarrier_arrive(reduce_empty);
+        reduce_phase ^= 1;
+      }
+    }
+  }
+  __syncwarp();
+  // Nobody leaves while a neighbour may still write to its shared memory or barriers.
+  if (p.multicast * p.split > 1) cluster_sync();
+}
+
+}  // namespace moectl::cuda::kernel
