@@ -4,10 +4,11 @@
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/attention_plain.cuh"
 #include "kernels/cuda/check.h"
+#include "kernels/cuda/gqa_attention_sm90.h"
 
 namespace moectl::cuda {
 
-void gqa_attention(const GqaAttentionArgs& a, const AttentionScratch&, Stream stream) {
+void gqa_attention(const GqaAttentionArgs& a, const AttentionScratch& scratch, Stream stream) {
   const int64_t num_tokens = a.q.dim(0), num_heads = a.q.dim(1), head_dim = a.q.dim(2), num_kv_heads = a.cache.dim(1);
   CHECK(num_kv_heads > 0 && num_heads % num_kv_heads == 0, "gqa_attention: {} heads on {} keys", num_heads,
         num_kv_heads);
@@ -20,6 +21,8 @@ void gqa_attention(const GqaAttentionArgs& a, const AttentionScratch&, Stream st
         num_tokens, a.positions.size());
   CHECK(!a.sinks || a.sinks.size() == num_heads, "gqa_attention: {} sinks for {} heads", a.sinks.size(), num_heads);
   if (num_tokens == 0) return;
+  if (!scratch.plain && gqa_attention_sm90_fits(a, scratch) && is_hopper())
+    return gqa_attention_sm90(a, scratch, stream);
   PlainAttention p = {};
   p.q = a.q.data;
   p.cache = a.cache.data;

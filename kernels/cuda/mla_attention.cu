@@ -1,11 +1,13 @@
 // Latent attention (MLA, absorbed form) over the paged cache: checks, and the choice between the plain kernel (any
 // shape) and the Hopper one (mla_decode.cu).
-#include <climits>
+#include <algorithm>
 
 #include "core/base/check.h"
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/attention_plain.cuh"
 #include "kernels/cuda/check.h"
+#include "kernels/cuda/gqa_attention_sm90.h"
+#include "kernels/cuda/mla_attention_sm90.h"
 
 namespace moectl::cuda {
 namespace {
@@ -30,14 +32,22 @@ void attention_plain(const PlainAttention& p, DType cache, int64_t num_tokens, c
   launch_plain<__nv_bfloat16>(p, num_tokens, stream);
 }
 
-int64_t attention_scratch_bytes(int64_t, int64_t, int64_t) {
-  return 0;
-}
-int64_t attention_counters(int64_t, int64_t) {
-  return 0;
+bool is_hopper() {
+  int device = 0, major = 0, minor = 0;
+  CUDA_CHECK(cudaGetDevice(&device));
+  CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+  CUDA_CHECK(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
+  return major == 9 && minor == 0;
 }
 
-void mla_attention(const MlaAttentionArgs& a, const AttentionScratch&, Stream stream) {
+int64_t attention_scratch_bytes(int64_t, int64_t, int64_t) {
+  return std::max(mla_attention_sm90_scratch_bytes(), gqa_attention_sm90_scratch_bytes());
+}
+int64_t attention_counters(int64_t max_tokens, int64_t num_heads) {
+  return max_tokens * num_heads;
+}
+
+void mla_attention(const MlaAttentionArgs& a, const AttentionScratch& scratch, Stream stream) {
   const int64_t num_tokens = a.q.dim(0), num_heads = a.q.dim(1), width = a.q.dim(2), rank = a.kv_lora_rank;
   CHECK(rank > 0 && rank <= width && a.cache.dim(2) == width, "mla_attention: queries of {}, a cache of {}, rank {}",
         width, a.cache.dim(2), rank);
@@ -46,6 +56,8 @@ void mla_attention(const MlaAttentionArgs& a, const AttentionScratch&, Stream st
   CHECK(a.seq_idx.size() >= num_tokens && a.positions.size() >= num_tokens, "mla_attention: {} rows, {} positions",
         num_tokens, a.positions.size());
   if (num_tokens == 0) return;
+  if (!scratch.plain && mla_attention_sm90_fits(a, scratch) && is_hopper())
+    return mla_attention_sm90(a, scratch, stream);
   PlainAttention p = {};
   p.q = a.q.data;
   p.cache = a.cache.data;
