@@ -1,6 +1,7 @@
-// `moectl bench engine`: made-up prompts through the engine, without a server. Every level of concurrency runs the same
-// requests, so their hashes must agree: the benchmark is an exactness test too. Beside the speed stands the machine's
-// own limit, measured in the same run: a decode step reads every active weight once, so read bandwidth bounds it.
+// `moectl bench engine`: made-up prompts through the engine, without a server, of a checkpoint or of made-up weights of
+// a published shape. Every level of concurrency runs the same requests first, so their hashes must agree where results
+// do not depend on company: the benchmark is an exactness test too. Beside the speed stands the machine's own limit,
+// measured in the same run: a decode step reads every active weight once, so read bandwidth bounds it.
 #include <fmt/format.h>
 #include <unistd.h>
 
@@ -16,8 +17,7 @@
 #include "cmd/command.h"
 #include "cmd/progress.h"
 #include "core/base/error.h"
-#include "core/base/memory.h"
-#include "core/model/inspect.h"
+#include "kernels/bench_kernels.h"
 
 namespace moectl {
 namespace {
@@ -38,14 +38,17 @@ struct Hash {
 
 struct Answer {
   std::vector<int32_t> ids;
-  Clock::time_point submitted, first, last;
+  std::vector<Clock::time_point> times;  // of each id
+  Clock::time_point submitted, last;
   std::string error;
   bool done = false;
 };
 
 struct Level {
   int concurrency = 0;
+  int num_requests = 0;
   double seconds = 0, output_tokens_per_second = 0;
+  double decode_tokens_per_second = 0;  // while all of the first `concurrency` requests decode; 0: never so
   double ttft_p50_seconds = 0, itl_p50_seconds = 0;
   uint64_t hash = 0;
 };
@@ -82,7 +85,7 @@ std::vector<Answer> answer_all(Engine& engine, const std::vector<std::vector<int
       std::lock_guard lock(mutex);
       Answer& a = answers[i];
       for (const auto& token : out.tokens) {
-        if (a.ids.empty()) a.first = Clock::now();
+        a.times.push_back(Clock::now());
         a.ids.push_back(token.id);
       }
       if (out.finish == FinishReason::kNone) return;
@@ -112,28 +115,49 @@ double prefill_rate(Engine& engine, const std::vector<std::vector<int32_t>>& pro
   ProgressBar bar("prefill", ProgressBar::Unit::kCount);
   std::vector<double> rates;
   for (const Answer& a : answer_all(engine, prompts, 1, 1, bar))
-    rates.push_back(double(prompts[0].size()) / std::chrono::duration<double>(a.first - a.submitted).count());
+    rates.push_back(double(prompts[0].size()) / std::chrono::duration<double>(a.times.front() - a.submitted).count());
   bar.finish();
   return median(rates);
 }
 
-Level run_level(Engine& engine, const std::vector<std::vector<int32_t>>& prompts, int concurrency, int output_len) {
+// Tokens a second from the moment when the last of the first `concurrency` requests has its first token until the first
+// request ends: nothing but decode steps of so many rows.
+double decode_rate(const std::vector<Answer>& answers, size_t concurrency) {
+  if (answers.size() < concurrency) return 0;
+  auto begin = answers[0].times.front(), end = answers[0].last;
+  for (size_t i = 0; i < concurrency; ++i) {
+    begin = std::max(begin, answers[i].times.front());
+    end = std::min(end, answers[i].last);
+  }
+  size_t num_tokens = 0;
+  for (size_t i = 0; i < concurrency; ++i)
+    num_tokens += size_t(std::count_if(answers[i].times.begin(), answers[i].times.end(),
+                                       [&](Clock::time_point t) { return t > begin && t <= end; }));
+  return end > begin ? double(num_tokens) / std::chrono::duration<double>(end - begin).count() : 0;
+}
+
+// The hash is of the first `num_hashed` answers.
+Level run_level(Engine& engine, const std::vector<std::vector<int32_t>>& prompts, int concurrency, int output_len,
+                int num_hashed) {
   ProgressBar bar(fmt::format("concurrency {}", concurrency), ProgressBar::Unit::kCount);
   const auto start = Clock::now();
   const std::vector<Answer> answers = answer_all(engine, prompts, concurrency, output_len, bar);
   Level level;
   level.concurrency = concurrency;
+  level.num_requests = int(prompts.size());
   level.seconds = seconds_since(start);
+  level.decode_tokens_per_second = decode_rate(answers, size_t(concurrency));
   bar.finish();
   Hash hash;
   std::vector<double> ttft, itl;
   size_t num_tokens = 0;
   for (const Answer& a : answers) {
-    for (int32_t id : a.ids) hash.add(id);
+    if (num_hashed-- > 0)
+      for (int32_t id : a.ids) hash.add(id);
     num_tokens += a.ids.size();
-    ttft.push_back(std::chrono::duration<double>(a.first - a.submitted).count());
+    ttft.push_back(std::chrono::duration<double>(a.times.front() - a.submitted).count());
     if (a.ids.size() > 1)
-      itl.push_back(std::chrono::duration<double>(a.last - a.first).count() / double(a.ids.size() - 1));
+      itl.push_back(std::chrono::duration<double>(a.last - a.times.front()).count() / double(a.ids.size() - 1));
   }
   level.hash = hash.value;
   level.ttft_p50_seconds = median(ttft);
@@ -149,95 +173,128 @@ int64_t resident_bytes() {
   return resident * sysconf(_SC_PAGESIZE);
 }
 
+// Requests of each level: as many as were asked for; else twice the largest concurrency, or, of made-up weights, where
+// levels may be far apart, one wave.
+std::vector<int> requests_of_levels(const BenchLoad& load, bool made_up) {
+  const int largest = *std::max_element(load.concurrency.begin(), load.concurrency.end());
+  std::vector<int> counts;
+  for (const int concurrency : load.concurrency)
+    counts.push_back(load.num_requests > 0 ? load.num_requests : made_up ? concurrency : 2 * largest);
+  return counts;
+}
+
+struct Summary {
+  std::string model;
+  ModelInfo info;
+  int ep_size = 0, threads = 0;
+  double load_seconds = 0, prefill_tokens_per_second = 0, read_bytes_per_second = 0, bytes_per_token = 0;
+  int64_t idle_bytes = 0;
+  bool on_gpu = false, exact = false, equal = false;  // exact: company may change no bit
+  std::vector<Level> levels;
+};
+
+void print_json(const Summary& s, const BenchLoad& load) {
+  nlohmann::json j = {{"model", s.model},
+                      {"architecture", s.info.architecture},
+                      {"numerics_id", s.info.numerics_id},
+                      {"ep_size", s.ep_size},
+                      {"threads", s.threads},
+                      {"input_len", load.input_len},
+                      {"output_len", load.output_len},
+                      {"load_seconds", s.load_seconds},
+                      {"resident_bytes_idle", s.idle_bytes},
+                      {"weight_bytes", s.info.weight_bytes},
+                      {"prefill_tokens_per_second", s.prefill_tokens_per_second},
+                      {"weight_bytes_per_token", int64_t(s.bytes_per_token)},
+                      {"memory_read_bytes_per_second", int64_t(s.read_bytes_per_second)},
+                      {"hashes_equal", s.equal}};
+  for (const Level& l : s.levels)
+    j["levels"].push_back({{"concurrency", l.concurrency},
+                           {"num_requests", l.num_requests},
+                           {"output_tokens_per_second", l.output_tokens_per_second},
+                           {"decode_tokens_per_second", l.decode_tokens_per_second},
+                           {"decode_tokens_per_second_per_stream", l.itl_p50_seconds > 0 ? 1 / l.itl_p50_seconds : 0.0},
+                           {"ttft_p50_seconds", l.ttft_p50_seconds},
+                           {"itl_p50_seconds", l.itl_p50_seconds},
+                           {"seconds", l.seconds},
+                           {"output_hash", fmt::format("{:016x}", l.hash)}});
+  fmt::print("{}\n", j.dump(2));
+}
+
+void print_table(const Summary& s, const BenchLoad& load) {
+  fmt::print("{}  {}  {}  EP {}, {} threads\n", s.model, s.info.architecture, s.info.numerics_id, s.ep_size, s.threads);
+  fmt::print("{} tokens in, {} out, greedy, no prefix cache\n", load.input_len, load.output_len);
+  fmt::print("loaded in {:.2f} s; resident when idle {:.1f} MB; weights {:.1f} MB\n\n", s.load_seconds,
+             double(s.idle_bytes) / 1e6, double(s.info.weight_bytes) / 1e6);
+  fmt::print("prefill, one request    {:>9.0f} tokens/s\n\n", s.prefill_tokens_per_second);
+  fmt::print("{:>11} {:>8} {:>14} {:>14} {:>16} {:>10} {:>10}  {}\n", "concurrency", "requests", "output tok/s",
+             "decode tok/s", "tok/s a stream", "TTFT p50", "ITL p50", "output hash");
+  for (const Level& l : s.levels)
+    fmt::print("{:>11} {:>8} {:>14.0f} {:>14} {:>16.0f} {:>7.1f} ms {:>7.2f} ms  {:016x}\n", l.concurrency,
+               l.num_requests, l.output_tokens_per_second,
+               l.decode_tokens_per_second > 0 ? fmt::format("{:.0f}", l.decode_tokens_per_second) : "-",
+               l.itl_p50_seconds > 0 ? 1 / l.itl_p50_seconds : 0.0, l.ttft_p50_seconds * 1e3, l.itl_p50_seconds * 1e3,
+               l.hash);
+  const Level& first = s.levels[0];
+  const double streamed = s.bytes_per_token * (first.itl_p50_seconds > 0 ? 1 / first.itl_p50_seconds : 0.0);
+  fmt::print("\nweights read in decode  {:>9.1f} GB/s at concurrency {} ({:.1f} MB a token, one stream's share)\n",
+             streamed / 1e9, first.concurrency, s.bytes_per_token / 1e6);
+  fmt::print(
+      "memory read, this run   {:>9.1f} GB/s {}\n", s.read_bytes_per_second / 1e9,
+      s.on_gpu ? "by the GPU" : fmt::format("with {} threads (a model that fits the caches may exceed it)", s.threads));
+  fmt::print("{}\n", s.equal   ? "all levels gave the same output"
+                     : s.exact ? "THE LEVELS DIFFER: results depend on the batch; this is a defect"
+                               : "the levels differ, as they may on a GPU without --deterministic");
+}
+
 }  // namespace
 
 int bench_engine(const BenchEngineOptions& options) {
   EngineConfig config = options.engine;
   const BenchLoad& load = options.load;
-  const int largest = *std::max_element(load.concurrency.begin(), load.concurrency.end());
-  const int num_requests = load.num_requests > 0 ? load.num_requests : 2 * largest;
+  const std::vector<int> num_requests = requests_of_levels(load, !config.shape.empty());
   config.enable_prefix_caching = false;  // every prompt is computed
-  config.max_num_seqs = std::max(config.max_num_seqs, largest);
-  const InspectReport report = inspect_checkpoint(config.model_dir);
+  config.max_num_seqs =
+      std::max(config.max_num_seqs, *std::max_element(load.concurrency.begin(), load.concurrency.end()));
 
+  Summary s{.model = config.shape.empty() ? config.model_dir : config.shape, .ep_size = config.ep_size};
   ProgressBar bar("loading");
   config.progress = bar.callback();
   const auto load_start = Clock::now();
   std::unique_ptr<Engine> engine = Engine::create(config);
-  const double load_seconds = seconds_since(load_start);
+  s.load_seconds = seconds_since(load_start);
   bar.finish();
-  const int64_t idle_bytes = resident_bytes();
-  const ModelInfo info = engine->info();  // outlives the engine
-  const auto prompts = make_prompts(num_requests, load.input_len, info.vocab_size, load.seed);
+  s.idle_bytes = resident_bytes();
+  s.info = engine->info();  // outlives the engine
+  s.on_gpu = s.info.numerics_id.starts_with("cuda");
+  s.exact = !s.on_gpu || config.deterministic;
+  const auto prompts = make_prompts(*std::max_element(num_requests.begin(), num_requests.end()), load.input_len,
+                                    s.info.vocab_size, load.seed);
+  const auto first_prompts = [&](int count) { return std::vector(prompts.begin(), prompts.begin() + count); };
 
   // One request first, uncounted: code and weights are paged in.
   {
     ProgressBar warm_up("warm-up", ProgressBar::Unit::kCount);
-    answer_all(*engine, {prompts[0]}, 1, std::min(load.output_len, 16), warm_up);
+    answer_all(*engine, first_prompts(1), 1, std::min(load.output_len, 16), warm_up);
   }
-  const double prefill = prefill_rate(*engine, {prompts.begin(), prompts.begin() + std::min(num_requests, 8)});
-  std::vector<Level> levels;
-  for (int concurrency : load.concurrency) levels.push_back(run_level(*engine, prompts, concurrency, load.output_len));
+  s.prefill_tokens_per_second = prefill_rate(*engine, first_prompts(std::min<int>(int(prompts.size()), 8)));
+  const int num_hashed = *std::min_element(num_requests.begin(), num_requests.end());
+  for (size_t i = 0; i < num_requests.size(); ++i)
+    s.levels.push_back(
+        run_level(*engine, first_prompts(num_requests[i]), load.concurrency[i], load.output_len, num_hashed));
   engine.reset();
 
-  const int threads =
-      config.num_threads > 0 ? config.num_threads : int(std::max(1u, std::thread::hardware_concurrency()));
-  const double bandwidth = memory_read_bandwidth(threads);
+  s.threads = config.num_threads > 0 ? config.num_threads : int(std::max(1u, std::thread::hardware_concurrency()));
+  s.read_bytes_per_second = read_bandwidth(s.on_gpu ? "cuda" : "cpu", s.threads);
   // What one token of one stream reads: the active parameters at the checkpoint's mean width.
-  const double bytes_per_token =
-      double(report.parameters.active) * double(info.weight_bytes) / double(std::max<int64_t>(info.num_params, 1));
-  const bool equal =
-      std::all_of(levels.begin(), levels.end(), [&](const Level& l) { return l.hash == levels[0].hash; });
-
-  if (options.common.json) {
-    nlohmann::json j = {{"model", config.model_dir},
-                        {"architecture", info.architecture},
-                        {"numerics_id", info.numerics_id},
-                        {"ep_size", config.ep_size},
-                        {"threads", threads},
-                        {"input_len", load.input_len},
-                        {"output_len", load.output_len},
-                        {"num_requests", num_requests},
-                        {"load_seconds", load_seconds},
-                        {"resident_bytes_idle", idle_bytes},
-                        {"weight_bytes", info.weight_bytes},
-                        {"prefill_tokens_per_second", prefill},
-                        {"weight_bytes_per_token", int64_t(bytes_per_token)},
-                        {"memory_read_bytes_per_second", int64_t(bandwidth)},
-                        {"hashes_equal", equal}};
-    for (const Level& l : levels)
-      j["levels"].push_back(
-          {{"concurrency", l.concurrency},
-           {"output_tokens_per_second", l.output_tokens_per_second},
-           {"decode_tokens_per_second_per_stream", l.itl_p50_seconds > 0 ? 1 / l.itl_p50_seconds : 0.0},
-           {"ttft_p50_seconds", l.ttft_p50_seconds},
-           {"itl_p50_seconds", l.itl_p50_seconds},
-           {"seconds", l.seconds},
-           {"output_hash", fmt::format("{:016x}", l.hash)}});
-    fmt::print("{}\n", j.dump(2));
-  } else {
-    fmt::print("{}  {}  {}  EP {}, {} threads\n", config.model_dir, info.architecture, info.numerics_id, config.ep_size,
-               threads);
-    fmt::print("{} requests a level, {} tokens in, {} out, greedy, no prefix cache\n", num_requests, load.input_len,
-               load.output_len);
-    fmt::print("loaded in {:.2f} s; resident when idle {:.1f} MB; weights {:.1f} MB\n\n", load_seconds,
-               double(idle_bytes) / 1e6, double(info.weight_bytes) / 1e6);
-    fmt::print("prefill, one request    {:>9.0f} tokens/s\n\n", prefill);
-    fmt::print("{:>11} {:>14} {:>16} {:>10} {:>10}  {}\n", "concurrency", "output tok/s", "tok/s a stream", "TTFT p50",
-               "ITL p50", "output hash");
-    for (const Level& l : levels)
-      fmt::print("{:>11} {:>14.0f} {:>16.0f} {:>7.1f} ms {:>7.2f} ms  {:016x}\n", l.concurrency,
-                 l.output_tokens_per_second, l.itl_p50_seconds > 0 ? 1 / l.itl_p50_seconds : 0.0,
-                 l.ttft_p50_seconds * 1e3, l.itl_p50_seconds * 1e3, l.hash);
-    const double streamed = bytes_per_token * (levels[0].itl_p50_seconds > 0 ? 1 / levels[0].itl_p50_seconds : 0.0);
-    fmt::print("\nweights read in decode  {:>9.1f} GB/s at concurrency {} ({:.1f} MB a token, one stream's share)\n",
-               streamed / 1e9, levels[0].concurrency, bytes_per_token / 1e6);
-    fmt::print("memory read, this run   {:>9.1f} GB/s with {} threads (a model that fits the caches may exceed it)\n",
-               bandwidth / 1e9, threads);
-    fmt::print("{}\n", equal ? "all levels gave the same output"
-                             : "THE LEVELS DIFFER: results depend on the batch; this is a defect");
-  }
-  return equal ? 0 : 1;
+  s.bytes_per_token =
+      double(s.info.num_active_params) * double(s.info.weight_bytes) / double(std::max<int64_t>(s.info.num_params, 1));
+  s.equal = std::all_of(s.levels.begin(), s.levels.end(), [&](const Level& l) { return l.hash == s.levels[0].hash; });
+  if (options.common.json)
+    print_json(s, load);
+  else
+    print_table(s, load);
+  return s.equal || !s.exact ? 0 : 1;
 }
 
 }  // namespace moectl

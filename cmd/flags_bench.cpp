@@ -1,12 +1,13 @@
-// The flags of `bench kernels`. Part of the tables of flags.h.
+// The flags of `bench kernels`, and shapes. Part of the tables of flags.h.
 #include "cmd/flags.h"
 #include "core/model/shapes.h"
 
 namespace moectl {
 namespace {
 
-constexpr std::string_view kKernels = "Kernels";
+constexpr std::string_view kKernels = "Kernels and shapes";
 const std::vector<std::string_view> kBenchKernels = {"bench kernels"};
+const std::vector<std::string_view> kMadeUp = {"bench engine"};
 
 #define MEMBER(type, path)                                     \
   Target {                                                     \
@@ -40,6 +41,15 @@ std::vector<Flag> bench_flags() {
        .target = MEMBER(std::vector<std::string>, kernels.shapes),
        .help = "Whose sizes are taken; may be given repeatedly",
        .choices = shape_names()},
+      {.name = "shape",
+       .metavar = "NAME",
+       .group = kKernels,
+       .commands = kMadeUp,
+       .target = MEMBER(std::string, engine.shape),
+       .help = "Made-up weights of this shape in place of a checkpoint",
+       .doc = "deepseek-r1, ds-v2-lite, qwen3-30b-a3b, or tiny; NAME:layers=N takes the first N layers. Random numbers "
+              "of sane size, made in memory: speed is that of a checkpoint of this shape, answers mean nothing.",
+       .shown_default = "none"},
   };
 }
 #undef MEMBER

@@ -3,6 +3,7 @@
 #include <filesystem>
 
 #include "cmd/flags.h"
+#include "core/model/shapes.h"
 
 namespace moectl {
 namespace {
@@ -60,6 +61,14 @@ fs::path find_demo_model() {
 
 void resolve_model(Options& options, const Given& given) {
   std::string& dir = options.engine.model_dir;
+  if (!options.engine.shape.empty()) {
+    shape_config(options.engine.shape);  // throws where there is none
+    if (!dir.empty())
+      throw Error(Code::kBadConfig,
+                  fmt::format("{} and {}: give one of them", quoted(given, "model"), quoted(given, "shape")));
+    if (options.api.served_model_name.empty()) options.api.served_model_name = options.engine.shape;
+    return;
+  }
   if (dir.empty()) {
     dir = find_demo_model().string();
   } else {

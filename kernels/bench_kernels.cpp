@@ -4,6 +4,7 @@
 #include <regex>
 
 #include "core/base/error.h"
+#include "core/base/memory.h"
 
 namespace moectl {
 
@@ -13,7 +14,8 @@ namespace cuda {
 std::string why_unusable();  // kernels/cuda/device.cpp
 namespace bench {
 KernelReport run(const KernelBenchOptions& options, const std::regex& filter);  // kernels/cuda/bench/bench.cu
-}
+double read_bandwidth();
+}  // namespace bench
 }  // namespace cuda
 #else
 namespace cuda {
@@ -27,6 +29,9 @@ namespace {
 KernelReport run(const KernelBenchOptions&, const std::regex&) {
   throw Error(Code::kBadConfig, why_unusable());
 }
+double read_bandwidth() {
+  throw Error(Code::kBadConfig, why_unusable());
+}
 }  // namespace
 }  // namespace bench
 }  // namespace cuda
@@ -34,6 +39,10 @@ KernelReport run(const KernelBenchOptions&, const std::regex&) {
 
 KernelReport bench_kernels_on_cpu(const KernelBenchOptions& options,
                                   const std::regex& filter);  // kernels/bench_kernels_cpu.cpp
+
+double read_bandwidth(const std::string& device, int num_threads) {
+  return device == "cuda" ? cuda::bench::read_bandwidth() : memory_read_bandwidth(num_threads);
+}
 
 KernelReport time_kernels(const KernelBenchOptions& options) {
   std::regex filter;

@@ -60,6 +60,9 @@ struct KernelReport {
   std::vector<KernelResult> results;
 };
 
+// Bytes a second that the device (cpu | cuda) reads from its memory; `num_threads` of the CPU.
+double read_bandwidth(const std::string& device, int num_threads);
+
 // Throws Error{kBadConfig} that says what this machine or build lacks, Error{kUsage} for a filter that is none.
 KernelReport time_kernels(const KernelBenchOptions& options);
 

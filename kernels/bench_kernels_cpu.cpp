@@ -7,7 +7,6 @@
 #include <regex>
 
 #include "core/base/error.h"
-#include "core/base/memory.h"
 #include "kernels/bench_kernels.h"
 #include "kernels/ops.h"
 
@@ -131,7 +130,7 @@ KernelReport bench_kernels_on_cpu(const KernelBenchOptions& options, const std::
   KernelReport report;
   report.device = fmt::format("CPU, {}, {} threads", ops->numerics_id(), options.num_threads);
   report.library = "none: on the CPU no peer is timed";
-  report.roofs.read_bytes_per_second = memory_read_bandwidth(options.num_threads);
+  report.roofs.read_bytes_per_second = read_bandwidth("cpu", options.num_threads);
   report.roofs.missing = "matrix rates are not measured on the CPU";
   for (const Case& c : cases) {
     if (options.progress) options.progress(int(report.results.size()), int(cases.size()), c.kernel + " " + c.shape);

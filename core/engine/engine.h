@@ -29,6 +29,7 @@ namespace moectl {
 
 struct EngineConfig {
   std::string model_dir;
+  std::string shape;  // in place of a folder: made-up weights of this shape (core/model/shapes.h); answers mean nothing
   std::string device = "cpu";           // cpu | cuda | auto
   std::string cpu_path = "auto";        // auto | avx512 | portable: instruction-set path of the CPU backend
   int ep_size = 1;                      // ranks; DP attention over them (tensor parallelism comes later)
@@ -56,6 +57,7 @@ struct ModelInfo {
   int32_t vocab_size = 0;
   int max_model_len = 0;
   std::vector<int32_t> eos_token_ids;  // generation_config.json, else config.json
+  int64_t num_active_params = 0;       // at work on one token
   int64_t num_params = 0, weight_bytes = 0, kv_bytes_per_token = 0, kv_pool_tokens = 0;
   std::string numerics_id;  // instruction-set path, KV dtype, kernel version (PD handshake)
   std::string model_hash;   // of the checkpoint (PD handshake)

@@ -9,6 +9,8 @@
 #include "core/engine/rank_worker.h"
 #include "core/model/inspect.h"
 #include "core/model/model_hash.h"
+#include "core/model/shapes.h"
+#include "core/model/synthetic.h"
 #include "core/model/weights.h"
 
 namespace moectl {
@@ -158,15 +160,18 @@ EngineSetup plan_setup(const EngineConfig& engine, const Config& model, std::vec
 }
 
 std::unique_ptr<Engine> Engine::create(EngineConfig config) {
-  Config model = read_config(config.model_dir);
-  const Checkpoint checkpoint = Checkpoint::open(config.model_dir);
+  const bool made_up = !config.shape.empty();
+  Config model = made_up ? shape_config(config.shape) : read_config(config.model_dir);
+  const Checkpoint checkpoint =
+      made_up ? synthetic_checkpoint(model, config.shape) : Checkpoint::open(config.model_dir);
   if (const int absent = leave_out_absent_mtp(model, checkpoint))
     log::warn("{}: config.json promises {} MTP module(s), but the checkpoint has no tensor of them; going on without",
               config.model_dir, absent);
   const OpsOptions backend = plan_ops(config, model, int(std::max(1u, std::thread::hardware_concurrency())));
   std::unique_ptr<Ops> first_ops = make_ops(backend);
-  const EngineSetup setup = plan_setup(config, model, eos_token_ids(model, read_generation_defaults(config.model_dir)),
-                                       *first_ops, checkpoint.total_bytes());
+  const GenerationDefaults defaults = made_up ? GenerationDefaults{} : read_generation_defaults(config.model_dir);
+  const EngineSetup setup =
+      plan_setup(config, model, eos_token_ids(model, defaults), *first_ops, checkpoint.total_bytes());
 
   std::vector<RankSetup> ranks;
   std::shared_ptr<const ModelWeights> weights;
@@ -182,16 +187,19 @@ std::unique_ptr<Engine> Engine::create(EngineConfig config) {
                      .eos_token_ids = setup.scheduler.eos_token_ids,
                      .compute_mtp_kv = setup.scheduler.compute_mtp_kv});
   }
+  const InspectReport::Parameters parameters =
+      (made_up ? inspect_config(model) : inspect_checkpoint(config.model_dir)).parameters;
   ModelInfo info{.architecture = model.model_type,
                  .vocab_size = model.vocab_size,
                  .max_model_len = setup.scheduler.max_model_len,
                  .eos_token_ids = setup.scheduler.eos_token_ids,
-                 .num_params = inspect_checkpoint(config.model_dir).parameters.total,
+                 .num_active_params = parameters.active,
+                 .num_params = parameters.total,
                  .weight_bytes = weight_bytes(*weights),
                  .kv_bytes_per_token = setup.kv_bytes_per_token,
                  .kv_pool_tokens = int64_t{setup.scheduler.num_pages} * kPageSize * config.ep_size,
                  .numerics_id = fmt::format("{}-kv-{}", ranks[0].ops->numerics_id(), dtype_name(setup.kv_dtype)),
-                 .model_hash = model_hash(checkpoint)};
+                 .model_hash = made_up ? "made up: " + config.shape : model_hash(checkpoint)};
   return start_engine(std::move(info), model, setup.scheduler, std::move(ranks), config.prefill_source);
 }
 

@@ -152,6 +152,13 @@ void InspectReport::NameList::add(std::string name) {
   if (++count <= kMaxListed) names.push_back(std::move(name));
 }
 
+InspectReport inspect_config(const Config& config) {
+  InspectReport r{.model_type = config.model_type, .architecture = config.architecture, .supported = true};
+  r.config = config;
+  Account(*r.config, nullptr, r).run();
+  return r;
+}
+
 InspectReport inspect_checkpoint(const std::filesystem::path& dir) {
   InspectReport r;
   r.path = dir.string();

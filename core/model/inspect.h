@@ -77,6 +77,9 @@ struct InspectReport {
 // Throws Error{kNotFound} when there is no such folder or no config.json, Error{kBadData} when a file is damaged.
 InspectReport inspect_checkpoint(const std::filesystem::path& dir);
 
+// What a config implies, without a checkpoint: parameters and layers.
+InspectReport inspect_config(const Config& config);
+
 std::string to_text(const InspectReport& report);     // for people; lines end in \n
 nlohmann::json to_json(const InspectReport& report);  // one object
 

@@ -227,6 +227,12 @@ KernelResult measure(Bench& bench, Memory& memory, const Case& c, const KernelRo
   return r;
 }
 
+int64_t pool_bytes() {
+  size_t free_bytes = 0, total_bytes = 0;
+  CUDA_CHECK(cudaMemGetInfo(&free_bytes, &total_bytes));
+  return std::min<int64_t>(24 * kGiB, int64_t(free_bytes / 10 * 7));
+}
+
 std::string device_text(const cudaDeviceProp& p) {
   int runtime = 0, driver = 0;
   CUDA_CHECK(cudaRuntimeGetVersion(&runtime));
@@ -237,6 +243,12 @@ std::string device_text(const cudaDeviceProp& p) {
 }
 
 }  // namespace
+
+double read_bandwidth() {
+  Bench bench;
+  Memory memory(pool_bytes());
+  return read_roof(bench, memory);
+}
 
 KernelReport run(const KernelBenchOptions& options, const std::regex& filter) {
   Cases all, cases;
@@ -249,9 +261,7 @@ KernelReport run(const KernelBenchOptions& options, const std::regex& filter) {
     if (std::regex_search(c.kernel + " " + c.shape, filter)) cases.push_back(std::move(c));
 
   Bench bench;
-  size_t free_bytes = 0, total_bytes = 0;
-  CUDA_CHECK(cudaMemGetInfo(&free_bytes, &total_bytes));
-  Memory memory(std::min<int64_t>(24 * kGiB, int64_t(free_bytes / 10 * 7)));
+  Memory memory(pool_bytes());
   KernelReport report;
   report.device = device_text(bench.properties());
   const CublasLt& library = CublasLt::get();

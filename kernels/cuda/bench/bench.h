@@ -83,5 +83,6 @@ void add_elementwise_cases(const KernelShape& shape, Cases& cases);  // cases_el
 
 // On the current device; the cases whose "kernel shape" the filter finds.
 KernelReport run(const KernelBenchOptions& options, const std::regex& filter);
+double read_bandwidth();  // bytes a second
 
 }  // namespace moectl::cuda::bench
