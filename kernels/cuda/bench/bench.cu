@@ -3,6 +3,7 @@
 // than L2 by far. Roofs: bytes read by streaming loads over memory that no cache holds, and the larger rate of two
 // large matrix products through cuBLASLt, each measured here and now on this card.
 #include <algorithm>
+#include <memory>
 #include <regex>
 
 #include "kernels/cuda/bench/bench.h"
@@ -12,20 +13,20 @@
 namespace moectl::cuda::bench {
 namespace kernel {
 
-constexpr int kReadThreads = 512, kReadUnroll = 8;
+constexpr int kReadThreads = 512, kReadUnroll = 4, kReadRun = kReadThreads * kReadUnroll;
 
-// Each block reads runs of kReadThreads * kReadUnroll words; the sums are written where the compiler cannot drop them.
-__global__ void __launch_bounds__(kReadThreads) read(const uint4* in, int64_t n, uint32_t* out) {
+// Each block reads runs of kReadRun words; the sums are written where the compiler cannot drop them.
+__global__ void __launch_bounds__(kReadThreads) read(const uint4* in, int64_t num_runs, uint32_t* out) {
   uint32_t sum = 0;
-  constexpr int kRun = kReadThreads * kReadUnroll;
-  for (int64_t base = blockIdx.x * int64_t(kRun); base + kRun <= n; base += gridDim.x * int64_t(kRun)) {
+  for (int64_t run = blockIdx.x; run < num_runs; run += gridDim.x) {
+    const uint4* from = in + run * kReadRun + threadIdx.x;
     uint4 v[kReadUnroll];
 #pragma unroll
-    for (int j = 0; j < kReadUnroll; ++j) v[j] = __ldcs(in + base + j * kReadThreads + threadIdx.x);
+    for (int j = 0; j < kReadUnroll; ++j) v[j] = __ldcs(from + j * kReadThreads);
 #pragma unroll
     for (int j = 0; j < kReadUnroll; ++j) sum += v[j].x ^ v[j].y ^ v[j].z ^ v[j].w;
   }
-  out[blockIdx.x * kReadThreads + threadIdx.x] = sum;
+  if (sum == 0x9e3779b9u) out[blockIdx.x % 64] = sum;
 }
 
 // Adds a hash of the words and their places to *sum: the order of addition changes nothing.
@@ -48,6 +49,12 @@ constexpr int64_t kGiB = 1ll << 30;
 constexpr double kTargetSeconds = 4e-3;         // of one graph replay
 constexpr int kReplays = 15, kSlowReplays = 3;  // slow: a replay takes more than kSlowSeconds
 constexpr double kSlowSeconds = 0.03;
+
+struct Recorded {
+  std::shared_ptr<CUgraphExec_st> exec;
+  int num_runs = 0;
+  double once_seconds = 0;  // of a pass over all sets of inputs
+};
 
 // The stream, events and device facts of one benchmark.
 class Bench {
@@ -81,17 +88,18 @@ class Bench {
     return double(milliseconds) * 1e-3;
   }
 
-  // Median seconds of one run, over all `runs` in turn.
-  double median_seconds(const std::vector<std::function<void(Stream)>>& runs) {
+  // A graph of `runs` in turn, again and again until a replay takes about kTargetSeconds.
+  Recorded record(const std::vector<std::function<void(Stream)>>& runs) {
     const auto pass = [&] {
       for (const auto& run : runs) run(stream());
     };
     pass();  // modules are loaded, algorithms picked
     CUDA_CHECK(cudaStreamSynchronize(stream_));
-    const double once = seconds_of(pass);
-    const int passes = std::clamp(int(kTargetSeconds / std::max(once, 1e-6)), 1, 64);
+    Recorded r;
+    r.once_seconds = seconds_of(pass);
+    const int passes = std::clamp(int(kTargetSeconds / std::max(r.once_seconds, 1e-6)), 1, 64);
+    r.num_runs = passes * int(runs.size());
     cudaGraph_t graph = nullptr;
-    cudaGraphExec_t exec = nullptr;
     CUDA_CHECK(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal));
     try {
       for (int i = 0; i < passes; ++i) pass();
@@ -100,18 +108,29 @@ class Bench {
       throw;
     }
     CUDA_CHECK(cudaStreamEndCapture(stream_, &graph));
+    cudaGraphExec_t exec = nullptr;
     CUDA_CHECK(cudaGraphInstantiate(&exec, graph, 0));
     CUDA_CHECK(cudaGraphDestroy(graph));
-    std::vector<double> seconds;
-    const int replays = once > kSlowSeconds ? kSlowReplays : kReplays;
-    for (int i = -1; i < replays; ++i) {
-      const double s = seconds_of([&] { CUDA_CHECK(cudaGraphLaunch(exec, stream_)); });
-      if (i >= 0) seconds.push_back(s / double(passes * int(runs.size())));
-    }
-    CUDA_CHECK(cudaGraphExecDestroy(exec));
-    std::nth_element(seconds.begin(), seconds.begin() + replays / 2, seconds.end());
-    return seconds[size_t(replays / 2)];
+    r.exec = std::shared_ptr<CUgraphExec_st>(exec, cudaGraphExecDestroy);
+    return r;
   }
+
+  // Seconds of one run of each, ascending. Replays take turns, so that all meet the same clocks: a card that computes
+  // lowers them.
+  std::vector<std::vector<double>> time(const std::vector<Recorded>& all) {
+    std::vector<std::vector<double>> seconds(all.size());
+    double slowest = 0;
+    for (const Recorded& r : all) slowest = std::max(slowest, r.once_seconds);
+    const int replays = slowest > kSlowSeconds ? kSlowReplays : kReplays;
+    for (int i = -1; i < replays; ++i)
+      for (size_t j = 0; j < all.size(); ++j) {
+        const double s = seconds_of([&] { CUDA_CHECK(cudaGraphLaunch(all[j].exec.get(), stream_)); });
+        if (i >= 0) seconds[j].push_back(s / all[j].num_runs);
+      }
+    for (std::vector<double>& s : seconds) std::sort(s.begin(), s.end());
+    return seconds;
+  }
+  double best_seconds(const std::function<void(Stream)>& run) { return time({record({run})})[0][0]; }
 
   uint64_t hash_of(const void* data, int64_t num_bytes) {
     unsigned long long* sum = nullptr;
@@ -133,18 +152,22 @@ class Bench {
   cudaEvent_t begin_ = nullptr, end_ = nullptr;
 };
 
+// The best of few blocks that stay and many that each read a little.
 double read_roof(Bench& bench, Memory& memory) {
   memory.reset();
-  const int blocks = bench.properties().multiProcessorCount * 4;
-  auto* sums = memory.alloc<uint32_t>(int64_t(blocks) * kernel::kReadThreads);
-  const int64_t words = (std::min<int64_t>(memory.capacity(), 16 * kGiB) - memory.used() - 4096) / 16;
-  auto* data = reinterpret_cast<const uint4*>(memory.f8(words * 16));
+  auto* sums = memory.alloc<uint32_t>(64);
+  constexpr int64_t kRunBytes = kernel::kReadRun * 16;
+  const int64_t num_runs = (std::min<int64_t>(memory.capacity(), 16 * kGiB) - 4096) / kRunBytes;
+  auto* data = reinterpret_cast<const uint4*>(memory.f8(num_runs * kRunBytes));
   CUDA_CHECK(cudaDeviceSynchronize());
-  const double seconds = bench.median_seconds({[=](Stream stream) {
-    kernel::read<<<blocks, kernel::kReadThreads, 0, static_cast<cudaStream_t>(stream.handle)>>>(data, words, sums);
-    CUDA_CHECK(cudaGetLastError());
-  }});
-  return double(words) * 16 / seconds;
+  double best = 1e30;
+  for (const int64_t blocks : {int64_t{bench.properties().multiProcessorCount} * 4, num_runs / 16, num_runs})
+    best = std::min(best, bench.best_seconds([=](Stream stream) {
+      kernel::read<<<unsigned(blocks), kernel::kReadThreads, 0, static_cast<cudaStream_t>(stream.handle)>>>(
+          data, num_runs, sums);
+      CUDA_CHECK(cudaGetLastError());
+    }));
+  return double(num_runs * kRunBytes) / best;
 }
 
 // 0 when cuBLASLt cannot do it; then *why says so.
@@ -171,7 +194,7 @@ double matrix_roof(Bench& bench, Memory& memory, DType dtype, std::string* why) 
       *why = reason;
       return 0;
     }
-    const double seconds = bench.median_seconds({[args](Stream stream) { CublasLt::get().matmul(args, stream); }});
+    const double seconds = bench.best_seconds([args](Stream stream) { CublasLt::get().matmul(args, stream); });
     best = std::max(best, 2.0 * double(args.m) * double(args.n) * double(args.k) / seconds);
   }
   return best;
@@ -208,21 +231,24 @@ KernelResult measure(Bench& bench, Memory& memory, const Case& c, const KernelRo
     for (const Work& set : sets) runs.push_back(pick(set));
     return runs;
   };
-  if (sets[0].run) try {
-      r.seconds = bench.median_seconds(column([](const Work& w) { return w.run; }));
-      r.output_hash = bench.hash_of(sets[0].out, sets[0].out_bytes);
-    } catch (const Error& e) {
-      r.error = e.what();
-    }
-  for (size_t p = 0; p < c.peers.size(); ++p) {
-    KernelPeer peer{.name = c.peers[p]};
+  for (const std::string& name : c.peers) r.peers.push_back({.name = name});
+  // Ours, then the peers; `to` and `error` of those that could be recorded.
+  std::vector<Recorded> recorded;
+  std::vector<double*> to;
+  const auto record = [&](auto&& pick, double* seconds, std::string* error) {
     try {
-      peer.seconds = bench.median_seconds(column([p](const Work& w) { return w.peers[p]; }));
+      recorded.push_back(bench.record(column(pick)));
+      to.push_back(seconds);
     } catch (const Error& e) {
-      peer.error = e.what();
+      *error = e.what();
     }
-    r.peers.push_back(peer);
-  }
+  };
+  if (sets[0].run) record([](const Work& w) { return w.run; }, &r.seconds, &r.error);
+  if (sets[0].run && r.error.empty()) r.output_hash = bench.hash_of(sets[0].out, sets[0].out_bytes);
+  for (size_t p = 0; p < c.peers.size(); ++p)
+    record([p](const Work& w) { return w.peers[p]; }, &r.peers[p].seconds, &r.peers[p].error);
+  const std::vector<std::vector<double>> seconds = bench.time(recorded);
+  for (size_t i = 0; i < to.size(); ++i) *to[i] = seconds[i][seconds[i].size() / 2];
   judge(c, roofs, r);
   return r;
 }
@@ -255,6 +281,7 @@ KernelReport run(const KernelBenchOptions& options, const std::regex& filter) {
   for (const KernelShape& shape : options.shapes) {
     add_gemm_cases(shape, all);
     add_attention_cases(shape, all);
+    add_moe_cases(shape, all);
     add_elementwise_cases(shape, all);
   }
   for (Case& c : all)

@@ -76,9 +76,14 @@ struct Case {
 
 using Cases = std::vector<Case>;
 
+// What an operation that only moves rows stands beside: a plain copy of half its bytes, which reads and writes as many.
+std::vector<std::string> copy_peer();
+std::function<void(Stream)> copy_of(Memory& memory, double bytes);
+
 // One function a family; each adds what `shape` has.
 void add_gemm_cases(const KernelShape& shape, Cases& cases);         // cases_gemm.cpp
 void add_attention_cases(const KernelShape& shape, Cases& cases);    // cases_attention.cpp
+void add_moe_cases(const KernelShape& shape, Cases& cases);          // cases_moe.cpp
 void add_elementwise_cases(const KernelShape& shape, Cases& cases);  // cases_elementwise.cpp
 
 // On the current device; the cases whose "kernel shape" the filter finds.

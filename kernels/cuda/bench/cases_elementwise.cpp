@@ -5,9 +5,9 @@
 #include "kernels/cuda/rms_norm.h"
 
 namespace moectl::cuda::bench {
-namespace {
-
-const std::vector<std::string> kCopy = {"copy of as many bytes"};
+std::vector<std::string> copy_peer() {
+  return {"copy of as many bytes"};
+}
 
 std::function<void(Stream)> copy_of(Memory& memory, double bytes) {
   const int64_t half = int64_t(bytes / 2);
@@ -19,12 +19,14 @@ std::function<void(Stream)> copy_of(Memory& memory, double bytes) {
   };
 }
 
+namespace {
+
 Case rms_norm_case(const KernelShape& s, int64_t rows) {
   const int64_t size = s.hidden_size;
   Case c{.kernel = "rms_norm",
          .shape = fmt::format("{} {}x{}, residual", s.name, rows, size),
          .bytes = 4.0 * double(rows * size) * 4,
-         .peers = kCopy};
+         .peers = copy_peer()};
   c.make = [=, bytes = c.bytes](Memory& memory) {
     RmsNormArgs args;
     args.x = {memory.floats(rows * size), {rows, size}};
@@ -55,7 +57,7 @@ Case quantize_case(const KernelShape& s, int64_t rows) {
   Case c{.kernel = "fp8_quantize",
          .shape = fmt::format("{} {}x{}", s.name, rows, k),
          .bytes = double(rows * k) * (4 + 1 + 4.0 / 128),
-         .peers = kCopy};
+         .peers = copy_peer()};
   c.make = [=, bytes = c.bytes](Memory& memory) {
     Fp8QuantizeArgs args{.x = memory.floats(rows * k), .out = f8_rows(memory, rows, k)};
     Work work;
@@ -72,7 +74,7 @@ Case swiglu_case(const KernelShape& s, int64_t rows) {
   Case c{.kernel = "swiglu_quantize",
          .shape = fmt::format("{} {}x{}", s.name, rows, k),
          .bytes = double(rows * k) * (2 * 4 + 1 + 4.0 / 128),
-         .peers = kCopy};
+         .peers = copy_peer()};
   c.make = [=, bytes = c.bytes](Memory& memory) {
     SwigluQuantizeArgs args{.gate = memory.floats(rows * k), .up = memory.floats(rows * k), .stride = k};
     args.out = f8_rows(memory, rows, k);
@@ -90,7 +92,7 @@ Case norm_quantize_case(const KernelShape& s, int64_t rows) {
   Case c{.kernel = "rms_norm_quantize",
          .shape = fmt::format("{} {}x{}, residual", s.name, rows, k),
          .bytes = double(rows * k) * (3 * 4 + 1 + 4.0 / 128),
-         .peers = kCopy};
+         .peers = copy_peer()};
   c.make = [=, bytes = c.bytes](Memory& memory) {
     RmsNormArgs args;
     args.x = {memory.floats(rows * k), {rows, k}};
