@@ -45,8 +45,10 @@ KernelShape kernel_shape(const std::string& name) {
 
 std::string rate_text(const KernelResult& r) {
   if (r.seconds <= 0) return "-";
+  const double gflops = r.flops / r.seconds / 1e9;
   return r.bound == "memory" ? fmt::format("{:.0f} GB/s", r.bytes / r.seconds / 1e9)
-                             : fmt::format("{:.0f} TFLOP/s", r.flops / r.seconds / 1e12);
+         : gflops < 1e4      ? fmt::format("{:.0f} GFLOP/s", gflops)
+                             : fmt::format("{:.0f} TFLOP/s", gflops / 1e3);
 }
 
 std::string percent(double share) {

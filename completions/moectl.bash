@@ -133,6 +133,7 @@ _moectl() {
     'bench engine:--concurrency') return ;;
     'bench engine:--num-requests') return ;;
     'bench engine:--seed') return ;;
+    'bench engine:--shape') return ;;
     'bench engine:--config') kind='file' ;;
     'bench engine:--log-format') words='text json' ;;
     'bench engine:--log-level') words='debug info warn error' ;;
@@ -212,7 +213,7 @@ _moectl() {
         [[ $cur == -* ]] || kind='folder'
         ;;
       'bench engine')
-        words='--model --max-model-len --tensor-parallel-size --tp-size --data-parallel-size --dp-size --expert-parallel-size --ep-size --max-num-seqs --max-num-batched-tokens --kv-cache-memory-bytes --kv-cache-dtype --block-size --device --cpu-path --threads --deterministic --precise --gpu-memory-utilization --input-len --output-len --concurrency --num-requests --seed --json --config --log-format --log-level --no-color --help --version -h'
+        words='--model --max-model-len --tensor-parallel-size --tp-size --data-parallel-size --dp-size --expert-parallel-size --ep-size --max-num-seqs --max-num-batched-tokens --kv-cache-memory-bytes --kv-cache-dtype --block-size --device --cpu-path --threads --deterministic --precise --gpu-memory-utilization --input-len --output-len --concurrency --num-requests --seed --shape --json --config --log-format --log-level --no-color --help --version -h'
         [[ $cur == -* ]] || kind='folder'
         ;;
       'bench kernels')

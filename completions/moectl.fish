@@ -163,6 +163,7 @@ complete -c moectl -n '__moectl_is bench engine' -l output-len -x -d 'Tokens gen
 complete -c moectl -n '__moectl_is bench engine' -l concurrency -x -d 'Requests in flight, one measurement each'
 complete -c moectl -n '__moectl_is bench engine' -l num-requests -x -d 'Requests a measurement'
 complete -c moectl -n '__moectl_is bench engine' -l seed -x -d 'Picks the prompts'
+complete -c moectl -n '__moectl_is bench engine' -l shape -x -d 'Made-up weights of this shape in place of a checkpoint'
 complete -c moectl -n '__moectl_is bench engine' -l json -d 'Print the result as JSON'
 complete -c moectl -n '__moectl_is bench engine' -l config -r -F -d 'Read flags from a YAML file'
 complete -c moectl -n '__moectl_is bench engine' -l log-format -x -a 'text json' -d 'Format of diagnostics on stderr'

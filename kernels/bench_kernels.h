@@ -46,7 +46,7 @@ struct KernelResult {
   std::string kernel, shape;
   double seconds = 0;           // median of one run; 0: it did not run, and `error` says why
   double bytes = 0, flops = 0;  // the least it must move and compute
-  std::string bound;            // which roof is nearer: "memory", "bf16", "f8"
+  std::string bound;            // which roof is nearer: "memory", "bf16", "f8"; "arithmetic" of a CPU
   double roof_share = 0;        // time at that roof over `seconds`; 0: unknown
   std::vector<KernelPeer> peers;
   uint64_t output_hash = 0;

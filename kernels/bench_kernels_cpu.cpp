@@ -15,6 +15,8 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
+constexpr double kBalance = 8;  // operations a byte above which memory is no limit on any CPU
+
 struct Case {
   std::string kernel, shape;
   double bytes, flops;
@@ -137,7 +139,10 @@ KernelReport bench_kernels_on_cpu(const KernelBenchOptions& options, const std::
     KernelResult r{.kernel = c.kernel, .shape = c.shape, .bytes = c.bytes, .flops = c.flops, .bound = "memory"};
     std::vector<float> out;
     r.seconds = median_seconds(c.make(*ops, &out));
-    r.roof_share = c.bytes / report.roofs.read_bytes_per_second / r.seconds;
+    if (c.flops > kBalance * c.bytes)
+      r.bound = "arithmetic";
+    else
+      r.roof_share = c.bytes / report.roofs.read_bytes_per_second / r.seconds;
     r.output_hash = hash_of(out);
     report.results.push_back(r);
   }

@@ -53,7 +53,7 @@ class CommandLine(unittest.TestCase):
         self.assertFails(moectl("serve-decode", DEMO, "--ep-size", "4", "--dp-size", "2"), 78, "--expert-parallel-size 4",
                          "--data-parallel-size 2")
         self.assertFails(moectl("serve-decode", DEMO, "--tp-size", "2"), 78, "--tensor-parallel-size 2")
-        self.assertFails(moectl("serve-decode", DEMO, "--device", "cuda"), 78, "--device cuda")
+        self.assertFails(moectl("bench", "engine", DEMO, "--device", "cuda", CUDA_VISIBLE_DEVICES=""), 78, "--device cuda")
 
     def test_bad_files_exit_65_and_missing_ones_1(self):
         with tempfile.TemporaryDirectory() as folder:
@@ -74,6 +74,37 @@ class CommandLine(unittest.TestCase):
         self.assertEqual(json.loads(report.stdout)["parameters"]["total"], 25_377_216)
         self.assertIn("25,377,216", text.stdout)
         self.assertEqual(moectl("inspect", MOECTL_MODEL=DEMO, MOECTL_JSON="1").stdout, report.stdout)
+
+    def test_bench_kernels_on_the_cpu(self):
+        result = moectl("bench", "kernels", "--device", "cpu", "--shape", "tiny", "--filter", "LINEAR.*gate", "--json")
+        self.assertEqual((result.returncode, result.stderr), (0, ""))
+        report = json.loads(result.stdout)
+        self.assertGreater(report["roofs"]["read_bytes_per_second"], 1e8)
+        self.assertIsNone(report["roofs"]["f8_flops_per_second"])
+        self.assertTrue(report["kernels"])
+        for kernel in report["kernels"]:
+            self.assertRegex(kernel["kernel"] + kernel["shape"], "linear.*gate")
+            self.assertGreater(kernel["seconds"], 0)
+        again = moectl("bench", "kernels", "--device", "cpu", "--shape", "tiny", "--filter", "linear.*gate", "--json", "--threads", "1")
+        self.assertEqual([k["output_hash"] for k in json.loads(again.stdout)["kernels"]],
+                         [k["output_hash"] for k in report["kernels"]])
+
+    def test_bench_kernels_refuses(self):
+        self.assertFails(moectl("bench", "kernels", "--filter", "("), 2, "--filter (", "regular expression")
+        self.assertFails(moectl("bench", "kernels", "--device", "cpu", "--filter", "nothing"), 2, "--filter nothing")
+        self.assertFails(moectl("bench", "kernels", "--shape", "deepseek"), 2, "--shape", "qwen3-30b-a3b")
+        # Whatever a machine has, this hides its GPUs.
+        self.assertFails(moectl("bench", "kernels", "--device", "cuda", CUDA_VISIBLE_DEVICES=""), 78, "--device cuda")
+
+    def test_bench_engine_with_made_up_weights(self):
+        args = ("bench", "engine", "--shape", "tiny", "--device", "cpu", "--concurrency", "1,4", "--input-len", "16",
+                "--output-len", "8", "--json")
+        report = json.loads(moectl(*args).stdout)
+        self.assertEqual((report["model"], report["architecture"], report["hashes_equal"]), ("tiny", "deepseek_v3", True))
+        self.assertEqual([level["num_requests"] for level in report["levels"]], [1, 4])
+        self.assertTrue(all(level["decode_tokens_per_second"] > 0 for level in report["levels"]))
+        self.assertFails(moectl("bench", "engine", "--shape", "tiny:layers=9"), 2, "layers=N")
+        self.assertFails(moectl("bench", "engine", DEMO, "--shape", "tiny"), 78, "--shape tiny", "give one of them")
 
     def test_the_demo_is_found_from_any_directory(self):
         with tempfile.TemporaryDirectory() as folder:
