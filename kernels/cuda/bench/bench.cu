@@ -280,9 +280,11 @@ KernelReport run(const KernelBenchOptions& options, const std::regex& filter) {
   Cases all, cases;
   for (const KernelShape& shape : options.shapes) {
     add_gemm_cases(shape, all);
+    add_grouped_cases(shape, all);
     add_attention_cases(shape, all);
     add_moe_cases(shape, all);
     add_elementwise_cases(shape, all);
+    add_sampling_cases(shape, all);
   }
   for (Case& c : all)
     if (std::regex_search(c.kernel + " " + c.shape, filter)) cases.push_back(std::move(c));

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "kernels/bench_kernels.h"
+#include "kernels/cuda/fp8_gemm.h"
 #include "kernels/ops.h"
 
 namespace moectl::cuda::bench {
@@ -80,8 +81,17 @@ using Cases = std::vector<Case>;
 std::vector<std::string> copy_peer();
 std::function<void(Stream)> copy_of(Memory& memory, double bytes);
 
+// `batch` matrices [n, k], bf16 or FP8 with block scales, as the backend packs them; in `memory`, which they do not
+// own.
+Weight random_weight(Memory& memory, bool f8, int64_t batch, int64_t n, int64_t k);
+Fp8Weight fp8_weight_of(const Weight& weight);
+const std::byte* weight_data(const Weight& weight);
+Fp8Rows random_fp8_rows(Memory& memory, int64_t rows, int64_t k);
+
 // One function a family; each adds what `shape` has.
 void add_gemm_cases(const KernelShape& shape, Cases& cases);         // cases_gemm.cpp
+void add_grouped_cases(const KernelShape& shape, Cases& cases);      // cases_grouped.cpp
+void add_sampling_cases(const KernelShape& shape, Cases& cases);     // cases_sampling.cpp
 void add_attention_cases(const KernelShape& shape, Cases& cases);    // cases_attention.cpp
 void add_moe_cases(const KernelShape& shape, Cases& cases);          // cases_moe.cpp
 void add_elementwise_cases(const KernelShape& shape, Cases& cases);  // cases_elementwise.cpp

@@ -5,6 +5,7 @@
 
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/bench/bench.h"
+#include "kernels/cuda/kernels.h"
 
 namespace moectl::cuda::bench {
 namespace {
@@ -117,10 +118,59 @@ Case gqa_case(const KernelShape& s, const Load& load) {
   return c;
 }
 
+// The two products by head around it: queries into the latent space, and results out of it.
+Case query_case(const KernelShape& s, int64_t tokens) {
+  const int64_t heads = s.num_heads, nope = s.qk_nope_head_dim, rope = s.qk_rope_head_dim, rank = s.kv_lora_rank;
+  Case c{.kernel = "mla_query",
+         .shape = fmt::format("{} {} tokens, {} heads {}x{}", s.name, tokens, heads, rank, nope),
+         .bytes = double(heads * rank * nope) * (s.f8 ? 1 : 2) + double(tokens * heads * (nope + rank + 2 * rope)) * 4,
+         .flops = 2.0 * double(tokens * heads) * double(rank * nope),
+         .unit = Unit::kBf16};
+  c.make = [=](Memory& memory) {
+    MlaQueryArgs args;
+    args.q = {memory.floats(tokens * heads * (nope + rope)), {tokens, heads, nope + rope}};
+    args.w_uk = random_weight(memory, s.f8, heads, rank, nope);
+    args.cos_sin = {memory.floats(tokens * rope, 0.5f), {tokens, rope}};
+    args.out = {memory.alloc<float>(tokens * heads * (rank + rope)), {tokens, heads, rank + rope}};
+    Work work;
+    work.run = [args](Stream stream) { mla_query(args, true, stream); };
+    work.out = args.out.data;
+    work.out_bytes = args.out.size() * 4;
+    return work;
+  };
+  return c;
+}
+
+Case output_case(const KernelShape& s, int64_t tokens) {
+  const int64_t heads = s.num_heads, dim = s.v_head_dim, rank = s.kv_lora_rank;
+  Case c{.kernel = "mla_output",
+         .shape = fmt::format("{} {} tokens, {} heads {}x{}", s.name, tokens, heads, dim, rank),
+         .bytes = double(heads * rank * dim) * (s.f8 ? 1 : 2) + double(tokens * heads * (dim + rank)) * 4,
+         .flops = 2.0 * double(tokens * heads) * double(rank * dim),
+         .unit = Unit::kBf16};
+  c.make = [=](Memory& memory) {
+    MlaOutputArgs args;
+    args.latent = {memory.floats(tokens * heads * rank), {tokens, heads, rank}};
+    args.w_uv = random_weight(memory, s.f8, heads, dim, rank);
+    args.out = {memory.alloc<float>(tokens * heads * dim), {tokens, heads, dim}};
+    Work work;
+    work.run = [args](Stream stream) { mla_output(args, true, stream); };
+    work.out = args.out.data;
+    work.out_bytes = args.out.size() * 4;
+    return work;
+  };
+  return c;
+}
+
 }  // namespace
 
 void add_attention_cases(const KernelShape& s, Cases& cases) {
   for (const Load& load : kLoads) cases.push_back(s.kv_lora_rank > 0 ? mla_case(s, load) : gqa_case(s, load));
+  if (s.kv_lora_rank == 0) return;
+  for (const int64_t tokens : {1, 128, 4096}) {
+    cases.push_back(query_case(s, tokens));
+    cases.push_back(output_case(s, tokens));
+  }
 }
 
 }  // namespace moectl::cuda::bench

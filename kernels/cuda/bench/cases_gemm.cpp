@@ -1,6 +1,8 @@
 // Matrix products of one layer, m rows by each of its matrices, beside cuBLASLt.
 #include "kernels/cuda/bench/bench.h"
 #include "kernels/cuda/cublaslt.h"
+#include "kernels/cuda/fp8_gemm.h"
+#include "kernels/cuda/kernels.h"
 
 namespace moectl::cuda::bench {
 namespace {
@@ -32,6 +34,18 @@ int64_t round_up(int64_t v, int64_t to) {
   return (v + to - 1) / to * to;
 }
 
+LtMatmulArgs lt_args(Memory& memory, int64_t m, int64_t n, int64_t k) {
+  LtMatmulArgs lt{.m = m, .n = n, .k = k};
+  lt.out = memory.alloc<float>(m * n);
+  lt.workspace = memory.alloc<std::byte>(kLtWorkspaceBytes);
+  return lt;
+}
+
+std::function<void(Stream)> peer(const LtMatmulArgs& lt) {
+  return [lt](Stream stream) { CublasLt::get().matmul(lt, stream); };
+}
+
+// Random numbers are as good in our layout as in the library's, so both read the same.
 Case f8_case(const KernelShape& s, const Matrix& w, int64_t m) {
   const int64_t n = w.n, k = w.k;
   Case c{.kernel = "fp8_gemm",
@@ -41,43 +55,50 @@ Case f8_case(const KernelShape& s, const Matrix& w, int64_t m) {
          .unit = Unit::kF8,
          .peers = {"cuBLASLt, block scales", "cuBLASLt, tensor scales"}};
   c.make = [=](Memory& memory) {
-    LtMatmulArgs lt{.m = m, .n = n, .k = k, .dtype = DType::kF8E4M3, .scales = LtScales::kBlock};
-    lt.x = memory.f8(m * k);
-    lt.w = memory.f8(n * k);
-    lt.x_scales = memory.positive(round_up(k, 128) / 128 * round_up(m, 4), 1e-3f, 2e-3f);
-    lt.w_scales = memory.positive(round_up(n, 128) / 128 * round_up(k, 512) / 128, 1e-3f, 2e-3f);
-    lt.out = memory.alloc<__nv_bfloat16>(m * n);
-    lt.workspace = memory.alloc<std::byte>(kLtWorkspaceBytes);
-    LtMatmulArgs tensor = lt;
+    const Weight weight = random_weight(memory, true, 1, n, k);
+    Fp8GemmArgs args{.a = random_fp8_rows(memory, m, k), .w = fp8_weight_of(weight)};
+    args.out = memory.alloc<__nv_bfloat16>(m * n);
+    args.out_type = DType::kBF16;
+    LtMatmulArgs block = lt_args(memory, m, n, k);
+    block.dtype = DType::kF8E4M3;
+    block.scales = LtScales::kBlock;
+    block.x = args.a.data;
+    block.w = args.w.data;
+    block.x_scales = args.a.scales;
+    block.w_scales = memory.positive(round_up(n, 128) / 128 * round_up(k, 512) / 128, 1e-3f, 2e-3f);
+    LtMatmulArgs tensor = block;
     tensor.scales = LtScales::kTensor;
     tensor.fast_accumulation = true;
     Work work;
-    work.peers = {[lt](Stream stream) { CublasLt::get().matmul(lt, stream); },
-                  [tensor](Stream stream) { CublasLt::get().matmul(tensor, stream); }};
-    work.out = lt.out;
+    work.run = [args, weight](Stream stream) { fp8_gemm(args, stream); };
+    work.peers = {peer(block), peer(tensor)};
+    work.out = args.out;
     work.out_bytes = m * n * 2;
     return work;
   };
   return c;
 }
 
+// f32 rows in and out, as the model calls it; the library is given bf16 rows.
 Case bf16_case(const KernelShape& s, const Matrix& w, int64_t m) {
   const int64_t n = w.n, k = w.k;
-  Case c{.kernel = "bf16_gemm",
+  Case c{.kernel = "linear bf16",
          .shape = fmt::format("{} {} {}x{}x{}", s.name, w.name, m, n, k),
-         .bytes = double(m * k + n * k) * 2 + double(m * n) * 4,
+         .bytes = double(n * k) * 2 + double(m * (n + k)) * 4,
          .flops = 2.0 * double(m) * double(n) * double(k),
          .unit = Unit::kBf16,
          .peers = {"cuBLASLt"}};
   c.make = [=](Memory& memory) {
-    LtMatmulArgs lt{.m = m, .n = n, .k = k, .out_dtype = DType::kF32};
+    LinearArgs args{.x = {memory.floats(m * k), {m, k}}, .weight = random_weight(memory, false, 1, n, k)};
+    args.out = {memory.alloc<float>(m * n), {m, n}};
+    LtMatmulArgs lt = lt_args(memory, m, n, k);
+    lt.out_dtype = DType::kF32;
     lt.x = memory.bf16(m * k);
-    lt.w = memory.bf16(n * k, 0.02f);
-    lt.out = memory.alloc<float>(m * n);
-    lt.workspace = memory.alloc<std::byte>(kLtWorkspaceBytes);
+    lt.w = weight_data(args.weight);
     Work work;
-    work.peers = {[lt](Stream stream) { CublasLt::get().matmul(lt, stream); }};
-    work.out = lt.out;
+    work.run = [args](Stream stream) { linear(args, true, stream); };
+    work.peers = {peer(lt)};
+    work.out = args.out.data;
     work.out_bytes = m * n * 4;
     return work;
   };
