@@ -9,6 +9,7 @@
 #include "core/base/check.h"
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/kernels.h"
+#include "kernels/cuda/sample.h"
 
 namespace moectl::cuda {
 
@@ -165,6 +166,7 @@ struct CudaOps::Regions {
   int64_t counters = 0, num_counters = 0;  // begin, and how many: of attention
   int64_t attention = 0, attention_bytes = 0;
   int64_t counts = 0;  // of moe_permute
+  int64_t sampling = 0;
   int64_t operands = 0, operand_bytes = 0;
   int64_t num_bytes = 0;
 };
@@ -181,6 +183,7 @@ CudaOps::Regions CudaOps::regions(const ScratchShape& shape) const {
   r.attention_bytes = attention_scratch_bytes(shape.max_tokens, shape.num_heads, shape.out_head_size);
   r.attention = take(r.attention_bytes);
   r.counts = take(shape.num_experts * 4);
+  r.sampling = take(sample_scratch_bytes(std::min(shape.max_sampled_rows, kMaxSampledRows), shape.vocab_size));
   r.num_bytes = std::max<int64_t>(r.num_bytes, 256);
   return r;
 }
@@ -307,6 +310,23 @@ void CudaOps::moe_locate(const MoeLocateArgs& a, Stream s) {
 
 void CudaOps::moe_combine(const MoeCombineArgs& a, Stream s) {
   run("moe_combine", s, a.out.data, bytes_of(a.out), [&](Stream stream) { cuda::moe_combine(a, stream); });
+}
+
+void CudaOps::sample_rows(const SampleRowsArgs& a, Stream s) {
+  CHECK(regions_ && a.logits.row_size() <= scratch_shape_.vocab_size, "sample_rows of {} ids: scratch for {}",
+        a.logits.row_size(), scratch_shape_.vocab_size);
+  const int64_t most = std::min(scratch_shape_.max_sampled_rows, kMaxSampledRows);
+  run("sample_rows", s, nullptr, 0, [&](Stream stream) {
+    for (int64_t begin = 0; begin < a.logits.dim(0); begin += most) {
+      const int64_t num = std::min(most, a.logits.dim(0) - begin);
+      auto part = [&](auto view) {
+        if (view) view.data = view.row(begin);
+        return view ? view.first(num) : view;
+      };
+      cuda::sample_rows({part(a.logits), part(a.rows), a.adjustments, part(a.out), part(a.next_token_ids)},
+                        scratch_.get() + regions_->sampling, stream);
+    }
+  });
 }
 
 }  // namespace moectl::cuda

@@ -54,6 +54,7 @@ class CudaOps final : public Ops {
   void moe_experts(const MoeExpertsArgs&, Stream) override;
   void moe_locate(const MoeLocateArgs&, Stream) override;
   void moe_combine(const MoeCombineArgs&, Stream) override;
+  void sample_rows(const SampleRowsArgs&, Stream) override;
 
  private:
   // Makes the card the calling thread's.
