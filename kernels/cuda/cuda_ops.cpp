@@ -183,7 +183,8 @@ CudaOps::Regions CudaOps::regions(const ScratchShape& shape) const {
   r.attention_bytes = attention_scratch_bytes(shape.max_tokens, shape.num_heads, shape.out_head_size);
   r.attention = take(r.attention_bytes);
   r.counts = take(shape.num_experts * 4);
-  r.sampling = take(sample_scratch_bytes(std::min(shape.max_sampled_rows, kMaxSampledRows), shape.vocab_size));
+  if (shape.vocab_size > 0)
+    r.sampling = take(sample_scratch_bytes(std::min(shape.max_sampled_rows, kMaxSampledRows), shape.vocab_size));
   r.num_bytes = std::max<int64_t>(r.num_bytes, 256);
   return r;
 }
