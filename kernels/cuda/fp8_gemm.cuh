@@ -21,6 +21,7 @@ namespace moectl::cuda::kernel {
 using namespace hopper;
 
 constexpr int kFp8GemmThreads = 384, kConsumerThreads = 256, kConsumerWarps = 8;
+constexpr int kProducerWarps = 4, kFewEights = 4;
 constexpr int kTileK = 128;  // bytes and elements
 
 struct Fp8GemmParams {
@@ -33,7 +34,7 @@ struct Fp8GemmParams {
   int num_experts, expert_begin;
   int multicast, split, stages, group_m;
   bool in_turn;                          // the warpgroups start their matrix instructions alternately
-  int a_box;                             // token rows a copy; divides the token tile / multicast
+  int a_box;                             // token rows a copy of map_a; divides the token tile / multicast
   uint64_t weight_policy, token_policy;  // of the L2 cache
 };
 
@@ -72,28 +73,53 @@ struct TileAt {
   int col;                // first column of out
 };
 
-// tile_begin[e]: number of tiles before expert e; row_begin[e]: its first row. In shared memory.
-struct TileTable {
+// What a block does next: a tile and the k-blocks of it that are this block's.
+struct Work {
+  TileAt tile;
+  int kb_begin, kb_end;
+  bool split;  // the cluster shares the tile
+};
+
+// The sequence of a block's work; each role of the block walks through its own copy. tile_begin[e]: number of tiles
+// before expert e; row_begin[e]: its first row; both in shared memory. The blocks of a cluster that divide k take whole
+// tiles as long as every block of the grid gets one, and share the tiles of the last, partial round.
+template <class S>
+struct Schedule {
+  const Fp8GemmParams& p;
   const int *tile_begin, *row_begin;
-  int num_experts, tokens, col_groups, cols_a_block, multicast, multicast_idx, group_m;
-  int expert = 0;
+  int col_groups, multicast_idx, split_idx;
+  int cluster = int(cluster_id_x()), num_clusters = int(num_clusters_x());
+  int num_tiles = tile_begin[p.num_experts], whole = num_tiles / (num_clusters * p.split);
+  int round = 0, expert = 0;
+
+  __device__ __forceinline__ bool next(Work& work) {
+    work.split = S::kSwap && p.split > 1 && round >= whole;
+    const int t = !S::kSwap || p.split == 1 ? round * num_clusters + cluster
+                  : work.split              ? whole * num_clusters * p.split + (round - whole) * num_clusters + cluster
+                                            : (round * num_clusters + cluster) * p.split + split_idx;
+    ++round;
+    if (t >= num_tiles) return false;
+    work.tile = locate(t);
+    work.kb_begin = work.split ? p.num_kb * split_idx / p.split : 0;
+    work.kb_end = work.split ? p.num_kb * (split_idx + 1) / p.split : p.num_kb;
+    return true;
+  }
 
   __device__ __forceinline__ TileAt locate(int t) {
-    int hi = num_experts;
-    while (hi - expert > 1) {
-      const int mid = (expert + hi) / 2;
+    for (int end = p.num_experts; end - expert > 1;) {
+      const int mid = (expert + end) / 2;
       if (tile_begin[mid] <= t)
         expert = mid;
       else
-        hi = mid;
+        end = mid;
     }
     const int begin = row_begin[expert], rows = row_begin[expert + 1] - begin;
-    const int m_tiles = (rows + tokens - 1) / tokens, local = t - tile_begin[expert];
-    const int group = local / (group_m * col_groups), first = group * group_m;
-    const int in_group = min(group_m, m_tiles - first), rest = local - group * group_m * col_groups;
+    const int m_tiles = (rows + S::kTokens - 1) / S::kTokens, local = t - tile_begin[expert];
+    const int group = local / (p.group_m * col_groups), first = group * p.group_m;
+    const int in_group = min(p.group_m, m_tiles - first), rest = local - group * p.group_m * col_groups;
     const int m_tile = first + rest % in_group, col_group = rest / in_group;
-    return {expert, begin + m_tile * tokens, rows - m_tile * tokens,
-            (col_group * multicast + multicast_idx) * cols_a_block};
+    return {expert, begin + m_tile * S::kTokens, rows - m_tile * S::kTokens,
+            (col_group * p.multicast + multicast_idx) * S::kOutCols};
   }
 };
 
@@ -229,7 +255,8 @@ __device__ __forceinline__ int scales_from(int begin, int count, int stride) {
 template <class S>
 __global__ void __launch_bounds__(kFp8GemmThreads, 1)
     fp8_gemm(const __grid_constant__ CUtensorMap map_w, const __grid_constant__ CUtensorMap map_w_up,
-             const __grid_constant__ CUtensorMap map_a, const __grid_constant__ Fp8GemmParams p) {
+             const __grid_constant__ CUtensorMap map_a, const __grid_constant__ CUtensorMap map_a8,
+             const __grid_constant__ Fp8GemmParams p) {
   extern __shared__ __align__(1024) uint8_t smem[];
   const uint32_t base = smem_addr(smem);
   // Barriers: full and empty of each stage, then the exchange's full and empty.
@@ -247,7 +274,7 @@ __global__ void __launch_bounds__(kFp8GemmThreads, 1)
   if (warp == 0) {
     if (lane == 0) {
       for (int s = 0; s < p.stages; ++s) {
-        mbarrier_init(full + 8 * s, 1);
+        mbarrier_init(full + 8 * s, kProducerWarps);
         mbarrier_init(empty + 8 * s, kConsumerWarps * p.multicast);
       }
       mbarrier_init(reduce_full, 1);
@@ -265,64 +292,81 @@ __global__ void __launch_bounds__(kFp8GemmThreads, 1)
   else
     __syncthreads();
 
-  TileTable table{tile_begin,  row_begin,   p.num_experts, S::kTokens, col_groups,
-                  S::kOutCols, p.multicast, multicast_idx, p.group_m};
-  const int num_tiles = tile_begin[p.num_experts], first = int(cluster_id_x()), step = int(num_clusters_x());
-  const int kb_begin = p.num_kb * split_idx / p.split, kb_end = p.num_kb * (split_idx + 1) / p.split;
+  Schedule<S> schedule{p, tile_begin, row_begin, col_groups, multicast_idx, split_idx};
 
-  if (warp < 4) {
+  if (warp < kProducerWarps) {
     setmaxnreg_dec<40>();
-    if (warp == 0 && elect_one()) {
-      grid_dependency_launch();
-      const uint16_t mask = uint16_t(((1u << p.multicast) - 1) << (split_idx * p.multicast));
-      // Floats of a row of scales from `begin` (rounded down to a multiple of 4) on, at most `count`.
-      const auto load_scales = [](uint32_t dst, const float* row, int begin, int count, uint32_t bar) {
-        if (count > 0) bulk_load(dst, row + (begin & ~3), count * 4, bar);
-      };
-      const auto load_weights = [&](const TileAt& tile, int boxes, int kb, int stage) {
-        const uint32_t bar = full + 8 * stage, w = weights + stage * S::kWeightBytes;
-        const uint32_t sc = scales + stage * S::kScaleBytes + S::kTokenScaleBytes;
-        const int batch = p.expert_begin + tile.expert, block = tile.col / kFp8Block;
-        const int64_t scale_row = (int64_t(batch) * p.num_kb + kb) * p.w_scale_stride;
-        const int num_scales = scales_from(block, S::kWeightScales, p.w_scale_stride);
-        mbarrier_arrive_expect_tx(
-            bar, S::kWeightBytes + boxes * p.a_box * kTileK +
-                     4 * (scales_from(tile.row, S::kTokenScales, p.a_scale_stride) + (S::kGated ? 2 : 1) * num_scales));
-        tma_load_4d(w, &map_w, bar, 0, tile.col, kb, batch, p.weight_policy);
-        load_scales(sc, p.w_scales + scale_row, block, num_scales, bar);
-        if constexpr (S::kGated) {
-          tma_load_4d(w + S::kWeightBytes / 2, &map_w_up, bar, 0, tile.col, kb, batch, p.weight_policy);
-          load_scales(sc + S::kWeightScaleBytes, p.w_up_scales + scale_row, block, num_scales, bar);
-        }
-      };
-      int stage = 0, phase = 0, loaded = 0;
-      for (int t = first; t < num_tiles; t += step) {
-        const TileAt tile = table.locate(t);
-        const int boxes = (min(tile.rows, S::kTokens) + p.a_box - 1) / p.a_box;
-        if (t == first && !p.offsets) {  // weights need not wait for the kernel before this one
-          for (; loaded < min(p.stages, kb_end - kb_begin); ++loaded)
-            load_weights(tile, boxes, kb_begin + loaded, loaded);
-          grid_dependency_wait();
-        }
-        for (int kb = kb_begin; kb < kb_end; ++kb) {
-          if (loaded > 0) {
-            --loaded;
-          } else {
-            mbarrier_wait(empty + 8 * stage, phase ^ 1);
-            load_weights(tile, boxes, kb, stage);
-          }
-          const uint32_t bar = full + 8 * stage, a = tokens + stage * S::kTokenBytes;
-          for (int b = multicast_idx; b < boxes; b += p.multicast) {
-            const uint32_t dst = a + b * p.a_box * kTileK;
-            if (p.multicast > 1)
-              tma_load_3d_multicast(dst, &map_a, bar, 0, tile.row + b * p.a_box, kb, mask, p.token_policy);
-            else
-              tma_load_3d(dst, &map_a, bar, 0, tile.row + b * p.a_box, kb, p.token_policy);
-          }
-          load_scales(scales + stage * S::kScaleBytes, p.a_scales + int64_t(kb) * p.a_scale_stride, tile.row,
-                      scales_from(tile.row, S::kTokenScales, p.a_scale_stride), bar);
+    // One thread a kind of operand, so that each has few registers to juggle: 0 weights, 1 tokens, 2 weight scales, 3
+    // token scales. fill(work) returns what loads one k-block: (kb, stage, barrier) -> nothing.
+    const auto produce = [&](auto&& fill) {
+      Work work;
+      for (int stage = 0, phase = 0; schedule.next(work);) {
+        auto&& load = fill(work.tile);
+        for (int kb = work.kb_begin; kb < work.kb_end; ++kb) {
+          mbarrier_wait(empty + 8 * stage, phase ^ 1);
+          load(kb, stage, full + 8 * stage);
           if (++stage == p.stages) stage = 0, phase ^= 1;
         }
+      }
+    };
+    if (elect_one()) {
+      if (warp == 0) {
+        // Weights need not wait for the kernel before this one; only in the grouped case it tells which.
+        grid_dependency_launch();
+        produce([&](const TileAt& tile) {
+          const int batch = p.expert_begin + tile.expert;
+          return [&, batch](int kb, int stage, uint32_t bar) {
+            const uint32_t dst = weights + stage * S::kWeightBytes;
+            mbarrier_arrive_expect_tx(bar, S::kWeightBytes);
+            tma_load_4d(dst, &map_w, bar, 0, tile.col, kb, batch, p.weight_policy);
+            if constexpr (S::kGated)
+              tma_load_4d(dst + S::kWeightBytes / 2, &map_w_up, bar, 0, tile.col, kb, batch, p.weight_policy);
+          };
+        });
+      } else if (warp == 1) {
+        grid_dependency_wait();
+        const uint16_t mask = uint16_t(((1u << p.multicast) - 1) << (split_idx * p.multicast));
+        produce([&](const TileAt& tile) {
+          // Few rows come in pieces of eight (the swizzle's period), so that rows that nobody needs are not read.
+          const int rows = min(tile.rows, S::kTokens), eights = (rows + 7) / 8;
+          const bool few = S::kSwap && eights <= kFewEights && eights * 8 < S::kTokens;
+          const int box = few ? 8 : p.a_box, boxes = (rows + box - 1) / box;
+          const CUtensorMap* map = few ? &map_a8 : &map_a;
+          return [&, box, boxes, map](int kb, int stage, uint32_t bar) {
+            const uint32_t dst = tokens + stage * S::kTokenBytes;
+            mbarrier_arrive_expect_tx(bar, boxes * box * kTileK);
+            for (int b = multicast_idx; b < boxes; b += p.multicast) {
+              if (p.multicast > 1)
+                tma_load_3d_multicast(dst + b * box * kTileK, map, bar, 0, tile.row + b * box, kb, mask,
+                                      p.token_policy);
+              else
+                tma_load_3d(dst + b * box * kTileK, map, bar, 0, tile.row + b * box, kb, p.token_policy);
+            }
+          };
+        });
+      } else if (warp == 2) {
+        produce([&](const TileAt& tile) {
+          const int block = tile.col / kFp8Block, bytes = 4 * scales_from(block, S::kWeightScales, p.w_scale_stride);
+          const int64_t first = int64_t(p.expert_begin + tile.expert) * p.num_kb * p.w_scale_stride + (block & ~3);
+          return [&, bytes, first](int kb, int stage, uint32_t bar) {
+            const uint32_t dst = scales + stage * S::kScaleBytes + S::kTokenScaleBytes;
+            mbarrier_arrive_expect_tx(bar, bytes * (S::kGated ? 2 : 1));
+            if (bytes == 0) return;  // a block of a multicast group that has no columns
+            bulk_load(dst, p.w_scales + first + kb * p.w_scale_stride, bytes, bar);
+            if constexpr (S::kGated)
+              bulk_load(dst + S::kWeightScaleBytes, p.w_up_scales + first + kb * p.w_scale_stride, bytes, bar);
+          };
+        });
+      } else {
+        grid_dependency_wait();
+        produce([&](const TileAt& tile) {
+          const int bytes = 4 * scales_from(tile.row, S::kTokenScales, p.a_scale_stride);
+          const float* first = p.a_scales + (tile.row & ~3);
+          return [&, bytes, first](int kb, int stage, uint32_t bar) {
+            mbarrier_arrive_expect_tx(bar, bytes);
+            bulk_load(scales + stage * S::kScaleBytes, first + int64_t(kb) * p.a_scale_stride, bytes, bar);
+          };
+        });
       }
     }
   } else {
@@ -330,15 +374,15 @@ __global__ void __launch_bounds__(kFp8GemmThreads, 1)
     const int t0 = threadIdx.x - (kFp8GemmThreads - kConsumerThreads), wg = t0 / 128;
     int stage = 0, phase = 0, reduce_phase = 0;
     if (!S::kSwap && p.in_turn && wg == 1) named_barrier_arrive(1, kConsumerThreads);
-    for (int t = first; t < num_tiles; t += step) {
-      const TileAt tile = table.locate(t);
+    for (Work work; schedule.next(work);) {
+      const TileAt& tile = work.tile;
       float acc[S::kSub][S::kTileN / 2];
 #pragma unroll
       for (int sub = 0; sub < S::kSub; ++sub)
 #pragma unroll
         for (int i = 0; i < S::kTileN / 2; ++i) acc[sub][i] = 0.0f;
 
-      for (int kb = kb_begin; kb < kb_end; ++kb) {
+      for (int kb = work.kb_begin; kb < work.kb_end; ++kb) {
         mbarrier_wait(full + 8 * stage, phase);
         const uint32_t w = weights + stage * S::kWeightBytes, a = tokens + stage * S::kTokenBytes;
         const uint32_t m_tile = S::kSwap ? w : a, n_tile = S::kSwap ? a : w;
@@ -421,7 +465,7 @@ __global__ void __launch_bounds__(kFp8GemmThreads, 1)
         if constexpr (S::kSwap) return int2{part, u};
         return int2{u / (kPerSub / 2), u % (kPerSub / 2) + part * (kPerSub / 2)};
       };
-      const bool split = S::kSwap && p.split > 1;
+      const bool split = S::kSwap && work.split;
       const int units_each = S::kUnits / p.split, unit_shift = __ffs(units_each) - 1;
       if (split) {
         if (t0 == 0) mbarrier_arrive_expect_tx(reduce_full, S::reduce_bytes(p.split));

@@ -23,6 +23,14 @@ CUtensorMap weight_map(const Fp8Weight& w, int rows) {
                           .swizzle = CU_TENSOR_MAP_SWIZZLE_128B});
 }
 
+CUtensorMap token_map(const Fp8Rows& a, int rows) {
+  return make_tensor_map({.data = a.data,
+                          .dims = {kFp8Block, a.rows, a.k / kFp8Block},
+                          .stride_bytes = {kFp8Block, a.rows * kFp8Block},
+                          .box = {kFp8Block, rows, 1},
+                          .swizzle = CU_TENSOR_MAP_SWIZZLE_128B});
+}
+
 // Largest number of clusters that the device runs at once; asked once for each kernel and launch shape.
 template <class Kernel>
 int max_clusters(Kernel* kernel, const cudaLaunchConfig_t& config, int cluster_size) {
@@ -46,8 +54,8 @@ void launch(const Fp8GemmArgs& a, const Fp8GemmConfig& c, cudaStream_t stream) {
   const int most = std::min(S::kMaxStages, (kMaxSharedBytes - head - reduce) / S::kStageBytes);
   const int stages = c.stages ? std::min(c.stages, most) : most;
   CHECK(stages >= 2, "fp8_gemm: {} bytes of shared memory hold {} stages", kMaxSharedBytes, stages);
-  // Few tokens arrive in pieces of eight rows (the swizzle's period), so that rows that nobody needs are not read.
-  const int a_box = S::kSwap && S::kTokens <= 64 ? 8 : std::min(S::kTokens / c.multicast, 256);
+  const int a_box = S::kTokens / c.multicast;
+  CHECK(a_box <= 256 && a_box % 8 == 0, "fp8_gemm: {} token rows a copy", a_box);
 
   kernel::Fp8GemmParams p{.out = a.out,
                           .out_bf16 = a.out_type == DType::kBF16,
@@ -73,11 +81,8 @@ void launch(const Fp8GemmArgs& a, const Fp8GemmConfig& c, cudaStream_t stream) {
   const Fp8Weight& up = S::kGated ? a.w_up : a.w;
   const int weight_rows = S::kGated ? S::kWeightRows / 2 : S::kWeightRows;
   const CUtensorMap map_w = weight_map(a.w, weight_rows), map_w_up = weight_map(up, weight_rows);
-  const CUtensorMap map_a = make_tensor_map({.data = a.a.data,
-                                             .dims = {kFp8Block, a.a.rows, num_kb},
-                                             .stride_bytes = {kFp8Block, a.a.rows * kFp8Block},
-                                             .box = {kFp8Block, a_box, 1},
-                                             .swizzle = CU_TENSOR_MAP_SWIZZLE_128B});
+  const CUtensorMap map_a = token_map(a.a, a_box), map_a8 = token_map(a.a, 8);
+
   auto* const kernel = kernel::fp8_gemm<S>;
   static const cudaError_t prepared =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kMaxSharedBytes);
@@ -104,7 +109,7 @@ void launch(const Fp8GemmArgs& a, const Fp8GemmConfig& c, cudaStream_t stream) {
   CHECK(clusters > 0, "fp8_gemm: the device runs no cluster of {} blocks with {} bytes of shared memory", cluster_size,
         config.dynamicSmemBytes);
   config.gridDim = dim3(unsigned(clusters * cluster_size));
-  CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, map_w, map_w_up, map_a, p));
+  CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, map_w, map_w_up, map_a, map_a8, p));
 }
 
 void check(const Fp8GemmArgs& a) {
