@@ -12,6 +12,8 @@
 
 #include <cuda_bf16.h>
 
+#include <type_traits>
+
 #include "kernels/cuda/fp8_gemm.h"
 #include "kernels/cuda/hopper.cuh"
 #include "kernels/cuda/wgmma.cuh"
@@ -53,9 +55,12 @@ struct Fp8GemmShape {
                        kScaleBytes = kTokenScaleBytes + (kGated ? 2 : 1) * kWeightScaleBytes;
   static constexpr int kStageBytes = kWeightBytes + kTokenBytes + kScaleBytes;
   static constexpr int kRegs = kSub * kTileN / 2, kVectors = kRegs / 4;  // a thread's sums; float4 of them
+  // Two products in flight where the registers allow it.
+  static constexpr int kBuffers = kRegs + kTileN <= 192 ? 2 : 1;
   // Vectors that belong together: a gated output needs its gate's and its up's.
   static constexpr int kUnit = kGated ? 2 : 1, kUnits = kVectors / kUnit;
   static_assert(!kGated || (kSwap ? kSub == 2 : kTileN == 128));
+  static constexpr bool kCanSplit = kSwap || (kSub == 1 && kTileN == 128 && !kGated);
   static constexpr int kMaxStages = 12;
   static constexpr int reduce_bytes(int split) {
     return split == 1 ? 0 : (split - 1) * (kVectors / split) * kConsumerThreads * 16;
@@ -93,8 +98,8 @@ struct Schedule {
   int round = 0, expert = 0;
 
   __device__ __forceinline__ bool next(Work& work) {
-    work.split = S::kSwap && p.split > 1 && round >= whole;
-    const int t = !S::kSwap || p.split == 1 ? round * num_clusters + cluster
+    work.split = S::kCanSplit && p.split > 1 && round >= whole;
+    const int t = !S::kCanSplit || p.split == 1 ? round * num_clusters + cluster
                   : work.split              ? whole * num_clusters * p.split + (round - whole) * num_clusters + cluster
                                             : (round * num_clusters + cluster) * p.split + split_idx;
     ++round;
@@ -229,7 +234,7 @@ struct Scales<S, false> {
 // Tokens on N: two tokens of each column group, and the one weight block of this half of the tile.
 template <class S>
 struct Scales<S, true> {
-  static constexpr bool kEarly = S::kRegs <= 64;  // else the registers do not suffice
+  static constexpr bool kEarly = S::kTileN <= 64;  // else the registers do not suffice
   float2 token[kEarly ? S::kTileN / 8 : 1];
   const float* later;
   float weight;
@@ -372,7 +377,7 @@ __global__ void __launch_bounds__(kFp8GemmThreads, 1)
   } else {
     setmaxnreg_inc<232>();
     const int t0 = threadIdx.x - (kFp8GemmThreads - kConsumerThreads), wg = t0 / 128;
-    int stage = 0, phase = 0, reduce_phase = 0;
+    int stage = 0, phase = 0, done = 0, reduce_phase = 0;
     if (!S::kSwap && p.in_turn && wg == 1) named_barrier_arrive(1, kConsumerThreads);
     for (Work work; schedule.next(work);) {
       const TileAt& tile = work.tile;
@@ -382,77 +387,84 @@ __global__ void __launch_bounds__(kFp8GemmThreads, 1)
 #pragma unroll
         for (int i = 0; i < S::kTileN / 2; ++i) acc[sub][i] = 0.0f;
 
-      for (int kb = work.kb_begin; kb < work.kb_end; ++kb) {
-        mbarrier_wait(full + 8 * stage, phase);
+      // One product: the tile's half `sub` and one k-block into part[buffer]. With two buffers the next product runs in
+      // the tensor cores while the last one is scaled and added.
+      float part[S::kBuffers][S::kTileN / 2];
+      Scales<S> factor[S::kBuffers];
+      const auto start = [&](auto buffer, int sub) {
+        if (sub == 0) mbarrier_wait(full + 8 * stage, phase);
         const uint32_t w = weights + stage * S::kWeightBytes, a = tokens + stage * S::kTokenBytes;
-        const uint32_t m_tile = S::kSwap ? w : a, n_tile = S::kSwap ? a : w;
-        const float* token_scale =
-            reinterpret_cast<const float*>(smem + (scales - base) + stage * S::kScaleBytes) + tile.row % 4;
-        const float* weight_scale = token_scale - tile.row % 4 + S::kTokenScaleBytes / 4 + tile.col / kFp8Block % 4;
-        const uint32_t desc_n = wgmma_desc_low(n_tile);
-        // Small tiles keep both halves' sums in flight; large ones would not fit the registers.
-        constexpr int kBuffers = S::kSub == 2 && S::kTileN <= 64 ? 2 : 1;
-        float part[kBuffers][S::kTileN / 2];
-        auto multiply = [&](int sub, float(&d)[S::kTileN / 2]) {
-          const uint32_t desc_m = wgmma_desc_low(m_tile + (sub * 2 + wg) * 64 * kTileK);
-          if (!S::kSwap && p.in_turn) named_barrier_sync(1 + wg, kConsumerThreads);
-          wgmma_fence();
+        const uint32_t desc_m = wgmma_desc_low((S::kSwap ? w : a) + (sub * 2 + wg) * 64 * kTileK),
+                       desc_n = wgmma_desc_low(S::kSwap ? a : w);
+        if (!S::kSwap && p.in_turn) named_barrier_sync(1 + wg, kConsumerThreads);
+        wgmma_fence();
 #pragma unroll
-          for (int k = 0; k < kTileK / 32; ++k)
-            WgmmaF8<S::kTileN>::mma(d, wgmma_desc_from(desc_m + 2 * k), wgmma_desc_from(desc_n + 2 * k), k > 0);
-          wgmma_commit();
-          if (!S::kSwap && p.in_turn) named_barrier_arrive(2 - wg, kConsumerThreads);
-        };
-        Scales<S> factor[S::kSub];
-        auto promote = [&](int sub, const float(&d)[S::kTileN / 2]) {
-#pragma unroll
-          for (int j = 0; j < S::kTileN / 8; ++j) {
-            float s[4];
-            factor[sub].of(j, tile.col % kFp8Block, s);
-#pragma unroll
-            for (int i = 0; i < 4; ++i) acc[sub][4 * j + i] += d[4 * j + i] * s[i];
-          }
-        };
+        for (int k = 0; k < kTileK / 32; ++k)
+          WgmmaF8<S::kTileN>::mma(part[buffer], wgmma_desc_from(desc_m + 2 * k), wgmma_desc_from(desc_n + 2 * k),
+                                  k > 0);
+        wgmma_commit();
+        if (!S::kSwap && p.in_turn) named_barrier_arrive(2 - wg, kConsumerThreads);
+        // While the tensor cores work: the scales, so that little but arithmetic follows the wait.
+        const float* stage_scales = reinterpret_cast<const float*>(smem + (scales - base) + stage * S::kScaleBytes);
+        factor[buffer].load(stage_scales + tile.row % 4,
+                            stage_scales + S::kTokenScaleBytes / 4 + tile.col / kFp8Block % 4, sub, wg);
+        if (sub == S::kSub - 1 && ++stage == p.stages) stage = 0, phase ^= 1;
+      };
+      const auto finish = [&](auto buffer, int sub, auto in_flight) {
+        wgmma_wait<in_flight>();
+        wgmma_pin(part[buffer]);
         // The stage is free when its last product is done and nothing more is read from it.
-        constexpr bool kScalesEarly = Scales<S>::kEarly;
-        auto release = [&] {
+        const auto release = [&] {
+          if (sub != S::kSub - 1) return;
           __syncwarp();
           if (p.multicast == 1) {
-            if (lane == 0) mbarrier_arrive(empty + 8 * stage);
+            if (lane == 0) mbarrier_arrive(empty + 8 * done);
           } else if (lane < p.multicast) {
-            mbarrier_arrive_cluster(cluster_addr(empty + 8 * stage, split_idx * p.multicast + lane));
+            mbarrier_arrive_cluster(cluster_addr(empty + 8 * done, split_idx * p.multicast + lane));
           }
+          if (++done == p.stages) done = 0;
         };
-        multiply(0, part[0]);
-        // While the tensor cores work: the scales, so that nothing but arithmetic follows the wait.
+        if constexpr (Scales<S>::kEarly) release();
 #pragma unroll
-        for (int sub = 0; sub < S::kSub; ++sub) factor[sub].load(token_scale, weight_scale, sub, wg);
-        if constexpr (S::kSub == 1) {
-          wgmma_wait<0>();
-          wgmma_pin(part[0]);
-          if constexpr (kScalesEarly) release();
-          promote(0, part[0]);
-        } else if constexpr (kBuffers == 2) {
-          multiply(1, part[1]);
-          wgmma_wait<1>();
-          wgmma_pin(part[0]);
-          promote(0, part[0]);
-          wgmma_wait<0>();
-          wgmma_pin(part[1]);
-          if constexpr (kScalesEarly) release();
-          promote(1, part[1]);
-        } else {
-          wgmma_wait<0>();
-          wgmma_pin(part[0]);
-          promote(0, part[0]);
-          multiply(1, part[0]);
-          wgmma_wait<0>();
-          wgmma_pin(part[0]);
-          if constexpr (kScalesEarly) release();
-          promote(1, part[0]);
+        for (int j = 0; j < S::kTileN / 8; ++j) {
+          float f[4];
+          factor[buffer].of(j, tile.col % kFp8Block, f);
+#pragma unroll
+          for (int i = 0; i < 4; ++i) acc[sub][4 * j + i] += part[buffer][4 * j + i] * f[i];
         }
-        if constexpr (!kScalesEarly) release();
-        if (++stage == p.stages) stage = 0, phase ^= 1;
+        if constexpr (!Scales<S>::kEarly) release();
+      };
+      constexpr std::integral_constant<int, 0> kFirst;
+      constexpr std::integral_constant<int, S::kBuffers - 1> kSecond;
+      constexpr std::integral_constant<int, 0> kLast;  // products that may still run after the wait
+      constexpr std::integral_constant<int, 1> kOneMore;
+      if constexpr (S::kBuffers == 2) {
+        constexpr int kOdd = S::kSub - 1;  // the half of every second product
+        const int products = (work.kb_end - work.kb_begin) * S::kSub;
+        if (products > 0) {
+          start(kFirst, 0);
+          int left = products - 1;  // not yet started
+          for (; left >= 2; left -= 2) {
+            start(kSecond, kOdd);
+            finish(kFirst, 0, kOneMore);
+            start(kFirst, 0);
+            finish(kSecond, kOdd, kOneMore);
+          }
+          if (left == 1) {
+            start(kSecond, kOdd);
+            finish(kFirst, 0, kOneMore);
+            finish(kSecond, kOdd, kLast);
+          } else {
+            finish(kFirst, 0, kLast);
+          }
+        }
+      } else {
+        for (int kb = work.kb_begin; kb < work.kb_end; ++kb)
+#pragma unroll
+          for (int sub = 0; sub < S::kSub; ++sub) {
+            start(kFirst, sub);
+            finish(kFirst, sub, kLast);
+          }
       }
 
       const auto vector = [&](int sub, int j) {
@@ -465,7 +477,7 @@ __global__ void __launch_bounds__(kFp8GemmThreads, 1)
         if constexpr (S::kSwap) return int2{part, u};
         return int2{u / (kPerSub / 2), u % (kPerSub / 2) + part * (kPerSub / 2)};
       };
-      const bool split = S::kSwap && work.split;
+      const bool split = S::kCanSplit && work.split;
       const int units_each = S::kUnits / p.split, unit_shift = __ffs(units_each) - 1;
       if (split) {
         if (t0 == 0) mbarrier_arrive_expect_tx(reduce_full, S::reduce_bytes(p.split));

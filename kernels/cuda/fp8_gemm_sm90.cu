@@ -48,7 +48,7 @@ template <class S>
 void launch(const Fp8GemmArgs& a, const Fp8GemmConfig& c, cudaStream_t stream) {
   const int64_t n = a.w.n, num_kb = a.w.k / kFp8Block;
   const int cluster_size = c.multicast * c.split;
-  CHECK((c.split == 1 || (S::kSwap && S::kUnits % c.split == 0)) && S::kTokens % c.multicast == 0 && cluster_size <= 8,
+  CHECK((c.split == 1 || (S::kCanSplit && S::kUnits % c.split == 0)) && S::kTokens % c.multicast == 0 && cluster_size <= 8,
         "fp8_gemm: a split of {} and a multicast of {} do not divide the tile", c.split, c.multicast);
   const int head = S::head_bytes(int(a.num_experts)), reduce = S::reduce_bytes(c.split);
   const int most = std::min(S::kMaxStages, (kMaxSharedBytes - head - reduce) / S::kStageBytes);
@@ -172,6 +172,7 @@ void fp8_gemm(const Fp8GemmArgs& a, const Fp8GemmConfig& c, Stream stream) {
 #ifdef MOECTL_FP8_GEMM_TRIALS
   MOECTL_TRY(false, 1, 160, false);
   MOECTL_TRY(false, 1, 192, false);
+  MOECTL_TRY(false, 2, 96, false);
   MOECTL_TRY(true, 1, 32, false);
   MOECTL_TRY(true, 2, 16, false);
   MOECTL_TRY(true, 2, 64, false);
