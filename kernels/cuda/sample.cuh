@@ -2,13 +2,16 @@
 // of tokens as core/engine/softmax.cpp and sampler.cpp define them (same operations, each rounded once), block sums.
 #pragma once
 
+#include <cstdint>
+
 #include "kernels/ops.h"
 
 namespace moectl::cuda::kernel {
 
-constexpr int kTile = 4096;     // ids of a thread block in the passes over a row
-constexpr int kSumBlock = 256;  // ids a partial sum: sampler.cpp's kDrawBlock
-constexpr int kMaxTiles = 64;   // 2^18 ids
+constexpr int kMaxRows = 256;    // of a launch
+constexpr int kChunk = 512;      // ids that a warp finds the best of
+constexpr int kMaxChunks = 512;  // 2^18 ids
+constexpr int kSumBlock = 256;   // ids a partial sum: sampler.cpp's kDrawBlock
 constexpr int kMaxBlocks = 1024;
 // Tokens by their distance from the best one: bin b holds b / 32 .. (b + 1) / 32 logits (times 1 / temperature, where
 // that is more than 1). The last bin holds the rest.
@@ -18,10 +21,10 @@ constexpr float kMassUnit = 0x1p40f;  // weights in bins: whole multiples of 2^-
 
 using uint64 = unsigned long long;
 
-// Scratch, by row and tile, block or bin.
+// Scratch, by row and chunk, block or bin.
 struct SampleScratch {
-  uint64* raw_best;  // [rows, tiles] packed; 0: a value is NaN or infinite
-  uint64* best;      // [rows, tiles] packed, after adjustments; 0: likewise
+  uint64* raw_best;  // [rows, chunks] packed; 0: a value is NaN or infinite
+  uint64* best;      // [rows, chunks] the same after adjustments
   double* sums;      // [rows, blocks] of weights
   double* raw_sums;  // [rows, blocks] of e^(logit - best logit)
   uint64* bins;      // [rows, kBins] number of tokens (top_k) or their mass (top_p alone)
@@ -31,7 +34,7 @@ struct SampleScratch {
 };
 
 struct SampleShape {
-  int num_rows, vocab_size, tiles, blocks;
+  int num_rows, vocab_size, chunks, blocks;
 };
 
 // ------------------------------------------------------------------------------------------------ order and weights
@@ -56,8 +59,10 @@ __device__ inline float packed_logit(uint64 p) {
 // softmax.cpp's, operation by operation.
 __device__ inline float exp_nonpositive(float x) {
   const float clamped = x < -87.0f ? -87.0f : x;
-  const float n = __fsub_rn(__fadd_rn(__fmul_rn(clamped, 1.44269504088896341f), 12582912.0f), 12582912.0f);
-  const float r = __fsub_rn(__fsub_rn(clamped, __fmul_rn(n, 0.693359375f)), __fmul_rn(n, -2.12194440e-4f));
+  const float shifted = __fadd_rn(__fmul_rn(clamped, 1.44269504088896341f), 12582912.0f);
+  const float n = __fsub_rn(shifted, 12582912.0f);
+  // n * 0.693359375f has few bits: nothing is rounded before the sum.
+  const float r = __fsub_rn(__fmaf_rn(n, -0.693359375f, clamped), __fmul_rn(n, -2.12194440e-4f));
   float p = 1.9875691500e-4f;
   p = __fadd_rn(__fmul_rn(p, r), 1.3981999507e-3f);
   p = __fadd_rn(__fmul_rn(p, r), 8.3334519073e-3f);
@@ -65,7 +70,7 @@ __device__ inline float exp_nonpositive(float x) {
   p = __fadd_rn(__fmul_rn(p, r), 1.6666665459e-1f);
   p = __fadd_rn(__fmul_rn(p, r), 5.0000001201e-1f);
   p = __fadd_rn(__fadd_rn(__fmul_rn(__fmul_rn(p, r), r), r), 1.0f);
-  const float power = __uint_as_float(uint32_t(int32_t(n) + 127) << 23);
+  const float power = __uint_as_float((__float_as_uint(shifted) + 127u) << 23);  // the low bits of `shifted` are n
   return x < -87.0f ? 0.0f : __fmul_rn(p, power);
 }
 
@@ -103,33 +108,65 @@ __device__ inline double least_floor(const SamplingRow& row, int vocab_size) {
   return has_top_k(row, vocab_size) ? 0.0 : (1.0 - double(row.top_p)) / double(vocab_size) * 0.999;
 }
 
-// ------------------------------------------------------------------------------------------------ rows between
-// launches
+// ------------------------------------------------------------------------------------------------ chunks of a row
+
+constexpr int kPerLane = kChunk / 32;
+
+__device__ inline int lane() {
+  return int(threadIdx.x % 32);
+}
+// Value i of this lane, of the chunk from id `begin` on; ids ascend with i.
+__device__ inline int id_of(int begin, int i) {
+  return begin + 4 * (i / 4 * 32 + lane()) + i % 4;
+}
+__device__ inline bool has_vectors(const float* row, int size) {
+  return size % 4 == 0 && reinterpret_cast<uintptr_t>(row) % 16 == 0;
+}
+// -infinity beyond the row.
+__device__ inline void load_chunk(const float* row, int begin, int size, bool vectors, float (&v)[kPerLane]) {
+#pragma unroll
+  for (int k = 0; k < kPerLane; k += 4) {
+    const int id = id_of(begin, k);
+    if (vectors && id < size) {
+      const float4 f = *reinterpret_cast<const float4*>(row + id);
+      v[k] = f.x, v[k + 1] = f.y, v[k + 2] = f.z, v[k + 3] = f.w;
+    } else {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) v[k + j] = id + j < size ? row[id + j] : -INFINITY;
+    }
+  }
+}
+
+// ------------------------------------------------------------------------------------------------ between launches
 
 struct RowState {
   SampledStatus status;
   uint64 raw_best, best;  // packed
 };
 
-// Of the tiles' results; by a whole warp, the same in every lane.
-__device__ inline RowState row_state(const SampleScratch& s, int row, int tiles) {
-  const auto best_of = [&](const uint64* of_tiles) {
-    uint64 best = 0, worst = ~uint64{0};
-    for (int t = int(threadIdx.x % 32); t < tiles; t += 32) {
-      const uint64 v = of_tiles[int64_t{row} * tiles + t];
-      best = v > best ? v : best;
-      worst = v < worst ? v : worst;
-    }
-    for (int offset = 16; offset > 0; offset /= 2) {
-      const uint64 b = __shfl_xor_sync(0xffffffffu, best, offset), w = __shfl_xor_sync(0xffffffffu, worst, offset);
-      best = b > best ? b : best;
-      worst = w < worst ? w : worst;
-    }
-    return worst == 0 || packed_logit(best) == -INFINITY ? 0 : best;
-  };
+// The best of all chunks; 0 where a value is NaN or infinite, or all are -infinity. By a whole warp.
+__device__ inline uint64 best_of_chunks(const uint64* of_chunks, int chunks) {
+  uint64 best = 0;
+  bool bad = false;
+#pragma unroll 4
+  for (int c = int(threadIdx.x % 32); c < chunks; c += 32) {
+    const uint64 v = of_chunks[c];
+    best = v > best ? v : best;
+    bad |= v == 0;
+  }
+  for (int offset = 16; offset > 0; offset /= 2) {
+    const uint64 b = __shfl_xor_sync(0xffffffffu, best, offset);
+    best = b > best ? b : best;
+  }
+  return __any_sync(0xffffffffu, bad) || packed_logit(best) == -INFINITY ? 0 : best;
+}
+
+// By a whole warp, the same in every lane.
+__device__ inline RowState row_state(const SampleScratch& s, const SamplingRow& row, int index, int chunks) {
+  const int64_t begin = int64_t{index} * chunks;
   RowState r;
-  r.raw_best = best_of(s.raw_best);
-  r.best = best_of(s.best);
+  r.raw_best = best_of_chunks(s.raw_best + begin, chunks);
+  r.best = row.adjust_begin < row.adjust_end ? best_of_chunks(s.best + begin, chunks) : r.raw_best;
   r.status = r.raw_best == 0 ? SampledStatus::kNotFinite
              : r.best == 0   ? SampledStatus::kNothingLeft
                              : SampledStatus::kOk;

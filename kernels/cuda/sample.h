@@ -6,9 +6,9 @@
 
 namespace moectl::cuda {
 
-constexpr int64_t kMaxSampledRows = 1024, kMaxSampledVocab = 1 << 18;
+constexpr int64_t kMaxSampledVocab = 1 << 18;
 
-// About a copy of the logits, and 50 kB a row.
+// About a copy of the logits, and 50 kB a row, of at most 256 rows: more rows are sampled in turns.
 int64_t sample_scratch_bytes(int64_t max_rows, int64_t vocab_size);
 
 // Chooses the tokens that core/engine/sampler.h chooses. `scratch` is 256-byte aligned, of sample_scratch_bytes for
