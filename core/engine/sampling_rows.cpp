@@ -64,11 +64,15 @@ SamplingRow SamplingRowMaker::make(const SamplingRowArgs& args, std::vector<Logi
   return row;
 }
 
-GenerateOutput::Token sampled_token(const SampledRow& row, const SamplingParams& params) {
+SamplingRow score_row(int32_t token_id, int num_top) {
+  return {.num_logprobs = std::max(num_top, 0), .given_id = token_id};
+}
+
+GenerateOutput::Token sampled_token(const SampledRow& row, int num_logprobs) {
   if (row.status == SampledStatus::kNotFinite) throw Error(Code::kInternal, kLogitsNotFinite);
   if (row.status == SampledStatus::kNothingLeft) throw Error(Code::kInternal, kNothingToChoose);
   GenerateOutput::Token token{.id = row.token_id};
-  if (params.num_logprobs < 0) return token;
+  if (num_logprobs < 0) return token;
   token.logprob = row.logprob;
   CHECK(row.num_top >= 0 && row.num_top <= kMaxTopLogprobs, "{} logprobs", row.num_top);
   for (int i = 0; i < row.num_top; ++i) token.top.push_back({row.top_ids[i], row.top_logprobs[i]});

@@ -33,7 +33,10 @@ class SamplingRowMaker {
   std::vector<uint64_t> changed_;         // [vocab_size / 64] bits; walked in order, so that adjustments come sorted
 };
 
-// Throws the Error{kInternal} that Sampler::sample throws for such a row.
-GenerateOutput::Token sampled_token(const SampledRow& row, const SamplingParams& params);
+// Asks for what Sampler::score gives: the logprob of a given token, and of the `num_top` best.
+SamplingRow score_row(int32_t token_id, int num_top);
+
+// Throws the Error{kInternal} that Sampler throws for such a row. `num_logprobs` as in SamplingRow.
+GenerateOutput::Token sampled_token(const SampledRow& row, int num_logprobs);
 
 }  // namespace moectl

@@ -8,11 +8,9 @@
 
 namespace moectl::cuda::kernel {
 
-constexpr int kMaxRows = 256;    // of a launch
-constexpr int kChunk = 512;      // ids that a warp finds the best of
-constexpr int kMaxChunks = 512;  // 2^18 ids
-constexpr int kSumBlock = 256;   // ids a partial sum: sampler.cpp's kDrawBlock
-constexpr int kMaxBlocks = 1024;
+constexpr int kMaxRows = 256;   // of a launch
+constexpr int kChunk = 512;     // ids that a warp finds the best of
+constexpr int kSumBlock = 256;  // ids a partial sum: sampler.cpp's kDrawBlock
 // Tokens by their distance from the best one: bin b holds b / 32 .. (b + 1) / 32 logits (times 1 / temperature, where
 // that is more than 1). The last bin holds the rest.
 constexpr int kBins = 2816;
@@ -95,7 +93,7 @@ __device__ inline float bins_per_logit(float scale) {
 }
 
 __device__ inline bool draws(const SamplingRow& row) {
-  return row.temperature >= kGreedyBelow;
+  return row.given_id < 0 && row.temperature >= kGreedyBelow;
 }
 __device__ inline bool has_top_k(const SamplingRow& row, int vocab_size) {
   return row.top_k > 0 && row.top_k < vocab_size;

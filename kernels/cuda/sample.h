@@ -6,7 +6,7 @@
 
 namespace moectl::cuda {
 
-constexpr int64_t kMaxSampledVocab = 1 << 18;
+constexpr int64_t kMaxSampledVocab = 1 << 20;
 
 // About a copy of the logits, and 50 kB a row, of at most 256 rows: more rows are sampled in turns.
 int64_t sample_scratch_bytes(int64_t max_rows, int64_t vocab_size);

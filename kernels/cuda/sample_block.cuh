@@ -13,7 +13,7 @@ constexpr int kDigitBits = 11, kDigits = 1 << kDigitBits;
 struct ChooseShared {
   uint64 sorted[kMaxSorted];  // packed tokens, best first
   union {
-    double cumulative[kMaxSorted];  // sums of weights, in order
+    double cumulative[kMaxSorted];  // sums of weights, in order; at most so many blocks
     uint32_t digits[2][kDigits];    // low and high halves of sums
   };
   uint64 scan_u64[32];

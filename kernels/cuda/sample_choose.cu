@@ -172,7 +172,7 @@ __global__ void __launch_bounds__(kMaxThreads)
   const bool ok = state.status == SampledStatus::kOk;
   const int64_t chunk = int64_t{index} * shape.chunks, block = int64_t{index} * shape.blocks,
                 bin = int64_t{index} * kBins;
-  int id = ok ? packed_id(state.best) : 0;
+  int id = !ok ? 0 : row.given_id >= 0 ? row.given_id : packed_id(state.best);
   if (ok && draws(row)) {
     const bool adjusted = row.adjust_begin < row.adjust_end;
     const RowView view{drawn_row(scratch, logits, row, index, shape.vocab_size),

@@ -113,13 +113,13 @@ TEST(SamplingRows, TokensAndErrors) {
   SampledRow row{.token_id = 7, .logprob = -0.5f, .num_top = 2};
   row.top_ids[0] = 7, row.top_ids[1] = 4;
   row.top_logprobs[0] = -0.5f, row.top_logprobs[1] = -2.0f;
-  const auto token = sampled_token(row, {.num_logprobs = 2});
+  const auto token = sampled_token(row, 2);
   EXPECT_EQ(token.id, 7);
   EXPECT_EQ(token.logprob, -0.5f);
   ASSERT_EQ(token.top.size(), 2u);
   EXPECT_EQ(token.top[1].token_id, 4);
   EXPECT_EQ(token.top[1].logprob, -2.0f);
-  EXPECT_TRUE(sampled_token(row, {}).top.empty()) << "nobody asked";
+  EXPECT_TRUE(sampled_token(row, -1).top.empty()) << "nobody asked";
 
   const auto error_of = [](auto&& f) -> std::string {
     try {
@@ -133,12 +133,12 @@ TEST(SamplingRows, TokensAndErrors) {
   const std::vector<float> nan = {0, std::nanf(""), 0, 0}, only_eos = {-kInf, 1, -kInf, -kInf};
   const std::vector<int32_t> eos = {1};
   row.status = SampledStatus::kNotFinite;
-  EXPECT_EQ(error_of([&] { sampled_token(row, {}); }), error_of([&] { sampler.sample({nan, {}, {}, {}, {}}); }));
+  EXPECT_EQ(error_of([&] { sampled_token(row, -1); }), error_of([&] { sampler.sample({nan, {}, {}, {}, {}}); }));
   row.status = SampledStatus::kNothingLeft;
-  EXPECT_EQ(error_of([&] { sampled_token(row, {}); }), error_of([&] {
+  EXPECT_EQ(error_of([&] { sampled_token(row, -1); }), error_of([&] {
               sampler.sample({only_eos, {.min_tokens = 2}, {}, {}, eos});
             }));
-  EXPECT_NE(error_of([&] { sampled_token(row, {}); }), "");
+  EXPECT_NE(error_of([&] { sampled_token(row, -1); }), "");
 }
 
 }  // namespace

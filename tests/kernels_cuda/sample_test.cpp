@@ -25,6 +25,7 @@ constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 struct Request {
   SamplingParams params;
   std::vector<int32_t> prompt, output, eos = {0};
+  int32_t given_id = -1;  // 0 or more: Sampler::score
 };
 
 struct RowsCase {
@@ -57,7 +58,9 @@ struct DeviceRows {
   std::vector<SamplingRow> make_rows(const RowsCase& c) {
     SamplingRowMaker maker(c.vocab_size);
     std::vector<SamplingRow> made;
-    for (const Request& r : c.requests) made.push_back(maker.make({r.params, r.prompt, r.output, r.eos}, changes));
+    for (const Request& r : c.requests)
+      made.push_back(r.given_id >= 0 ? score_row(r.given_id, r.params.num_logprobs)
+                                     : maker.make({r.params, r.prompt, r.output, r.eos}, changes));
     return made;
   }
 
@@ -96,13 +99,14 @@ void expect_as_on_cpu(const RowsCase& c, size_t i, Sampler& sampler, const Sampl
   GenerateOutput::Token expected, token;
   std::string expected_error, error;
   try {
-    expected = sampler.sample({c.row(i), r.params, r.prompt, r.output, r.eos});
+    expected = r.given_id >= 0 ? sampler.score(c.row(i), r.given_id, r.params.num_logprobs)
+                               : sampler.sample({c.row(i), r.params, r.prompt, r.output, r.eos});
   } catch (const Error& e) {
     expected_error = e.what();
     ++tally.errors;
   }
   try {
-    token = sampled_token(row, r.params);
+    token = sampled_token(row, r.params.num_logprobs);
   } catch (const Error& e) {
     error = e.what();
     EXPECT_EQ(row.token_id, 0);
@@ -113,7 +117,7 @@ void expect_as_on_cpu(const RowsCase& c, size_t i, Sampler& sampler, const Sampl
   ASSERT_EQ(error, expected_error);
   ASSERT_EQ(token.id, expected.id);
   ASSERT_EQ(token.top.size(), expected.top.size());
-  tally.drawn += error.empty() && p.temperature >= kGreedyBelow;
+  tally.drawn += error.empty() && r.given_id < 0 && p.temperature >= kGreedyBelow;
   const auto expect_logprob = [&](float a, float b) {
     ++tally.logprobs;
     tally.inexact_logprobs += a != b;
@@ -175,6 +179,10 @@ Request random_request(Rng& rng, int32_t vocab) {
   p.top_p = float(pick(rng, 1, 1, 1e-6, 0.1, 0.5, 0.95, 0.999, 0.9999999));
   p.min_p = float(pick(rng, 0, 0, 0, 0.05, 0.3, 1));
   p.num_logprobs = int(pick(rng, -1, -1, 0, 1, 5, 20));
+  if (rng() % 10 == 0) {
+    r.given_id = id();
+    p.num_logprobs = std::max(p.num_logprobs, 0);
+  }
   p.seed = rng();
   p.max_tokens = 100;
   if (rng() % 4 == 0) {
