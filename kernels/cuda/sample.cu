@@ -126,7 +126,7 @@ struct RowSums {
   bool ok, draws, logprobs, binned, by_count, raw_binned;
   bool one_sum;  // the weights are those of the logprobs
   const float *raw, *x;
-  float raw_max, per_logit, floor;
+  float raw_max, floor;
   Weights weigh = {};
 
   __device__ void begin(const SampleScratch& s, const SampleShape& shape, const float* logits, const SamplingRow& row,
@@ -143,7 +143,6 @@ struct RowSums {
     x = drawn_row(s, logits, row, index, shape.vocab_size);
     raw_max = packed_logit(state.raw_best);
     if (draws) weigh = weights_of(row, packed_logit(state.best));
-    per_logit = bins_per_logit(weigh.scale);
     floor = float(least_floor(row, shape.vocab_size));
     one_sum = draws && logprobs && x == raw && weigh.scale == 1.0f && weigh.min_p == 0.0f;
   }
@@ -172,7 +171,7 @@ struct RowSums {
         const float w = weigh(v[i]);
         sum += double(w);
         if (!binned || w == 0.0f || w < floor) continue;
-        const int bin = bin_of(v[i], weigh.max, per_logit);
+        const int bin = binning_of(weigh)(v[i]);
         if (by_count) {
           atomicAdd(&bins.low[bin], 1u);
         } else {
@@ -197,7 +196,7 @@ struct RowSums {
     if (!raw_binned) return;
 #pragma unroll
     for (int i = 0; i < 16; ++i)
-      if (first_id(tile) + 16 * i < shape.vocab_size) atomicAdd(&bins.raw[bin_of(v[i], raw_max, kBinsPerUnit)], 1u);
+      if (first_id(tile) + 16 * i < shape.vocab_size) atomicAdd(&bins.raw[raw_binning(raw_max)(v[i])], 1u);
   }
 
   // The bins of this block's part of the row to the row's; leaves zeros.

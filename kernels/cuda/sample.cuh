@@ -85,11 +85,15 @@ __device__ inline Weights weights_of(const SamplingRow& row, float max) {
 }
 
 // A function of the logit that never falls as the logit falls.
-__device__ inline int bin_of(float logit, float max, float bins_per_logit) {
-  return int(fminf((max - logit) * bins_per_logit, float(kBins - 1)));
+struct Binning {
+  float max, per_logit;
+  __device__ int operator()(float logit) const { return int(fminf((max - logit) * per_logit, float(kBins - 1))); }
+};
+__device__ inline Binning raw_binning(float max) {
+  return {max, kBinsPerUnit};
 }
-__device__ inline float bins_per_logit(float scale) {
-  return kBinsPerUnit * fmaxf(scale, 1.0f);
+__device__ inline Binning binning_of(const Weights& weigh) {
+  return {weigh.max, kBinsPerUnit * fmaxf(weigh.scale, 1.0f)};
 }
 
 __device__ inline bool draws(const SamplingRow& row) {

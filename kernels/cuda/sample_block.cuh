@@ -181,14 +181,14 @@ __device__ inline int bin_with(ChooseShared& s, const uint64* bins, uint64 need)
 
 // f(id, logit) for every id, in any order.
 template <class F>
-__device__ void for_each(const float* row, int size, F f) {
-  const bool vectors = has_vectors(row, size);
-  for (int begin = int(threadIdx.x / 32) * kChunk; begin < size; begin += num_threads() / 32 * kChunk) {
+__device__ void for_each(const RowView& row, F f) {
+  const bool vectors = has_vectors(row.x, row.size);
+  for (int begin = int(threadIdx.x / 32) * kChunk; begin < row.size; begin += num_threads() / 32 * kChunk) {
     float v[kPerLane];
-    load_chunk(row, begin, size, vectors, v);
+    load_chunk(row.x, begin, row.size, vectors, v);
 #pragma unroll
     for (int i = 0; i < kPerLane; ++i)
-      if (id_of(begin, i) < size) f(id_of(begin, i), v[i]);
+      if (id_of(begin, i) < row.size) f(id_of(begin, i), v[i]);
   }
 }
 
@@ -198,21 +198,26 @@ struct Place {
 };
 
 // The first token in order, best first, at which the sum of amount(logit) passes `target`. Equal logits have equal
-// amounts; a token of amount 0 is never found.
+// amounts; a token of amount 0 is never found. First by bins, over which tokens are spread more evenly than over the
+// leading bits of a float, then by the digits of the key inside one bin.
 template <class F>
-__device__ __noinline__ Place descend(ChooseShared& s, const float* row, int size, uint64 target, F amount) {
+__device__ __noinline__ Place descend(ChooseShared& s, const RowView& row, const Binning& binning, uint64 target,
+                                      F amount) {
+  int bin = 0;
   uint32_t key = 0, mask = 0;  // of the token sought, and which of its bits are known
-  uint64 before = 0;           // sum of the tokens with higher keys
-  for (int shift = 32 - kDigitBits;; shift = max(shift - kDigitBits, 0)) {
-    const int bits = shift == 0 ? 32 - 2 * kDigitBits : kDigitBits;
+  uint64 before = 0;           // sum of the tokens before all that may be it
+  for (int pass = 0; pass < 4; ++pass) {
+    const int shift = max(32 - kDigitBits * pass, 0), bits = pass == 3 ? 32 - 2 * kDigitBits : kDigitBits;
     const uint32_t digit_mask = (1u << bits) - 1;
     for (int i = int(threadIdx.x); i < kDigits; i += num_threads()) s.digits[0][i] = s.digits[1][i] = 0;
     __syncthreads();
-    for_each(row, size, [&](int, float logit) {
+    for_each(row, [&](int, float logit) {
+      const int b = min(binning(logit), kDigits - 1);
       const uint32_t k = uint32_t(packed(logit, 0) >> 32);
-      if ((k & mask) != key) return;
+      if (pass > 0 && (b != bin || (k & mask) != key)) return;
       const uint64 n = amount(logit);
-      const uint32_t low = uint32_t(n), high = uint32_t(n >> 32), digit = ~(k >> shift) & digit_mask;  // best first
+      const int digit = pass == 0 ? b : int(~(k >> shift) & digit_mask);  // best first
+      const uint32_t low = uint32_t(n), high = uint32_t(n >> 32);
       const uint32_t carry = low && atomicAdd(&s.digits[0][digit], low) > ~low;
       if (high + carry) atomicAdd(&s.digits[1][digit], high + carry);
     });
@@ -234,18 +239,21 @@ __device__ __noinline__ Place descend(ChooseShared& s, const float* row, int siz
       }
     __syncthreads();
     before = s.before;
-    key |= (~uint32_t(s.index) & digit_mask) << shift;
-    mask |= digit_mask << shift;
+    if (pass == 0) {
+      bin = s.index;
+    } else {
+      key |= (~uint32_t(s.index) & digit_mask) << shift;
+      mask |= digit_mask << shift;
+    }
     __syncthreads();
-    if (shift == 0) break;
   }
 
   // Of the tokens with this key, the one of rank (target - before) / each, by id: each warp counts in its part of the
   // row, and the one that has it looks again.
   const uint64 each = amount(key_logit(key));
   const int rank = int((target - before) / each);
-  const int part = (size + num_threads() - 1) / num_threads() * 32, begin = int(threadIdx.x / 32) * part;
-  const auto is_tie = [&](int id) { return id < size && uint32_t(packed(row[id], 0) >> 32) == key; };
+  const int part = (row.size + num_threads() - 1) / num_threads() * 32, begin = int(threadIdx.x / 32) * part;
+  const auto is_tie = [&](int id) { return id < row.size && uint32_t(packed(row.x[id], 0) >> 32) == key; };
   int ties = 0;
   for (int i = 0; i < part; i += 32) ties += __popc(__ballot_sync(0xffffffffu, is_tie(begin + i + lane())));
   uint64 total;

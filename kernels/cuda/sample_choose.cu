@@ -81,22 +81,23 @@ __device__ void sum_in_order(ChooseShared& s, const Weights& weigh, int n) {
 __device__ __noinline__ int draw_among_many(ChooseShared& s, const RowView& view, const SamplingRow& row,
                                             const Candidates& weigh, uint64 kth, double total) {
   const bool top_k = has_top_k(row, view.size);
+  const Binning binning = binning_of(weigh.weigh);
   const double unit = exp2(double(ilogb(total) - 60)), per_unit = 1.0 / unit;  // powers of two: the whole has 61 bits
   const auto mass = [&](float logit) { return uint64(double(weigh(logit)) * per_unit); };
   Place end;  // the last that is kept
   end.token = kth;
   uint64 sum = 0;
-  for_each(view.x, view.size, [&](int id, float logit) { sum += packed(logit, id) >= kth ? mass(logit) : 0; });
+  for_each(view, [&](int id, float logit) { sum += packed(logit, id) >= kth ? mass(logit) : 0; });
   block_scan(s, sum, end.sum);
   if (row.top_p < 1.0f) {
     const uint64 enough = uint64(ceil(double(row.top_p) * (top_k ? double(end.sum) * unit : total) * per_unit));
-    const Place p = descend(s, view.x, view.size, enough > 0 ? enough - 1 : 0, mass);
+    const Place p = descend(s, view, binning, enough > 0 ? enough - 1 : 0, mass);
     if (p.token > end.token) end = p;
   }
-  const Place drawn = descend(s, view.x, view.size, uint64(row.uniform * (double(end.sum) * unit) * per_unit), mass);
+  const Place drawn = descend(s, view, binning, uint64(row.uniform * (double(end.sum) * unit) * per_unit), mass);
   if (drawn.token > end.token) return packed_id(drawn.token);
   // Only a draw within rounding of 1 comes here: the last one kept.
-  if (end.token == 0) end = descend(s, view.x, view.size, end.sum - 1, mass);
+  if (end.token == 0) end = descend(s, view, binning, end.sum - 1, mass);
   return packed_id(end.token);
 }
 
@@ -109,14 +110,12 @@ __device__ int draw_best_first(ChooseShared& s, const RowView& view, const Sampl
   const uint64 need = top_k ? uint64(row.top_k)
                             : uint64(double(row.top_p) * total * (1.0 + 1e-6) * double(kMassUnit)) + uint64(view.size);
   const int last_bin = bin_with(s, view.bins, need);
-  const float per_logit = bins_per_logit(weigh.scale);
-  int n = collect(s, view, [&](int, float logit) {
-    return bin_of(logit, weigh.max, per_logit) <= last_bin && candidates(logit) > 0.0f;
-  });
+  const Binning binning = binning_of(weigh);
+  int n = collect(s, view, [&](int, float logit) { return binning(logit) <= last_bin && candidates(logit) > 0.0f; });
   if (n > kMaxSorted) {
     uint64 kth = 0;
     if (top_k) {
-      kth = descend(s, view.x, view.size, uint64(row.top_k) - 1, [&](float logit) {
+      kth = descend(s, view, binning, uint64(row.top_k) - 1, [&](float logit) {
               return uint64(candidates(logit) > 0.0f);
             }).token;
       total = total_weight(s, view);
@@ -148,10 +147,11 @@ __device__ double log_sum(const RowView& row, float max) {
 
 // The `num_top` best of a row to s.sorted.
 __device__ void find_top(ChooseShared& s, const RowView& row, int num_top, float max) {
+  const Binning binning = raw_binning(max);
   const int last_bin = bin_with(s, row.bins, uint64(num_top));
-  const int n = collect(s, row, [&](int, float logit) { return bin_of(logit, max, kBinsPerUnit) <= last_bin; });
+  const int n = collect(s, row, [&](int, float logit) { return binning(logit) <= last_bin; });
   if (n <= kMaxSorted) return;
-  const uint64 last = descend(s, row.x, row.size, uint64(num_top) - 1, [](float) { return uint64{1}; }).token;
+  const uint64 last = descend(s, row, binning, uint64(num_top) - 1, [](float) { return uint64{1}; }).token;
   collect(s, row, [&](int id, float logit) { return packed(logit, id) >= last; });
 }
 
