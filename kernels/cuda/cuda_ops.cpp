@@ -183,8 +183,7 @@ CudaOps::Regions CudaOps::regions(const ScratchShape& shape) const {
   r.attention_bytes = attention_scratch_bytes(shape.max_tokens, shape.num_heads, shape.out_head_size);
   r.attention = take(r.attention_bytes);
   r.counts = take(shape.num_experts * 4);
-  if (shape.vocab_size > 0)
-    r.sampling = take(sample_scratch_bytes(std::min(shape.max_sampled_rows, kMaxSampledRows), shape.vocab_size));
+  if (shape.vocab_size > 0) r.sampling = take(sample_scratch_bytes(shape.max_sampled_rows, shape.vocab_size));
   r.num_bytes = std::max<int64_t>(r.num_bytes, 256);
   return r;
 }
@@ -314,20 +313,12 @@ void CudaOps::moe_combine(const MoeCombineArgs& a, Stream s) {
 }
 
 void CudaOps::sample_rows(const SampleRowsArgs& a, Stream s) {
-  CHECK(regions_ && a.logits.row_size() <= scratch_shape_.vocab_size, "sample_rows of {} ids: scratch for {}",
-        a.logits.row_size(), scratch_shape_.vocab_size);
-  const int64_t most = std::min(scratch_shape_.max_sampled_rows, kMaxSampledRows);
-  run("sample_rows", s, nullptr, 0, [&](Stream stream) {
-    for (int64_t begin = 0; begin < a.logits.dim(0); begin += most) {
-      const int64_t num = std::min(most, a.logits.dim(0) - begin);
-      auto part = [&](auto view) {
-        if (view) view.data = view.row(begin);
-        return view ? view.first(num) : view;
-      };
-      cuda::sample_rows({part(a.logits), part(a.rows), a.adjustments, part(a.out), part(a.next_token_ids)},
-                        scratch_.get() + regions_->sampling, stream);
-    }
-  });
+  CHECK(regions_ && a.logits.dim(0) <= scratch_shape_.max_sampled_rows &&
+            a.logits.row_size() <= scratch_shape_.vocab_size,
+        "sample_rows of [{}, {}]: scratch for [{}, {}]", a.logits.dim(0), a.logits.row_size(),
+        scratch_shape_.max_sampled_rows, scratch_shape_.vocab_size);
+  run("sample_rows", s, nullptr, 0,
+      [&](Stream stream) { cuda::sample_rows(a, scratch_.get() + regions_->sampling, stream); });
 }
 
 }  // namespace moectl::cuda

@@ -285,6 +285,7 @@ KernelReport run(const KernelBenchOptions& options, const std::regex& filter) {
     add_moe_cases(shape, all);
     add_elementwise_cases(shape, all);
     add_sampling_cases(shape, all);
+    add_kv_cases(shape, all);
   }
   for (Case& c : all)
     if (std::regex_search(c.kernel + " " + c.shape, filter)) cases.push_back(std::move(c));

@@ -92,6 +92,7 @@ Fp8Rows random_fp8_rows(Memory& memory, int64_t rows, int64_t k);
 void add_gemm_cases(const KernelShape& shape, Cases& cases);         // cases_gemm.cpp
 void add_grouped_cases(const KernelShape& shape, Cases& cases);      // cases_grouped.cpp
 void add_sampling_cases(const KernelShape& shape, Cases& cases);     // cases_sampling.cpp
+void add_kv_cases(const KernelShape& shape, Cases& cases);           // cases_kv.cpp
 void add_attention_cases(const KernelShape& shape, Cases& cases);    // cases_attention.cpp
 void add_moe_cases(const KernelShape& shape, Cases& cases);          // cases_moe.cpp
 void add_elementwise_cases(const KernelShape& shape, Cases& cases);  // cases_elementwise.cpp

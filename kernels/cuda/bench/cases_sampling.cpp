@@ -14,7 +14,8 @@ Case sample_case(const KernelShape& s, int64_t rows, const char* name, const Sam
          .peers = copy_peer()};
   c.make = [=, bytes = c.bytes](Memory& memory) {
     SampleRowsArgs args;
-    args.logits = {memory.floats(rows * s.vocab_size, 2.0f), {rows, s.vocab_size}};
+    // A deviation of 4: the best hundreds of tokens have most of the probability.
+    args.logits = {memory.floats(rows * s.vocab_size, 4.0f), {rows, s.vocab_size}};
     std::vector<SamplingRow> each(size_t(rows), how);
     std::mt19937_64 rng(1);
     for (SamplingRow& row : each) row.uniform = double(rng() >> 11) * 0x1p-53;
@@ -36,11 +37,12 @@ Case sample_case(const KernelShape& s, int64_t rows, const char* name, const Sam
 
 void add_sampling_cases(const KernelShape& s, Cases& cases) {
   const SamplingRow greedy{.temperature = 0.0f}, usual{.temperature = 0.7f, .top_k = 50, .top_p = 0.9f},
-      nucleus{.temperature = 1.0f, .top_p = 0.95f};
-  for (const int64_t rows : {1, 128}) {
+      nucleus{.temperature = 1.0f, .top_p = 0.95f}, whole{.temperature = 1.0f, .num_logprobs = 5};
+  for (const int64_t rows : {1, 64, 256}) {
     cases.push_back(sample_case(s, rows, "greedy", greedy));
     cases.push_back(sample_case(s, rows, "top-k 50, top-p 0.9", usual));
     cases.push_back(sample_case(s, rows, "top-p 0.95", nucleus));
+    cases.push_back(sample_case(s, rows, "temperature 1, 5 logprobs", whole));
   }
 }
 
