@@ -7,7 +7,7 @@ namespace {
 
 constexpr std::string_view kKernels = "Kernels and shapes";
 const std::vector<std::string_view> kBenchKernels = {"bench kernels"};
-const std::vector<std::string_view> kMadeUp = {"bench engine"};
+const std::vector<std::string_view> kMadeUp = {"bench engine", "serve-decode"};
 
 #define MEMBER(type, path)                                     \
   Target {                                                     \
@@ -47,8 +47,10 @@ std::vector<Flag> bench_flags() {
        .commands = kMadeUp,
        .target = MEMBER(std::string, engine.shape),
        .help = "Made-up weights of this shape in place of a checkpoint",
-       .doc = "deepseek-r1, ds-v2-lite, qwen3-30b-a3b, or tiny; NAME:layers=N takes the first N layers. Random numbers "
-              "of sane size, made in memory: speed is that of a checkpoint of this shape, answers mean nothing.",
+       .doc =
+           "deepseek-r1, ds-v2-lite, qwen3-30b-a3b, or tiny; NAME:layers=N takes the first N layers. Random numbers "
+           "of sane size, made in memory: speed is that of a checkpoint of this shape, answers mean nothing. A server "
+           "takes and gives token ids only, as with --skip-tokenizer-init.",
        .shown_default = "none"},
   };
 }

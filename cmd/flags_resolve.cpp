@@ -67,6 +67,7 @@ void resolve_model(Options& options, const Given& given) {
       throw Error(Code::kBadConfig,
                   fmt::format("{} and {}: give one of them", quoted(given, "model"), quoted(given, "shape")));
     if (options.api.served_model_name.empty()) options.api.served_model_name = options.engine.shape;
+    options.api.skip_tokenizer_init = true;
     return;
   }
   if (dir.empty()) {

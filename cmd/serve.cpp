@@ -50,9 +50,13 @@ void print_ready_line(const WorkerService& service) {
   std::fflush(stdout);
 }
 
+const std::string& source_of(const EngineConfig& config) {
+  return config.shape.empty() ? config.model_dir : config.shape;
+}
+
 // Loads the model; ends the process when a signal comes meanwhile. Throws what loading throws.
 void load(WorkerService& service, EngineConfig config, const Signals& signals) {
-  ProgressBar progress("Loading " + config.model_dir);
+  ProgressBar progress("Loading " + source_of(config));
   config.progress = progress.callback();
   auto loading = std::async(std::launch::async, [&service, &config] { service.load(std::move(config)); });
   while (loading.wait_for(milliseconds(0)) != std::future_status::ready)
@@ -92,7 +96,7 @@ void shut_down(WorkerService& service, const Signals& signals, std::chrono::seco
 int serve(const ServeOptions& options, Role role) {
   const Signals signals;
   WorkerService service(service_options(options, role));
-  log::info("listening on {}, loading {}", service.url(), options.engine.model_dir);
+  log::info("listening on {}, loading {}", service.url(), source_of(options.engine));
   const auto start = Clock::now();
   load(service, options.engine, signals);
   const ModelInfo& info = service.model_info();

@@ -55,6 +55,7 @@ _moectl() {
     'serve-decode:--shutdown-timeout') return ;;
     'serve-decode:--cluster-secret-file') kind='file' ;;
     'serve-decode:--local-prefill-tokens') return ;;
+    'serve-decode:--shape') return ;;
     'serve-decode:--config') kind='file' ;;
     'serve-decode:--log-format') words='text json' ;;
     'serve-decode:--log-level') words='debug info warn error' ;;
@@ -198,7 +199,7 @@ _moectl() {
   if [[ -z $words$kind ]]; then
     case "$command" in
       'serve-decode')
-        words='--model --served-model-name --max-model-len --skip-tokenizer-init --reasoning-parser --tool-call-parser --tensor-parallel-size --tp-size --data-parallel-size --dp-size --expert-parallel-size --ep-size --max-num-seqs --max-num-batched-tokens --kv-cache-memory-bytes --kv-cache-dtype --block-size --enable-prefix-caching --no-enable-prefix-caching --device --cpu-path --threads --deterministic --precise --gpu-memory-utilization --host --port --ops-port --api-key --ssl-certfile --ssl-keyfile --shutdown-timeout --cluster-secret-file --local-prefill-tokens --config --log-format --log-level --no-color --help --version -h'
+        words='--model --served-model-name --max-model-len --skip-tokenizer-init --reasoning-parser --tool-call-parser --tensor-parallel-size --tp-size --data-parallel-size --dp-size --expert-parallel-size --ep-size --max-num-seqs --max-num-batched-tokens --kv-cache-memory-bytes --kv-cache-dtype --block-size --enable-prefix-caching --no-enable-prefix-caching --device --cpu-path --threads --deterministic --precise --gpu-memory-utilization --host --port --ops-port --api-key --ssl-certfile --ssl-keyfile --shutdown-timeout --cluster-secret-file --local-prefill-tokens --shape --config --log-format --log-level --no-color --help --version -h'
         [[ $cur == -* ]] || kind='folder'
         ;;
       'serve-prefill')

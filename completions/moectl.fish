@@ -55,6 +55,7 @@ complete -c moectl -n '__moectl_is serve-decode' -l ssl-keyfile -r -F -d 'Privat
 complete -c moectl -n '__moectl_is serve-decode' -l shutdown-timeout -x -d 'Time that running answers get after SIGTERM'
 complete -c moectl -n '__moectl_is serve-decode' -l cluster-secret-file -r -F -d 'File with the secret that all processes of a cluster share'
 complete -c moectl -n '__moectl_is serve-decode' -l local-prefill-tokens -x -d 'Longest rest of a prompt that decode computes itself'
+complete -c moectl -n '__moectl_is serve-decode' -l shape -x -d 'Made-up weights of this shape in place of a checkpoint'
 complete -c moectl -n '__moectl_is serve-decode' -l config -r -F -d 'Read flags from a YAML file'
 complete -c moectl -n '__moectl_is serve-decode' -l log-format -x -a 'text json' -d 'Format of diagnostics on stderr'
 complete -c moectl -n '__moectl_is serve-decode' -l log-level -x -a 'debug info warn error' -d 'Least important diagnostics shown'

@@ -50,7 +50,7 @@ void WorkerService::load(EngineConfig config) {
     instance_.text =
         ModelText::load(dir, options.skip_tokenizer_init, options.reasoning_parser, options.tool_call_parser);
     log_formats(options, instance_.text);
-    instance_.defaults = read_generation_defaults(dir);
+    if (config.shape.empty()) instance_.defaults = read_generation_defaults(dir);
     if (!options.cluster_secret.empty()) {
       KvClientOptions client{.secret = options.cluster_secret};
       instance_.prefill_source = std::make_shared<RemotePrefillSource>(std::move(client));

@@ -290,6 +290,8 @@ KernelReport run(const KernelBenchOptions& options, const std::regex& filter) {
   for (Case& c : all)
     if (std::regex_search(c.kernel + " " + c.shape, filter)) cases.push_back(std::move(c));
 
+  if (cases.empty()) return {};
+
   Bench bench;
   Memory memory(pool_bytes());
   KernelReport report;

@@ -18,6 +18,8 @@ struct Load {
   int64_t num_tokens() const { return num_seqs * num_new; }
   int64_t pages_per_seq() const { return (context + kPageSize - 1) / kPageSize; }
   int64_t num_pages() const { return num_seqs * pages_per_seq(); }
+  // The plain kernel takes seconds for more.
+  bool plain_too() const { return num_new == 1 && num_seqs <= 64; }
   // Pairs of a new token and a position that it sees.
   double pairs() const {
     return double(num_seqs) * double(num_new) * (double(context - num_new) + 0.5 * double(num_new + 1));
@@ -58,19 +60,22 @@ AttentionScratch scratch_of(Memory& memory, int64_t tokens, int64_t heads, int64
 }
 
 template <class Args>
-Work work_of(const Args& args, const AttentionScratch& scratch,
+Work work_of(const Load& load, const Args& args, const AttentionScratch& scratch,
              void (*op)(const Args&, const AttentionScratch&, Stream)) {
   AttentionScratch plain = scratch;
   plain.plain = true;
   Work work;
   work.run = [=](Stream stream) { op(args, scratch, stream); };
-  work.peers = {[=](Stream stream) { op(args, plain, stream); }};
+  if (load.plain_too()) work.peers = {[=](Stream stream) { op(args, plain, stream); }};
   work.out = args.out.data;
   work.out_bytes = args.out.size() * 4;
   return work;
 }
 
-const std::vector<std::string> kPlain = {"our plain kernel"};
+std::vector<std::string> plain_peer(const Load& load) {
+  if (!load.plain_too()) return {};
+  return {"our plain kernel"};
+}
 
 Case mla_case(const KernelShape& s, const Load& load) {
   const int64_t heads = s.num_heads, rank = s.kv_lora_rank, width = s.kv_lora_rank + s.qk_rope_head_dim;
@@ -80,7 +85,7 @@ Case mla_case(const KernelShape& s, const Load& load) {
              double(load.num_seqs * load.context * width) * 2 + double(load.num_tokens() * heads * (width + rank)) * 4,
          .flops = load.pairs() * double(heads) * 2.0 * double(width + rank),
          .unit = Unit::kBf16,
-         .peers = kPlain};
+         .peers = plain_peer(load)};
   c.make = [=](Memory& memory) {
     MlaAttentionArgs args;
     args.q = {memory.floats(load.num_tokens() * heads * width), {load.num_tokens(), heads, width}};
@@ -90,7 +95,7 @@ Case mla_case(const KernelShape& s, const Load& load) {
     args.kv_lora_rank = int(rank);
     args.scale = 0.05f;
     args.out = {memory.alloc<float>(load.num_tokens() * heads * rank), {load.num_tokens(), heads, rank}};
-    return work_of(args, scratch_of(memory, load.num_tokens(), heads, rank), &mla_attention);
+    return work_of(load, args, scratch_of(memory, load.num_tokens(), heads, rank), &mla_attention);
   };
   return c;
 }
@@ -103,7 +108,7 @@ Case gqa_case(const KernelShape& s, const Load& load) {
                   double(load.num_tokens() * heads * dim) * 8,
          .flops = load.pairs() * double(heads) * 4.0 * double(dim),
          .unit = Unit::kBf16,
-         .peers = kPlain};
+         .peers = plain_peer(load)};
   c.make = [=](Memory& memory) {
     GqaAttentionArgs args;
     args.q = {memory.floats(load.num_tokens() * heads * dim), {load.num_tokens(), heads, dim}};
@@ -113,7 +118,7 @@ Case gqa_case(const KernelShape& s, const Load& load) {
     args.page_size = kPageSize;
     args.scale = 0.09f;
     args.out = {memory.alloc<float>(load.num_tokens() * heads * dim), {load.num_tokens(), heads, dim}};
-    return work_of(args, scratch_of(memory, load.num_tokens(), heads, dim), &gqa_attention);
+    return work_of(load, args, scratch_of(memory, load.num_tokens(), heads, dim), &gqa_attention);
   };
   return c;
 }

@@ -2,6 +2,7 @@
 #include "kernels/cuda/bench/bench.h"
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/fp8_quantize.h"
+#include "kernels/cuda/kernels.h"
 #include "kernels/cuda/rms_norm.h"
 
 namespace moectl::cuda::bench {
@@ -108,11 +109,96 @@ Case norm_quantize_case(const KernelShape& s, int64_t rows) {
   return c;
 }
 
+// Of a step's tokens, each to a page of its own: where keys and values, or the latent, go.
+View<const int64_t> scattered_slots(Memory& memory, int64_t tokens, int page_size) {
+  std::vector<int64_t> slots;
+  for (int64_t i = 0; i < tokens; ++i) slots.push_back(i * page_size + i % page_size);
+  return {memory.upload(slots), {tokens}};
+}
+
+constexpr int kPageSize = 64;
+
+Case mla_write_case(const KernelShape& s, int64_t tokens) {
+  const int64_t rank = s.kv_lora_rank, rope = s.qk_rope_head_dim, width = rank + rope;
+  Case c{.kernel = "mla_cache_write",
+         .shape = fmt::format("{} {} tokens of {}", s.name, tokens, width),
+         .bytes = double(tokens) * (double(width) * (4 + 2) + double(rope) * 4),
+         .peers = copy_peer()};
+  c.make = [=, bytes = c.bytes](Memory& memory) {
+    MlaCacheWriteArgs args;
+    args.kv = {memory.floats(tokens * width), {tokens, width}};
+    args.norm_weight = {memory.floats(rank), {rank}};
+    args.cos_sin = {memory.floats(tokens * rope, 0.5f), {tokens, rope}};
+    args.slots = scattered_slots(memory, tokens, kPageSize);
+    args.cache = KvView(memory.bf16(tokens * kPageSize * width), DType::kBF16, {tokens, kPageSize, width});
+    Work work;
+    work.run = [args](Stream stream) { mla_cache_write(args, stream); };
+    work.peers = {copy_of(memory, bytes)};
+    work.out = args.cache.data;
+    work.out_bytes = tokens * kPageSize * width * 2;
+    return work;
+  };
+  return c;
+}
+
+Case gqa_write_case(const KernelShape& s, int64_t tokens) {
+  const int64_t heads = s.num_kv_heads, dim = s.head_dim;
+  Case c{.kernel = "gqa_cache_write",
+         .shape = fmt::format("{} {} tokens, {} heads of {}", s.name, tokens, heads, dim),
+         .bytes = double(tokens * heads * dim) * 2 * (4 + 2),
+         .peers = copy_peer()};
+  c.make = [=, bytes = c.bytes](Memory& memory) {
+    GqaCacheWriteArgs args;
+    args.k = {memory.floats(tokens * heads * dim), {tokens, heads, dim}};
+    args.v = {memory.floats(tokens * heads * dim), {tokens, heads, dim}};
+    args.slots = scattered_slots(memory, tokens, kPageSize);
+    args.page_size = kPageSize;
+    args.cache =
+        KvView(memory.bf16(tokens * heads * 2 * kPageSize * dim), DType::kBF16, {tokens, heads, 2 * kPageSize, dim});
+    Work work;
+    work.run = [args](Stream stream) { gqa_cache_write(args, stream); };
+    work.peers = {copy_of(memory, bytes)};
+    work.out = args.cache.data;
+    work.out_bytes = tokens * heads * 2 * kPageSize * dim * 2;
+    return work;
+  };
+  return c;
+}
+
+Case rope_case(const KernelShape& s, int64_t tokens) {
+  const int64_t heads = s.num_heads, dim = s.head_dim;
+  Case c{.kernel = "rope",
+         .shape = fmt::format("{} {} tokens, {} heads of {}", s.name, tokens, heads, dim),
+         .bytes = double(tokens * heads * dim) * 8 + double(tokens * dim) * 4,
+         .peers = copy_peer()};
+  c.make = [=, bytes = c.bytes](Memory& memory) {
+    RopeArgs args;
+    args.x = {memory.floats(tokens * heads * dim), {tokens, heads, dim}};
+    // Angle 0 keeps the numbers as they are, however often they are rotated.
+    std::vector<float> cos_sin;
+    for (int64_t i = 0; i < tokens * dim; ++i) cos_sin.push_back(i % dim < dim / 2 ? 1.0f : 0.0f);
+    args.cos_sin = {memory.upload(cos_sin), {tokens, dim}};
+    Work work;
+    work.run = [args](Stream stream) { rope(args, stream); };
+    work.peers = {copy_of(memory, bytes)};
+    work.out = args.x.data;
+    work.out_bytes = args.x.size() * 4;
+    return work;
+  };
+  return c;
+}
+
 }  // namespace
 
 void add_elementwise_cases(const KernelShape& s, Cases& cases) {
   for (const int64_t rows : {1, 128, 4096}) {
     cases.push_back(rms_norm_case(s, rows));
+    if (s.kv_lora_rank > 0) {
+      cases.push_back(mla_write_case(s, rows));
+    } else {
+      cases.push_back(rope_case(s, rows));
+      cases.push_back(gqa_write_case(s, rows));
+    }
     if (!s.f8) continue;
     cases.push_back(norm_quantize_case(s, rows));
     cases.push_back(quantize_case(s, rows));
