@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "kernels/cuda/gemm_config.h"
 #include "kernels/ops.h"
 
 namespace moectl::cuda {
@@ -23,6 +24,10 @@ struct Bf16GemmArgs {
   bool deterministic = false;
 };
 
+// Throws Error{kInternal} for shapes that do not fit, Error{kUnavailable} when the launch fails.
 void bf16_gemm(const Bf16GemmArgs& args, Stream stream);
+
+GemmConfig bf16_gemm_config(const Bf16GemmArgs& args);
+void bf16_gemm(const Bf16GemmArgs& args, const GemmConfig& config, Stream stream);
 
 }  // namespace moectl::cuda

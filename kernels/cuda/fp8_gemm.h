@@ -7,6 +7,7 @@
 
 #include <cstdint>
 
+#include "kernels/cuda/gemm_config.h"
 #include "kernels/ops.h"
 
 namespace moectl::cuda {
@@ -54,24 +55,13 @@ struct Fp8GemmArgs {
   // The bits of a row depend on nothing but the row and the weight (no split of k by the number of rows).
   bool deterministic = false;
 };
-constexpr int64_t kMaxFp8Experts = 512;
+constexpr int64_t kMaxFp8Experts = kMaxGemmExperts;
 
 // Throws Error{kInternal} for shapes that do not fit, Error{kUnavailable} when the launch fails.
 void fp8_gemm(const Fp8GemmArgs& args, Stream stream);
 
-// How a product is tiled; fp8_gemm chooses by shape. Benchmarks and tests may try others.
-struct Fp8GemmConfig {
-  bool swap = false;         // weight rows on wgmma's M axis and tokens on N: for few rows
-  int sub = 1;               // the tile's M axis is 128 * sub (two warpgroups of 64 * sub)
-  int tile_n = 128;          // the tile's N axis
-  int multicast = 1;         // blocks of a cluster that share their tokens and take neighbouring weight tiles
-  int split = 1;             // blocks of a cluster that share a tile and divide k; summed in the order of k
-  int stages = 0;            // of the ring; 0: as many as fit
-  bool early_start = false;  // blocks may start, and read weights, while the kernel before this one ends
-  bool in_turn = false;      // straight tiles: the two warpgroups start their matrix instructions alternately
-  int group_m = 16;          // token tiles that pass over a weight tile before the next one is read
-};
-Fp8GemmConfig fp8_gemm_config(const Fp8GemmArgs& args);
-void fp8_gemm(const Fp8GemmArgs& args, const Fp8GemmConfig& config, Stream stream);
+// The tiling that fp8_gemm chooses, and the product with another one.
+GemmConfig fp8_gemm_config(const Fp8GemmArgs& args);
+void fp8_gemm(const Fp8GemmArgs& args, const GemmConfig& config, Stream stream);
 
 }  // namespace moectl::cuda

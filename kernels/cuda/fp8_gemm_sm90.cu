@@ -1,19 +1,9 @@
-// Launcher of fp8_gemm (kernels/cuda/fp8_gemm.cuh has the kernel): chooses the tiling, encodes the tensor maps,
-// launches.
-#include <algorithm>
-#include <climits>
-#include <map>
-#include <mutex>
-
-#include "core/base/check.h"
-#include "kernels/cuda/check.h"
-#include "kernels/cuda/fp8_gemm.cuh"
-#include "kernels/cuda/tensor_map.h"
+// Launcher of fp8_gemm, and the choice of tilings (gemm_sm90.cuh has the kernel).
+#include "kernels/cuda/fp8_gemm.h"
+#include "kernels/cuda/gemm_launch.cuh"
 
 namespace moectl::cuda {
 namespace {
-
-constexpr int kMaxSharedBytes = 232448;
 
 CUtensorMap weight_map(const Fp8Weight& w, int rows) {
   return make_tensor_map({.data = w.data,
@@ -29,87 +19,6 @@ CUtensorMap token_map(const Fp8Rows& a, int rows) {
                           .stride_bytes = {kFp8Block, a.rows * kFp8Block},
                           .box = {kFp8Block, rows, 1},
                           .swizzle = CU_TENSOR_MAP_SWIZZLE_128B});
-}
-
-// Largest number of clusters that the device runs at once; asked once for each kernel and launch shape.
-template <class Kernel>
-int max_clusters(Kernel* kernel, const cudaLaunchConfig_t& config, int cluster_size) {
-  static std::mutex mutex;
-  static std::map<std::tuple<int, int, size_t>, int> known;  // device, cluster size, shared memory
-  int device = 0;
-  CUDA_CHECK(cudaGetDevice(&device));
-  std::lock_guard lock(mutex);
-  auto [it, fresh] = known.try_emplace({device, cluster_size, config.dynamicSmemBytes}, 0);
-  if (fresh) CUDA_CHECK(cudaOccupancyMaxActiveClusters(&it->second, kernel, &config));
-  return it->second;
-}
-
-template <class S>
-void launch(const Fp8GemmArgs& a, const Fp8GemmConfig& c, cudaStream_t stream) {
-  const int64_t n = a.w.n, num_kb = a.w.k / kFp8Block;
-  const int cluster_size = c.multicast * c.split;
-  CHECK((c.split == 1 || (S::kCanSplit && S::kUnits % c.split == 0)) && S::kTokens % c.multicast == 0 && cluster_size <= 8,
-        "fp8_gemm: a split of {} and a multicast of {} do not divide the tile", c.split, c.multicast);
-  const int head = S::head_bytes(int(a.num_experts)), reduce = S::reduce_bytes(c.split);
-  const int most = std::min(S::kMaxStages, (kMaxSharedBytes - head - reduce) / S::kStageBytes);
-  const int stages = c.stages ? std::min(c.stages, most) : most;
-  CHECK(stages >= 2, "fp8_gemm: {} bytes of shared memory hold {} stages", kMaxSharedBytes, stages);
-  const int a_box = S::kTokens / c.multicast;
-  CHECK(a_box <= 256 && a_box % 8 == 0, "fp8_gemm: {} token rows a copy", a_box);
-
-  kernel::Fp8GemmParams p{.out = a.out,
-                          .out_bf16 = a.out_type == DType::kBF16,
-                          .m = int(a.a.rows),
-                          .n = int(n),
-                          .num_kb = int(num_kb),
-                          .a_scales = a.a.scales,
-                          .w_scales = a.w.scales,
-                          .w_up_scales = a.w_up.scales,
-                          .a_scale_stride = int(a.a.scale_stride),
-                          .w_scale_stride = int(a.w.scale_stride),
-                          .offsets = a.expert_offsets,
-                          .num_experts = int(a.num_experts),
-                          .expert_begin = int(a.expert_begin),
-                          .multicast = c.multicast,
-                          .split = c.split,
-                          .stages = stages,
-                          .group_m = c.group_m,
-                          .in_turn = c.in_turn,
-                          .a_box = a_box,
-                          .weight_policy = S::kSwap ? hopper::kEvictFirst : hopper::kEvictNormal,
-                          .token_policy = S::kSwap ? hopper::kEvictLast : hopper::kEvictNormal};
-  const Fp8Weight& up = S::kGated ? a.w_up : a.w;
-  const int weight_rows = S::kGated ? S::kWeightRows / 2 : S::kWeightRows;
-  const CUtensorMap map_w = weight_map(a.w, weight_rows), map_w_up = weight_map(up, weight_rows);
-  const CUtensorMap map_a = token_map(a.a, a_box), map_a8 = token_map(a.a, 8);
-
-  auto* const kernel = kernel::fp8_gemm<S>;
-  static const cudaError_t prepared =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kMaxSharedBytes);
-  CUDA_CHECK(prepared);
-  cudaLaunchAttribute attributes[2];
-  attributes[0].id = cudaLaunchAttributeClusterDimension;
-  attributes[0].val.clusterDim.x = unsigned(cluster_size);
-  attributes[0].val.clusterDim.y = attributes[0].val.clusterDim.z = 1;
-  attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attributes[1].val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(unsigned(cluster_size));
-  config.blockDim = dim3(kernel::kFp8GemmThreads);
-  config.dynamicSmemBytes = size_t(head + reduce + stages * S::kStageBytes);
-  config.stream = stream;
-  config.attrs = attributes;
-  config.numAttrs = c.early_start ? 2 : 1;
-  // Tiles: at most one partial tile an expert more than the rows fill.
-  const int64_t groups = ((n + S::kOutCols - 1) / S::kOutCols + c.multicast - 1) / c.multicast;
-  const int64_t m_tiles = a.expert_offsets ? std::min(a.a.rows, a.a.rows / S::kTokens + a.num_experts)
-                                           : (a.a.rows + S::kTokens - 1) / S::kTokens;
-  CHECK(m_tiles * groups <= INT_MAX, "fp8_gemm: {} x {} tiles are too many", m_tiles, groups);
-  const int64_t clusters = std::min<int64_t>(m_tiles * groups, max_clusters(kernel, config, cluster_size));
-  CHECK(clusters > 0, "fp8_gemm: the device runs no cluster of {} blocks with {} bytes of shared memory", cluster_size,
-        config.dynamicSmemBytes);
-  config.gridDim = dim3(unsigned(clusters * cluster_size));
-  CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, map_w, map_w_up, map_a, map_a8, p));
 }
 
 void check(const Fp8GemmArgs& a) {
@@ -134,49 +43,92 @@ void check(const Fp8GemmArgs& a) {
 
 }  // namespace
 
-Fp8GemmConfig fp8_gemm_config(const Fp8GemmArgs& a) {
-  const bool gated = a.w_up.data != nullptr;
-  const int64_t rows = a.expert_offsets ? (a.a.rows + a.num_experts - 1) / a.num_experts : a.a.rows;
-  Fp8GemmConfig c;
-  if (rows > 128) {
-    c.sub = 2, c.tile_n = 128, c.group_m = 8;
-    if (!gated && a.w.n % 128 != 0) c.sub = 1, c.tile_n = 176, c.group_m = 16;
+// Measured on an H200 (docs/performance.md). Cycles of one k-block of a straight tile, the epilogue included, against
+// the number of rounds that the tiles of a shape take on 132 multiprocessors.
+GemmConfig choose_gemm_config(const GemmSize& s) {
+  constexpr int64_t kMultiprocessors = 132;
+  const int64_t rows = (s.rows + s.num_experts - 1) / s.num_experts;  // of an expert, on average
+  const auto round_up = [](int64_t a, int64_t b) { return (a + b - 1) / b; };
+  const int64_t weight_tiles = s.num_experts * round_up(s.n, 128);
+  GemmConfig c;
+  if (rows <= 64) {
+    c.swap = true;
+    c.tile_n = rows <= 16 ? 16 : 64;
+    c.sub = s.gated ? 2 : 1;
+    c.early_start = true;
+    if (s.deterministic) return c;
+    if (!s.grouped)
+      c.split = c.tile_n == 16                         ? 2
+                : weight_tiles * 4 <= kMultiprocessors ? 4
+                : weight_tiles < 2 * kMultiprocessors  ? 2
+                                                       : 1;
+    else if (weight_tiles < 4 * kMultiprocessors && s.num_kb >= 32)  // the last round is a large part
+      c.split = 2, c.multicast = c.tile_n == 16 ? 1 : 2;
     return c;
   }
-  c.swap = true;
-  c.tile_n = rows <= 16 ? 16 : rows <= 64 || gated ? 64 : 128;
-  c.sub = gated ? 2 : 1;
-  if (!a.deterministic) c.split = c.tile_n == 16 ? 2 : 4;
+  if (rows <= 128 && !s.gated) {
+    c.early_start = true;
+    if (!s.deterministic) c.split = 2, c.multicast = 2;
+    return c;
+  }
+  struct Straight {
+    int sub, tile_n, cycles;
+  };
+  constexpr Straight kStraight[] = {{2, 128, 1390}, {1, 128, 750}, {1, 176, 1155}};
+  int64_t best = INT64_MAX;
+  for (const Straight& t : kStraight) {
+    if (s.gated && (t.sub != 2 || t.tile_n != 128)) continue;
+    const int64_t tokens = 128 * t.sub;
+    const int64_t m_tiles = s.grouped ? s.rows / tokens + (s.num_experts + 1) / 2 : round_up(s.rows, tokens);
+    const int64_t cost = round_up(m_tiles * round_up(s.gated ? 2 * s.n : s.n, t.tile_n), kMultiprocessors) * t.cycles;
+    if (cost < best) best = cost, c.sub = t.sub, c.tile_n = t.tile_n, c.group_m = t.sub == 2 ? 8 : 16;
+  }
   return c;
 }
 
-void fp8_gemm(const Fp8GemmArgs& a, const Fp8GemmConfig& c, Stream stream) {
+GemmConfig fp8_gemm_config(const Fp8GemmArgs& a) {
+  return choose_gemm_config({.rows = a.a.rows,
+                             .n = a.w.n,
+                             .num_kb = a.w.k / kFp8Block,
+                             .num_experts = a.num_experts,
+                             .grouped = a.expert_offsets != nullptr,
+                             .gated = a.w_up.data != nullptr,
+                             .deterministic = a.deterministic});
+}
+
+void fp8_gemm(const Fp8GemmArgs& a, const GemmConfig& c, Stream stream) {
   check(a);
   if (a.a.rows == 0) return;
-  const auto s = static_cast<cudaStream_t>(stream.handle);
   const bool gated = a.w_up.data != nullptr;
-  const auto is = [&](bool swap, int sub, int tile_n, bool g) {
-    return c.swap == swap && c.sub == sub && c.tile_n == tile_n && gated == g;
-  };
-#define MOECTL_TRY(SWAP, SUB, TILE_N, GATED) \
-  if (is(SWAP, SUB, TILE_N, GATED)) return launch<kernel::Fp8GemmShape<SWAP, SUB, TILE_N, GATED>>(a, c, s)
+  const GemmProblem problem{"fp8_gemm",
+                            kernel::GemmParams{.out = a.out,
+                                               .out_bf16 = a.out_type == DType::kBF16,
+                                               .m = int(a.a.rows),
+                                               .n = int(a.w.n),
+                                               .num_kb = int(a.w.k / kFp8Block),
+                                               .a_scales = a.a.scales,
+                                               .w_scales = a.w.scales,
+                                               .w_up_scales = a.w_up.scales,
+                                               .a_scale_stride = int(a.a.scale_stride),
+                                               .w_scale_stride = int(a.w.scale_stride),
+                                               .offsets = a.expert_offsets,
+                                               .num_experts = int(a.num_experts),
+                                               .expert_begin = int(a.expert_begin)},
+                            a.a.rows, [&](int rows, bool up) { return weight_map(up ? a.w_up : a.w, rows); },
+                            [&](int rows) { return token_map(a.a, rows); }};
+#define MOECTL_TRY(SWAP, SUB, TILE_N, GATED)                                  \
+  if (c.swap == SWAP && c.sub == SUB && c.tile_n == TILE_N && gated == GATED) \
+  return launch_gemm<kernel::GemmShape<SWAP, SUB, TILE_N, GATED>>(problem, c, static_cast<cudaStream_t>(stream.handle))
   MOECTL_TRY(false, 2, 128, false);
   MOECTL_TRY(false, 1, 128, false);
   MOECTL_TRY(false, 1, 176, false);
   MOECTL_TRY(false, 2, 128, true);
   MOECTL_TRY(true, 1, 16, false);
   MOECTL_TRY(true, 1, 64, false);
-  MOECTL_TRY(true, 1, 128, false);
   MOECTL_TRY(true, 2, 16, true);
   MOECTL_TRY(true, 2, 64, true);
-#ifdef MOECTL_FP8_GEMM_TRIALS
-  MOECTL_TRY(false, 1, 160, false);
-  MOECTL_TRY(false, 1, 192, false);
-  MOECTL_TRY(false, 2, 96, false);
-  MOECTL_TRY(true, 1, 32, false);
-  MOECTL_TRY(true, 2, 16, false);
+#ifdef MOECTL_GEMM_TRIALS
   MOECTL_TRY(true, 2, 64, false);
-  MOECTL_TRY(true, 2, 128, false);
 #endif
 #undef MOECTL_TRY
   CHECK(false, "fp8_gemm: no kernel for swap {} sub {} tile_n {} gated {}", c.swap, c.sub, c.tile_n, gated);

@@ -13,7 +13,7 @@
 namespace moectl::test {
 namespace {
 
-using cuda::Fp8GemmConfig;
+using cuda::GemmConfig;
 using cuda::kFp8Block;
 
 struct Case {
@@ -153,7 +153,7 @@ class Fp8GemmTest : public GpuTest {
   };
 
   // All of out is compared, and what lies behind the last row must stay as it was.
-  static std::vector<float> run(const Operands& o, const Fp8GemmConfig* config, bool deterministic = false) {
+  static std::vector<float> run(const Operands& o, const GemmConfig* config, bool deterministic = false) {
     DeviceArray<float> out(o.max_rows * o.c.n);
     auto args = o.args(out.data(), DType::kF32);
     args.deterministic = deterministic;
@@ -168,7 +168,7 @@ class Fp8GemmTest : public GpuTest {
   }
 };
 
-std::string name(const Fp8GemmConfig& c) {
+std::string name(const GemmConfig& c) {
   return fmt::format("{} {}x{} multicast {} split {}", c.swap ? "swapped" : "straight", c.sub, c.tile_n, c.multicast,
                      c.split);
 }
@@ -184,19 +184,19 @@ const std::vector<Case>& cases() {
   return all;
 }
 
-std::vector<Fp8GemmConfig> configs(bool gated) {
-  std::vector<Fp8GemmConfig> all;
+std::vector<GemmConfig> configs(bool gated) {
+  std::vector<GemmConfig> all;
   const auto add = [&](bool swap, int sub, int tile_n, int multicast, int split) {
     all.push_back({.swap = swap, .sub = sub, .tile_n = tile_n, .multicast = multicast, .split = split, .group_m = 2});
   };
   for (int multicast : {1, 2}) {
     add(false, 2, 128, multicast, 1);
-    if (!gated) add(false, 1, 128, multicast, 1), add(false, 1, 176, multicast, 1);
+    if (!gated) add(false, 1, 176, multicast, 1);
     for (int split : {1, 2, 4}) {
       const int sub = gated ? 2 : 1;
       if (split <= 2) add(true, sub, 16, multicast, split);
       add(true, sub, 64, multicast, split);
-      if (!gated) add(true, 1, 128, multicast, split);
+      if (!gated) add(false, 1, 128, multicast, split);
     }
   }
   return all;
@@ -206,7 +206,7 @@ TEST_F(Fp8GemmTest, EveryTiling) {
   uint64_t seed = 1;
   for (const Case& c : cases()) {
     const Operands operands(c, seed++);
-    for (const Fp8GemmConfig& config : configs(false)) {
+    for (const GemmConfig& config : configs(false)) {
       SCOPED_TRACE(fmt::format("{} x {} x {}, {} experts, {}", c.total(), c.n, c.k, c.num_experts(), name(config)));
       const auto out = run(operands, &config);
       ASSERT_TRUE(close(out, operands.expected, {c.total(), c.n}));
@@ -221,7 +221,7 @@ TEST_F(Fp8GemmTest, Gated) {
   for (Case c : cases()) {
     c.gated = true;
     const Operands operands(c, seed++);
-    for (const Fp8GemmConfig& config : configs(true)) {
+    for (const GemmConfig& config : configs(true)) {
       SCOPED_TRACE(fmt::format("{} x {} x {}, {} experts, {}", c.total(), c.n, c.k, c.num_experts(), name(config)));
       ASSERT_TRUE(close(run(operands, &config), operands.expected, {c.total(), c.n}));
     }
@@ -263,23 +263,52 @@ TEST_F(Fp8GemmTest, DeterministicRows) {
   }
 }
 
+// A chain of dependent products in a graph, each starting while the one before it ends: tokens are copied and quantised
+// anew in each round, so that whoever reads too early reads the last round's.
 TEST_F(Fp8GemmTest, CapturedInAGraph) {
-  const Operands o({.n = 264, .k = 512, .rows_of_expert = {3, 0, 60}}, 11);
-  const auto expected = run(o, nullptr);
-  DeviceArray<float> out(o.max_rows * o.c.n);
+  const int64_t k = 512, rows = 63;
+  const Operands o({.n = k, .k = k, .rows_of_expert = {3, 0, 60}}, 11);
+  Random random(12);
+  const DeviceArray<float> x0(random.floats(rows * k)), x1(random.floats(rows * k));
+  DeviceArray<float> x(rows * k), hidden(rows * k), out(rows * k);
+  DeviceArray<uint8_t> memory(cuda::fp8_rows_bytes(rows, k)), memory2(cuda::fp8_rows_bytes(rows, k));
+  const cuda::Fp8Rows a = cuda::fp8_rows_at(memory.data(), rows, k), a2 = cuda::fp8_rows_at(memory2.data(), rows, k);
   cudaStream_t stream;
+  CUDA_CHECK(cudaStreamCreate(&stream));
+  const auto chain = [&] {
+    cuda::fp8_quantize({.x = x.data(), .out = a}, Stream{stream});
+    auto args = o.args(hidden.data(), DType::kF32);
+    args.a = a;
+    cuda::fp8_gemm(args, Stream{stream});
+    cuda::fp8_gemm(args, Stream{stream});
+    cuda::fp8_quantize({.x = hidden.data(), .out = a2}, Stream{stream});
+    args.a = a2;
+    args.out = out.data();
+    cuda::fp8_gemm(args, Stream{stream});
+  };
+  const auto load = [&](const DeviceArray<float>& from) {
+    CUDA_CHECK(
+        cudaMemcpyAsync(x.data(), from.data(), size_t(rows * k) * sizeof(float), cudaMemcpyDeviceToDevice, stream));
+  };
+  std::vector<float> expected[2];
+  for (int i : {0, 1}) {
+    load(i ? x1 : x0);
+    chain();
+    CUDA_CHECK(cudaStreamSynchronize(stream));
+    expected[i] = out.host();
+  }
   cudaGraph_t graph;
   cudaGraphExec_t exec;
-  CUDA_CHECK(cudaStreamCreate(&stream));
   CUDA_CHECK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
-  cuda::fp8_gemm(o.args(out.data(), DType::kF32), Stream{stream});
+  chain();
   CUDA_CHECK(cudaStreamEndCapture(stream, &graph));
   CUDA_CHECK(cudaGraphInstantiate(&exec, graph, 0));
-  CUDA_CHECK(cudaGraphLaunch(exec, stream));
-  CUDA_CHECK(cudaStreamSynchronize(stream));
-  auto values = out.host();
-  values.resize(expected.size());
-  EXPECT_TRUE(same_bits(values, expected));
+  for (int i : {0, 1, 0, 1}) {
+    load(i ? x1 : x0);
+    CUDA_CHECK(cudaGraphLaunch(exec, stream));
+    CUDA_CHECK(cudaStreamSynchronize(stream));
+    ASSERT_TRUE(same_bits(out.host(), expected[i], {rows, k}));
+  }
   CUDA_CHECK(cudaGraphExecDestroy(exec));
   CUDA_CHECK(cudaGraphDestroy(graph));
   CUDA_CHECK(cudaStreamDestroy(stream));

@@ -1,20 +1,19 @@
-// The kernel of fp8_gemm: out = A W^T with block scales (shapes and layouts in fp8_gemm.h). sm_90a only.
+// The kernel of fp8_gemm and bf16_gemm: out = A W^T (shapes and layouts in fp8_gemm.h, bf16_gemm.h). sm_90a only.
 //
 // A block has three warpgroups: one thread of the first keeps a ring of stages full by TMA, each stage one tile of
 // weights, one of tokens (128 of k, swizzled) and their scales; the other two multiply 64 * kSub rows of the tile each.
-// wgmma's FP8 sums keep few bits, so the sum of each 128 of k is scaled and added to f32 registers. The grid is
-// persistent: a cluster takes tiles c, c + clusters, ... of all experts' tiles. In a cluster `multicast` blocks take
-// neighbouring weight tiles and load their common tokens once, and `split` blocks divide k and exchange partial sums
-// through distributed shared memory, added in the order of k: no scratch memory, no atomics, the same bits in each run.
-// Two orientations: tokens on wgmma's M axis (many rows), or weight rows there and tokens on N (`kSwap`, few rows: the
-// tensor core's M = 64 is then filled, and the time is that of reading the weights).
+// wgmma's FP8 sums keep few bits, so the sum of each 128 of k is scaled and added to f32 registers; BF16 adds up in the
+// tensor cores. The grid is persistent: a cluster takes tiles c, c + clusters, ... of all experts' tiles. In a cluster
+// `multicast` blocks take neighbouring weight tiles and load their common tokens once, and `split` blocks divide k and
+// exchange partial sums through distributed shared memory, added in the order of k: no scratch memory, no atomics, the
+// same bits in each run. Two orientations: tokens on wgmma's M axis (many rows), or weight rows there and tokens on N
+// (`kSwap`, few rows: the tensor core's M = 64 is then filled, and the time is that of reading the weights).
 #pragma once
 
 #include <cuda_bf16.h>
 
 #include <type_traits>
 
-#include "kernels/cuda/fp8_gemm.h"
 #include "kernels/cuda/hopper.cuh"
 #include "kernels/cuda/wgmma.cuh"
 
@@ -22,11 +21,12 @@ namespace moectl::cuda::kernel {
 
 using namespace hopper;
 
-constexpr int kFp8GemmThreads = 384, kConsumerThreads = 256, kConsumerWarps = 8;
+constexpr int kGemmThreads = 384, kConsumerThreads = 256, kConsumerWarps = 8;
 constexpr int kProducerWarps = 4, kFewEights = 4;
-constexpr int kTileK = 128;  // bytes and elements
+constexpr int kScaleBlock = 128;
+constexpr int kTileK = 128;  // bytes of a row in a stage: 128 FP8 or 64 BF16 numbers
 
-struct Fp8GemmParams {
+struct GemmParams {
   void* out;
   bool out_bf16;
   int m, n, num_kb;  // m: rows of the dense case; n: columns of out
@@ -40,9 +40,9 @@ struct Fp8GemmParams {
   uint64_t weight_policy, token_policy;  // of the L2 cache
 };
 
-template <bool kSwap_, int kSub_, int kTileN_, bool kGated_>
-struct Fp8GemmShape {
-  static constexpr bool kSwap = kSwap_, kGated = kGated_;
+template <bool kSwap_, int kSub_, int kTileN_, bool kGated_, bool kBf16_ = false>
+struct GemmShape {
+  static constexpr bool kSwap = kSwap_, kGated = kGated_, kBf16 = kBf16_;
   static constexpr int kSub = kSub_, kTileN = kTileN_;
   static constexpr int kTileM = 128 * kSub;
   static constexpr int kTokens = kSwap ? kTileN : kTileM, kWeightRows = kSwap ? kTileM : kTileN;
@@ -52,11 +52,11 @@ struct Fp8GemmShape {
   // wanted.
   static constexpr int kTokenScales = kTokens + 4, kWeightScales = 8, kWeightScaleBytes = 128;
   static constexpr int kTokenScaleBytes = (kTokenScales * 4 + 127) / 128 * 128,
-                       kScaleBytes = kTokenScaleBytes + (kGated ? 2 : 1) * kWeightScaleBytes;
+                       kScaleBytes = kBf16 ? 0 : kTokenScaleBytes + (kGated ? 2 : 1) * kWeightScaleBytes;
   static constexpr int kStageBytes = kWeightBytes + kTokenBytes + kScaleBytes;
   static constexpr int kRegs = kSub * kTileN / 2, kVectors = kRegs / 4;  // a thread's sums; float4 of them
   // Two products in flight where the registers allow it.
-  static constexpr int kBuffers = kRegs + kTileN <= 192 ? 2 : 1;
+  static constexpr int kBuffers = !kBf16 && kRegs + kTileN <= 192 ? 2 : 1;
   // Vectors that belong together: a gated output needs its gate's and its up's.
   static constexpr int kUnit = kGated ? 2 : 1, kUnits = kVectors / kUnit;
   static_assert(!kGated || (kSwap ? kSub == 2 : kTileN == 128));
@@ -90,7 +90,7 @@ struct Work {
 // tiles as long as every block of the grid gets one, and share the tiles of the last, partial round.
 template <class S>
 struct Schedule {
-  const Fp8GemmParams& p;
+  const GemmParams& p;
   const int *tile_begin, *row_begin;
   int col_groups, multicast_idx, split_idx;
   int cluster = int(cluster_id_x()), num_clusters = int(num_clusters_x());
@@ -100,8 +100,8 @@ struct Schedule {
   __device__ __forceinline__ bool next(Work& work) {
     work.split = S::kCanSplit && p.split > 1 && round >= whole;
     const int t = !S::kCanSplit || p.split == 1 ? round * num_clusters + cluster
-                  : work.split              ? whole * num_clusters * p.split + (round - whole) * num_clusters + cluster
-                                            : (round * num_clusters + cluster) * p.split + split_idx;
+                  : work.split ? whole * num_clusters * p.split + (round - whole) * num_clusters + cluster
+                               : (round * num_clusters + cluster) * p.split + split_idx;
     ++round;
     if (t >= num_tiles) return false;
     work.tile = locate(t);
@@ -129,7 +129,7 @@ struct Schedule {
 };
 
 // One warp: the running sums of the table, 32 experts a round.
-__device__ inline void fill_tile_table(int* tile_begin, int* row_begin, const Fp8GemmParams& p, int tokens,
+__device__ inline void fill_tile_table(int* tile_begin, int* row_begin, const GemmParams& p, int tokens,
                                        int col_groups) {
   const int lane = threadIdx.x % 32;
   int base = 0;
@@ -158,13 +158,13 @@ __device__ __forceinline__ float silu(float g) {
   return g / (1.0f + __expf(-g));
 }
 
-__device__ __forceinline__ void store_pair(const Fp8GemmParams& p, int64_t at, float a, float b) {
+__device__ __forceinline__ void store_pair(const GemmParams& p, int64_t at, float a, float b) {
   if (p.out_bf16)
     *reinterpret_cast<__nv_bfloat162*>(static_cast<__nv_bfloat16*>(p.out) + at) = __floats2bfloat162_rn(a, b);
   else
     *reinterpret_cast<float2*>(static_cast<float*>(p.out) + at) = make_float2(a, b);
 }
-__device__ __forceinline__ void store_one(const Fp8GemmParams& p, int64_t at, float a) {
+__device__ __forceinline__ void store_one(const GemmParams& p, int64_t at, float a) {
   if (p.out_bf16)
     static_cast<__nv_bfloat16*>(p.out)[at] = __float2bfloat16_rn(a);
   else
@@ -173,8 +173,8 @@ __device__ __forceinline__ void store_one(const Fp8GemmParams& p, int64_t at, fl
 
 // The four sums of vector (sub, j) of consumer thread t to their places in out.
 template <class S>
-__device__ __forceinline__ void store_vector(const Fp8GemmParams& p, const TileAt& tile, int sub, int j, float4 v) {
-  const int t = threadIdx.x - (kFp8GemmThreads - kConsumerThreads), wg = t / 128, lane = t % 32;
+__device__ __forceinline__ void store_vector(const GemmParams& p, const TileAt& tile, int sub, int j, float4 v) {
+  const int t = threadIdx.x - (kGemmThreads - kConsumerThreads), wg = t / 128, lane = t % 32;
   const int m = (sub * 2 + wg) * 64 + t % 128 / 32 * 16 + lane / 4, c = 8 * j + lane % 4 * 2;
   if constexpr (S::kSwap) {
     const int col = tile.col + m;
@@ -223,8 +223,8 @@ struct Scales<S, false> {
 #pragma unroll
     for (int b = 1; b < kBlocks; ++b) {
       const bool here = S::kGated              ? j >= 8
-                        : S::kTileN % 128 == 0 ? 8 * j >= b * kFp8Block
-                                               : shift + 16 * (j / 2) >= b * kFp8Block;
+                        : S::kTileN % 128 == 0 ? 8 * j >= b * kScaleBlock
+                                               : shift + 16 * (j / 2) >= b * kScaleBlock;
       if (here) s[0] = low[b], s[2] = high[b];
     }
     s[1] = s[0], s[3] = s[2];
@@ -258,10 +258,10 @@ __device__ __forceinline__ int scales_from(int begin, int count, int stride) {
 }
 
 template <class S>
-__global__ void __launch_bounds__(kFp8GemmThreads, 1)
-    fp8_gemm(const __grid_constant__ CUtensorMap map_w, const __grid_constant__ CUtensorMap map_w_up,
-             const __grid_constant__ CUtensorMap map_a, const __grid_constant__ CUtensorMap map_a8,
-             const __grid_constant__ Fp8GemmParams p) {
+__global__ void __launch_bounds__(kGemmThreads, 1)
+    gemm(const __grid_constant__ CUtensorMap map_w, const __grid_constant__ CUtensorMap map_w_up,
+         const __grid_constant__ CUtensorMap map_a, const __grid_constant__ CUtensorMap map_a8,
+         const __grid_constant__ GemmParams p) {
   extern __shared__ __align__(1024) uint8_t smem[];
   const uint32_t base = smem_addr(smem);
   // Barriers: full and empty of each stage, then the exchange's full and empty.
@@ -279,7 +279,7 @@ __global__ void __launch_bounds__(kFp8GemmThreads, 1)
   if (warp == 0) {
     if (lane == 0) {
       for (int s = 0; s < p.stages; ++s) {
-        mbarrier_init(full + 8 * s, kProducerWarps);
+        mbarrier_init(full + 8 * s, S::kBf16 ? 2 : kProducerWarps);
         mbarrier_init(empty + 8 * s, kConsumerWarps * p.multicast);
       }
       mbarrier_init(reduce_full, 1);
@@ -349,9 +349,9 @@ __global__ void __launch_bounds__(kFp8GemmThreads, 1)
             }
           };
         });
-      } else if (warp == 2) {
+      } else if (!S::kBf16 && warp == 2) {
         produce([&](const TileAt& tile) {
-          const int block = tile.col / kFp8Block, bytes = 4 * scales_from(block, S::kWeightScales, p.w_scale_stride);
+          const int block = tile.col / kScaleBlock, bytes = 4 * scales_from(block, S::kWeightScales, p.w_scale_stride);
           const int64_t first = int64_t(p.expert_begin + tile.expert) * p.num_kb * p.w_scale_stride + (block & ~3);
           return [&, bytes, first](int kb, int stage, uint32_t bar) {
             const uint32_t dst = scales + stage * S::kScaleBytes + S::kTokenScaleBytes;
@@ -362,7 +362,7 @@ __global__ void __launch_bounds__(kFp8GemmThreads, 1)
               bulk_load(dst + S::kWeightScaleBytes, p.w_up_scales + first + kb * p.w_scale_stride, bytes, bar);
           };
         });
-      } else {
+      } else if (!S::kBf16) {
         grid_dependency_wait();
         produce([&](const TileAt& tile) {
           const int bytes = 4 * scales_from(tile.row, S::kTokenScales, p.a_scale_stride);
@@ -376,7 +376,8 @@ __global__ void __launch_bounds__(kFp8GemmThreads, 1)
     }
   } else {
     setmaxnreg_inc<232>();
-    const int t0 = threadIdx.x - (kFp8GemmThreads - kConsumerThreads), wg = t0 / 128;
+    const int t0 = threadIdx.x - (kGemmThreads - kConsumerThreads);
+    const int wg = __shfl_sync(0xffffffffu, t0 / 128, 0);  // so that the compiler knows it to be the same in a warp
     int stage = 0, phase = 0, done = 0, reduce_phase = 0;
     if (!S::kSwap && p.in_turn && wg == 1) named_barrier_arrive(1, kConsumerThreads);
     for (Work work; schedule.next(work);) {
@@ -387,6 +388,16 @@ __global__ void __launch_bounds__(kFp8GemmThreads, 1)
 #pragma unroll
         for (int i = 0; i < S::kTileN / 2; ++i) acc[sub][i] = 0.0f;
 
+      // The oldest stage is free: its products are done and nothing more is read from it.
+      const auto release = [&] {
+        __syncwarp();
+        if (p.multicast == 1) {
+          if (lane == 0) mbarrier_arrive(empty + 8 * done);
+        } else if (lane < p.multicast) {
+          mbarrier_arrive_cluster(cluster_addr(empty + 8 * done, split_idx * p.multicast + lane));
+        }
+        if (++done == p.stages) done = 0;
+      };
       // One product: the tile's half `sub` and one k-block into part[buffer]. With two buffers the next product runs in
       // the tensor cores while the last one is scaled and added.
       float part[S::kBuffers][S::kTileN / 2];
@@ -407,38 +418,49 @@ __global__ void __launch_bounds__(kFp8GemmThreads, 1)
         // While the tensor cores work: the scales, so that little but arithmetic follows the wait.
         const float* stage_scales = reinterpret_cast<const float*>(smem + (scales - base) + stage * S::kScaleBytes);
         factor[buffer].load(stage_scales + tile.row % 4,
-                            stage_scales + S::kTokenScaleBytes / 4 + tile.col / kFp8Block % 4, sub, wg);
+                            stage_scales + S::kTokenScaleBytes / 4 + tile.col / kScaleBlock % 4, sub, wg);
         if (sub == S::kSub - 1 && ++stage == p.stages) stage = 0, phase ^= 1;
       };
       const auto finish = [&](auto buffer, int sub, auto in_flight) {
         wgmma_wait<in_flight>();
         wgmma_pin(part[buffer]);
-        // The stage is free when its last product is done and nothing more is read from it.
-        const auto release = [&] {
-          if (sub != S::kSub - 1) return;
-          __syncwarp();
-          if (p.multicast == 1) {
-            if (lane == 0) mbarrier_arrive(empty + 8 * done);
-          } else if (lane < p.multicast) {
-            mbarrier_arrive_cluster(cluster_addr(empty + 8 * done, split_idx * p.multicast + lane));
-          }
-          if (++done == p.stages) done = 0;
-        };
-        if constexpr (Scales<S>::kEarly) release();
+        if (Scales<S>::kEarly && sub == S::kSub - 1) release();
 #pragma unroll
         for (int j = 0; j < S::kTileN / 8; ++j) {
           float f[4];
-          factor[buffer].of(j, tile.col % kFp8Block, f);
+          factor[buffer].of(j, tile.col % kScaleBlock, f);
 #pragma unroll
           for (int i = 0; i < 4; ++i) acc[sub][4 * j + i] += part[buffer][4 * j + i] * f[i];
         }
-        if constexpr (!Scales<S>::kEarly) release();
+        if (!Scales<S>::kEarly && sub == S::kSub - 1) release();
       };
       constexpr std::integral_constant<int, 0> kFirst;
       constexpr std::integral_constant<int, S::kBuffers - 1> kSecond;
       constexpr std::integral_constant<int, 0> kLast;  // products that may still run after the wait
       constexpr std::integral_constant<int, 1> kOneMore;
-      if constexpr (S::kBuffers == 2) {
+      if constexpr (S::kBf16) {
+        for (int kb = work.kb_begin; kb < work.kb_end; ++kb) {
+          mbarrier_wait(full + 8 * stage, phase);
+          const uint32_t w = weights + stage * S::kWeightBytes, a = tokens + stage * S::kTokenBytes;
+          const uint32_t desc_n = wgmma_desc_low(S::kSwap ? a : w);
+          wgmma_fence();
+#pragma unroll
+          for (int sub = 0; sub < S::kSub; ++sub) {
+            const uint32_t desc_m = wgmma_desc_low((S::kSwap ? w : a) + (sub * 2 + wg) * 64 * kTileK);
+#pragma unroll
+            for (int k = 0; k < kTileK / 32; ++k)
+              WgmmaBf16<S::kTileN>::mma(acc[sub], wgmma_desc_from(desc_m + 2 * k), wgmma_desc_from(desc_n + 2 * k), 1);
+          }
+          wgmma_commit();
+          wgmma_wait<1>();
+          if (kb > work.kb_begin) release();
+          if (++stage == p.stages) stage = 0, phase ^= 1;
+        }
+        wgmma_wait<0>();
+#pragma unroll
+        for (int sub = 0; sub < S::kSub; ++sub) wgmma_pin(acc[sub]);
+        if (work.kb_end > work.kb_begin) release();
+      } else if constexpr (S::kBuffers == 2) {
         constexpr int kOdd = S::kSub - 1;  // the half of every second product
         const int products = (work.kb_end - work.kb_begin) * S::kSub;
         if (products > 0) {
