@@ -14,7 +14,6 @@ struct GemmConfig {
   int split = 1;             // blocks of a cluster that share a tile and divide k; summed in the order of k
   int stages = 0;            // of the ring; 0: as many as fit
   bool early_start = false;  // blocks may start, and read weights, while the kernels before this one end
-  bool in_turn = false;      // straight tiles: the two warpgroups start their matrix instructions alternately
   int group_m = 16;          // token tiles that pass over a weight tile before the next one is read
 };
 

@@ -54,7 +54,6 @@ void launch_gemm(const Problem& problem, const GemmConfig& c, cudaStream_t strea
   p.split = c.split;
   p.stages = c.stages ? std::min(c.stages, most) : most;
   p.group_m = c.group_m;
-  p.in_turn = c.in_turn;
   p.a_box = S::kTokens / c.multicast;
   p.weight_policy = S::kSwap ? hopper::kEvictFirst : hopper::kEvictNormal;
   p.token_policy = S::kSwap ? hopper::kEvictLast : hopper::kEvictNormal;

@@ -35,7 +35,6 @@ struct GemmParams {
   const int32_t* offsets;  // null: dense
   int num_experts, expert_begin;
   int multicast, split, stages, group_m;
-  bool in_turn;                          // the warpgroups start their matrix instructions alternately
   int a_box;                             // token rows a copy of map_a; divides the token tile / multicast
   uint64_t weight_policy, token_policy;  // of the L2 cache
 };
@@ -379,7 +378,6 @@ __global__ void __launch_bounds__(kGemmThreads, 1)
     const int t0 = threadIdx.x - (kGemmThreads - kConsumerThreads);
     const int wg = __shfl_sync(0xffffffffu, t0 / 128, 0);  // so that the compiler knows it to be the same in a warp
     int stage = 0, phase = 0, done = 0, reduce_phase = 0;
-    if (!S::kSwap && p.in_turn && wg == 1) named_barrier_arrive(1, kConsumerThreads);
     for (Work work; schedule.next(work);) {
       const TileAt& tile = work.tile;
       float acc[S::kSub][S::kTileN / 2];
@@ -407,14 +405,12 @@ __global__ void __launch_bounds__(kGemmThreads, 1)
         const uint32_t w = weights + stage * S::kWeightBytes, a = tokens + stage * S::kTokenBytes;
         const uint32_t desc_m = wgmma_desc_low((S::kSwap ? w : a) + (sub * 2 + wg) * 64 * kTileK),
                        desc_n = wgmma_desc_low(S::kSwap ? a : w);
-        if (!S::kSwap && p.in_turn) named_barrier_sync(1 + wg, kConsumerThreads);
         wgmma_fence();
 #pragma unroll
         for (int k = 0; k < kTileK / 32; ++k)
           WgmmaF8<S::kTileN>::mma(part[buffer], wgmma_desc_from(desc_m + 2 * k), wgmma_desc_from(desc_n + 2 * k),
                                   k > 0);
         wgmma_commit();
-        if (!S::kSwap && p.in_turn) named_barrier_arrive(2 - wg, kConsumerThreads);
         // While the tensor cores work: the scales, so that little but arithmetic follows the wait.
         const float* stage_scales = reinterpret_cast<const float*>(smem + (scales - base) + stage * S::kScaleBytes);
         factor[buffer].load(stage_scales + tile.row % 4,
