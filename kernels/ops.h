@@ -328,6 +328,7 @@ struct ScratchShape {
   int64_t max_tokens = 0;                                     // rows of a step
   int64_t max_expert_rows = 0;                                // rows of moe_experts
   int64_t max_linear_k = 0, max_linear_n = 0;                 // of linear() and moe_experts(), all weights
+  int64_t max_expert_k = 0;                                   // of moe_experts() with max_expert_rows; 0: max_linear_k
   int64_t num_heads = 0, q_head_size = 0, out_head_size = 0;  // of the attention operation
   int64_t num_experts = 0, top_k = 0, num_ranks = 1;
   int64_t max_sampled_rows = 0, vocab_size = 0;  // of sample_rows()

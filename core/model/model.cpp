@@ -139,6 +139,7 @@ ScratchShape scratch_shape(const Config& c, const ModelLimits& limits, int num_r
                                          c.moe.shared_intermediate_size, c.moe.moe_intermediate_size}),
       .max_linear_n = std::max<int64_t>({c.hidden_size, c.vocab_size, c.intermediate_size, c.num_heads * q_head,
                                          c.moe.shared_intermediate_size, c.moe.moe_intermediate_size}),
+      .max_expert_k = std::max<int64_t>(c.hidden_size, c.moe.moe_intermediate_size),
       .num_heads = c.num_heads,
       .q_head_size = mla ? c.kv_values_per_token() : q_head,
       .out_head_size = mla ? c.mla.kv_lora_rank : v_head,

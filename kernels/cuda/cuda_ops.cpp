@@ -1,5 +1,5 @@
 // CudaOps: memory, streams and graphs, and the choice of kernel for each operation. `precise`: f32 activations in the
-// plain kernels. Else products go to the tensor cores, with operands rounded to bf16, where the weight fits.
+// plain kernels. Else products go to the tensor cores (cuda_ops_fast.cpp), where the weight fits.
 #include "kernels/cuda/cuda_ops.h"
 
 #include <algorithm>
@@ -7,7 +7,7 @@
 #include <thread>
 
 #include "core/base/check.h"
-#include "kernels/cuda/attention.h"
+#include "kernels/cuda/cublaslt.h"
 #include "kernels/cuda/kernels.h"
 #include "kernels/cuda/sample.h"
 
@@ -162,15 +162,6 @@ void CudaOps::replay(const Graph& graph, Stream s) {
 
 // ------------------------------------------------------------------------------------------------ scratch
 
-struct CudaOps::Regions {
-  int64_t counters = 0, num_counters = 0;  // begin, and how many: of attention
-  int64_t attention = 0, attention_bytes = 0;
-  int64_t counts = 0;  // of moe_permute
-  int64_t sampling = 0;
-  int64_t operands = 0, operand_bytes = 0;
-  int64_t num_bytes = 0;
-};
-
 CudaOps::Regions CudaOps::regions(const ScratchShape& shape) const {
   Regions r;
   auto take = [&](int64_t num_bytes) {
@@ -184,6 +175,14 @@ CudaOps::Regions CudaOps::regions(const ScratchShape& shape) const {
   r.attention = take(r.attention_bytes);
   r.counts = take(shape.num_experts * 4);
   if (shape.vocab_size > 0) r.sampling = take(sample_scratch_bytes(shape.max_sampled_rows, shape.vocab_size));
+  if (!precise_) {
+    const int64_t expert_k = shape.max_expert_k ? shape.max_expert_k : shape.max_linear_k;
+    r.lt_workspace = take(CublasLt::get().is_present() && !deterministic_ ? int64_t{kLtWorkspaceBytes} : 0);
+    r.operand_bytes[OperandCache::kTokens] = operand_bytes(shape.max_tokens, shape.max_linear_k);
+    r.operand_bytes[OperandCache::kExperts] = operand_bytes(shape.max_expert_rows, expert_k);
+    for (int pool = 0; pool < 2; ++pool)
+      r.operands[pool] = take(OperandCache::kNumPlaces[pool] * r.operand_bytes[pool]);
+  }
   r.num_bytes = std::max<int64_t>(r.num_bytes, 256);
   return r;
 }
@@ -198,7 +197,8 @@ void CudaOps::set_scratch(Buffer buffer, int64_t num_bytes) {
   regions_ = std::make_unique<Regions>(regions(scratch_shape_));
   CHECK(regions_->num_bytes <= num_bytes, "scratch of {} bytes where {} were asked for", num_bytes,
         regions_->num_bytes);
-  operands_.set_memory(scratch_.get() + regions_->operands, regions_->operand_bytes);
+  for (auto pool : {OperandCache::kTokens, OperandCache::kExperts})
+    operands_.set_memory(pool, scratch_.get() + regions_->operands[pool], regions_->operand_bytes[pool]);
 }
 
 // ------------------------------------------------------------------------------------------------ operations
@@ -207,13 +207,13 @@ template <class Launch>
 void CudaOps::run(const char* name, Stream stream, const void* out, int64_t out_bytes, Launch&& launch) {
   try {
     activate();
+    if (out_bytes > 0) operands_.forget(out, out_bytes);
     launch(stream.handle ? stream : Stream{stream_});
   } catch (const Error& e) {
     if (e.code() != Code::kUnavailable) throw;
     throw Error(e.code(), fmt::format("GPU {}: {}: {}", device_, name, e.what()));
   }
   last_operation_ = name;
-  if (out_bytes > 0) operands_.forget(out, out_bytes);
 }
 
 namespace {
@@ -231,11 +231,15 @@ void CudaOps::embed(const EmbedArgs& a, Stream s) {
 
 void CudaOps::rms_norm(const RmsNormArgs& a, Stream s) {
   operands_.forget(a.residual.data, bytes_of(a.residual));
-  run("rms_norm", s, a.out.data, bytes_of(a.out), [&](Stream stream) { cuda::rms_norm(a, stream); });
+  run("rms_norm", s, a.out.data, bytes_of(a.out), [&](Stream stream) {
+    if (!fast_norm(a, stream)) cuda::rms_norm(a, stream);
+  });
 }
 
 void CudaOps::linear(const LinearArgs& a, Stream s) {
-  run("linear", s, a.out.data, bytes_of(a.out), [&](Stream stream) { cuda::linear(a, !precise_, stream); });
+  run("linear", s, a.out.data, bytes_of(a.out), [&](Stream stream) {
+    if (!fast_linear(a, stream)) cuda::linear(a, numerics(), stream);
+  });
 }
 
 void CudaOps::gather(const GatherArgs& a, Stream s) {
@@ -271,7 +275,7 @@ void CudaOps::gqa_attention(const GqaAttentionArgs& a, Stream s) {
 }
 
 void CudaOps::mla_query(const MlaQueryArgs& a, Stream s) {
-  run("mla_query", s, a.out.data, bytes_of(a.out), [&](Stream stream) { cuda::mla_query(a, !precise_, stream); });
+  run("mla_query", s, a.out.data, bytes_of(a.out), [&](Stream stream) { cuda::mla_query(a, numerics(), stream); });
 }
 
 void CudaOps::mla_cache_write(const MlaCacheWriteArgs& a, Stream s) {
@@ -284,7 +288,7 @@ void CudaOps::mla_attention(const MlaAttentionArgs& a, Stream s) {
 }
 
 void CudaOps::mla_output(const MlaOutputArgs& a, Stream s) {
-  run("mla_output", s, a.out.data, bytes_of(a.out), [&](Stream stream) { cuda::mla_output(a, !precise_, stream); });
+  run("mla_output", s, a.out.data, bytes_of(a.out), [&](Stream stream) { cuda::mla_output(a, numerics(), stream); });
 }
 
 void CudaOps::moe_gate(const MoeGateArgs& a, Stream s) {
@@ -301,7 +305,9 @@ void CudaOps::moe_permute(const MoePermuteArgs& a, Stream s) {
 
 void CudaOps::moe_experts(const MoeExpertsArgs& a, Stream s) {
   operands_.forget(a.hidden.data, bytes_of(a.hidden));
-  run("moe_experts", s, a.out.data, bytes_of(a.out), [&](Stream stream) { cuda::moe_experts(a, !precise_, stream); });
+  run("moe_experts", s, a.out.data, bytes_of(a.out), [&](Stream stream) {
+    if (!fast_experts(a, stream)) cuda::moe_experts(a, numerics(), stream);
+  });
 }
 
 void CudaOps::moe_locate(const MoeLocateArgs& a, Stream s) {

@@ -8,7 +8,9 @@
 #include <vector>
 
 #include "kernels/cuda/attention.h"
+#include "kernels/cuda/fp8_gemm.h"
 #include "kernels/cuda/operand_cache.h"
+#include "kernels/cuda/plain_gemm.h"
 #include "kernels/cuda/staging.h"
 #include "kernels/cuda/weight.h"
 #include "kernels/ops.h"
@@ -61,9 +63,21 @@ class CudaOps final : public Ops {
   void activate() const;
   Staging& staging();
   AttentionScratch attention_scratch() const;
+  Numerics numerics() const { return {!precise_, deterministic_}; }
   bool has_f8_nan(const std::byte* data, int64_t num_bytes);
 
-  // Runs launch(stream) and puts the operation's name before what fails. What it writes is no cached operand any more.
+  // cuda_ops_fast.cpp: false when the product is none of theirs.
+  bool fast_norm(const RmsNormArgs&, Stream);
+  bool fast_linear(const LinearArgs&, Stream);
+  bool fast_experts(const MoeExpertsArgs&, Stream);
+  // The copy of x [rows, k], made now unless it is there; num_rows as in Fp8QuantizeArgs.
+  Fp8Rows fp8_operand(OperandCache::Pool pool, const void* x, DType type, int64_t rows, int64_t k,
+                      const int32_t* num_rows, Stream stream);
+  const void* bf16_operand(const float* x, int64_t rows, int64_t k, const int32_t* num_rows, Stream stream);
+  static int64_t operand_bytes(int64_t rows, int64_t k);  // that either copy takes
+
+  // Runs launch(stream) and puts the operation's name before what fails. What is at `out` is no cached operand any
+  // more.
   template <class Launch>
   void run(const char* name, Stream stream, const void* out, int64_t out_bytes, Launch&& launch);
 
@@ -79,7 +93,16 @@ class CudaOps final : public Ops {
 
   mutable ScratchShape scratch_shape_;  // of the last scratch_bytes()
   Buffer scratch_;
-  struct Regions;  // where in scratch_ what lies
+  // Where in scratch_ what lies.
+  struct Regions {
+    int64_t counters = 0, num_counters = 0;  // of attention
+    int64_t attention = 0, attention_bytes = 0;
+    int64_t counts = 0;  // of moe_permute
+    int64_t sampling = 0;
+    int64_t lt_workspace = 0;
+    int64_t operands[2] = {}, operand_bytes[2] = {};  // by pool: begin, and of one place
+    int64_t num_bytes = 0;
+  };
   Regions regions(const ScratchShape& shape) const;
   std::unique_ptr<Regions> regions_;
   OperandCache operands_;

@@ -4,6 +4,7 @@
 // the weight fits.
 #pragma once
 
+#include "kernels/cuda/plain_gemm.h"
 #include "kernels/cuda/rms_norm.h"
 #include "kernels/ops.h"
 
@@ -11,17 +12,17 @@ namespace moectl::cuda {
 
 void embed(const EmbedArgs& args, Stream stream);  // a token id outside of the table: zeros
 void gather(const GatherArgs& args, Stream stream);
-void linear(const LinearArgs& args, bool tensor_cores, Stream stream);
+void linear(const LinearArgs& args, Numerics numerics, Stream stream);
 void rope_table(const RopeTableArgs& args, Stream stream);
 void rope(const RopeArgs& args, Stream stream);
 void gqa_cache_write(const GqaCacheWriteArgs& args, Stream stream);
-void mla_query(const MlaQueryArgs& args, bool tensor_cores, Stream stream);
+void mla_query(const MlaQueryArgs& args, Numerics numerics, Stream stream);
 void mla_cache_write(const MlaCacheWriteArgs& args, Stream stream);
-void mla_output(const MlaOutputArgs& args, bool tensor_cores, Stream stream);
+void mla_output(const MlaOutputArgs& args, Numerics numerics, Stream stream);
 void moe_gate(const MoeGateArgs& args, Stream stream);
 // `counts` [num_local_experts]: scratch.
 void moe_permute(const MoePermuteArgs& args, int32_t* counts, Stream stream);
-void moe_experts(const MoeExpertsArgs& args, bool tensor_cores, Stream stream);
+void moe_experts(const MoeExpertsArgs& args, Numerics numerics, Stream stream);
 void moe_locate(const MoeLocateArgs& args, Stream stream);
 void moe_combine(const MoeCombineArgs& args, Stream stream);
 

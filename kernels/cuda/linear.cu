@@ -137,6 +137,11 @@ __global__ void __launch_bounds__(kThreads) gemm(const __grid_constant__ PlainGe
   }
 }
 
+__global__ void __launch_bounds__(kThreads) add_bias(float* out, int64_t size, int64_t n, const float* bias) {
+  const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  if (i < size) out[i] += bias[i % n];
+}
+
 }  // namespace kernel
 
 namespace {
@@ -185,11 +190,19 @@ void plain_gemm(const PlainGemm& p, Stream stream) {
   }
 }
 
-void any_gemm(const PlainGemm& p, bool tensor_cores, Stream stream) {
-  (tensor_cores && mma_gemm_fits(p.w) ? mma_gemm : plain_gemm)(p, stream);
+void any_gemm(PlainGemm p, Numerics numerics, Stream stream) {
+  p.deterministic = numerics.deterministic;
+  (numerics.tensor_cores && mma_gemm_fits(p.w) ? mma_gemm : plain_gemm)(p, stream);
 }
 
-void linear(const LinearArgs& a, bool tensor_cores, Stream stream) {
+void add_bias(float* out, int64_t rows, int64_t n, const float* bias, Stream stream) {
+  if (rows * n == 0) return;
+  kernel::add_bias<<<blocks_for(rows * n, kernel::kThreads), kernel::kThreads, 0, handle(stream)>>>(out, rows * n, n,
+                                                                                                    bias);
+  CUDA_CHECK(cudaGetLastError());
+}
+
+void linear(const LinearArgs& a, Numerics numerics, Stream stream) {
   const Matrix& w = matrix_of(a.weight);
   CHECK(a.x.row_size() == w.k && a.out.row_size() == w.n, "linear: x has {} columns and out {}, the weight is [{}, {}]",
         a.x.row_size(), a.out.row_size(), w.n, w.k);
@@ -200,7 +213,7 @@ void linear(const LinearArgs& a, bool tensor_cores, Stream stream) {
             .out_row = w.n,
             .num_rows = a.x.dim(0),
             .bias = a.bias.data},
-           tensor_cores, stream);
+           numerics, stream);
 }
 
 }  // namespace moectl::cuda

@@ -27,7 +27,7 @@ __global__ void mla_rotate_query(const float* q, const float* cos_sin, int64_t n
 
 }  // namespace kernel
 
-void mla_query(const MlaQueryArgs& a, bool tensor_cores, Stream stream) {
+void mla_query(const MlaQueryArgs& a, Numerics numerics, Stream stream) {
   const Matrix& w = matrix_of(a.w_uk);
   const int64_t num_tokens = a.q.dim(0), num_heads = a.q.dim(1), head_dim = a.q.dim(2);
   const int64_t nope = w.k, rank = w.n, rope_dim = head_dim - nope;
@@ -43,7 +43,7 @@ void mla_query(const MlaQueryArgs& a, bool tensor_cores, Stream stream) {
             .out_row = num_heads * (rank + rope_dim),
             .out_batch = rank + rope_dim,
             .num_rows = num_tokens},
-           tensor_cores, stream);
+           numerics, stream);
   const int64_t num_pairs = num_tokens * num_heads * (rope_dim / 2);
   if (num_pairs == 0) return;
   kernel::mla_rotate_query<<<blocks_for(num_pairs, kernel::kThreads), kernel::kThreads, 0, handle(stream)>>>(
@@ -52,7 +52,7 @@ void mla_query(const MlaQueryArgs& a, bool tensor_cores, Stream stream) {
   CUDA_CHECK(cudaGetLastError());
 }
 
-void mla_output(const MlaOutputArgs& a, bool tensor_cores, Stream stream) {
+void mla_output(const MlaOutputArgs& a, Numerics numerics, Stream stream) {
   const Matrix& w = matrix_of(a.w_uv);
   const int64_t num_tokens = a.latent.dim(0), num_heads = a.latent.dim(1), rank = a.latent.dim(2);
   CHECK(a.w_uv.batch == num_heads && w.k == rank && a.out.dim(2) == w.n,
@@ -67,7 +67,7 @@ void mla_output(const MlaOutputArgs& a, bool tensor_cores, Stream stream) {
             .out_row = num_heads * w.n,
             .out_batch = w.n,
             .num_rows = num_tokens},
-           tensor_cores, stream);
+           numerics, stream);
 }
 
 }  // namespace moectl::cuda

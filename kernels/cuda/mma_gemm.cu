@@ -81,6 +81,20 @@ __device__ inline void widen_four(const Sixteen<D>& x, int j, float scale, float
   out[1] = pack_bf16(v[2], v[3]);
 }
 
+// A of one mma, from numbers 4 j .. of the rows of half a warp's: (row g, low k's), (g + 8, low), (g, high), (g + 8,
+// high).
+template <DType D>
+__device__ inline void widen_fragment(const Sixteen<D> (&numbers)[4], const float (&scale)[4], const float (&zero)[4],
+                                      int half, int j, uint32_t (&a)[4]) {
+  uint32_t upper[2], lower[2];
+  widen_four<D>(numbers[2 * half], j, scale[2 * half], zero[2 * half], upper);
+  widen_four<D>(numbers[2 * half + 1], j, scale[2 * half + 1], zero[2 * half + 1], lower);
+  a[0] = upper[0];
+  a[1] = lower[0];
+  a[2] = upper[1];
+  a[3] = lower[1];
+}
+
 __device__ inline void mma_m16n8k16(float (&c)[4], const uint32_t (&a)[4], uint2 b) {
   asm volatile(
       "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, "
@@ -182,17 +196,8 @@ __global__ void __launch_bounds__(kMmaThreads) mma_gemm(const __grid_constant__ 
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
         uint32_t a[2][4];
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          // Registers of A: (row g, low k's), (row g + 8, low k's), (g, high), (g + 8, high).
-          uint32_t upper[2], lower[2];
-          widen_four<D>(numbers[2 * half], j, scale[2 * half], zero[2 * half], upper);
-          widen_four<D>(numbers[2 * half + 1], j, scale[2 * half + 1], zero[2 * half + 1], lower);
-          a[half][0] = upper[0];
-          a[half][1] = lower[0];
-          a[half][2] = upper[1];
-          a[half][3] = lower[1];
-        }
+        widen_fragment<D>(numbers, scale, zero, 0, j, a[0]);
+        widen_fragment<D>(numbers, scale, zero, 1, j, a[1]);
 #pragma unroll
         for (int t = 0; t < kTiles; ++t) {
           const uint2 b = *reinterpret_cast<const uint2*>(mine + t * 8 * kMmaPitch + 4 * j);
@@ -221,9 +226,86 @@ __global__ void __launch_bounds__(kMmaThreads) mma_gemm(const __grid_constant__ 
   }
 }
 
+// Grid: rows of W / 32, token tiles of a batch (strided), batches.
+template <DType D, bool kAligned>
+__global__ void __launch_bounds__(kMmaThreads) mma_gemm_few(const __grid_constant__ PlainGemm p) {
+  __shared__ float sums[kMmaWarps][8][kWarp];
+  constexpr int kStride = kMmaWarps * kMmaStep;
+  const Matrix& w = p.w;
+  const int lane = int(threadIdx.x) % kWarp, group = lane / 4, quad = lane % 4, warp = int(threadIdx.x) / kWarp;
+  const int64_t batch = blockIdx.z, n0 = int64_t{blockIdx.x} * kWarpRows;
+  const int64_t row_begin = p.offsets ? p.offsets[batch] : 0;
+  const int64_t row_end = p.offsets ? p.offsets[batch + 1] : p.num_rows;
+  if (row_begin + int64_t{blockIdx.y} * 8 >= row_end) return;
+  const RowReader<D> reader(w, p.w_begin + batch, n0);
+  for (int64_t row0 = row_begin + int64_t{blockIdx.y} * 8; row0 < row_end; row0 += int64_t{gridDim.y} * 8) {
+    const float* x = p.x + batch * p.x_batch + (row0 + group) * p.x_row;
+    const bool there = row0 + group < row_end;
+    auto load_tokens = [&](int k, Four(&to)[4]) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        to[j] = {};
+        if (there && k < int(w.k)) to[j] = load_x<kAligned>(x, k + 4 * j, w.k);
+      }
+    };
+    float acc[2][4] = {};
+    Sixteen<D> numbers[4];
+    float scale[4], zero[4];
+    Four mine[4];
+    int k = warp * kMmaStep + quad * kLaneStep;
+    reader.load(w, k, numbers, scale, zero);
+    load_tokens(k, mine);
+    for (; k - quad * kLaneStep < int(w.k); k += kStride) {
+      Sixteen<D> next[4];
+      float next_scale[4], next_zero[4];
+      Four next_mine[4];
+      reader.load(w, k + kStride, next, next_scale, next_zero);
+      load_tokens(k + kStride, next_mine);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const uint2 b = {pack_bf16(mine[j].v[0], mine[j].v[1]), pack_bf16(mine[j].v[2], mine[j].v[3])};
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          uint32_t a[4];
+          widen_fragment<D>(numbers, scale, zero, half, j, a);
+          mma_m16n8k16(acc[half], a, b);
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        numbers[i] = next[i];
+        scale[i] = next_scale[i];
+        zero[i] = next_zero[i];
+        mine[i] = next_mine[i];
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < 8; ++i) sums[warp][i][lane] = acc[i / 4][i % 4];
+    __syncthreads();
+    // Each warp finishes two of the eight sums of a lane.
+#pragma unroll
+    for (int i = warp * 2; i < warp * 2 + 2; ++i) {
+      float value = sums[0][i][lane];
+#pragma unroll
+      for (int other = 1; other < kMmaWarps; ++other) value += sums[other][i][lane];
+      const int64_t row = row0 + quad * 2 + i % 2, column = n0 + i / 4 * 16 + group + i % 4 / 2 * 8;
+      if (row < row_end && column < w.n) finish(p, value, batch, row, column);
+    }
+    __syncthreads();
+  }
+}
+
 }  // namespace kernel
 
 namespace {
+
+template <DType D>
+void launch_few(const PlainGemm& p, int64_t rows_expected, cudaStream_t stream) {
+  const dim3 grid(blocks_for(p.w.n, kernel::kWarpRows), blocks_for(rows_expected, 8, 4096), unsigned(p.num_batches));
+  (kernel::aligned(p) ? kernel::mma_gemm_few<D, true>
+                      : kernel::mma_gemm_few<D, false>)<<<grid, kernel::kMmaThreads, 0, stream>>>(p);
+  CUDA_CHECK(cudaGetLastError());
+}
 
 template <DType D, int T>
 void launch(const PlainGemm& p, int64_t rows_expected, cudaStream_t stream) {
@@ -237,6 +319,7 @@ void launch(const PlainGemm& p, int64_t rows_expected, cudaStream_t stream) {
 template <DType D>
 void launch_rows(const PlainGemm& p, cudaStream_t stream) {
   const int64_t rows = expected_rows(p);
+  if (rows <= 8 && !p.deterministic) return launch_few<D>(p, rows, stream);
   if (rows <= 8) return launch<D, 8>(p, rows, stream);
   if (rows <= 32) return launch<D, 32>(p, rows, stream);
   return launch<D, 64>(p, rows, stream);

@@ -6,7 +6,7 @@
 
 namespace moectl::cuda {
 
-void moe_experts(const MoeExpertsArgs& a, bool tensor_cores, Stream stream) {
+void moe_experts(const MoeExpertsArgs& a, Numerics numerics, Stream stream) {
   const Matrix &gate = matrix_of(a.w_gate), &up = matrix_of(a.w_up), &down = matrix_of(a.w_down);
   const int64_t num_experts = a.expert_offsets.dim(0) - 1, hidden_size = down.n, intermediate = gate.n;
   CHECK(gate.k == hidden_size && up.n == intermediate && up.k == hidden_size && down.k == intermediate &&
@@ -28,11 +28,11 @@ void moe_experts(const MoeExpertsArgs& a, bool tensor_cores, Stream stream) {
                  .activation = a.activation,
                  .row_scale = a.row_scale.data,
                  .bias = a.gate_bias.data};
-  any_gemm(p, tensor_cores, stream);
+  any_gemm(p, numerics, stream);
   p.w = up;
   p.epilogue = PlainGemm::Epilogue::kUp;
   p.bias = a.up_bias.data;
-  any_gemm(p, tensor_cores, stream);
+  any_gemm(p, numerics, stream);
   any_gemm({.w = down,
             .w_begin = a.expert_begin,
             .num_batches = num_experts,
@@ -43,7 +43,7 @@ void moe_experts(const MoeExpertsArgs& a, bool tensor_cores, Stream stream) {
             .offsets = a.expert_offsets.data,
             .num_rows = a.x.dim(0),
             .bias = a.down_bias.data},
-           tensor_cores, stream);
+           numerics, stream);
 }
 
 }  // namespace moectl::cuda

@@ -22,6 +22,68 @@ struct Sources {
   int num_ranks, top_k;
 };
 
+constexpr int kTile = 1024, kTileWarps = kTile / kWarp;  // choices, and threads, of moe_number_few
+constexpr int64_t kFewChoices = 4 * kTile;
+
+// row_of = number among the choices of the same expert; offsets [num_experts + 1]. One block. Shared memory: of each
+// warp of the tile and expert, how many choices stand before the warp's; then of each expert, how many there were.
+__global__ void __launch_bounds__(kTile)
+    moe_number_few(const __grid_constant__ Sources sources, int expert_begin, int num_experts, int32_t* offsets) {
+  extern __shared__ uint32_t shared[];
+  uint32_t *before = shared, *count = shared + kTileWarps * num_experts;
+  __shared__ uint32_t warp_sums[kTileWarps];
+  const int lane = int(threadIdx.x) % kWarp, warp = int(threadIdx.x) / kWarp;
+  for (int e = threadIdx.x; e < num_experts; e += kTile) count[e] = 0;
+  for (int rank = 0; rank < sources.num_ranks; ++rank) {
+    const Source& s = sources.of[rank];
+    for (int begin = 0; begin < s.num_choices; begin += kTile) {
+      for (int i = threadIdx.x; i < kTileWarps * num_experts; i += kTile) before[i] = 0;
+      const int choice = begin + int(threadIdx.x);
+      int expert = choice < s.num_choices ? s.expert_idx[choice] - expert_begin : -1;
+      if (expert < 0 || expert >= num_experts) expert = -1;
+      __syncthreads();
+      const unsigned like_me = __match_any_sync(kAll, expert);
+      const int mine = __popc(like_me & ((1u << lane) - 1));
+      if (expert >= 0 && mine == 0) before[warp * num_experts + expert] = uint32_t(__popc(like_me));
+      __syncthreads();
+      for (int e = threadIdx.x; e < num_experts; e += kTile) {
+        uint32_t sum = count[e];
+        for (int w = 0; w < kTileWarps; ++w) {
+          const uint32_t here = before[w * num_experts + e];
+          before[w * num_experts + e] = sum;
+          sum += here;
+        }
+        count[e] = sum;
+      }
+      __syncthreads();
+      if (expert >= 0) s.row_of[choice] = int32_t(before[warp * num_experts + expert]) + mine;
+      __syncthreads();
+    }
+  }
+  __syncthreads();
+  // Sums of the counts: within a warp, then of the warps before it.
+  uint32_t carry = 0;
+  for (int begin = 0; begin < num_experts; begin += kTile) {
+    const int e = begin + int(threadIdx.x);
+    uint32_t sum = e < num_experts ? count[e] : 0;
+    for (int offset = 1; offset < kWarp; offset *= 2) {
+      const uint32_t left = __shfl_up_sync(kAll, sum, offset);
+      if (lane >= offset) sum += left;
+    }
+    if (lane == kWarp - 1) warp_sums[warp] = sum;
+    __syncthreads();
+    uint32_t all = carry;
+    for (int w = 0; w < kTileWarps; ++w) {
+      if (w < warp) sum += warp_sums[w];
+      all += warp_sums[w];
+    }
+    if (e < num_experts) offsets[e + 1] = int32_t(sum + carry);
+    carry = all;
+    __syncthreads();
+  }
+  if (threadIdx.x == 0) offsets[0] = 0;
+}
+
 // row_of = number among the choices of the same expert; counts [gridDim.x] of the experts from expert_begin on.
 __global__ void __launch_bounds__(kThreads)
     moe_number(const __grid_constant__ Sources sources, int expert_begin, int32_t* counts) {
@@ -109,7 +171,7 @@ void moe_permute(const MoePermuteArgs& a, int32_t* counts, Stream stream) {
   CHECK(!a.sources.empty() && a.sources.size() <= size_t{kernel::kMaxRanks}, "{} ranks; at most {}", a.sources.size(),
         kernel::kMaxRanks);
   kernel::Sources sources = {.num_ranks = int(a.sources.size()), .top_k = int(a.sources[0].expert_idx.dim(1))};
-  int64_t most = 0;
+  int64_t most = 0, all = 0;
   for (size_t i = 0; i < a.sources.size(); ++i) {
     const MoeSource& s = a.sources[i];
     const int64_t num = s.expert_idx.size();
@@ -119,12 +181,20 @@ void moe_permute(const MoePermuteArgs& a, int32_t* counts, Stream stream) {
     CHECK(!a.scale || num == 0 || s.expert_weight, "moe_permute: rank {} gives no weights", i);
     sources.of[i] = {s.x.data, s.expert_idx.data, s.expert_weight.data, s.row_of.data, int(num)};
     most = std::max(most, num);
+    all += num;
   }
   const cudaStream_t cuda = handle(stream);
-  kernel::moe_number<<<unsigned(num_experts), kernel::kThreads, 0, cuda>>>(sources, int(a.expert_begin), counts);
-  CUDA_CHECK(cudaGetLastError());
-  kernel::moe_offsets<<<1, kernel::kWarp, 0, cuda>>>(counts, int(num_experts), a.expert_offsets.data);
-  CUDA_CHECK(cudaGetLastError());
+  const int64_t shared = (kernel::kTileWarps + 1) * num_experts * int64_t(sizeof(uint32_t));
+  if (all <= kernel::kFewChoices && shared <= (47 << 10)) {
+    kernel::moe_number_few<<<1, kernel::kTile, size_t(shared), cuda>>>(sources, int(a.expert_begin), int(num_experts),
+                                                                       a.expert_offsets.data);
+    CUDA_CHECK(cudaGetLastError());
+  } else {
+    kernel::moe_number<<<unsigned(num_experts), kernel::kThreads, 0, cuda>>>(sources, int(a.expert_begin), counts);
+    CUDA_CHECK(cudaGetLastError());
+    kernel::moe_offsets<<<1, kernel::kWarp, 0, cuda>>>(counts, int(num_experts), a.expert_offsets.data);
+    CUDA_CHECK(cudaGetLastError());
+  }
   if (most == 0) return;
   kernel::moe_copy_rows<<<dim3(unsigned(most), unsigned(a.sources.size())), kernel::kThreads, 0, cuda>>>(
       sources, int(a.expert_begin), int(num_experts), a.expert_offsets.data, int(size), a.x.data, a.scale.data);

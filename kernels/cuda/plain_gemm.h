@@ -24,6 +24,9 @@ struct PlainGemm {
   const int32_t* offsets = nullptr;
   int64_t num_rows = 0;
 
+  // mma_gemm: a row's bits depend on nothing but the row and w (those of plain_gemm never do).
+  bool deterministic = false;
+
   Epilogue epilogue = Epilogue::kStore;
   Activation activation = {};
   const float* row_scale = nullptr;  // [rows]: value = value * row_scale[row]; null: ones
@@ -37,6 +40,12 @@ bool mma_gemm_fits(const Matrix& w);
 void mma_gemm(const PlainGemm& p, Stream stream);
 
 // By tensor cores where that is wanted and w fits.
-void any_gemm(const PlainGemm& p, bool tensor_cores, Stream stream);
+struct Numerics {
+  bool tensor_cores = false, deterministic = false;
+};
+void any_gemm(PlainGemm p, Numerics numerics, Stream stream);
+
+// out [rows, n] += bias [n].
+void add_bias(float* out, int64_t rows, int64_t n, const float* bias, Stream stream);
 
 }  // namespace moectl::cuda

@@ -84,6 +84,8 @@ TEST_P(MoePermuteTest, SortedByExpertThenRankThenToken) {
       expect_sorted(ops(), Group(64, 6, size, {70, 0, 300, 1}, 4), 16, 16, with_scale);  // one rank of four
       expect_sorted(ops(), Group(64, 6, size, {0, 0}, 5), 32, 32, with_scale);           // nobody has a token
       expect_sorted(ops(), Group(300, 2, size, {90}, 6), 0, 300, with_scale);            // most experts have no row
+      expect_sorted(ops(), Group(256, 8, size, {200, 150}, 7), 0, 128, with_scale);      // two thousand choices
+      expect_sorted(ops(), Group(2000, 3, size, {100}, 8), 0, 2000, with_scale);
     }
 }
 

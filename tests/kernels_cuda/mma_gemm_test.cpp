@@ -47,7 +47,9 @@ std::vector<float> run(const cuda::PlainGemm& p, const std::vector<float>& x, in
 
 void expect_product(const Problem& w, int64_t rows) {
   const auto x = Random(uint64_t(rows)).floats(rows * w.k);
-  const cuda::PlainGemm p = {.w = cuda::matrix_of(w.weight), .x_row = w.k, .out_row = w.n, .num_rows = rows};
+  cuda::PlainGemm p = {.w = cuda::matrix_of(w.weight), .x_row = w.k, .out_row = w.n, .num_rows = rows};
+  const auto fast = run(p, x, rows * w.n);
+  p.deterministic = true;
   const auto out = run(p, x, rows * w.n);
   std::vector<Bounded> expected;
   for (int64_t r = 0; r < rows; ++r)
@@ -57,6 +59,7 @@ void expect_product(const Problem& w, int64_t rows) {
       expected.push_back(dot.result());
     }
   ASSERT_TRUE(close(out, expected, {rows, w.n})) << rows << " rows";
+  ASSERT_TRUE(close(fast, expected, {rows, w.n})) << rows << " rows, as is fastest";
   // Rows alone and in other numbers take other tiles.
   for (int64_t first : {int64_t{0}, rows / 2, rows - 1})
     for (int64_t num : {int64_t{1}, int64_t{20}, int64_t{40}}) {
@@ -112,7 +115,8 @@ TEST_F(MmaGemmTest, BatchesAndOffsets) {
                 .w_begin = entry,
                 .x_row = kK,
                 .out_row = kN,
-                .num_rows = int64_t(rows.size()) / kK},
+                .num_rows = int64_t(rows.size()) / kK,
+                .deterministic = true},
                rows, int64_t(rows.size()) / kK * kN);
   };
   const auto heads = run({.w = cuda::matrix_of(all),
@@ -122,7 +126,8 @@ TEST_F(MmaGemmTest, BatchesAndOffsets) {
                           .x_batch = kK,
                           .out_row = kBatch * kN,
                           .out_batch = kN,
-                          .num_rows = kRows},
+                          .num_rows = kRows,
+                          .deterministic = true},
                          x, kRows * kBatch * kN);
   for (int64_t h = 0; h < kBatch; ++h) {
     std::vector<float> rows, got;
@@ -142,6 +147,7 @@ TEST_F(MmaGemmTest, BatchesAndOffsets) {
                        .out_row = kN,
                        .offsets = doffsets.data(),
                        .num_rows = kRows * kBatch,
+                       .deterministic = true,
                        .row_scale = dscale.data(),
                        .bias = dbias.data()};
   const auto grouped = run(p, x, kRows * kBatch * kN);

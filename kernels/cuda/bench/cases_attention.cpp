@@ -138,7 +138,7 @@ Case query_case(const KernelShape& s, int64_t tokens) {
     args.cos_sin = {memory.floats(tokens * rope, 0.5f), {tokens, rope}};
     args.out = {memory.alloc<float>(tokens * heads * (rank + rope)), {tokens, heads, rank + rope}};
     Work work;
-    work.run = [args](Stream stream) { mla_query(args, true, stream); };
+    work.run = [args](Stream stream) { mla_query(args, {.tensor_cores = true}, stream); };
     work.out = args.out.data;
     work.out_bytes = args.out.size() * 4;
     return work;
@@ -159,7 +159,7 @@ Case output_case(const KernelShape& s, int64_t tokens) {
     args.w_uv = random_weight(memory, s.f8, heads, dim, rank);
     args.out = {memory.alloc<float>(tokens * heads * dim), {tokens, heads, dim}};
     Work work;
-    work.run = [args](Stream stream) { mla_output(args, true, stream); };
+    work.run = [args](Stream stream) { mla_output(args, {.tensor_cores = true}, stream); };
     work.out = args.out.data;
     work.out_bytes = args.out.size() * 4;
     return work;

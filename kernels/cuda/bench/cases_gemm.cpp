@@ -96,7 +96,7 @@ Case bf16_case(const KernelShape& s, const Matrix& w, int64_t m) {
     lt.x = memory.bf16(m * k);
     lt.w = weight_data(args.weight);
     Work work;
-    work.run = [args](Stream stream) { linear(args, true, stream); };
+    work.run = [args](Stream stream) { linear(args, {.tensor_cores = true}, stream); };
     work.peers = {peer(lt)};
     work.out = args.out.data;
     work.out_bytes = m * n * 4;

@@ -90,7 +90,7 @@ Case bf16_case(const KernelShape& s, const Load& load) {
     const __nv_bfloat16 *x = memory.bf16(rows * hidden), *between = memory.bf16(rows * width);
     auto* workspace = memory.alloc<std::byte>(kLtWorkspaceBytes);
     Work work;
-    work.run = [=](Stream stream) { moe_experts(args, true, stream); };
+    work.run = [=](Stream stream) { moe_experts(args, {.tensor_cores = true}, stream); };
     work.peers = {[=](Stream stream) {
       const auto product = [&](int64_t e, const Weight& w, const __nv_bfloat16* in, float* out) {
         CublasLt::get().matmul({.m = load.rows,

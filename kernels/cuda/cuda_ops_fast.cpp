@@ -1,0 +1,141 @@
+// The fast numerics of CudaOps: which product goes to which tensor-core kernel, and the copies of its operand. FP8
+// block weights take FP8 activations (1 x 128 scales), bf16 weights take bf16 ones. What does not fit here goes on to
+// kernels/cuda/linear.cu and moe_experts.cu.
+#include <algorithm>
+
+#include "core/base/check.h"
+#include "kernels/cuda/bf16_copy.h"
+#include "kernels/cuda/bf16_gemm.h"
+#include "kernels/cuda/cublaslt.h"
+#include "kernels/cuda/cuda_ops.h"
+#include "kernels/cuda/fp8_gemm.h"
+#include "kernels/cuda/fp8_quantize.h"
+#include "kernels/cuda/plain_gemm.h"
+
+namespace moectl::cuda {
+namespace {
+
+using Kind = OperandCache::Kind;
+
+bool aligned(const void* p) {
+  return reinterpret_cast<uintptr_t>(p) % 16 == 0;
+}
+
+// What fp8_gemm and bf16_gemm ask of a weight.
+bool is_fp8(const Matrix& w) {
+  return w.is_fp8_block() && w.k % kFp8Block == 0;
+}
+bool is_bf16(const Matrix& w) {
+  return w.dtype == DType::kBF16 && w.k % 64 == 0 && w.n % 8 == 0;
+}
+
+Fp8Weight fp8_weight(const Weight& weight) {
+  const Matrix& w = matrix_of(weight);
+  return fp8_weight_at(w.data, w.scales, weight.batch, w.n, w.k);
+}
+
+}  // namespace
+
+int64_t CudaOps::operand_bytes(int64_t rows, int64_t k) {
+  const int64_t padded = (k + kFp8Block - 1) / kFp8Block * kFp8Block;
+  return (std::max(fp8_rows_bytes(rows, padded), rows * padded * 2) + 255) / 256 * 256;
+}
+
+Fp8Rows CudaOps::fp8_operand(OperandCache::Pool pool, const void* x, DType type, int64_t rows, int64_t k,
+                             const int32_t* num_rows, Stream stream) {
+  const OperandCache::Copy copy = operands_.get(pool, x, rows, k, Kind::kFp8, fp8_rows_bytes(rows, k));
+  CHECK(copy.memory, "an FP8 copy of [{}, {}] has no room: ScratchShape was smaller", rows, k);
+  const Fp8Rows out = fp8_rows_at(copy.memory, rows, k);
+  if (copy.missing) fp8_quantize({.x = x, .type = type, .out = out, .num_rows = num_rows}, stream);
+  return out;
+}
+
+const void* CudaOps::bf16_operand(const float* x, int64_t rows, int64_t k, const int32_t* num_rows, Stream stream) {
+  const OperandCache::Copy copy = operands_.get(OperandCache::kTokens, x, rows, k, Kind::kBf16, rows * k * 2);
+  CHECK(copy.memory, "a bf16 copy of [{}, {}] has no room: ScratchShape was smaller", rows, k);
+  if (copy.missing) bf16_copy(x, rows, k, copy.memory, k, num_rows, stream);
+  return copy.memory;
+}
+
+// Rows of hidden states leave their FP8 copy behind: what follows a norm is a product. Never by what kind of weights
+// came before, so that equal steps have equal bits.
+bool CudaOps::fast_norm(const RmsNormArgs& a, Stream stream) {
+  constexpr int64_t kLeast = 1024, kMost = 16384;  // shorter: of heads
+  const int64_t rows = a.x.dim(0), size = a.x.row_size(),
+                num_bytes = fp8_rows_bytes(rows, size / kFp8Block * kFp8Block);
+  if (precise_ || !regions_ || !hopper_ || rows == 0 || size < kLeast || size > kMost || size % kFp8Block != 0)
+    return false;
+  if (!aligned(a.x.data) || !aligned(a.residual.data) || !aligned(a.weight.data) || !aligned(a.out.data) ||
+      num_bytes > regions_->operand_bytes[OperandCache::kTokens])
+    return false;
+  const auto copy = operands_.get(OperandCache::kTokens, a.out.data, rows, size, Kind::kFp8, num_bytes);
+  rms_norm_quantize(a, fp8_rows_at(copy.memory, rows, size), stream);
+  return true;
+}
+
+bool CudaOps::fast_linear(const LinearArgs& a, Stream stream) {
+  const Matrix& w = matrix_of(a.weight);
+  const int64_t rows = a.x.dim(0);
+  if (precise_ || !regions_ || rows == 0 || !aligned(a.x.data) || !aligned(a.out.data)) return false;
+  if (hopper_ && is_fp8(w)) {
+    fp8_gemm({.a = fp8_operand(OperandCache::kTokens, a.x.data, DType::kF32, rows, w.k, nullptr, stream),
+              .w = fp8_weight(a.weight),
+              .out = a.out.data,
+              .deterministic = deterministic_},
+             stream);
+  } else if (is_bf16(w)) {
+    LtMatmulArgs lt = {.m = rows, .n = w.n, .k = w.k, .out_dtype = DType::kF32};
+    lt.w = w.data;
+    lt.out = a.out.data;
+    lt.workspace = scratch_.get() + regions_->lt_workspace;
+    CublasLt& library = CublasLt::get();
+    if (deterministic_ || !library.is_present() || !library.why_unsupported(lt).empty()) return false;
+    lt.x = bf16_operand(a.x.data, rows, w.k, nullptr, stream);
+    library.matmul(lt, stream);
+  } else {
+    return false;
+  }
+  if (a.bias) add_bias(a.out.data, rows, w.n, a.bias.data, stream);
+  return true;
+}
+
+bool CudaOps::fast_experts(const MoeExpertsArgs& a, Stream stream) {
+  const Matrix &gate = matrix_of(a.w_gate), &up = matrix_of(a.w_up), &down = matrix_of(a.w_down);
+  const int64_t rows = a.x.dim(0), num_experts = a.expert_offsets.dim(0) - 1;
+  if (precise_ || !regions_ || !hopper_ || !is_fp8(gate) || !is_fp8(up) || !is_fp8(down) ||
+      num_experts > kMaxFp8Experts)
+    return false;
+  if (a.activation.kind != Activation::Kind::kSwiGlu || a.gate_bias || a.up_bias || a.down_bias || a.row_scale)
+    return false;
+  if (!aligned(a.x.data) || !aligned(a.hidden.data) || !aligned(a.out.data) || rows == 0) return false;
+  const int32_t* num_rows = a.expert_offsets.data + num_experts;
+  // A dense feed-forward reads what other products read, too.
+  const int64_t most = fp8_rows_bytes(rows, std::max(gate.k, down.k));
+  const OperandCache::Pool pool = num_experts == 1 && most <= regions_->operand_bytes[OperandCache::kTokens]
+                                      ? OperandCache::kTokens
+                                      : OperandCache::kExperts;
+  // Hidden values are bf16 in the room of f32 ones: rounding them to FP8 next costs sixteen times more.
+  fp8_gemm({.a = fp8_operand(pool, a.x.data, DType::kF32, rows, gate.k, num_rows, stream),
+            .w = fp8_weight(a.w_gate),
+            .w_up = fp8_weight(a.w_up),
+            .expert_offsets = a.expert_offsets.data,
+            .num_experts = num_experts,
+            .expert_begin = a.expert_begin,
+            .out = a.hidden.data,
+            .out_type = DType::kBF16,
+            .deterministic = deterministic_},
+           stream);
+  operands_.forget(a.hidden.data, rows * down.k * int64_t(sizeof(float)));
+  fp8_gemm({.a = fp8_operand(pool, a.hidden.data, DType::kBF16, rows, down.k, num_rows, stream),
+            .w = fp8_weight(a.w_down),
+            .expert_offsets = a.expert_offsets.data,
+            .num_experts = num_experts,
+            .expert_begin = a.expert_begin,
+            .out = a.out.data,
+            .deterministic = deterministic_},
+           stream);
+  operands_.forget(a.hidden.data, rows * down.k * int64_t(sizeof(float)));
+  return true;
+}
+
+}  // namespace moectl::cuda
