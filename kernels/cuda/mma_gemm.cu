@@ -144,25 +144,37 @@ struct RowReader {
   }
 };
 
-// Tokens [row0, row0 + T) x k's [k, k + 64) to shared memory as bf16, zeros where there are none.
+// Tokens [row0, row0 + T) x k's [k, k + 64) on their way to shared memory as bf16, zeros where there are none: fetched
+// before a stage is computed, put down after it.
 template <int T, bool kAligned>
-__device__ inline void stage_tokens(const PlainGemm& p, int64_t batch, int64_t row0, int64_t row_end, int k,
-                                    __nv_bfloat16* to) {
-  const float* x = p.x + batch * p.x_batch;
+struct TokenStage {
+  static constexpr int kItems = T * (kMmaStep / 4), kEach = (kItems + kMmaThreads - 1) / kMmaThreads;
+  Four v[kEach];
+
+  __device__ void fetch(const PlainGemm& p, int64_t batch, int64_t row0, int64_t row_end, int k) {
+    const float* x = p.x + batch * p.x_batch;
 #pragma unroll
-  for (int i = 0; i < T * (kMmaStep / 4); i += kMmaThreads) {
-    const int item = i + int(threadIdx.x);
-    if (T * (kMmaStep / 4) % kMmaThreads != 0 && item >= T * (kMmaStep / 4)) break;
-    const int token = item / (kMmaStep / 4), part = item % (kMmaStep / 4) * 4;
-    Four v = {};
-    if (row0 + token < row_end && k + part < int(p.w.k))
-      v = load_x<kAligned>(x + (row0 + token) * p.x_row, k + part, p.w.k);
-    uint2 two;
-    two.x = pack_bf16(v.v[0], v.v[1]);
-    two.y = pack_bf16(v.v[2], v.v[3]);
-    *reinterpret_cast<uint2*>(to + token * kMmaPitch + part) = two;
+    for (int i = 0; i < kEach; ++i) {
+      const int item = i * kMmaThreads + int(threadIdx.x);
+      const int token = item / (kMmaStep / 4), part = item % (kMmaStep / 4) * 4;
+      v[i] = {};
+      if (item < kItems && row0 + token < row_end && k + part < int(p.w.k))
+        v[i] = load_x<kAligned>(x + (row0 + token) * p.x_row, k + part, p.w.k);
+    }
   }
-}
+  __device__ void put(__nv_bfloat16* to) const {
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) {
+      const int item = i * kMmaThreads + int(threadIdx.x);
+      const int token = item / (kMmaStep / 4), part = item % (kMmaStep / 4) * 4;
+      if (item >= kItems) break;
+      uint2 two;
+      two.x = pack_bf16(v[i].v[0], v[i].v[1]);
+      two.y = pack_bf16(v[i].v[2], v[i].v[3]);
+      *reinterpret_cast<uint2*>(to + token * kMmaPitch + part) = two;
+    }
+  }
+};
 
 // Grid: rows of W / 128, token tiles of a batch (strided), batches.
 template <DType D, int T, bool kAligned>
@@ -181,16 +193,19 @@ __global__ void __launch_bounds__(kMmaThreads) mma_gemm(const __grid_constant__ 
     Sixteen<D> numbers[4];
     float scale[4], zero[4];
     reader.load(w, quad * kLaneStep, numbers, scale, zero);
+    TokenStage<T, kAligned> stage;
+    stage.fetch(p, batch, row0, row_end, 0);
     __syncthreads();  // the last row tile has been read
-    stage_tokens<T, kAligned>(p, batch, row0, row_end, 0, tokens[0]);
+    stage.put(tokens[0]);
     int buffer = 0;
     for (int k = 0; k < int(w.k); k += kMmaStep, buffer ^= 1) {
       __syncthreads();
       Sixteen<D> next[4];
       float next_scale[4], next_zero[4];
-      if (k + kMmaStep < int(w.k)) {
+      const bool more = k + kMmaStep < int(w.k);
+      if (more) {
         reader.load(w, k + kMmaStep + quad * kLaneStep, next, next_scale, next_zero);
-        stage_tokens<T, kAligned>(p, batch, row0, row_end, k + kMmaStep, tokens[buffer ^ 1]);
+        stage.fetch(p, batch, row0, row_end, k + kMmaStep);
       }
       const __nv_bfloat16* mine = tokens[buffer] + group * kMmaPitch + quad * kLaneStep;
 #pragma unroll
@@ -205,7 +220,8 @@ __global__ void __launch_bounds__(kMmaThreads) mma_gemm(const __grid_constant__ 
           mma_m16n8k16(acc[1][t], a[1], b);
         }
       }
-      if (k + kMmaStep < int(w.k)) {
+      if (more) {
+        stage.put(tokens[buffer ^ 1]);
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           numbers[i] = next[i];
