@@ -23,7 +23,7 @@ class MirrorOps final : public Ops {
                                 .num_heads = 64,
                                 .q_head_size = 640,
                                 .out_head_size = 640,
-                                .num_experts = 512,
+                                .num_experts = 2048,
                                 .top_k = 16};
     const int64_t num_bytes = ops_->scratch_bytes(shape);
     if (num_bytes > 0) ops_->set_scratch(ops_->alloc(num_bytes), num_bytes);
