@@ -160,6 +160,17 @@ struct RowSums {
     if (threadIdx.x % 16 == 0 && block < blocks) sums[int64_t{index} * blocks + block] = sum;
   }
 
+  __device__ void add(BinShared& bins, int bin, float w) const {
+    if (by_count) {
+      atomicAdd(&bins.low[bin], 1u);
+      return;
+    }
+    const uint64 mass = uint64(w * kMassUnit);
+    const uint32_t low = uint32_t(mass), high = uint32_t(mass >> 32);
+    const uint32_t carry = low && atomicAdd(&bins.low[bin], low) > ~low;
+    if (high + carry) atomicAdd(&bins.high[bin], high + carry);
+  }
+
   __device__ void add_tile(const SampleScratch& s, const SampleShape& shape, BinShared& bins, int tile) const {
     if (!ok) return;
     float v[16];
@@ -167,19 +178,14 @@ struct RowSums {
       load(x, tile, shape.vocab_size, v);
       double sum = 0.0;
 #pragma unroll
-      for (int i = 0; i < 16; ++i) {
-        const float w = weigh(v[i]);
-        sum += double(w);
-        if (!binned || w == 0.0f || w < floor) continue;
-        const int bin = binning_of(weigh)(v[i]);
-        if (by_count) {
-          atomicAdd(&bins.low[bin], 1u);
-        } else {
-          const uint64 mass = uint64(w * kMassUnit);
-          const uint32_t low = uint32_t(mass), high = uint32_t(mass >> 32);
-          const uint32_t carry = low && atomicAdd(&bins.low[bin], low) > ~low;
-          if (high + carry) atomicAdd(&bins.high[bin], high + carry);
-        }
+      for (int i = 0; i < 16; i += 8) {
+        float w[8];
+#pragma unroll
+        for (int j = 0; j < 8; ++j) sum += double(w[j] = weigh(v[i + j]));
+        if (!binned) continue;
+#pragma unroll
+        for (int j = 0; j < 8; ++j)
+          if (w[j] > 0.0f && w[j] >= floor) add(bins, binning_of(weigh)(v[i + j]), w[j]);
       }
       sum = half_warp_tree(sum);
       write_sum(s.sums, tile, shape.blocks, sum);

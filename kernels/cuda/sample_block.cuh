@@ -8,13 +8,14 @@ namespace moectl::cuda::kernel {
 
 constexpr int kMaxThreads = 1024;  // of a block; any power of two from 64 on is right
 constexpr int kMaxSorted = 4096;
-constexpr int kDigitBits = 11, kDigits = 1 << kDigitBits;
+constexpr int kDigitBits = 11;
+static_assert(1 << kDigitBits <= kBins);
 
 struct ChooseShared {
   uint64 sorted[kMaxSorted];  // packed tokens, best first
   union {
     double cumulative[kMaxSorted];  // sums of weights, in order; at most so many blocks
-    uint32_t digits[2][kDigits];    // low and high halves of sums
+    uint32_t digits[2][kBins];      // low and high halves of sums
   };
   uint64 scan_u64[32];
   double scan_f64[32];
@@ -124,19 +125,20 @@ __device__ inline void sort(ChooseShared& s, int n) {
     }
 }
 
-// The tokens for which `wanted` into s.sorted, best first; returns their number, and leaves them out where it is above
-// kMaxSorted. Whatever is better than a wanted token must be wanted.
+// The tokens for which `wanted` into s.sorted, best first; returns their number, or more than kMaxSorted where there
+// are more. Whatever is better than a wanted token must be wanted.
 template <class F>
 __device__ int collect(ChooseShared& s, const RowView& row, F wanted) {
   if (threadIdx.x == 0) s.count = 0;
   __syncthreads();
   const bool vectors = has_vectors(row.x, row.size);
   const int warp = int(threadIdx.x / 32), warps = num_threads() / 32;
-  for (int first = warp; first < row.chunks; first += 32 * warps) {
+  bool full = false;
+  for (int first = warp; first < row.chunks && !full; first += 32 * warps) {
     const int chunk = first + lane() * warps;
     const uint64 best = chunk < row.chunks ? row.chunk_best[chunk] : 0;
     uint32_t chunks = __ballot_sync(0xffffffffu, best != 0 && wanted(packed_id(best), packed_logit(best)));
-    while (chunks) {
+    while (chunks && !full) {
       const int begin = (first + (__ffs(int(chunks)) - 1) * warps) * kChunk;
       chunks &= chunks - 1;
       float v[kPerLane];
@@ -146,8 +148,12 @@ __device__ int collect(ChooseShared& s, const RowView& row, F wanted) {
         const int id = id_of(begin, i);
         if (id >= row.size || !wanted(id, v[i])) continue;
         const int place = atomicAdd(&s.count, 1);
-        if (place < kMaxSorted) s.sorted[place] = packed(v[i], id);
+        if (place < kMaxSorted)
+          s.sorted[place] = packed(v[i], id);
+        else
+          full = true;
       }
+      full = __any_sync(0xffffffffu, full);
     }
   }
   __syncthreads();
@@ -199,37 +205,43 @@ struct Place {
 
 // The first token in order, best first, at which the sum of amount(logit) passes `target`. Equal logits have equal
 // amounts; a token of amount 0 is never found. First by bins, over which tokens are spread more evenly than over the
-// leading bits of a float, then by the digits of the key inside one bin.
+// leading bits of a float, then by the digits of the key inside one bin. `bins`: the sums by bin; null: not known.
 template <class F>
-__device__ __noinline__ Place descend(ChooseShared& s, const RowView& row, const Binning& binning, uint64 target,
-                                      F amount) {
+__device__ __noinline__ Place descend(ChooseShared& s, const RowView& row, const Binning& binning, const uint64* bins,
+                                      uint64 target, F amount) {
   int bin = 0;
   uint32_t key = 0, mask = 0;  // of the token sought, and which of its bits are known
   uint64 before = 0;           // sum of the tokens before all that may be it
   for (int pass = 0; pass < 4; ++pass) {
     const int shift = max(32 - kDigitBits * pass, 0), bits = pass == 3 ? 32 - 2 * kDigitBits : kDigitBits;
     const uint32_t digit_mask = (1u << bits) - 1;
-    for (int i = int(threadIdx.x); i < kDigits; i += num_threads()) s.digits[0][i] = s.digits[1][i] = 0;
+    for (int i = int(threadIdx.x); i < kBins; i += num_threads()) {
+      const uint64 known = pass == 0 && bins ? bins[i] : 0;
+      s.digits[0][i] = uint32_t(known);
+      s.digits[1][i] = uint32_t(known >> 32);
+    }
     __syncthreads();
-    for_each(row, [&](int, float logit) {
-      const int b = min(binning(logit), kDigits - 1);
-      const uint32_t k = uint32_t(packed(logit, 0) >> 32);
-      if (pass > 0 && (b != bin || (k & mask) != key)) return;
-      const uint64 n = amount(logit);
-      const int digit = pass == 0 ? b : int(~(k >> shift) & digit_mask);  // best first
-      const uint32_t low = uint32_t(n), high = uint32_t(n >> 32);
-      const uint32_t carry = low && atomicAdd(&s.digits[0][digit], low) > ~low;
-      if (high + carry) atomicAdd(&s.digits[1][digit], high + carry);
-    });
+    if (pass > 0 || !bins)
+      for_each(row, [&](int, float logit) {
+        const int b = binning(logit);
+        const uint32_t k = uint32_t(packed(logit, 0) >> 32);
+        if (pass > 0 && (b != bin || (k & mask) != key)) return;
+        const uint64 n = amount(logit);
+        const int digit = pass == 0 ? b : int(~(k >> shift) & digit_mask);  // best first
+        const uint32_t low = uint32_t(n), high = uint32_t(n >> 32);
+        const uint32_t carry = low && atomicAdd(&s.digits[0][digit], low) > ~low;
+        if (high + carry) atomicAdd(&s.digits[1][digit], high + carry);
+      });
     __syncthreads();
     const auto sum_of = [&](int digit) { return uint64{s.digits[1][digit]} << 32 | s.digits[0][digit]; };
-    const int each = kDigits / num_threads(), begin = int(threadIdx.x) * each;
+    const int each = (kBins + num_threads() - 1) / num_threads();
+    const int begin = min(int(threadIdx.x) * each, kBins), end = min(begin + each, kBins);
     uint64 sum = 0, total;
-    for (int i = begin; i < begin + each; ++i) sum += sum_of(i);
+    for (int i = begin; i < end; ++i) sum += sum_of(i);
     uint64 below = before + block_scan(s, sum, total);
     if (before + total <= target) return {};
     if (below <= target && below + sum > target)
-      for (int i = begin; i < begin + each; ++i) {
+      for (int i = begin; i < end; ++i) {
         if (below + sum_of(i) > target) {
           s.index = i;
           s.before = below;

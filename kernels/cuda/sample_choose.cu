@@ -77,28 +77,34 @@ __device__ void sum_in_order(ChooseShared& s, const Weights& weigh, int n) {
 }
 
 // sampler.cpp: draw_best_first(), for more tokens than s.sorted holds. `kth`: the last of top_k, packed; 0: none.
-// Sums are whole multiples of `unit`.
+// Weights are summed as whole multiples of a unit: that of the bins, which know the sums of top_p alone, or of the
+// whole's last bit.
 __device__ __noinline__ int draw_among_many(ChooseShared& s, const RowView& view, const SamplingRow& row,
                                             const Candidates& weigh, uint64 kth, double total) {
   const bool top_k = has_top_k(row, view.size);
   const Binning binning = binning_of(weigh.weigh);
-  const double unit = exp2(double(ilogb(total) - 60)), per_unit = 1.0 / unit;  // powers of two: the whole has 61 bits
+  const uint64* bins = top_k ? nullptr : view.bins;
+  const double per_unit = top_k ? exp2(double(60 - ilogb(total))) : double(kMassUnit), unit = 1.0 / per_unit;
   const auto mass = [&](float logit) { return uint64(double(weigh(logit)) * per_unit); };
   Place end;  // the last that is kept
   end.token = kth;
-  uint64 sum = 0;
-  for_each(view, [&](int id, float logit) { sum += packed(logit, id) >= kth ? mass(logit) : 0; });
-  block_scan(s, sum, end.sum);
+  const auto sum_up_to_end = [&] {
+    uint64 sum = 0;
+    for_each(view, [&](int id, float logit) { sum += packed(logit, id) >= end.token ? mass(logit) : 0; });
+    block_scan(s, sum, end.sum);
+  };
+  if (top_k) sum_up_to_end();
   if (row.top_p < 1.0f) {
     const uint64 enough = uint64(ceil(double(row.top_p) * (top_k ? double(end.sum) * unit : total) * per_unit));
-    const Place p = descend(s, view, binning, enough > 0 ? enough - 1 : 0, mass);
+    const Place p = descend(s, view, binning, bins, enough > 0 ? enough - 1 : 0, mass);
     if (p.token > end.token) end = p;
   }
-  const Place drawn = descend(s, view, binning, uint64(row.uniform * (double(end.sum) * unit) * per_unit), mass);
-  if (drawn.token > end.token) return packed_id(drawn.token);
-  // Only a draw within rounding of 1 comes here: the last one kept.
-  if (end.token == 0) end = descend(s, view, binning, end.sum - 1, mass);
-  return packed_id(end.token);
+  if (end.token == 0) {  // top_p asks for all, within rounding
+    sum_up_to_end();
+    end = descend(s, view, binning, nullptr, end.sum - 1, mass);
+  }
+  const Place drawn = descend(s, view, binning, bins, uint64(row.uniform * (double(end.sum) * unit) * per_unit), mass);
+  return packed_id(drawn.token > end.token ? drawn.token : end.token);
 }
 
 // sampler.cpp: draw_best_first().
@@ -115,7 +121,7 @@ __device__ int draw_best_first(ChooseShared& s, const RowView& view, const Sampl
   if (n > kMaxSorted) {
     uint64 kth = 0;
     if (top_k) {
-      kth = descend(s, view, binning, uint64(row.top_k) - 1, [&](float logit) {
+      kth = descend(s, view, binning, view.bins, uint64(row.top_k) - 1, [&](float logit) {
               return uint64(candidates(logit) > 0.0f);
             }).token;
       total = total_weight(s, view);
@@ -151,7 +157,7 @@ __device__ void find_top(ChooseShared& s, const RowView& row, int num_top, float
   const int last_bin = bin_with(s, row.bins, uint64(num_top));
   const int n = collect(s, row, [&](int, float logit) { return binning(logit) <= last_bin; });
   if (n <= kMaxSorted) return;
-  const uint64 last = descend(s, row, binning, uint64(num_top) - 1, [](float) { return uint64{1}; }).token;
+  const uint64 last = descend(s, row, binning, row.bins, uint64(num_top) - 1, [](float) { return uint64{1}; }).token;
   collect(s, row, [&](int id, float logit) { return packed(logit, id) >= last; });
 }
 

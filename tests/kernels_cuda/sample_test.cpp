@@ -237,15 +237,12 @@ TEST_F(SampleCudaTest, ChoosesWhatTheSamplerChooses) {
 // Draws at the very ends of [0, 1), which no seed gives soon: sample_rows takes the number as it is, so the reference
 // here is the order of tokens.
 TEST_F(SampleCudaTest, TheEndsOfTheInterval) {
-  RowsCase c{1000, {}, {}};
+  constexpr int kVocab = 20000, kRows = 6;
+  RowsCase c{kVocab, {}, {}};
   Rng rng(3);
   std::normal_distribution<float> normal(0.0f, 2.0f);
-  for (int i = 0; i < 8; ++i) {
-    for (int j = 0; j < 1000; ++j) c.logits.push_back(normal(rng));
-    Request r;
-    if (i % 4 >= 2) r.params.top_k = 37;
-    c.requests.push_back(r);
-  }
+  for (int i = 0; i < kRows * kVocab; ++i) c.logits.push_back(normal(rng));
+  for (int top_k : {0, 0, 37, 37, 5000, 5000}) c.requests.push_back({.params = {.top_k = top_k}});
   DeviceRows d(c);
   auto rows = d.rows.host();
   for (size_t i = 0; i < rows.size(); ++i) rows[i].uniform = i % 2 ? 1.0 - 0x1p-53 : 0.0;
@@ -253,11 +250,11 @@ TEST_F(SampleCudaTest, TheEndsOfTheInterval) {
   cuda::sample_rows(d.args, d.scratch.data(), {});
   const auto out = d.out.host();
   for (size_t i = 0; i < rows.size(); ++i) {
-    std::vector<int32_t> order(1000);
+    std::vector<int32_t> order(kVocab);
     std::iota(order.begin(), order.end(), 0);
     if (rows[i].top_k) {
-      std::ranges::sort(order, [&](int a, int b) { return c.row(i)[size_t(a)] > c.row(i)[size_t(b)]; });
-      order.resize(37);
+      std::ranges::stable_sort(order, [&](int a, int b) { return c.row(i)[size_t(a)] > c.row(i)[size_t(b)]; });
+      order.resize(size_t(rows[i].top_k));
     }
     EXPECT_EQ(out[i].token_id, i % 2 ? order.back() : order.front()) << i;
   }
