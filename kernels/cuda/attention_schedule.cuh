@@ -9,8 +9,10 @@
 
 namespace moectl::cuda::kernel {
 
+constexpr int kMaxShares = 512;
+
 struct ScheduleShared {
-  int warp_sum[32];
+  int warp_sum[32], load[kMaxShares], largest;
   int first, first_unit;  // where this share begins
   int last_block;
 };
@@ -21,57 +23,77 @@ struct AttentionItem {
   __device__ bool whole() const { return begin == 0 && end == n; }
 };
 
-// Pages: int operator()(int row) const, how many pages the row sees. Cuts fall on multiples of kStep pages (a power of
-// two); pieces have at least kMinPiece pages, shares at least kMinShare.
-template <int kItemCost, int kMinShare, int kMinPiece, int kStep, class Pages>
+// Pages: int operator()(int row) const, how many pages the row sees; the same for the `per_token` rows of a token. Cuts
+// fall on multiples of kStep pages (a power of two); pieces have at least kMinPiece pages, shares at least kMinShare. A
+// cut costs about kCutCost pages: where whole rows balance as well, none is made.
+template <int kItemCost, int kCutCost, int kMinShare, int kMinPiece, int kStep, class Pages>
 struct Schedule {
   Pages num_pages;
-  int rows;
+  int num_tokens, per_token;
   bool whole_rows;
-  int64_t total;
-  int shares, share, row, unit;
+  int rows, shares, base, extra;  // the first `extra` shares have base + 1 pages, the others `base`
+  int share, row, unit;
 
   // All threads of the block together; `kThreads` of them.
   template <int kThreads>
   __device__ void make(ScheduleShared& shared, int this_share, int max_shares) {
-    const int tid = threadIdx.x, per_thread = (rows + kThreads - 1) / kThreads;
-    const int begin = min(rows, tid * per_thread), end = min(rows, begin + per_thread);
+    const int tid = threadIdx.x, per_thread = (num_tokens + kThreads - 1) / kThreads;
+    const int begin = min(num_tokens, tid * per_thread), end = min(num_tokens, begin + per_thread);
     int sum = 0;
-    for (int r = begin; r < end; ++r) sum += kItemCost + num_pages(r);
+    for (int t = begin; t < end; ++t) sum += per_token * (kItemCost + num_pages(t * per_token));
     int inclusive = sum;
     for (int d = 1; d < 32; d *= 2) {
       const int v = __shfl_up_sync(0xffffffffu, inclusive, d);
       if (tid % 32 >= d) inclusive += v;
     }
     if (tid % 32 == 31) shared.warp_sum[tid / 32] = inclusive;
+    if (tid == 0) shared.largest = 0;
+    for (int i = tid; i < kMaxShares; i += kThreads) shared.load[i] = 0;
     __syncthreads();
-    total = 0;
-    int before = inclusive - sum;
+    int total = 0, before = inclusive - sum;
     for (int w = 0; w < kThreads / 32; ++w) {
       if (w < tid / 32) before += shared.warp_sum[w];
       total += shared.warp_sum[w];
     }
-    shares = int(min(int64_t(max_shares), max(int64_t(1), total / kMinShare)));
+    rows = num_tokens * per_token;
+    shares = min(min(max_shares, kMaxShares), max(1, total / kMinShare));
+    base = total / shares;
+    extra = total % shares;
     share = this_share;
-    const int64_t start = bound(share);
+    if (!whole_rows && rows <= 8 * shares) {  // what would whole rows give the busiest share?
+      int at = before;
+      for (int t = begin; t < end; ++t) {
+        const int n = num_pages(t * per_token);
+        for (int i = 0; i < per_token; ++i, at += kItemCost + n)
+          atomicAdd(&shared.load[min((at + kItemCost + n / 2) / base, shares - 1)], kItemCost + n);
+      }
+      __syncthreads();
+      int largest = 0;
+      for (int i = tid; i < shares; i += kThreads) largest = max(largest, shared.load[i]);
+      atomicMax(&shared.largest, largest);
+      __syncthreads();
+      whole_rows = shared.largest <= base + kCutCost;
+    }
+    const int start = bound(share);
     if (share < shares && before <= start && start < before + sum) {
-      int r = begin, at = before;
-      for (int cost; at + (cost = kItemCost + num_pages(r)) <= start; ++r) at += cost;
-      shared.first = r;
-      shared.first_unit = at;
+      int t = begin, at = before, cost;
+      for (; at + per_token * (cost = kItemCost + num_pages(t * per_token)) <= start; ++t) at += per_token * cost;
+      const int skip = (start - at) / cost;
+      shared.first = t * per_token + skip;
+      shared.first_unit = at + skip * cost;
     }
     __syncthreads();
     row = share < shares ? shared.first : rows;
     unit = shared.first_unit;
   }
 
-  __device__ int64_t bound(int s) const { return s * total / shares; }
+  __device__ int bound(int s) const { return s * base + min(s, extra); }
   // Where a bound cuts a row of n pages that begins at unit `at`.
-  __device__ int cut(int64_t bound, int at, int n) const {
-    const int64_t page = bound - at - kItemCost;
+  __device__ int cut(int bound, int at, int n) const {
+    const int page = bound - at - kItemCost;
     if (page >= n) return n;
     if (whole_rows) return page * 2 < n ? 0 : n;
-    return page < kMinPiece ? 0 : page > n - kMinPiece ? n : int(page) & ~(kStep - 1);
+    return page < kMinPiece ? 0 : page > n - kMinPiece ? n : page & ~(kStep - 1);
   }
   __device__ AttentionItem piece(const AttentionItem& of, int s) const {
     return {of.row, cut(bound(s), of.unit, of.n), cut(bound(s + 1), of.unit, of.n), of.n, of.unit};
@@ -80,10 +102,10 @@ struct Schedule {
   // Calls take(item) for each piece of this share.
   template <class Take>
   __device__ __forceinline__ void for_each(Take&& take) const {
-    const int64_t from = bound(share), to = bound(share + 1);
-    int at = unit;
+    const int from = bound(share), to = bound(share + 1);
+    int at = unit, n = 0;
     for (int r = row; r < rows && at < to; ++r) {
-      const int n = num_pages(r);
+      if (r == row || r % per_token == 0) n = num_pages(r);
       const AttentionItem item = {r, cut(from, at, n), cut(to, at, n), n, at};
       if (item.begin < item.end || (n == 0 && at >= from)) take(item);
       at += kItemCost + n;

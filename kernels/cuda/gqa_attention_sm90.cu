@@ -34,7 +34,7 @@ struct GqaPages {
     return position / kPage - first_visible(position, p.window, p.chunk) / kPage + 1;
   }
 };
-using GqaSchedule = Schedule<1, 4, 2, 1, GqaPages>;
+using GqaSchedule = Schedule<1, 3, 4, 2, 1, GqaPages>;
 
 template <int kDim>
 struct Config : GqaPageLayout<kDim> {
@@ -45,6 +45,8 @@ struct Config : GqaPageLayout<kDim> {
     float m[kWarps][kTileRows], l[kWarps][kTileRows];
     uint64_t full[kStages], empty[kStages];
     ScheduleShared schedule;
+    int16_t slots[kMaxShares];
+    int num_slots;
   };
   static constexpr int kSharedBytes = 1024 + kStages * kStageBytes + int(sizeof(Shared));
   static_assert(kSharedBytes * kBlocksPerSm + 1024 * kBlocksPerSm <= 233472);
@@ -230,7 +232,8 @@ __device__ __forceinline__ void finish(const GqaParams& p, const GqaSchedule& s,
   named_barrier_sync(1, kConsumers);
   if (threadIdx.x == 0) {
     int parts = 0;
-    s.for_each_piece(item, [&](int) { ++parts; });
+    s.for_each_piece(item, [&](int slot) { shared.slots[parts++] = int16_t(slot); });
+    shared.num_slots = parts;
     int32_t* counter = p.counters + item.row;
     shared.schedule.last_block = atomicAdd(counter, 1) == parts - 1;
     if (shared.schedule.last_block) *counter = 0;
@@ -238,17 +241,44 @@ __device__ __forceinline__ void finish(const GqaParams& p, const GqaSchedule& s,
   }
   named_barrier_sync(1, kConsumers);
   if (!shared.schedule.last_block) return;
-  for (int i = threadIdx.x; i < values; i += kConsumers) {
-    const int r = i / kDim;
-    float m = -INFINITY, l = 0.0f, sum = 0.0f;
-    s.for_each_piece(item, [&](int slot) { m = fmaxf(m, __ldcg(p.stats + slot * 2 * kTileRows + r)); });
-    s.for_each_piece(item, [&](int slot) {
-      const float* stats = p.stats + slot * 2 * kTileRows + r;
-      const float factor = exp2_approx(__ldcg(stats) - m);
-      l += factor * __ldcg(stats + kTileRows);
-      sum += factor * __ldcg(p.partial + int64_t{slot} * kTileRows * kDim + i);
-    });
-    out[i] = sum * normalizer(p, head + r, m, l);
+  const int parts = shared.num_slots;
+  auto stats_of = [&](int part) { return p.stats + shared.slots[part] * 2 * kTileRows; };
+  if (threadIdx.x < 32) {  // a row's m and l: even pieces and odd ones by a lane each
+    const int r = threadIdx.x % kTileRows, first = threadIdx.x / kTileRows;
+    float m = -INFINITY, l = 0.0f;
+#pragma unroll 4
+    for (int k = first; k < parts; k += 2) m = fmaxf(m, __ldcg(stats_of(k) + r));
+    m = fmaxf(m, __shfl_xor_sync(0xffffffffu, m, 16));
+#pragma unroll 4
+    for (int k = first; k < parts; k += 2)
+      l += exp2_approx(__ldcg(stats_of(k) + r) - m) * __ldcg(stats_of(k) + kTileRows + r);
+    l += __shfl_xor_sync(0xffffffffu, l, 16);
+    if (first == 0) {
+      shared.m[0][r] = m;
+      shared.l[0][r] = r < group ? normalizer(p, head + r, m, l) : 0.0f;
+    }
+  }
+  named_barrier_sync(1, kConsumers);
+  constexpr int kUnits = kTileRows * kDim / 4 / kConsumers;  // of four numbers
+  float4 sum[kUnits] = {};
+#pragma unroll 2
+  for (int k = 0; k < parts; ++k)
+#pragma unroll
+    for (int u = 0; u < kUnits; ++u) {
+      const int i = (threadIdx.x + u * kConsumers) * 4, r = i / kDim;
+      if (r >= group) break;
+      const float factor = exp2_approx(__ldcg(stats_of(k) + r) - shared.m[0][r]);
+      const float4 v =
+          __ldcg(reinterpret_cast<const float4*>(p.partial + int64_t{shared.slots[k]} * kTileRows * kDim + i));
+      sum[u] = {sum[u].x + factor * v.x, sum[u].y + factor * v.y, sum[u].z + factor * v.z, sum[u].w + factor * v.w};
+    }
+#pragma unroll
+  for (int u = 0; u < kUnits; ++u) {
+    const int i = (threadIdx.x + u * kConsumers) * 4, r = i / kDim;
+    if (r >= group) break;
+    const float factor = shared.l[0][r];
+    *reinterpret_cast<float4*>(out + i) =
+        float4{sum[u].x * factor, sum[u].y * factor, sum[u].z * factor, sum[u].w * factor};
   }
 }
 
@@ -268,7 +298,7 @@ __global__ void __launch_bounds__(kThreads, Config<kDim>::kBlocksPerSm)
     }
     fence_mbarrier_init();
   }
-  GqaSchedule s = {{p}, p.num_tokens * p.num_kv_heads, p.whole_rows};
+  GqaSchedule s = {{p}, p.num_tokens, p.num_kv_heads, p.whole_rows};
   s.make<kThreads>(shared.schedule, blockIdx.x, gridDim.x);
   int stage = 0;
   uint32_t phase = 0;

@@ -232,6 +232,12 @@ __device__ __forceinline__ void bulk_load(uint32_t dst, const void* src, uint32_
                : "memory");
 }
 
+// Contiguous bytes (likewise) to L2 only, for a load to come.
+__device__ __forceinline__ void prefetch_l2(const void* src, uint32_t bytes) {
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(reinterpret_cast<uint64_t>(src)), "r"(bytes)
+               : "memory");
+}
+
 // A thread's four 8x8 matrices of 16-bit values to shared memory (stmatrix); `addr` as the instruction wants it, a row
 // a lane. kTrans: the matrices are stored transposed.
 template <bool kTrans = false>

@@ -8,11 +8,13 @@
 //   beside it:                  | softmax of S0 (L) | softmax of S1 (R)  | page 0 of the next pair arrives
 //
 // so that a softmax always runs beside 1,000 cycles of matrix work. P goes through shared memory, in the place of the
-// page's 64 rotary columns, which nobody needs once S is there. The reference m of the exponentials passes from page to
+// page's 64 rotary columns, which nobody needs once S is there. What bounds the loop is how early a buffer is free
+// again: each half of a page is released (and loaded anew) as soon as the product that reads it last is done, and no
+// product waits for the other warpgroup but for its operands. The reference m of the exponentials passes from page to
 // page; it is raised only where a score exceeds it by 8 (in log2): exponentials up to 2^8 cost bf16 and f32 no
-// precision, and the 256 accumulators a thread holds are rarely multiplied.
-// Two blocks (a cluster) take 128 heads of a row; each loads half of every page into both (multicast), which halves the
-// reads of L2.
+// precision, and the 128 accumulators a thread holds are rarely multiplied. Two blocks (a cluster) take 128 heads of a
+// row; each loads half of every page into both (multicast), which halves the reads of L2 (without it: 319 us where 250
+// are taken with it).
 //
 // attention_schedule.cuh deals the rows out to clusters; the partial results of a row that is cut go through scratch.
 #include <algorithm>
@@ -44,6 +46,7 @@ struct MlaParams {
   float4* partial;  // [blocks, 2][2][32][128]
   float* stats;     // [blocks, 2][2][64]: m, l
   int32_t* counters;
+  int32_t* pieces;  // few rows: [rows][1 + kMaxShares], how many slots and which, for mla_combine; else null
   int num_tokens, num_heads, groups, max_pages;  // groups: of kCluster * 64 heads
   float scale_log2;
   bool whole_rows;
@@ -57,14 +60,14 @@ struct Shared {
 constexpr int kSharedBytes = 1024 + 3 * kPageBytes + int(sizeof(Shared));
 static_assert(kSharedBytes <= 232448);
 
-enum NamedBarrier : uint32_t { kS0Issued = 1, kP0Ready, kS1Issued, kP1Ready, kItemEnd, kLeft, kRight };
+enum NamedBarrier : uint32_t { kS0Issued = 1, kP0Ready, kP1Ready, kItemEnd, kLeft, kRight };
 
 struct MlaPages {
   const int32_t* positions;
   int groups;
   __device__ int operator()(int row) const { return (positions[row / groups] + kPage) / kPage; }
 };
-using MlaSchedule = Schedule<2, 8, 4, 2, MlaPages>;  // cuts fall between pairs of pages
+using MlaSchedule = Schedule<2, 8, 8, 4, 2, MlaPages>;  // cuts fall between pairs of pages
 
 // ------------------------------------------------------------------------------------------------ softmax
 
@@ -102,9 +105,21 @@ struct Buffers {
   __device__ uint32_t weights(int b) const { return page[b] + 8 * kChunkBytes; }
 };
 
-// s = Q K^T for the page in buffer b; the half that arrives first goes first.
-template <int B>
-__device__ __forceinline__ void issue_scores(float (&s)[32], const Buffers& bufs, uint32_t phase) {
+// Tells every block of the cluster that this warp needs a half page no more.
+template <int kCluster>
+__device__ __forceinline__ void release(uint32_t empty) {
+  const uint32_t lane = threadIdx.x % 32;
+  if constexpr (kCluster == 1) {
+    if (lane == 0) mbarrier_arrive(empty);
+  } else {
+    if (lane < kCluster) mbarrier_arrive_cluster(cluster_addr(empty, lane));
+  }
+}
+
+// s = Q K^T for the page in buffer B, as two groups, each when its half of the page has arrived; `between` comes after
+// the first.
+template <int B, class Between>
+__device__ __forceinline__ void issue_scores(float (&s)[32], const Buffers& bufs, uint32_t phase, Between&& between) {
   const uint64_t key = wgmma_desc(bufs.page[B]);
   wgmma_pin(s);
   mbarrier_wait(bufs.full[B][0], phase);
@@ -115,6 +130,8 @@ __device__ __forceinline__ void issue_scores(float (&s)[32], const Buffers& bufs
 #pragma unroll
     for (int k = 0; k < 4; ++k) WgmmaBf16<64>::mma(s, bufs.q_desc + at + 2 * k, key + at + 2 * k, i + k > 0);
   }
+  wgmma_commit();
+  between();
   mbarrier_wait(bufs.full[B][1], phase);
   wgmma_fence();
 #pragma unroll
@@ -145,17 +162,6 @@ __device__ __forceinline__ void issue_values(float (&o)[128], uint32_t page, int
 #pragma unroll
   for (int k = 0; k < 4; ++k) WgmmaBf16<256, 0, 1>::mma(o, w + 2 * k, value + k * 128, 1);
   wgmma_commit();
-}
-
-// Tells every block of the cluster that this warp needs a half page no more.
-template <int kCluster>
-__device__ __forceinline__ void release(uint32_t empty) {
-  const uint32_t lane = threadIdx.x % 32;
-  if constexpr (kCluster == 1) {
-    if (lane == 0) mbarrier_arrive(empty);
-  } else {
-    if (lane < kCluster) mbarrier_arrive_cluster(cluster_addr(empty, lane));
-  }
 }
 
 // Values behind the row's position may be anything, NaN too, and 0 x NaN is NaN: they become zeros. One warpgroup.
@@ -219,6 +225,12 @@ __device__ __forceinline__ void store_out(const MlaParams& p, const float (&o)[1
 // An item that is all of its row is stored; of a cut row the partial result is left, and the last block to come adds.
 __device__ __forceinline__ void finish_item(const MlaParams& p, const MlaSchedule& s, Shared& shared, float (&o)[128],
                                             RowPair m, RowPair l, const AttentionItem& item, int rank, int half) {
+  if (p.pieces && threadIdx.x == 0 && rank == 0 && item.begin == 0) {
+    int32_t* pieces = p.pieces + item.row * (1 + kMaxShares);
+    int n = 0;
+    if (!item.whole()) s.for_each_piece(item, [&](int slot) { pieces[1 + n++] = slot; });
+    pieces[0] = n;
+  }
   if (item.whole()) return store_out(p, o, l, item.row, rank, half);
   const int cluster_size = int(gridDim.x / num_clusters_x()), tid = threadIdx.x % 128;
   const int r = tid / 32 * 16 + tid % 32 / 4;
@@ -236,6 +248,7 @@ __device__ __forceinline__ void finish_item(const MlaParams& p, const MlaSchedul
     stats[64 + r] = l.a;
     stats[64 + r + 8] = l.b;
   }
+  if (p.pieces) return;
   __threadfence();
   named_barrier_sync(kItemEnd, kConsumers);
   if (threadIdx.x == 0) {
@@ -291,6 +304,11 @@ __device__ __forceinline__ void load_pages(const MlaParams& p, const MlaSchedule
   };
   s.for_each([&](const AttentionItem& item) {
     const int begin = item.begin, end = item.end;
+    if (lane == 0 && begin < end) {
+      const int head = (item.row % p.groups * kCluster + rank) * kTile;
+      prefetch_l2(p.q + (int64_t{item.row / p.groups} * p.num_heads + head) * kWidth,
+                  min(kTile, p.num_heads - head) * kWidth * 4);
+    }
     const int32_t* table = p.page_table + int64_t{p.seq_idx[item.row / p.groups]} * p.max_pages;
     int pages = 0;
     for (int i = begin; i < end; ++i) {
@@ -338,6 +356,7 @@ __device__ __forceinline__ RowPair exchange_sums(Shared& shared, RowPair l, int 
 }
 
 __device__ __forceinline__ void store_zeros(const MlaParams& p, int row, int rank, int half, float (&o)[128]) {
+  if (p.pieces && threadIdx.x == 0 && rank == 0) p.pieces[row * (1 + kMaxShares)] = 0;
 #pragma unroll
   for (int i = 0; i < 128; ++i) o[i] = 0.0f;
   store_out(p, o, {1.0f, 1.0f}, row, rank, half);
@@ -367,14 +386,14 @@ __device__ __forceinline__ void run_left(const MlaParams& p, const MlaSchedule& 
         mbarrier_wait(bufs.full[0][1], uses & 1);
         clear_values(bufs.page[0], valid, kLeft);
       }
-      issue_scores<0>(sc, bufs, uses & 1);
+      issue_scores<0>(sc, bufs, uses & 1, [&] {
+        if (!second) return;
+        wgmma_wait<1>();
+        release<kCluster>(bufs.empty[1][1]);
+      });
       ++uses;
       const bool pair = i + 1 < end;
       if (pair) named_barrier_arrive(kS0Issued, kConsumers);
-      if (second) {
-        wgmma_wait<1>();
-        release<kCluster>(bufs.empty[1][1]);
-      }
       wgmma_wait<0>();
       wgmma_pin(sc);
       wgmma_pin(o);
@@ -390,7 +409,6 @@ __device__ __forceinline__ void run_left(const MlaParams& p, const MlaSchedule& 
       m = m0;
       fence_proxy_async();
       named_barrier_arrive(kP0Ready, kConsumers);
-      if (pair) named_barrier_sync(kS1Issued, kConsumers);
       issue_values(o, w, bufs.page[0], 0);
       wgmma_wait<0>();
       wgmma_pin(o);
@@ -447,9 +465,8 @@ __device__ __forceinline__ void run_right(const MlaParams& p, const MlaSchedule&
         clear_values(bufs.page[1], valid, kRight);
       }
       named_barrier_sync(kS0Issued, kConsumers);
-      issue_scores<1>(sc, bufs, uses & 1);
+      issue_scores<1>(sc, bufs, uses & 1, [] {});
       ++uses;
-      named_barrier_arrive(kS1Issued, kConsumers);
       wgmma_wait<0>();  // meanwhile the unit has the left product; o cannot be touched earlier
       wgmma_pin(sc);
       named_barrier_sync(kP0Ready, kConsumers);
@@ -512,7 +529,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     fence_mbarrier_init();
   }
   const int rank = kCluster == 1 ? 0 : int(cluster_ctarank()), cluster = blockIdx.x / kCluster;
-  MlaSchedule s = {{p.positions, p.groups}, p.num_tokens * p.groups, p.whole_rows};
+  MlaSchedule s = {{p.positions, p.groups}, p.num_tokens, p.groups, p.whole_rows};
   s.make<kThreads>(shared.schedule, cluster, gridDim.x / kCluster);
   if constexpr (kCluster > 1) cluster_sync();
   const int warpgroup = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0);
@@ -529,6 +546,45 @@ __global__ void __launch_bounds__(kThreads, 1)
   if constexpr (kCluster > 1) {
     __syncwarp();
     cluster_sync();  // nobody leaves while the other block may still write to its memory
+  }
+}
+
+constexpr int kCombined = 4;  // groups of eight columns a block
+
+// Adds the pieces of rows that were cut, where rows are so few that one block a tile would take long. grid (32 /
+// kCombined * 2, blocks of a cluster, rows); the order of every sum is that of finish_item.
+__global__ void __launch_bounds__(128) mla_combine(const __grid_constant__ MlaParams p) {
+  const int row = blockIdx.z, rank = blockIdx.y, cluster_size = gridDim.y, half = blockIdx.x % 2, tid = threadIdx.x;
+  const int first = blockIdx.x / 2 * kCombined, r = tid / 32 * 16 + tid % 32 / 4;
+  const int32_t* slots = p.pieces + row * (1 + kMaxShares);
+  const int parts = *slots++;
+  if (parts == 0) return;
+  auto stats_of = [&](int k) { return p.stats + (int64_t{slots[k]} * cluster_size + rank) * 128; };
+  RowPair max = {-INFINITY, -INFINITY}, l = {0.0f, 0.0f};
+#pragma unroll 4
+  for (int k = 0; k < parts; ++k) max = {fmaxf(max.a, stats_of(k)[r]), fmaxf(max.b, stats_of(k)[r + 8])};
+  float4 sum[kCombined] = {};
+#pragma unroll 4
+  for (int k = 0; k < parts; ++k) {
+    const float* stats = stats_of(k);
+    const float fa = exp2_approx(stats[r] - max.a), fb = exp2_approx(stats[r + 8] - max.b);
+    l.a += fa * stats[64 + r];
+    l.b += fb * stats[64 + r + 8];
+    const float4* from = p.partial + ((int64_t{slots[k]} * cluster_size + rank) * 2 + half) * 32 * 128 + tid;
+#pragma unroll
+    for (int i = 0; i < kCombined; ++i) {
+      const float4 v = from[(first + i) * 128];
+      sum[i] = {sum[i].x + fa * v.x, sum[i].y + fa * v.y, sum[i].z + fb * v.z, sum[i].w + fb * v.w};
+    }
+  }
+  const int head = (row % p.groups * cluster_size + rank) * kTile + r;
+  float* out = p.out + (int64_t{row / p.groups} * p.num_heads + head) * kRank + half * 256 + first * 8 + tid % 4 * 2;
+  const float ia = 1.0f / l.a, ib = 1.0f / l.b;
+#pragma unroll
+  for (int i = 0; i < kCombined; ++i) {
+    if (head < p.num_heads) *reinterpret_cast<float2*>(out + i * 8) = float2{sum[i].x * ia, sum[i].y * ia};
+    if (head + 8 < p.num_heads)
+      *reinterpret_cast<float2*>(out + 8 * kRank + i * 8) = float2{sum[i].z * ib, sum[i].w * ib};
   }
 }
 
@@ -554,16 +610,20 @@ void launch(const MlaParams& p, const CUtensorMap& values_map, const CUtensorMap
   config.attrs = &cluster;
   config.numAttrs = 1;
   CUDA_CHECK(cudaLaunchKernelEx(&config, mla_attention<kCluster>, p, values_map, rope_map));
+  if (!p.pieces) return;
+  mla_combine<<<dim3(32 / kCombined * 2, kCluster, unsigned(p.num_tokens * p.groups)), 128, 0, stream>>>(p);
+  CUDA_CHECK(cudaGetLastError());
 }
 
 constexpr int64_t kSlotBytes = int64_t{kTile} * (kRank + 2) * 4;
 constexpr int64_t kMaxBlocks = 256;
+constexpr int kFewRows = 32;
 
 }  // namespace
 }  // namespace kernel
 
 int64_t mla_attention_sm90_scratch_bytes() {
-  return kernel::kMaxBlocks * 2 * kernel::kSlotBytes;
+  return kernel::kMaxBlocks * 2 * kernel::kSlotBytes + kernel::kFewRows * (1 + kernel::kMaxShares) * 4;
 }
 
 bool mla_attention_sm90_fits(const MlaAttentionArgs& a, const AttentionScratch& scratch) {
@@ -592,6 +652,8 @@ void mla_attention_sm90(const MlaAttentionArgs& a, const AttentionScratch& scrat
   p.max_pages = int(a.page_table.dim(1));
   p.scale_log2 = a.scale * kLog2e;
   p.whole_rows = scratch.deterministic;
+  if (!p.whole_rows && p.num_tokens * p.groups <= kFewRows)
+    p.pieces = reinterpret_cast<int32_t*>(p.stats + kMaxBlocks * 2 * 128);
   auto map = [&](int chunks) {
     return make_tensor_map({.type = CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
                             .data = a.cache.data,
