@@ -45,10 +45,10 @@ void launch_gemm(const Problem& problem, const GemmConfig& c, cudaStream_t strea
   constexpr int kMaxSharedBytes = 232448;
   kernel::GemmParams p = problem.params;
   const int cluster_size = c.multicast * c.split;
-  CHECK((c.split == 1 || (S::kCanSplit && S::kUnits % c.split == 0)) && S::kTokens % (8 * c.multicast) == 0 &&
-            cluster_size <= 8,
+  CHECK((c.split == 1 || (S::kCanSplit && S::kUnits % c.split == 0 && (S::kSwap || c.split <= 4))) &&
+            S::kTokens % (8 * c.multicast) == 0 && cluster_size <= 8,
         "{}: a split of {} and a multicast of {} do not divide the tile", problem.name, c.split, c.multicast);
-  const int head = S::head_bytes(p.num_experts), reduce = S::reduce_bytes(c.split);
+  const int head = S::head_bytes(p.num_experts), reduce = S::reduce_bytes(c.split) + S::kPassBytes;
   const int most = std::min(S::kMaxStages, (kMaxSharedBytes - head - reduce) / S::kStageBytes);
   p.multicast = c.multicast;
   p.split = c.split;

@@ -64,6 +64,8 @@ struct GemmShape {
   static constexpr int reduce_bytes(int split) {
     return split == 1 ? 0 : (split - 1) * (kVectors / split) * kConsumerThreads * 16;
   }
+  // Straight tiles: 16 rows of 32 sums a warp pass through shared memory on their way out, rows padded by 16 bytes.
+  static constexpr int kPassRow = 36, kPassBytes = kSwap ? 0 : kConsumerWarps * 16 * kPassRow * 4;
   // Barriers and the table of tiles, then (1024-aligned) stages, then the exchange of partial sums.
   static constexpr int kTableOffset = 512;
   static constexpr int head_bytes(int num_experts) {
@@ -157,11 +159,14 @@ __device__ __forceinline__ float silu(float g) {
   return g / (1.0f + __expf(-g));
 }
 
-__device__ __forceinline__ void store_pair(const GemmParams& p, int64_t at, float a, float b) {
-  if (p.out_bf16)
-    *reinterpret_cast<__nv_bfloat162*>(static_cast<__nv_bfloat16*>(p.out) + at) = __floats2bfloat162_rn(a, b);
-  else
-    *reinterpret_cast<float2*>(static_cast<float*>(p.out) + at) = make_float2(a, b);
+__device__ __forceinline__ void store_four(const GemmParams& p, int64_t at, float4 v) {
+  if (p.out_bf16) {
+    const __nv_bfloat162 low = __floats2bfloat162_rn(v.x, v.y), high = __floats2bfloat162_rn(v.z, v.w);
+    *reinterpret_cast<uint2*>(static_cast<__nv_bfloat16*>(p.out) + at) =
+        make_uint2(*reinterpret_cast<const uint32_t*>(&low), *reinterpret_cast<const uint32_t*>(&high));
+  } else {
+    *reinterpret_cast<float4*>(static_cast<float*>(p.out) + at) = v;
+  }
 }
 __device__ __forceinline__ void store_one(const GemmParams& p, int64_t at, float a) {
   if (p.out_bf16)
@@ -170,29 +175,36 @@ __device__ __forceinline__ void store_one(const GemmParams& p, int64_t at, float
     static_cast<float*>(p.out)[at] = a;
 }
 
-// The four sums of vector (sub, j) of consumer thread t to their places in out.
-template <class S>
-__device__ __forceinline__ void store_vector(const GemmParams& p, const TileAt& tile, int sub, int j, float4 v) {
-  const int t = threadIdx.x - (kGemmThreads - kConsumerThreads), wg = t / 128, lane = t % 32;
-  const int m = (sub * 2 + wg) * 64 + t % 128 / 32 * 16 + lane / 4, c = 8 * j + lane % 4 * 2;
-  if constexpr (S::kSwap) {
-    const int col = tile.col + m;
-    const int64_t at = int64_t(tile.row + c) * p.n + col;
-    if (c < tile.rows) {
-      if (col < p.n) store_one(p, at, v.x);
-      if (col + 8 < p.n) store_one(p, at + 8, v.z);
-    }
-    if (c + 1 < tile.rows) {
-      if (col < p.n) store_one(p, at + p.n, v.y);
-      if (col + 8 < p.n) store_one(p, at + p.n + 8, v.w);
-    }
-  } else {
-    const int col = tile.col + c;
-    const int64_t at = int64_t(tile.row + m) * p.n + col;
-    if (col >= p.n) return;
-    if (m < tile.rows) store_pair(p, at, v.x, v.y);
-    if (m + 8 < tile.rows) store_pair(p, at + 8 * int64_t(p.n), v.z, v.w);
+// Swapped tiles: the four sums of vector (sub, j) of this consumer thread to their places in out.
+__device__ __forceinline__ void store_swapped(const GemmParams& p, const TileAt& tile, int sub, int j, float4 v) {
+  const int t = threadIdx.x - (kGemmThreads - kConsumerThreads), lane = t % 32;
+  const int col = tile.col + (sub * 2 + t / 128) * 64 + t % 128 / 32 * 16 + lane / 4, c = 8 * j + lane % 4 * 2;
+  const int64_t at = int64_t(tile.row + c) * p.n + col;
+  if (c < tile.rows) {
+    if (col < p.n) store_one(p, at, v.x);
+    if (col + 8 < p.n) store_one(p, at + 8, v.z);
   }
+  if (c + 1 < tile.rows) {
+    if (col < p.n) store_one(p, at + p.n, v.y);
+    if (col + 8 < p.n) store_one(p, at + p.n + 8, v.w);
+  }
+}
+
+// Straight tiles: 16 rows and up to 32 columns of a warp, `count` vectors of which each thread has put into `pass`, in
+// whole lines of memory. row, col: of the warp's first sum, in the tile.
+template <class S>
+__device__ __forceinline__ void store_pass(const GemmParams& p, const TileAt& tile, int row, int col, int count,
+                                           const float* pass) {
+  const int lane = threadIdx.x % 32, c = lane % 8 * 4;
+  __syncwarp();
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const int r = 4 * i + lane / 8;
+    if (row + r < tile.rows && c < 8 * count && tile.col + col + c < p.n)
+      store_four(p, int64_t(tile.row + row + r) * p.n + tile.col + col + c,
+                 *reinterpret_cast<const float4*>(pass + r * S::kPassRow + c));
+  }
+  __syncwarp();
 }
 
 // What a thread multiplies its sums of one k-block and one half of the tile by.
@@ -515,18 +527,15 @@ __global__ void __launch_bounds__(kGemmThreads, 1)
         }
         mbarrier_wait_cluster(reduce_full, reduce_phase);
       }
-#pragma unroll
-      for (int u = 0; u < S::kUnits; ++u) {
-        if (split && u >> unit_shift != split_idx) continue;
+      // What unit u puts out.
+      const auto result = [&](int u) {
         float4 sum[S::kUnit];
 #pragma unroll
         for (int w = 0; w < S::kUnit; ++w) {
           const int2 v = at(u, w);
-          if (!split) {
-            sum[w] = vector(v.x, v.y);
-            continue;
-          }
-          const float4 own = vector(v.x, v.y);
+          sum[w] = vector(v.x, v.y);
+          if (!split) continue;
+          const float4 own = sum[w];
           sum[w] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
           for (int r = 0; r < p.split; ++r) {
             const int i = ((r - (r > split_idx)) * units_each + (u & (units_each - 1))) * S::kUnit + w;
@@ -537,14 +546,38 @@ __global__ void __launch_bounds__(kGemmThreads, 1)
             sum[w].x += x.x, sum[w].y += x.y, sum[w].z += x.z, sum[w].w += x.w;
           }
         }
-        const int2 v = at(u, 0);
-        if constexpr (S::kGated) {
-          const float4 g = sum[0], up = sum[1];
-          store_vector<S>(p, tile, v.x, v.y,
-                          make_float4(silu(g.x) * up.x, silu(g.y) * up.y, silu(g.z) * up.z, silu(g.w) * up.w));
-        } else {
-          store_vector<S>(p, tile, v.x, v.y, sum[0]);
-        }
+        if constexpr (S::kGated)
+          return make_float4(silu(sum[0].x) * sum[1].x, silu(sum[0].y) * sum[1].y, silu(sum[0].z) * sum[1].z,
+                             silu(sum[0].w) * sum[1].w);
+        else
+          return sum[0];
+      };
+      if constexpr (S::kSwap) {
+#pragma unroll
+        for (int u = 0; u < S::kUnits; ++u)
+          if (!split || u >> unit_shift == split_idx) store_swapped(p, tile, at(u, 0).x, at(u, 0).y, result(u));
+      } else {
+        constexpr int kPerSub = S::kOutCols / 8;
+        float* const pass =
+            reinterpret_cast<float*>(smem + (exchange - base) + S::reduce_bytes(p.split)) + t0 / 32 * 16 * S::kPassRow;
+#pragma unroll
+        for (int sub = 0; sub < S::kSub; ++sub)
+#pragma unroll
+          for (int j = 0; j < kPerSub; j += 4) {
+            const int u = sub * kPerSub + j;
+            if (split && u >> unit_shift != split_idx) continue;
+            constexpr int kMost = 4;
+            const int count = kPerSub - j < kMost ? kPerSub - j : kMost;
+#pragma unroll
+            for (int i = 0; i < kMost; ++i) {
+              if (i >= count) break;
+              const float4 v = result(u + i);
+              float* const to = pass + lane / 4 * S::kPassRow + 8 * i + lane % 4 * 2;
+              *reinterpret_cast<float2*>(to) = make_float2(v.x, v.y);
+              *reinterpret_cast<float2*>(to + 8 * S::kPassRow) = make_float2(v.z, v.w);
+            }
+            store_pass<S>(p, tile, (sub * 2 + wg) * 64 + t0 % 128 / 32 * 16, 8 * j, count, pass);
+          }
       }
       if (split) {
         __syncwarp();
