@@ -35,7 +35,8 @@ struct Options {
   DebugRequestOptions debug;
   DeployOptions deploy;
   DocgenOptions docgen;
-  int block_size = 64;  // --block-size: 64 is the only one
+  std::vector<std::string> shapes;  // --shape
+  int block_size = 64;              // --block-size: 64 is the only one
   bool help = false, version = false;
 };
 

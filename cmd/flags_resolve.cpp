@@ -59,10 +59,18 @@ fs::path find_demo_model() {
                           fmt::join(std::vector<std::string>(places.begin(), places.end()), ", ")));
 }
 
+// Only `bench kernels` takes several.
+void resolve_shapes(Options& options, const Command& command, const Given& given) {
+  for (const std::string& shape : options.shapes) shape_config(shape);  // throws where there is none
+  if (command.name == "bench kernels" || options.shapes.empty()) return;
+  if (options.shapes.size() > 1)
+    throw Error(Code::kBadConfig, fmt::format("{}: `{}` takes one shape", quoted(given, "shape"), command.name));
+  options.engine.shape = options.shapes.front();
+}
+
 void resolve_model(Options& options, const Given& given) {
   std::string& dir = options.engine.model_dir;
   if (!options.engine.shape.empty()) {
-    shape_config(options.engine.shape);  // throws where there is none
     if (!dir.empty())
       throw Error(Code::kBadConfig,
                   fmt::format("{} and {}: give one of them", quoted(given, "model"), quoted(given, "shape")));
@@ -93,7 +101,6 @@ void resolve_model(Options& options, const Given& given) {
 }
 
 void resolve_engine(Options& options, const Given& given) {
-  if (!given.contains("device")) options.engine.device = "auto";
   if (options.block_size != 64)
     throw Error(Code::kBadConfig,
                 fmt::format("{}: pages hold 64 tokens; no other size can be served", quoted(given, "block-size")));
@@ -139,6 +146,8 @@ void resolve_load(const Options& options, const Given& given) {
 void resolve(Options& options, const Command& command, const Given& given) {
   const auto takes = [&](std::string_view flag) { return find_flag(command.name, flag) != nullptr; };
   if (takes("ep-size")) resolve_parallel(options, given);
+  if (takes("device") && !given.contains("device")) options.engine.device = "auto";
+  if (takes("shape")) resolve_shapes(options, command, given);
   if (takes("block-size")) resolve_engine(options, given);
   if (takes("port")) resolve_api(options, command, given);
   if (takes("kv-port")) resolve_kv_port(options, given);

@@ -218,7 +218,7 @@ std::vector<Flag> hardware_flags() {
       {.name = "device",
        .metavar = "DEVICE",
        .group = kHardware,
-       .commands = kEngines,
+       .commands = kThreaded,
        .target = MEMBER(std::string, engine.device),
        .help = "Where the model runs; auto takes the best that serves",
        .choices = {"auto", "cpu", "cuda"},
@@ -565,6 +565,8 @@ std::vector<Command> server_and_tool_commands() {
              BenchKernelsOptions options = o.kernels;
              options.common = o.common;
              options.num_threads = o.engine.num_threads;
+             options.device = o.engine.device;
+             if (!o.shapes.empty()) options.shapes = o.shapes;
              return bench_kernels(options);
            }},
       {.name = "bench serve",
@@ -626,8 +628,8 @@ const std::vector<Flag>& flags() {
   static const std::vector<Flag> table = [] {
     std::vector<Flag> all;
     for (auto part :
-         {model_flags(), parallel_flags(), batching_flags(), hardware_flags(), router_flags(), server_flags(),
-          cluster_flags(), load_flags(), bench_flags(), tool_flags(), deploy_flags(), docgen_flags(), output_flags()})
+         {model_flags(), parallel_flags(), batching_flags(), hardware_flags(), bench_flags(), router_flags(),
+          server_flags(), cluster_flags(), load_flags(), tool_flags(), deploy_flags(), docgen_flags(), output_flags()})
       all.insert(all.end(), part.begin(), part.end());
     return all;
   }();

@@ -46,6 +46,7 @@ _moectl() {
     'serve-decode:--cpu-path') words='auto avx512 portable' ;;
     'serve-decode:--threads') return ;;
     'serve-decode:--gpu-memory-utilization') return ;;
+    'serve-decode:--shape') return ;;
     'serve-decode:--host') return ;;
     'serve-decode:--port') return ;;
     'serve-decode:--ops-port') return ;;
@@ -55,7 +56,6 @@ _moectl() {
     'serve-decode:--shutdown-timeout') return ;;
     'serve-decode:--cluster-secret-file') kind='file' ;;
     'serve-decode:--local-prefill-tokens') return ;;
-    'serve-decode:--shape') return ;;
     'serve-decode:--config') kind='file' ;;
     'serve-decode:--log-format') words='text json' ;;
     'serve-decode:--log-level') words='debug info warn error' ;;
@@ -129,19 +129,19 @@ _moectl() {
     'bench engine:--cpu-path') words='auto avx512 portable' ;;
     'bench engine:--threads') return ;;
     'bench engine:--gpu-memory-utilization') return ;;
+    'bench engine:--shape') return ;;
     'bench engine:--input-len') return ;;
     'bench engine:--output-len') return ;;
     'bench engine:--concurrency') return ;;
     'bench engine:--num-requests') return ;;
     'bench engine:--seed') return ;;
-    'bench engine:--shape') return ;;
     'bench engine:--config') kind='file' ;;
     'bench engine:--log-format') words='text json' ;;
     'bench engine:--log-level') words='debug info warn error' ;;
-    'bench kernels:--threads') return ;;
     'bench kernels:--device') words='auto cpu cuda' ;;
+    'bench kernels:--threads') return ;;
     'bench kernels:--filter') return ;;
-    'bench kernels:--shape') words='deepseek-r1 ds-v2-lite qwen3-30b-a3b tiny' ;;
+    'bench kernels:--shape') return ;;
     'bench kernels:--config') kind='file' ;;
     'bench kernels:--log-format') words='text json' ;;
     'bench kernels:--log-level') words='debug info warn error' ;;
@@ -199,7 +199,7 @@ _moectl() {
   if [[ -z $words$kind ]]; then
     case "$command" in
       'serve-decode')
-        words='--model --served-model-name --max-model-len --skip-tokenizer-init --reasoning-parser --tool-call-parser --tensor-parallel-size --tp-size --data-parallel-size --dp-size --expert-parallel-size --ep-size --max-num-seqs --max-num-batched-tokens --kv-cache-memory-bytes --kv-cache-dtype --block-size --enable-prefix-caching --no-enable-prefix-caching --device --cpu-path --threads --deterministic --precise --gpu-memory-utilization --host --port --ops-port --api-key --ssl-certfile --ssl-keyfile --shutdown-timeout --cluster-secret-file --local-prefill-tokens --shape --config --log-format --log-level --no-color --help --version -h'
+        words='--model --served-model-name --max-model-len --skip-tokenizer-init --reasoning-parser --tool-call-parser --tensor-parallel-size --tp-size --data-parallel-size --dp-size --expert-parallel-size --ep-size --max-num-seqs --max-num-batched-tokens --kv-cache-memory-bytes --kv-cache-dtype --block-size --enable-prefix-caching --no-enable-prefix-caching --device --cpu-path --threads --deterministic --precise --gpu-memory-utilization --shape --host --port --ops-port --api-key --ssl-certfile --ssl-keyfile --shutdown-timeout --cluster-secret-file --local-prefill-tokens --config --log-format --log-level --no-color --help --version -h'
         [[ $cur == -* ]] || kind='folder'
         ;;
       'serve-prefill')
@@ -214,11 +214,11 @@ _moectl() {
         [[ $cur == -* ]] || kind='folder'
         ;;
       'bench engine')
-        words='--model --max-model-len --tensor-parallel-size --tp-size --data-parallel-size --dp-size --expert-parallel-size --ep-size --max-num-seqs --max-num-batched-tokens --kv-cache-memory-bytes --kv-cache-dtype --block-size --device --cpu-path --threads --deterministic --precise --gpu-memory-utilization --input-len --output-len --concurrency --num-requests --seed --shape --json --config --log-format --log-level --no-color --help --version -h'
+        words='--model --max-model-len --tensor-parallel-size --tp-size --data-parallel-size --dp-size --expert-parallel-size --ep-size --max-num-seqs --max-num-batched-tokens --kv-cache-memory-bytes --kv-cache-dtype --block-size --device --cpu-path --threads --deterministic --precise --gpu-memory-utilization --shape --input-len --output-len --concurrency --num-requests --seed --json --config --log-format --log-level --no-color --help --version -h'
         [[ $cur == -* ]] || kind='folder'
         ;;
       'bench kernels')
-        words='--threads --device --filter --shape --json --config --log-format --log-level --no-color --help --version -h'
+        words='--device --threads --filter --shape --json --config --log-format --log-level --no-color --help --version -h'
         ;;
       'bench serve')
         words='--api-key --input-len --output-len --concurrency --num-requests --seed --request-rate --duration --shared-prefix-len --vocab-size --prompts --num-warmup --html --allow-remote --url --model --timeout --insecure --json --config --log-format --log-level --no-color --help --version -h'

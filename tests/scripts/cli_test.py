@@ -92,7 +92,7 @@ class CommandLine(unittest.TestCase):
     def test_bench_kernels_refuses(self):
         self.assertFails(moectl("bench", "kernels", "--filter", "("), 2, "--filter (", "regular expression")
         self.assertFails(moectl("bench", "kernels", "--device", "cpu", "--filter", "nothing"), 2, "--filter nothing")
-        self.assertFails(moectl("bench", "kernels", "--shape", "deepseek"), 2, "--shape", "qwen3-30b-a3b")
+        self.assertFails(moectl("bench", "kernels", "--shape", "deepseek"), 2, "shape `deepseek`", "qwen3-30b-a3b")
         # Whatever a machine has, this hides its GPUs.
         self.assertFails(moectl("bench", "kernels", "--device", "cuda", CUDA_VISIBLE_DEVICES=""), 78, "--device cuda")
 
@@ -104,6 +104,7 @@ class CommandLine(unittest.TestCase):
         self.assertEqual([level["num_requests"] for level in report["levels"]], [1, 4])
         self.assertTrue(all(level["decode_tokens_per_second"] > 0 for level in report["levels"]))
         self.assertFails(moectl("bench", "engine", "--shape", "tiny:layers=9"), 2, "layers=N")
+        self.assertFails(moectl("bench", "engine", "--shape", "tiny", "--shape", "ds-v2-lite"), 78, "takes one shape")
         self.assertFails(moectl("bench", "engine", DEMO, "--shape", "tiny"), 78, "--shape tiny", "give one of them")
 
     def test_the_demo_is_found_from_any_directory(self):
