@@ -112,7 +112,7 @@ struct RowReader {
   int first;
 
   __device__ RowReader(const Matrix& w, int64_t entry, int64_t n0) {
-    first = kScaled ? w.first_segment[entry] : 0;
+    first = !kScaled ? 0 : w.is_fp8_block() ? int(w.segment) : w.first_segment[entry];
     const int group = int(threadIdx.x) % kWarp / 4;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
@@ -230,15 +230,25 @@ __global__ void __launch_bounds__(kMmaThreads) mma_gemm(const __grid_constant__ 
         }
       }
     }
+    const bool simple = !p.row_scale && !p.bias && p.epilogue == PlainGemm::Epilogue::kStore;
+    float* out = p.out + batch * p.out_batch + n0 + group;
 #pragma unroll
-    for (int half = 0; half < 2; ++half)
+    for (int t = 0; t < kTiles; ++t)
 #pragma unroll
-      for (int t = 0; t < kTiles; ++t)
+      for (int i = 0; i < 2; ++i) {
+        const int64_t row = row0 + t * 8 + quad * 2 + i;
+        if (row >= row_end) continue;
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const int64_t row = row0 + t * 8 + quad * 2 + i % 2, column = n0 + half * 16 + group + i / 2 * 8;
-          if (row < row_end && column < w.n) finish(p, acc[half][t][i], batch, row, column);
+        for (int part = 0; part < 4; ++part) {
+          const int64_t column = n0 + part * 8 + group;
+          const float value = acc[part / 2][t][part % 2 * 2 + i];
+          if (column >= w.n) continue;
+          if (simple)
+            out[row * p.out_row + part * 8] = value;
+          else
+            finish(p, value, batch, row, column);
         }
+      }
   }
 }
 
