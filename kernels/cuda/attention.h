@@ -25,6 +25,7 @@ struct AttentionScratch {
 int64_t attention_scratch_bytes(int64_t max_tokens, int64_t num_heads, int64_t value_size);
 int64_t attention_counters(int64_t max_tokens, int64_t num_heads);
 
+// Rows of one sequence stand together in a step, at ascending positions (GQA takes runs of consecutive ones as tiles).
 // Throw Error{kInternal} for shapes that do not fit each other, Error{kUnavailable} when a launch fails.
 void mla_attention(const MlaAttentionArgs& args, const AttentionScratch& scratch, Stream stream);
 void gqa_attention(const GqaAttentionArgs& args, const AttentionScratch& scratch, Stream stream);

@@ -1,7 +1,5 @@
 // Latent attention (MLA, absorbed form) over the paged cache: checks, and the choice between the plain kernel (any
 // shape) and the Hopper one (mla_decode.cu).
-#include <algorithm>
-
 #include "core/base/check.h"
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/attention_plain.cuh"
@@ -40,8 +38,10 @@ bool is_hopper() {
   return major == 9 && minor == 0;
 }
 
-int64_t attention_scratch_bytes(int64_t, int64_t, int64_t) {
-  return std::max(mla_attention_sm90_scratch_bytes(), gqa_attention_sm90_scratch_bytes());
+int64_t attention_scratch_bytes(int64_t, int64_t, int64_t value_size) {
+  if (value_size == 512) return mla_attention_sm90_scratch_bytes();
+  if (value_size == 64 || value_size == 128 || value_size == 256) return gqa_attention_sm90_scratch_bytes();
+  return 0;  // the plain kernels need none
 }
 int64_t attention_counters(int64_t max_tokens, int64_t num_heads) {
   return max_tokens * num_heads;
