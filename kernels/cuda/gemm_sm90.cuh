@@ -1,272 +1,29 @@
 // The kernel of fp8_gemm and bf16_gemm: out = A W^T (shapes and layouts in fp8_gemm.h, bf16_gemm.h). sm_90a only.
 //
-// A block has three warpgroups: one thread of the first keeps a ring of stages full by TMA, each stage one tile of
-// weights, one of tokens (128 of k, swizzled) and their scales; the other two multiply 64 * kSub rows of the tile each.
-// wgmma's FP8 sums keep few bits, so the sum of each 128 of k is scaled and added to f32 registers; BF16 adds up in the
-// tensor cores. The grid is persistent: a cluster takes tiles c, c + clusters, ... of all experts' tiles. In a cluster
-// `multicast` blocks take neighbouring weight tiles and load their common tokens once, and `split` blocks divide k and
-// exchange partial sums through distributed shared memory, added in the order of k: no scratch memory, no atomics, the
-// same bits in each run. Two orientations: tokens on wgmma's M axis (many rows), or weight rows there and tokens on N
-// (`kSwap`, few rows: the tensor core's M = 64 is then filled, and the time is that of reading the weights).
+// A block has three warpgroups. Four threads of the first, one a kind of operand, keep a ring of stages full by TMA: a
+// stage is one tile of weights, one of tokens (128 bytes of k, swizzled) and their scales. The other two warpgroups
+// multiply 64 * kSub rows of the tile each. wgmma's FP8 sums keep few bits, so the sum of each 128 of k is scaled and
+// added to f32 registers, while the next product runs where the registers allow it; BF16 adds up in the tensor cores.
+//
+// The grid is persistent: a cluster takes tiles c, c + clusters, ... of all experts' tiles, found through a table that
+// each block makes of expert_offsets. In a cluster `multicast` blocks take neighbouring weight tiles and load their
+// common tokens once, and `split` blocks share the tiles of the last round: they divide k and exchange partial sums
+// through distributed shared memory, added in the order of k. So: no scratch memory, no atomics, the same bits in each
+// run.
+//
+// Two orientations: tokens on wgmma's M axis (many rows), or weight rows there and tokens on N (`kSwap`, few rows: the
+// tensor core's M = 64 is then filled, and the time is that of reading the weights). An output's bits are the same in
+// all tilings that divide k alike.
 #pragma once
-
-#include <cuda_bf16.h>
 
 #include <type_traits>
 
+#include "kernels/cuda/gemm_plan_sm90.cuh"
+#include "kernels/cuda/gemm_tile_sm90.cuh"
 #include "kernels/cuda/hopper.cuh"
 #include "kernels/cuda/wgmma.cuh"
 
 namespace moectl::cuda::kernel {
-
-using namespace hopper;
-
-constexpr int kGemmThreads = 384, kConsumerThreads = 256, kConsumerWarps = 8;
-constexpr int kProducerWarps = 4, kFewEights = 4;
-constexpr int kScaleBlock = 128;
-constexpr int kTileK = 128;  // bytes of a row in a stage: 128 FP8 or 64 BF16 numbers
-
-struct GemmParams {
-  void* out;
-  bool out_bf16;
-  int m, n, num_kb;  // m: rows of the dense case; n: columns of out
-  const float *a_scales, *w_scales, *w_up_scales;
-  int a_scale_stride, w_scale_stride;
-  const int32_t* offsets;  // null: dense
-  int num_experts, expert_begin;
-  int multicast, split, stages, group_m;
-  int a_box;                             // token rows a copy of map_a; divides the token tile / multicast
-  uint64_t weight_policy, token_policy;  // of the L2 cache
-};
-
-template <bool kSwap_, int kSub_, int kTileN_, bool kGated_, bool kBf16_ = false>
-struct GemmShape {
-  static constexpr bool kSwap = kSwap_, kGated = kGated_, kBf16 = kBf16_;
-  static constexpr int kSub = kSub_, kTileN = kTileN_;
-  static constexpr int kTileM = 128 * kSub;
-  static constexpr int kTokens = kSwap ? kTileN : kTileM, kWeightRows = kSwap ? kTileM : kTileN;
-  static constexpr int kOutCols = kGated ? kWeightRows / 2 : kWeightRows;  // columns of out a tile
-  static constexpr int kWeightBytes = kWeightRows * kTileK, kTokenBytes = kTokens * kTileK;
-  // Scales of a stage: copies begin and end at multiples of 16 bytes, so up to three floats before the first one
-  // wanted.
-  static constexpr int kTokenScales = kTokens + 4, kWeightScales = 8, kWeightScaleBytes = 128;
-  static constexpr int kTokenScaleBytes = (kTokenScales * 4 + 127) / 128 * 128,
-                       kScaleBytes = kBf16 ? 0 : kTokenScaleBytes + (kGated ? 2 : 1) * kWeightScaleBytes;
-  static constexpr int kStageBytes = kWeightBytes + kTokenBytes + kScaleBytes;
-  static constexpr int kRegs = kSub * kTileN / 2, kVectors = kRegs / 4;  // a thread's sums; float4 of them
-  // Two products in flight where the registers allow it.
-  static constexpr int kBuffers = !kBf16 && kRegs + kTileN <= 192 ? 2 : 1;
-  // Vectors that belong together: a gated output needs its gate's and its up's.
-  static constexpr int kUnit = kGated ? 2 : 1, kUnits = kVectors / kUnit;
-  static_assert(!kGated || (kSwap ? kSub == 2 : kTileN == 128));
-  static constexpr bool kCanSplit = kSwap || (kSub == 1 && kTileN == 128 && !kGated);
-  static constexpr int kMaxStages = 12;
-  static constexpr int reduce_bytes(int split) {
-    return split == 1 ? 0 : (split - 1) * (kVectors / split) * kConsumerThreads * 16;
-  }
-  // Straight tiles: 16 rows of 32 sums a warp pass through shared memory on their way out, rows padded by 16 bytes.
-  static constexpr int kPassRow = 36, kPassBytes = kSwap ? 0 : kConsumerWarps * 16 * kPassRow * 4;
-  // Barriers and the table of tiles, then (1024-aligned) stages, then the exchange of partial sums.
-  static constexpr int kTableOffset = 512;
-  static constexpr int head_bytes(int num_experts) {
-    return (kTableOffset + (num_experts + 1) * 8 + 1023) / 1024 * 1024;
-  }
-};
-
-// A tile of one block.
-struct TileAt {
-  int expert, row, rows;  // its first token row in A, and how many of them belong to the expert (may exceed the tile)
-  int col;                // first column of out
-};
-
-// What a block does next: a tile and the k-blocks of it that are this block's.
-struct Work {
-  TileAt tile;
-  int kb_begin, kb_end;
-  bool split;  // the cluster shares the tile
-};
-
-// The sequence of a block's work; each role of the block walks through its own copy. tile_begin[e]: number of tiles
-// before expert e; row_begin[e]: its first row; both in shared memory. The blocks of a cluster that divide k take whole
-// tiles as long as every block of the grid gets one, and share the tiles of the last, partial round.
-template <class S>
-struct Schedule {
-  const GemmParams& p;
-  const int *tile_begin, *row_begin;
-  int col_groups, multicast_idx, split_idx;
-  int cluster = int(cluster_id_x()), num_clusters = int(num_clusters_x());
-  int num_tiles = tile_begin[p.num_experts], whole = num_tiles / (num_clusters * p.split);
-  int round = 0, expert = 0;
-
-  __device__ __forceinline__ bool next(Work& work) {
-    work.split = S::kCanSplit && p.split > 1 && round >= whole;
-    const int t = !S::kCanSplit || p.split == 1 ? round * num_clusters + cluster
-                  : work.split ? whole * num_clusters * p.split + (round - whole) * num_clusters + cluster
-                               : (round * num_clusters + cluster) * p.split + split_idx;
-    ++round;
-    if (t >= num_tiles) return false;
-    work.tile = locate(t);
-    work.kb_begin = work.split ? p.num_kb * split_idx / p.split : 0;
-    work.kb_end = work.split ? p.num_kb * (split_idx + 1) / p.split : p.num_kb;
-    return true;
-  }
-
-  __device__ __forceinline__ TileAt locate(int t) {
-    for (int end = p.num_experts; end - expert > 1;) {
-      const int mid = (expert + end) / 2;
-      if (tile_begin[mid] <= t)
-        expert = mid;
-      else
-        end = mid;
-    }
-    const int begin = row_begin[expert], rows = row_begin[expert + 1] - begin;
-    const int m_tiles = (rows + S::kTokens - 1) / S::kTokens, local = t - tile_begin[expert];
-    const int group = local / (p.group_m * col_groups), first = group * p.group_m;
-    const int in_group = min(p.group_m, m_tiles - first), rest = local - group * p.group_m * col_groups;
-    const int m_tile = first + rest % in_group, col_group = rest / in_group;
-    return {expert, begin + m_tile * S::kTokens, rows - m_tile * S::kTokens,
-            (col_group * p.multicast + multicast_idx) * S::kOutCols};
-  }
-};
-
-// One warp: the running sums of the table, 32 experts a round.
-__device__ inline void fill_tile_table(int* tile_begin, int* row_begin, const GemmParams& p, int tokens,
-                                       int col_groups) {
-  const int lane = threadIdx.x % 32;
-  int base = 0;
-  for (int e0 = 0; e0 < p.num_experts; e0 += 32) {
-    const int e = e0 + lane;
-    int begin = 0, end = 0;
-    if (e < p.num_experts) {
-      begin = p.offsets ? p.offsets[e] : 0;
-      end = p.offsets ? p.offsets[e + 1] : p.m;
-      row_begin[e] = begin;
-      if (e == p.num_experts - 1) row_begin[p.num_experts] = end;
-    }
-    const int tiles = (end - begin + tokens - 1) / tokens * col_groups;
-    int sum = tiles;
-    for (int offset = 1; offset < 32; offset *= 2) {
-      const int other = __shfl_up_sync(0xffffffffu, sum, offset);
-      if (lane >= offset) sum += other;
-    }
-    if (e < p.num_experts) tile_begin[e] = base + sum - tiles;
-    base += __shfl_sync(0xffffffffu, sum, 31);
-  }
-  if (lane == 0) tile_begin[p.num_experts] = base;
-}
-
-__device__ __forceinline__ float silu(float g) {
-  return g / (1.0f + __expf(-g));
-}
-
-__device__ __forceinline__ void store_four(const GemmParams& p, int64_t at, float4 v) {
-  if (p.out_bf16) {
-    const __nv_bfloat162 low = __floats2bfloat162_rn(v.x, v.y), high = __floats2bfloat162_rn(v.z, v.w);
-    *reinterpret_cast<uint2*>(static_cast<__nv_bfloat16*>(p.out) + at) =
-        make_uint2(*reinterpret_cast<const uint32_t*>(&low), *reinterpret_cast<const uint32_t*>(&high));
-  } else {
-    *reinterpret_cast<float4*>(static_cast<float*>(p.out) + at) = v;
-  }
-}
-__device__ __forceinline__ void store_one(const GemmParams& p, int64_t at, float a) {
-  if (p.out_bf16)
-    static_cast<__nv_bfloat16*>(p.out)[at] = __float2bfloat16_rn(a);
-  else
-    static_cast<float*>(p.out)[at] = a;
-}
-
-// Swapped tiles: the four sums of vector (sub, j) of this consumer thread to their places in out.
-__device__ __forceinline__ void store_swapped(const GemmParams& p, const TileAt& tile, int sub, int j, float4 v) {
-  const int t = threadIdx.x - (kGemmThreads - kConsumerThreads), lane = t % 32;
-  const int col = tile.col + (sub * 2 + t / 128) * 64 + t % 128 / 32 * 16 + lane / 4, c = 8 * j + lane % 4 * 2;
-  const int64_t at = int64_t(tile.row + c) * p.n + col;
-  if (c < tile.rows) {
-    if (col < p.n) store_one(p, at, v.x);
-    if (col + 8 < p.n) store_one(p, at + 8, v.z);
-  }
-  if (c + 1 < tile.rows) {
-    if (col < p.n) store_one(p, at + p.n, v.y);
-    if (col + 8 < p.n) store_one(p, at + p.n + 8, v.w);
-  }
-}
-
-// Straight tiles: 16 rows and up to 32 columns of a warp, `count` vectors of which each thread has put into `pass`, in
-// whole lines of memory. row, col: of the warp's first sum, in the tile.
-template <class S>
-__device__ __forceinline__ void store_pass(const GemmParams& p, const TileAt& tile, int row, int col, int count,
-                                           const float* pass) {
-  const int lane = threadIdx.x % 32, c = lane % 8 * 4;
-  __syncwarp();
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const int r = 4 * i + lane / 8;
-    if (row + r < tile.rows && c < 8 * count && tile.col + col + c < p.n)
-      store_four(p, int64_t(tile.row + row + r) * p.n + tile.col + col + c,
-                 *reinterpret_cast<const float4*>(pass + r * S::kPassRow + c));
-  }
-  __syncwarp();
-}
-
-// What a thread multiplies its sums of one k-block and one half of the tile by.
-template <class S, bool = S::kSwap>
-struct Scales;
-
-// Tokens on M: two rows a thread, and the weight blocks that the tile touches (column group j of the tile lies in block
-// (col % 128 + 8 j) / 128 of those whose scales are in the stage; gated: the up block's scale lies 128 bytes further).
-template <class S>
-struct Scales<S, false> {
-  static constexpr int kBlocks = S::kGated ? 2 : S::kTileN % 128 == 0 ? S::kTileN / 128 : (S::kTileN + 238) / 128;
-  static_assert(S::kTileN % 16 == 0);   // so that both column groups of a pair lie in one block
-  static constexpr bool kEarly = true;  // all is in registers after load()
-  float low[kBlocks], high[kBlocks];
-
-  __device__ __forceinline__ void load(const float* token_scale, const float* weight_scale, int sub, int wg) {
-    const int m = (sub * 2 + wg) * 64 + threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4;
-    const float t_low = token_scale[m], t_high = token_scale[m + 8];
-#pragma unroll
-    for (int b = 0; b < kBlocks; ++b) {
-      const float w = weight_scale[S::kGated ? b * 32 : b];
-      low[b] = t_low * w, high[b] = t_high * w;
-    }
-  }
-  __device__ __forceinline__ void of(int j, int shift, float (&s)[4]) const {
-    s[0] = low[0], s[2] = high[0];
-#pragma unroll
-    for (int b = 1; b < kBlocks; ++b) {
-      const bool here = S::kGated              ? j >= 8
-                        : S::kTileN % 128 == 0 ? 8 * j >= b * kScaleBlock
-                                               : shift + 16 * (j / 2) >= b * kScaleBlock;
-      if (here) s[0] = low[b], s[2] = high[b];
-    }
-    s[1] = s[0], s[3] = s[2];
-  }
-};
-
-// Tokens on N: two tokens of each column group, and the one weight block of this half of the tile.
-template <class S>
-struct Scales<S, true> {
-  static constexpr bool kEarly = S::kTileN <= 64;  // else the registers do not suffice
-  float2 token[kEarly ? S::kTileN / 8 : 1];
-  const float* later;
-  float weight;
-
-  __device__ __forceinline__ void load(const float* token_scale, const float* weight_scale, int sub, int) {
-    weight = weight_scale[S::kGated ? sub * 32 : sub];
-    later = token_scale + threadIdx.x % 4 * 2;
-    if constexpr (kEarly)
-#pragma unroll
-      for (int j = 0; j < S::kTileN / 8; ++j) token[j] = make_float2(later[8 * j], later[8 * j + 1]);
-  }
-  __device__ __forceinline__ void of(int j, int, float (&s)[4]) const {
-    const float2 t = kEarly ? token[kEarly ? j : 0] : make_float2(later[8 * j], later[8 * j + 1]);
-    s[0] = s[2] = t.x * weight, s[1] = s[3] = t.y * weight;
-  }
-};
-
-// How many of `count` floats from `begin`, rounded down to a multiple of 4, lie within a row of `stride`.
-__device__ __forceinline__ int scales_from(int begin, int count, int stride) {
-  return max(0, min(count, stride - (begin & ~3)));
-}
 
 template <class S>
 __global__ void __launch_bounds__(kGemmThreads, 1)
