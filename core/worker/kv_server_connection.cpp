@@ -68,6 +68,7 @@ void KvServerConnection::run() {
   for (auto& [id, job] : jobs_) {  // neither thread runs any more
     ++context_.num_failed;
     release_job(*job);
+    --context_.num_active;
   }
   jobs_.clear();
 }
@@ -290,14 +291,23 @@ void KvServerConnection::finish_job(const std::shared_ptr<Job>& job) {
   }
   end_job(job);
   ++context_.num_done;
-  send_frame(encode(done));
+  send_last_word(encode(done));
 }
 
 void KvServerConnection::fail_job(const std::shared_ptr<Job>& job, const std::string& reason, bool cancelled) {
   end_job(job);
   ++(cancelled ? context_.num_cancelled : context_.num_failed);
   if (!cancelled) log::warn(log::About{job->request_id}, "kv: prefill failed: {}", reason);
-  send_frame(encode(Failed{job->plan.id, job->plan.epoch, reason}));
+  send_last_word(encode(Failed{job->plan.id, job->plan.epoch, reason}));
+}
+
+// A transfer is under way until its last word lies in the socket: a worker that shuts down waits for that.
+void KvServerConnection::send_last_word(const Bytes& frame) {
+  const struct Left {
+    std::atomic<int64_t>& num_active;
+    ~Left() { --num_active; }
+  } left{context_.num_active};
+  send_frame(frame);
 }
 
 // Every byte that will be sent of it lies in the socket.
@@ -316,7 +326,6 @@ void KvServerConnection::release_job(Job& job) {
     std::lock_guard lock(shared_->mutex);
     finished = job.finished;
   }
-  --context_.num_active;
   try {
     if (!finished) context_.producer.cancel(job.handle);
   } catch (const std::exception& e) {

@@ -71,6 +71,7 @@ class KvServerConnection {
   void send_blocks(Job& job, int64_t num_tokens_ready);
   void finish_job(const std::shared_ptr<Job>& job);
   void fail_job(const std::shared_ptr<Job>& job, const std::string& reason, bool cancelled);
+  void send_last_word(const transfer::Bytes& frame);
   void end_job(const std::shared_ptr<Job>& job);
   void release_job(Job& job);
 

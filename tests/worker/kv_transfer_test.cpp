@@ -1,5 +1,6 @@
 // KV transfers between a server and a source over loopback: what arrives, to the byte; company, order of workers,
 // cancellation, limits.
+#include <numeric>
 #include <random>
 
 #include "tests/worker/kv_harness.h"
@@ -77,6 +78,25 @@ TEST(KvTransfer, ManyTransfersShareOneConnection) {
   EXPECT_EQ(engine.num_released_twice, 0);
   EXPECT_EQ(server.stats().num_done, 32);
   EXPECT_EQ(decode.source.stats().num_done, 32);
+}
+
+// A worker that shuts down stops the server as soon as nothing is under way. Releasing the pages takes a while here,
+// and the last word comes after it.
+TEST(KvTransfer, AServerThatStopsWhenNothingIsUnderWayCutsNothing) {
+  const KvLayout layout = make_layout(4, 64, 2048);
+  for (int i = 0; i < 5; ++i) {
+    FakeProducer engine(layout, 65);
+    KvServer server(engine.producer(), server_options());
+    Decode decode(layout, 64);
+    std::vector<int32_t> pages(60);
+    std::iota(pages.begin(), pages.end(), 0);
+    auto result = decode.start(decode.request(1, {endpoint(server.port())}, make_prompt(60 * 64 + 1), 0, pages));
+    engine.wait_until([](const FakeProducer& e) { return e.num_begun == 1; });
+    while (server.stats().num_active > 0) std::this_thread::yield();
+    server.stop();
+    const RemotePrefillResult end = result.get();
+    EXPECT_TRUE(end.ok) << end.error;
+  }
 }
 
 // Pages travel while the engine computes: with the engine held in mid-prompt, the finished pages are there.
