@@ -2,7 +2,7 @@
 // a published shape. Every level of concurrency runs the same requests first, so their hashes must agree where results
 // do not depend on company: the benchmark is an exactness test too. Beside the speed stands the machine's own limit,
 // measured in the same run: a decode step reads every active weight once, so read bandwidth bounds it.
-#include <fmt/core.h>
+#include <fmt/format.h>
 #include <unistd.h>
 
 #include <algorithm>

@@ -316,8 +316,19 @@ class DecodeFails(RouterCase):
         entry = self.router(prefill, killed, left)
         bodies = [completion(prompt(1500, start), logprobs=None) for start in range(4)]
         streams = [Stream(entry, body) for body in bodies]
-        killed.wait_until(lambda: killed.metric("moectl_num_remote_prefills") == 2, "prompts are computed elsewhere")
+
+        def held():  # with the prefill worker stopped no prompt ends, so no text comes before the kill
+            if killed.metric("moectl_num_remote_prefills") != 2:
+                return False
+            prefill.process.send_signal(signal.SIGSTOP)
+            if killed.metric("moectl_num_remote_prefills") == 2:
+                return True
+            prefill.process.send_signal(signal.SIGCONT)
+            return False
+
+        killed.wait_until(held, "two prompts are computed elsewhere")
         killed.terminate(signal.SIGKILL)
+        prefill.process.send_signal(signal.SIGCONT)
         for stream, body in zip(streams, bodies):
             self.assertTrue(stream.end().complete, stream.data)
             self.assertEqual(stream.text, text_of(body))
@@ -352,7 +363,7 @@ class ClientLeaves(RouterCase):
         self.cancelled(entry, 2)
         self.returns_to_baseline(decode, prefill)
         for count, stream in ((3, True), (4, False)):
-            prefilling = self.send(entry, completion(prompt(1900, count), stream=stream))
+            prefilling = self.send(entry, completion(prompt(1900, count), max_tokens=140, ignore_eos=True, stream=stream))
             decode.wait_until(lambda: decode.metric("moectl_num_remote_prefills") == 1, "the prompt is computed elsewhere")
             leave(prefilling)
             self.cancelled(entry, count)

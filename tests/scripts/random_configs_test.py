@@ -15,8 +15,12 @@ NUM_CONFIGS = 240
 SECONDS, MEMORY = 60, 1 << 30
 
 
+SANITIZED = any(name in Path(MOECTL).read_bytes() for name in (b"__asan_init", b"__tsan_init"))
+
+
 def limit():
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    if not SANITIZED:  # its shadow takes terabytes of addresses
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
 
 
 def value(r, old):
