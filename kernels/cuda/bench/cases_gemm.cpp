@@ -1,5 +1,6 @@
 // Matrix products of one layer, m rows by each of its matrices, beside cuBLASLt.
 #include "kernels/cuda/bench/bench.h"
+#include "kernels/cuda/bf16_gemm.h"
 #include "kernels/cuda/cublaslt.h"
 #include "kernels/cuda/fp8_gemm.h"
 #include "kernels/cuda/kernels.h"
@@ -79,26 +80,28 @@ Case f8_case(const KernelShape& s, const Matrix& w, int64_t m) {
   return c;
 }
 
-// f32 rows in and out, as the model calls it; the library is given bf16 rows.
 Case bf16_case(const KernelShape& s, const Matrix& w, int64_t m) {
   const int64_t n = w.n, k = w.k;
-  Case c{.kernel = "linear bf16",
+  Case c{.kernel = "bf16_gemm",
          .shape = fmt::format("{} {} {}x{}x{}", s.name, w.name, m, n, k),
-         .bytes = double(n * k) * 2 + double(m * (n + k)) * 4,
+         .bytes = double(n * k + m * k) * 2 + double(m * n) * 4,
          .flops = 2.0 * double(m) * double(n) * double(k),
          .unit = Unit::kBf16,
-         .peers = {"cuBLASLt"}};
+         .peers = {"cuBLASLt", "our mma_gemm"}};
   c.make = [=](Memory& memory) {
-    LinearArgs args{.x = {memory.floats(m * k), {m, k}}, .weight = random_weight(memory, false, 1, n, k)};
-    args.out = {memory.alloc<float>(m * n), {m, n}};
+    // The kernel of any card takes the rows as f32.
+    LinearArgs any{.x = {memory.floats(m * k), {m, k}}, .weight = random_weight(memory, false, 1, n, k)};
+    any.out = {memory.alloc<float>(m * n), {m, n}};
+    Bf16GemmArgs args{.a = memory.bf16(m * k), .rows = m, .n = n, .k = k, .w = weight_data(any.weight)};
+    args.out = memory.alloc<float>(m * n);
     LtMatmulArgs lt = lt_args(memory, m, n, k);
     lt.out_dtype = DType::kF32;
-    lt.x = memory.bf16(m * k);
-    lt.w = weight_data(args.weight);
+    lt.x = args.a;
+    lt.w = args.w;
     Work work;
-    work.run = [args](Stream stream) { linear(args, {.tensor_cores = true}, stream); };
-    work.peers = {peer(lt)};
-    work.out = args.out.data;
+    work.run = [args](Stream stream) { bf16_gemm(args, stream); };
+    work.peers = {peer(lt), [any](Stream stream) { linear(any, {.tensor_cores = true}, stream); }};
+    work.out = args.out;
     work.out_bytes = m * n * 4;
     return work;
   };

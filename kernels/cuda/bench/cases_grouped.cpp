@@ -3,9 +3,9 @@
 #include <numeric>
 
 #include "kernels/cuda/bench/bench.h"
+#include "kernels/cuda/bf16_gemm.h"
 #include "kernels/cuda/cublaslt.h"
 #include "kernels/cuda/fp8_gemm.h"
-#include "kernels/cuda/kernels.h"
 
 namespace moectl::cuda::bench {
 namespace {
@@ -69,48 +69,44 @@ Case f8_case(const KernelShape& s, const Load& load, Half half) {
   return c;
 }
 
-// The whole feed-forward on bf16 weights, f32 rows in and out.
-Case bf16_case(const KernelShape& s, const Load& load) {
-  const int64_t rows = load.total(), hidden = s.hidden_size, width = s.moe_intermediate_size;
-  Case c{.kernel = "moe_experts bf16",
-         .shape = fmt::format("{} {} experts x {} rows, {}x{}", s.name, load.experts, load.rows, width, hidden),
-         .bytes = double(load.experts * 3 * width * hidden) * 2 + double(rows * hidden) * 8,
-         .flops = 6.0 * double(rows) * double(width) * double(hidden),
+Case bf16_case(const KernelShape& s, const Load& load, Half half) {
+  const bool gated = half == Half::kGateUp;
+  const int64_t rows = load.total(), n = gated ? s.moe_intermediate_size : s.hidden_size,
+                k = gated ? s.hidden_size : s.moe_intermediate_size, matrices = gated ? 2 : 1;
+  Case c{.kernel = "bf16_grouped_gemm",
+         .shape = fmt::format("{} {} {} experts x {} rows, {}x{}", s.name, gated ? "gate+up" : "down", load.experts,
+                              load.rows, n, k),
+         .bytes = (double(load.experts * matrices * n * k) + double(rows * k) + double(rows * n)) * 2,
+         .flops = 2.0 * double(rows) * double(matrices * n) * double(k),
          .unit = Unit::kBf16,
-         .peers = {"cuBLASLt, three products an expert"}};
+         .peers = {"cuBLASLt, a product an expert"}};
   c.make = [=](Memory& memory) {
-    MoeExpertsArgs args;
-    args.x = {memory.floats(rows * hidden), {rows, hidden}};
-    args.expert_offsets = {memory.upload(offsets_of(load)), {load.experts + 1}};
-    args.w_gate = random_weight(memory, false, load.experts, width, hidden);
-    args.w_up = random_weight(memory, false, load.experts, width, hidden);
-    args.w_down = random_weight(memory, false, load.experts, hidden, width);
-    args.hidden = {memory.alloc<float>(rows * width), {rows, width}};
-    args.out = {memory.alloc<float>(rows * hidden), {rows, hidden}};
-    const __nv_bfloat16 *x = memory.bf16(rows * hidden), *between = memory.bf16(rows * width);
+    Bf16GemmArgs args{.a = memory.bf16(rows * k), .rows = rows, .n = n, .k = k, .batch = load.experts};
+    args.w = memory.bf16(load.experts * n * k, 0.02f);
+    if (gated) args.w_up = memory.bf16(load.experts * n * k, 0.02f);
+    args.expert_offsets = memory.upload(offsets_of(load));
+    args.num_experts = load.experts;
+    args.out = memory.alloc<__nv_bfloat16>(rows * n);
+    args.out_type = DType::kBF16;
     auto* workspace = memory.alloc<std::byte>(kLtWorkspaceBytes);
     Work work;
-    work.run = [=](Stream stream) { moe_experts(args, {.tensor_cores = true}, stream); };
+    work.run = [args](Stream stream) { bf16_gemm(args, stream); };
     work.peers = {[=](Stream stream) {
-      const auto product = [&](int64_t e, const Weight& w, const __nv_bfloat16* in, float* out) {
-        CublasLt::get().matmul({.m = load.rows,
-                                .n = w.n,
-                                .k = w.k,
-                                .out_dtype = DType::kF32,
-                                .x = in + e * load.rows * w.k,
-                                .w = weight_data(w) + e * w.n * w.k * 2,
-                                .out = out + e * load.rows * w.n,
-                                .workspace = workspace},
-                               stream);
-      };
-      for (int64_t e = 0; e < load.experts; ++e) {
-        product(e, args.w_gate, x, args.hidden.data);
-        product(e, args.w_up, x, args.hidden.data);
-        product(e, args.w_down, between, args.out.data);
-      }
+      const auto at = [](const void* p, int64_t i) { return static_cast<const __nv_bfloat16*>(p) + i; };
+      for (int64_t e = 0; e < load.experts; ++e)
+        for (const void* matrix : {args.w, args.w_up})
+          if (matrix)
+            CublasLt::get().matmul({.m = load.rows,
+                                    .n = n,
+                                    .k = k,
+                                    .x = at(args.a, e * load.rows * k),
+                                    .w = at(matrix, e * n * k),
+                                    .out = static_cast<__nv_bfloat16*>(args.out) + e * load.rows * n,
+                                    .workspace = workspace},
+                                   stream);
     }};
-    work.out = args.out.data;
-    work.out_bytes = rows * hidden * 4;
+    work.out = args.out;
+    work.out_bytes = rows * n * 2;
     return work;
   };
   return c;
@@ -124,10 +120,8 @@ void add_grouped_cases(const KernelShape& s, Cases& cases) {
   const int64_t few = s.num_experts / 32 + 1, many = s.num_experts / 8;
   for (const Load& load :
        {Load{few, 64}, Load{few, 128}, Load{many, 8}, Load{many, 64}, Load{many, 1024}, Load{s.num_experts, 4}})
-    if (s.f8)
-      for (const Half half : {Half::kGateUp, Half::kDown}) cases.push_back(f8_case(s, load, half));
-    else
-      cases.push_back(bf16_case(s, load));
+    for (const Half half : {Half::kGateUp, Half::kDown})
+      cases.push_back(s.f8 ? f8_case(s, load, half) : bf16_case(s, load, half));
 }
 
 }  // namespace moectl::cuda::bench
