@@ -44,7 +44,9 @@ def stem_faults(paths):
         stem = Path(path).stem
         if Path(path).parent.as_posix() == "kernels/cuda" and path.endswith(".cu"):
             name = stem.removesuffix("_sm90")
-            if not {f"kernels/cpu/{name}.cpp", f"tests/kernels_cuda/{name}_test.cpp"} & present:
+            words = name.split("_")
+            names = ["_".join(words[:n]) for n in range(1, len(words) + 1)]  # sample_choose is a part of sample
+            if not {f for n in names for f in (f"kernels/cpu/{n}.cpp", f"tests/kernels_cuda/{n}_test.cpp")} & present:
                 yield path, f"has neither kernels/cpu/{name}.cpp nor tests/kernels_cuda/{name}_test.cpp, which say what it computes"
         if stem in operations and path == f"kernels/cpu/{stem}.cpp" and f"tests/kernels/{stem}_test.cpp" not in present:
             yield path, f"has no tests/kernels/{stem}_test.cpp"
