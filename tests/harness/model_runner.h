@@ -27,6 +27,9 @@ class ModelRunner {
     int ep_size = 1;
     int max_tokens = 2048, max_logits = 2048;
     int num_pages = 40;
+    std::string device = "cpu";
+    bool precise = false, deterministic = false;  // on CUDA
+    DType kv_dtype = DType::kF32;
   };
 
   ModelRunner(const std::string& dir, Options options) : config_(read_config(dir)), checkpoint_(Checkpoint::open(dir)) {
@@ -36,10 +39,15 @@ class ModelRunner {
     std::shared_ptr<const ModelWeights> weights;
     for (int r = 0; r < options.ep_size; ++r) {
       RankModel rank;
-      rank.ops = make_ops({.cpu_path = options.cpu_path, .num_threads = options.threads, .spin = spin});
+      rank.ops = make_ops({.device = options.device,
+                           .cpu_path = options.cpu_path,
+                           .num_threads = options.threads,
+                           .spin = spin,
+                           .precise = options.precise,
+                           .deterministic = options.deterministic});
       rank.comm = std::move(comms[size_t(r)]);
       if (!weights) weights = load_weights(config_, checkpoint_, *rank.ops);
-      rank.cache = std::make_unique<KvCache>(config_, *rank.ops, options.num_pages);
+      rank.cache = std::make_unique<KvCache>(config_, *rank.ops, options.num_pages, options.kv_dtype);
       ranks_.push_back(std::move(rank));
     }
     on_all([&](RankModel& rank) {
@@ -75,6 +83,18 @@ class ModelRunner {
   Checkpoint checkpoint_;
   std::vector<RankModel> ranks_;
 };
+
+// Rows of a step's logits or states, wherever the backend keeps them.
+inline std::vector<std::vector<float>> host_rows(Ops& ops, View<const float> view) {
+  const int64_t num_bytes = view.size() * int64_t(sizeof(float));
+  const Buffer host = ops.alloc_host(num_bytes);
+  ops.copy(host.get(), view.data, num_bytes, ops.stream());
+  ops.synchronize(ops.stream());
+  std::vector<std::vector<float>> rows;
+  const float* data = reinterpret_cast<const float*>(host.get());
+  for (int64_t i = 0; i < view.dim(0); ++i, data += view.row_size()) rows.emplace_back(data, data + view.row_size());
+  return rows;
+}
 
 // One sequence whose pages are first_page, first_page + 1, ...: rows [begin, end) of `ids`, logits of every row.
 inline Batch rows_of(const std::vector<int32_t>& ids, int begin, int end, int first_page = 0) {

@@ -1,0 +1,200 @@
+// The decoder on a GPU, every checkpoint. --precise: against transformers' references, as the CPU backend is held to
+// them. Fast (FP8 and bf16 operands, bf16 cache): against the CPU backend's logits, with the greedy tokens equal except
+// where the CPU's own margin is below what the smaller operands can move; how many is printed. --deterministic:
+// bit-identical across chunking and company, recorded decode steps included.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <numeric>
+
+#include "tests/harness/model_runner.h"
+
+namespace moectl::test {
+namespace {
+
+using Json = nlohmann::json;
+using Rows = std::vector<std::vector<float>>;
+
+std::vector<std::string> checkpoints() {
+  std::vector<std::string> dirs = {"models/demo"};
+  std::error_code none;
+  for (const auto& entry : std::filesystem::directory_iterator("tests/golden", none))
+    if (std::filesystem::exists(entry.path() / "golden.json")) dirs.push_back(entry.path().string());
+  std::sort(dirs.begin(), dirs.end());
+  return dirs;
+}
+
+int arg_max(const std::vector<float>& row) {
+  return int(std::max_element(row.begin(), row.end()) - row.begin());
+}
+
+double log_softmax(const std::vector<float>& row, int id) {
+  const double max = row[size_t(arg_max(row))];
+  double sum = 0;
+  for (float x : row) sum += std::exp(double(x) - max);
+  return double(row[size_t(id)]) - max - std::log(sum);
+}
+
+class CudaGolden : public testing::TestWithParam<std::string> {
+ protected:
+  void SetUp() override {
+    try {
+      make_ops({.device = "cuda"});
+    } catch (const Error& e) {
+      GTEST_SKIP() << e.what();
+    }
+    std::ifstream in(GetParam() + "/golden.json");
+    for (const Json& test : Json::parse(in)["cases"]) {
+      Case c;
+      c.prompt_size = test["prompt_ids"].size();
+      for (int32_t id : test["prompt_ids"]) c.ids.push_back(id);
+      for (int32_t id : test["output_ids"]) c.ids.push_back(id);
+      for (double x : test["logprobs"]) c.logprobs.push_back(x);
+      if (test.contains("mtp_draft"))
+        for (int32_t id : test["mtp_draft"]) c.drafts.push_back(id);
+      cases_.push_back(std::move(c));
+    }
+  }
+  struct Case {
+    std::vector<int32_t> ids, drafts;
+    size_t prompt_size = 0;
+    std::vector<double> logprobs;
+  };
+  std::vector<Case> cases_;
+};
+
+Rows forward(ModelRunner& runner, const Batch& batch) {
+  return host_rows(*runner.rank().ops, runner.rank().model->forward(batch));
+}
+
+TEST_P(CudaGolden, PreciseAgainstTransformers) {
+  ModelRunner runner(GetParam(), {.device = "cuda", .precise = true});
+  double worst = 0;
+  int num_tokens = 0, num_drafts = 0;
+  for (const Case& c : cases_) {
+    const Rows logits = forward(runner, rows_of(c.ids, 0, int(c.ids.size())));
+    for (size_t i = 0; i + 1 < c.ids.size(); ++i) {
+      if (i + 1 >= c.prompt_size) {
+        ASSERT_EQ(arg_max(logits[i]), c.ids[i + 1]) << "output token " << i + 1 - c.prompt_size;
+        ++num_tokens;
+      }
+      if (i >= c.logprobs.size()) continue;
+      const double difference = std::abs(log_softmax(logits[i], c.ids[i + 1]) - c.logprobs[i]);
+      ASSERT_LE(difference, 2e-3) << "token " << i + 1;
+      worst = std::max(worst, difference);
+    }
+    if (c.drafts.empty()) continue;
+    const std::vector<int32_t> next(c.ids.begin() + 1, c.ids.end());
+    Model& model = *runner.rank().model;
+    const Rows proposals = host_rows(*runner.rank().ops, model.forward_mtp(rows_of(next, 0, int(next.size())),
+                                                                           model.hidden().first(int64_t(next.size()))));
+    for (size_t k = 0; k < c.drafts.size(); ++k, ++num_drafts)
+      ASSERT_EQ(arg_max(proposals[c.prompt_size + k - 1]), c.drafts[k]) << "draft " << k;
+  }
+  std::printf("%s (cuda, precise): %d greedy tokens, %d drafts, worst logprob difference %.2g\n", GetParam().c_str(),
+              num_tokens, num_drafts, worst);
+}
+
+// The smaller operands move a logit by a share of the row's spread: bf16 (8 bits) a little, FP8 activations (4 bits)
+// more. Beyond these the arithmetic is wrong, not coarse.
+constexpr double kMeanShare = 0.12, kMarginShare = 0.5;
+
+TEST_P(CudaGolden, FastAgainstCpu) {
+  ModelRunner cpu(GetParam(), {.threads = 2}), fast(GetParam(), {.device = "cuda", .kv_dtype = DType::kBF16});
+  int num_tokens = 0, num_other = 0;
+  double sum_share = 0, worst_margin = 0;
+  int64_t num_rows = 0;
+  for (const Case& c : cases_) {
+    const Batch batch = rows_of(c.ids, 0, int(c.ids.size()));
+    const Rows expected = forward(cpu, batch), got = forward(fast, batch);
+    for (size_t i = 0; i < got.size(); ++i) {
+      const double n = double(got[i].size());
+      const double mean = std::accumulate(expected[i].begin(), expected[i].end(), 0.0) / n;
+      double spread = 0, difference = 0;
+      for (size_t j = 0; j < got[i].size(); ++j) {
+        spread += std::pow(double(expected[i][j]) - mean, 2);
+        difference += std::pow(double(got[i][j]) - double(expected[i][j]), 2);
+      }
+      spread = std::sqrt(spread / n);
+      ASSERT_TRUE(std::isfinite(difference)) << "row " << i;
+      sum_share += std::sqrt(difference / n) / spread;
+      ++num_rows;
+      ++num_tokens;
+      const int best = arg_max(expected[i]), chosen = arg_max(got[i]);
+      if (best == chosen) continue;
+      const double margin = double(expected[i][size_t(best)] - expected[i][size_t(chosen)]) / spread;
+      EXPECT_LE(margin, kMarginShare) << "row " << i << ": token " << chosen << " for " << best;
+      worst_margin = std::max(worst_margin, margin);
+      ++num_other;
+    }
+  }
+  const double share = sum_share / double(num_rows);
+  EXPECT_LE(share, kMeanShare);
+  std::printf(
+      "%s (cuda, fast): %d of %d greedy tokens differ (largest margin %.3f of the row's spread); logits differ by "
+      "%.3f of it in the mean\n",
+      GetParam().c_str(), num_other, num_tokens, worst_margin, share);
+}
+
+std::vector<int32_t> random_ids(int n, int vocab, uint32_t seed) {
+  std::vector<int32_t> ids;
+  for (int i = 0; i < n; ++i) ids.push_back(int32_t((seed = seed * 1664525u + 1013904223u) >> 8) % vocab);
+  return ids;
+}
+
+void expect_same_bits(const std::vector<float>& a, const std::vector<float>& b, const std::string& what) {
+  ASSERT_EQ(a.size(), b.size());
+  ASSERT_EQ(0, std::memcmp(a.data(), b.data(), a.size() * sizeof(float))) << what;
+}
+
+// Three sequences: each alone in one step; then in chunks; then the last 20 tokens of all of them one by one together,
+// which is what the engine records and replays.
+TEST_P(CudaGolden, DeterministicWhateverTheCompany) {
+  for (bool precise : {true, false}) {
+    ModelRunner runner(GetParam(),
+                       {.device = "cuda", .precise = precise, .deterministic = true, .kv_dtype = DType::kBF16});
+    constexpr int kSize = 150, kTail = 20;
+    std::vector<std::vector<int32_t>> ids;
+    std::vector<Rows> alone;
+    for (uint32_t s = 0; s < 3; ++s) {
+      ids.push_back(random_ids(kSize, runner.config().vocab_size, s + 1));
+      alone.push_back(forward(runner, rows_of(ids.back(), 0, kSize, int(3 * s))));
+    }
+    for (int chunk : {1, 7, 64, 100})
+      for (int begin = 0; begin < kSize; begin += chunk) {
+        const int end = std::min(begin + chunk, kSize);
+        const Rows rows = forward(runner, rows_of(ids[0], begin, end, 10));
+        for (int i = begin; i < end; ++i)
+          expect_same_bits(alone[0][size_t(i)], rows[size_t(i - begin)], fmt::format("chunks of {}, row {}", chunk, i));
+        if (HasFatalFailure()) return;
+      }
+    for (uint32_t s = 0; s < 3; ++s) forward(runner, rows_of(ids[s], 0, kSize - kTail, int(20 + 3 * s)));
+    for (int i = kSize - kTail; i < kSize; ++i) {
+      Batch batch;
+      batch.max_pages = 3;
+      for (int s = 0; s < 3; ++s) {
+        batch.token_ids.push_back(ids[size_t(s)][size_t(i)]);
+        batch.positions.push_back(i);
+        batch.seq_idx.push_back(s);
+        batch.logits_rows.push_back(s);
+        for (int p = 0; p < 3; ++p) batch.page_table.push_back(20 + 3 * s + p);
+      }
+      const Rows rows = forward(runner, batch);
+      for (size_t s = 0; s < 3; ++s)
+        expect_same_bits(alone[s][size_t(i)], rows[s],
+                         fmt::format("precise {}, sequence {}, position {}", precise, s, i));
+      if (HasFatalFailure()) return;
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Checkpoints, CudaGolden, testing::ValuesIn(checkpoints()),
+                         [](const auto& info) { return info.param.substr(info.param.rfind('/') + 1); });
+
+}  // namespace
+}  // namespace moectl::test
