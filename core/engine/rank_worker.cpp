@@ -113,7 +113,7 @@ void RankWorker::build() {
   model_ = std::make_unique<Model>(*setup_.config, setup_.weights, *setup_.ops, *setup_.comm, *cache_, setup_.limits);
   sampler_ = std::make_unique<Sampler>(setup_.config->vocab_size);
   if (!setup_.ops->host_memory())
-    host_logits_ = setup_.ops->alloc_host(int64_t{setup_.limits.max_logits} * setup_.config->vocab_size * 4);
+    device_sampler_ = std::make_unique<DeviceSampler>(setup_.limits, setup_.config->vocab_size, *setup_.ops);
   if (!setup_.compute_mtp_kv) return;
   const int64_t max_tokens = setup_.limits.max_tokens;
   mtp_row_idx_ = setup_.ops->alloc(max_tokens * int64_t(sizeof(int32_t)));
@@ -132,22 +132,52 @@ KvPool RankWorker::kv_pool() const {
 
 void RankWorker::step(const RankPlan& plan) {
   make_batch(plan, batch_);
-  const View<const float> logits = on_host(model_->forward(batch_));
+  View<const float> logits = model_->forward(batch_);
+  if (device_sampler_) {
+    sample_on_device(plan, logits);
+    fetch_scored_rows(plan, logits);
+    logits.data = reinterpret_cast<const float*>(host_logits_.get());
+  }
+  setup_.ops->synchronize(setup_.ops->stream());
   results_.clear();
   int row = 0;
   for (const Chunk& chunk : plan.chunks) results_.push_back(result_of(chunk, logits, row));
   if (std::ranges::any_of(plan.chunks, [](const Chunk& c) { return c.mtp_end > c.begin; })) compute_mtp_kv(plan);
 }
 
-// Waits for the step; a device's logits are fetched.
-View<const float> RankWorker::on_host(View<const float> logits) {
-  Ops& ops = *setup_.ops;
-  if (!ops.host_memory()) {
-    ops.copy(host_logits_.get(), logits.data, logits.size() * int64_t(sizeof(float)), ops.stream());
-    logits.data = reinterpret_cast<const float*>(host_logits_.get());
+namespace {
+
+// Text and parameters of a sequence, as both samplers take them.
+template <class Args>
+Args sampling_args(const Sequence& seq, std::span<const int32_t> eos_token_ids, auto&&... first) {
+  return {first..., seq.request.sampling, seq.ids().first(size_t(seq.num_prompt_tokens)),
+          seq.ids().subspan(size_t(seq.num_prompt_tokens)), eos_token_ids};
+}
+
+}  // namespace
+
+void RankWorker::sample_on_device(const RankPlan& plan, View<const float> logits) {
+  device_sampler_->begin();
+  for (const Chunk& chunk : plan.chunks) {
+    for (int i = chunk.prompt_logits_begin; i < chunk.prompt_logits_end; ++i) device_sampler_->add_unused();
+    if (chunk.sample) device_sampler_->add(sampling_args<SamplingRowArgs>(*chunk.seq, setup_.eos_token_ids));
   }
-  ops.synchronize(ops.stream());
-  return logits;
+  device_sampler_->launch(logits);
+}
+
+// Rows that score a prompt's tokens go to the same places of host_logits_: few requests ask for them.
+void RankWorker::fetch_scored_rows(const RankPlan& plan, View<const float> logits) {
+  int64_t row = 0;
+  for (const Chunk& chunk : plan.chunks) {
+    const int64_t num = chunk.prompt_logits_end - chunk.prompt_logits_begin;
+    if (num > 0) {
+      Ops& ops = *setup_.ops;
+      const int64_t row_bytes = logits.dim(1) * int64_t(sizeof(float));
+      if (!host_logits_) host_logits_ = ops.alloc_host(setup_.limits.max_logits * row_bytes);
+      ops.copy(host_logits_.get() + row * row_bytes, logits.row(row), num * row_bytes, ops.stream());
+    }
+    row += chunk.num_logits();
+  }
 }
 
 void RankWorker::compute_mtp_kv(const RankPlan& plan) {
@@ -172,12 +202,10 @@ ChunkResult RankWorker::result_of(const Chunk& chunk, View<const float> logits, 
     for (int position = chunk.prompt_logits_begin; position < chunk.prompt_logits_end; ++position)
       result.prompt_logprobs.push_back(
           sampler_->score(next_row(), seq.token_ids[size_t(position) + 1], params.num_logprobs));
-    if (chunk.sample)
-      result.token = sampler_->sample({.logits = next_row(),
-                                       .params = params,
-                                       .prompt_ids = seq.ids().first(size_t(seq.num_prompt_tokens)),
-                                       .output_ids = seq.ids().subspan(size_t(seq.num_prompt_tokens)),
-                                       .eos_token_ids = setup_.eos_token_ids});
+    if (chunk.sample && device_sampler_)
+      result.token = sampled_token(device_sampler_->sampled(row), params);
+    else if (chunk.sample)
+      result.token = sampler_->sample(sampling_args<SampleArgs>(seq, setup_.eos_token_ids, next_row()));
   } catch (const Error& e) {  // this row's fault: its request ends, the others go on
     result.error = e.what();
   }

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "core/comm/communicator.h"
+#include "core/engine/device_sampler.h"
 #include "core/engine/sampler.h"
 #include "core/engine/scheduler.h"
 #include "core/model/model.h"
@@ -50,7 +51,8 @@ class RankWorker {
   void build();
   void step(const RankPlan& plan);
   void compute_mtp_kv(const RankPlan& plan);
-  View<const float> on_host(View<const float> logits);
+  void sample_on_device(const RankPlan& plan, View<const float> logits);
+  void fetch_scored_rows(const RankPlan& plan, View<const float> logits);
   ChunkResult result_of(const Chunk& chunk, View<const float> logits, int& row);
   void fail(const std::string& what, bool by_peer);
 
@@ -61,7 +63,8 @@ class RankWorker {
   Batch batch_, mtp_batch_;
   std::vector<int32_t> mtp_rows_;
   Buffer mtp_row_idx_, mtp_states_;  // [max_tokens], [max_tokens, hidden_size]: the states the MTP module starts from
-  Buffer host_logits_;               // [max_logits, vocab_size], where logits are out of the host's reach
+  std::unique_ptr<DeviceSampler> device_sampler_;  // where logits are out of the host's reach
+  Buffer host_logits_;                             // there: [max_logits, vocab_size], of prompts that are scored
   std::vector<ChunkResult> results_;
 
   std::mutex mutex_;
