@@ -17,7 +17,7 @@ class DeviceSampler {
 
   void begin() { rows_.clear(), adjustments_.clear(); }
   void add(const SamplingRowArgs& args) { rows_.push_back(maker_.make(args, adjustments_)); }
-  void add_unused() { rows_.push_back({}); }  // a row of logits that only scores a prompt's token
+  void add(const SamplingRow& row) { rows_.push_back(row); }
   // logits [rows added, vocab_size], on the device.
   void launch(View<const float> logits);
   const SampledRow& sampled(int row) const { return reinterpret_cast<const SampledRow*>(host_out_.get())[row]; }

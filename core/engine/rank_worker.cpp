@@ -132,12 +132,8 @@ KvPool RankWorker::kv_pool() const {
 
 void RankWorker::step(const RankPlan& plan) {
   make_batch(plan, batch_);
-  View<const float> logits = model_->forward(batch_);
-  if (device_sampler_) {
-    sample_on_device(plan, logits);
-    fetch_scored_rows(plan, logits);
-    logits.data = reinterpret_cast<const float*>(host_logits_.get());
-  }
+  const View<const float> logits = model_->forward(batch_);
+  if (device_sampler_) sample_on_device(plan, logits);
   setup_.ops->synchronize(setup_.ops->stream());
   results_.clear();
   int row = 0;
@@ -159,25 +155,12 @@ Args sampling_args(const Sequence& seq, std::span<const int32_t> eos_token_ids, 
 void RankWorker::sample_on_device(const RankPlan& plan, View<const float> logits) {
   device_sampler_->begin();
   for (const Chunk& chunk : plan.chunks) {
-    for (int i = chunk.prompt_logits_begin; i < chunk.prompt_logits_end; ++i) device_sampler_->add_unused();
+    const int num_top = chunk.seq->request.sampling.num_logprobs;
+    for (int i = chunk.prompt_logits_begin; i < chunk.prompt_logits_end; ++i)
+      device_sampler_->add(score_row(chunk.seq->token_ids[size_t(i) + 1], num_top));
     if (chunk.sample) device_sampler_->add(sampling_args<SamplingRowArgs>(*chunk.seq, setup_.eos_token_ids));
   }
   device_sampler_->launch(logits);
-}
-
-// Rows that score a prompt's tokens go to the same places of host_logits_: few requests ask for them.
-void RankWorker::fetch_scored_rows(const RankPlan& plan, View<const float> logits) {
-  int64_t row = 0;
-  for (const Chunk& chunk : plan.chunks) {
-    const int64_t num = chunk.prompt_logits_end - chunk.prompt_logits_begin;
-    if (num > 0) {
-      Ops& ops = *setup_.ops;
-      const int64_t row_bytes = logits.dim(1) * int64_t(sizeof(float));
-      if (!host_logits_) host_logits_ = ops.alloc_host(setup_.limits.max_logits * row_bytes);
-      ops.copy(host_logits_.get() + row * row_bytes, logits.row(row), num * row_bytes, ops.stream());
-    }
-    row += chunk.num_logits();
-  }
 }
 
 void RankWorker::compute_mtp_kv(const RankPlan& plan) {
@@ -194,22 +177,24 @@ void RankWorker::compute_mtp_kv(const RankPlan& plan) {
 
 ChunkResult RankWorker::result_of(const Chunk& chunk, View<const float> logits, int& row) {
   const Sequence& seq = *chunk.seq;
-  const SamplingParams& params = seq.request.sampling;
-  const auto next_row = [&] { return std::span(logits.row(row++), size_t(logits.dim(1))); };
+  const int num_logprobs = seq.request.sampling.num_logprobs;
+  const auto logits_of = [&](int i) { return std::span(logits.row(i), size_t(logits.dim(1))); };
   ChunkResult result;
   const int first_row = row;
+  row += chunk.num_logits();
   try {
-    for (int position = chunk.prompt_logits_begin; position < chunk.prompt_logits_end; ++position)
+    int next = first_row;
+    for (int position = chunk.prompt_logits_begin; position < chunk.prompt_logits_end; ++position, ++next)
       result.prompt_logprobs.push_back(
-          sampler_->score(next_row(), seq.token_ids[size_t(position) + 1], params.num_logprobs));
-    if (chunk.sample && device_sampler_)
-      result.token = sampled_token(device_sampler_->sampled(row), params);
-    else if (chunk.sample)
-      result.token = sampler_->sample(sampling_args<SampleArgs>(seq, setup_.eos_token_ids, next_row()));
+          device_sampler_ ? sampled_token(device_sampler_->sampled(next), std::max(num_logprobs, 0))
+                          : sampler_->score(logits_of(next), seq.token_ids[size_t(position) + 1], num_logprobs));
+    if (!chunk.sample) return result;
+    result.token = device_sampler_
+                       ? sampled_token(device_sampler_->sampled(next), num_logprobs)
+                       : sampler_->sample(sampling_args<SampleArgs>(seq, setup_.eos_token_ids, logits_of(next)));
   } catch (const Error& e) {  // this row's fault: its request ends, the others go on
     result.error = e.what();
   }
-  row = first_row + chunk.num_logits();
   return result;
 }
 

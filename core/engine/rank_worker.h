@@ -52,7 +52,6 @@ class RankWorker {
   void step(const RankPlan& plan);
   void compute_mtp_kv(const RankPlan& plan);
   void sample_on_device(const RankPlan& plan, View<const float> logits);
-  void fetch_scored_rows(const RankPlan& plan, View<const float> logits);
   ChunkResult result_of(const Chunk& chunk, View<const float> logits, int& row);
   void fail(const std::string& what, bool by_peer);
 
@@ -64,7 +63,6 @@ class RankWorker {
   std::vector<int32_t> mtp_rows_;
   Buffer mtp_row_idx_, mtp_states_;  // [max_tokens], [max_tokens, hidden_size]: the states the MTP module starts from
   std::unique_ptr<DeviceSampler> device_sampler_;  // where logits are out of the host's reach
-  Buffer host_logits_;                             // there: [max_logits, vocab_size], of prompts that are scored
   std::vector<ChunkResult> results_;
 
   std::mutex mutex_;

@@ -49,7 +49,8 @@ class CudaGolden : public testing::TestWithParam<std::string> {
       GTEST_SKIP() << e.what();
     }
     std::ifstream in(GetParam() + "/golden.json");
-    for (const Json& test : Json::parse(in)["cases"]) {
+    const Json golden = Json::parse(in);
+    for (const Json& test : golden["cases"]) {
       Case c;
       c.prompt_size = test["prompt_ids"].size();
       for (int32_t id : test["prompt_ids"]) c.ids.push_back(id);
@@ -59,6 +60,7 @@ class CudaGolden : public testing::TestWithParam<std::string> {
         for (int32_t id : test["mtp_draft"]) c.drafts.push_back(id);
       cases_.push_back(std::move(c));
     }
+    ASSERT_FALSE(cases_.empty());
   }
   struct Case {
     std::vector<int32_t> ids, drafts;
@@ -100,13 +102,14 @@ TEST_P(CudaGolden, PreciseAgainstTransformers) {
               num_tokens, num_drafts, worst);
 }
 
-// The smaller operands move a logit by a share of the row's spread: bf16 (8 bits) a little, FP8 activations (4 bits)
-// more. Beyond these the arithmetic is wrong, not coarse.
-constexpr double kMeanShare = 0.12, kMarginShare = 0.5;
+// The smaller operands move a row's logits by a share of its spread: bf16 (8 bits) by about 0.01, FP8 activations (4
+// bits) by about 0.03 in these models. A row whose router stood between two experts may take the other one and move by
+// much more, in the reference's rounding as well as in ours: such rows are counted, and few.
+constexpr double kMeanShare = 0.06, kMarginShare = 0.15, kFarRows = 0.03;
 
 TEST_P(CudaGolden, FastAgainstCpu) {
   ModelRunner cpu(GetParam(), {.threads = 2}), fast(GetParam(), {.device = "cuda", .kv_dtype = DType::kBF16});
-  int num_tokens = 0, num_other = 0;
+  int num_tokens = 0, num_other = 0, num_far = 0;
   double sum_share = 0, worst_margin = 0;
   int64_t num_rows = 0;
   for (const Case& c : cases_) {
@@ -128,17 +131,19 @@ TEST_P(CudaGolden, FastAgainstCpu) {
       const int best = arg_max(expected[i]), chosen = arg_max(got[i]);
       if (best == chosen) continue;
       const double margin = double(expected[i][size_t(best)] - expected[i][size_t(chosen)]) / spread;
-      EXPECT_LE(margin, kMarginShare) << "row " << i << ": token " << chosen << " for " << best;
+      if (margin > kMarginShare) ++num_far;
       worst_margin = std::max(worst_margin, margin);
       ++num_other;
     }
   }
   const double share = sum_share / double(num_rows);
   EXPECT_LE(share, kMeanShare);
+  EXPECT_LE(num_far, 1 + int(kFarRows * num_tokens));
   std::printf(
-      "%s (cuda, fast): %d of %d greedy tokens differ (largest margin %.3f of the row's spread); logits differ by "
+      "%s (cuda, fast): %d of %d greedy tokens differ, %d of them by an expert's choice (largest margin %.3f of the "
+      "row's spread); logits differ by "
       "%.3f of it in the mean\n",
-      GetParam().c_str(), num_other, num_tokens, worst_margin, share);
+      GetParam().c_str(), num_other, num_tokens, num_far, worst_margin, share);
 }
 
 std::vector<int32_t> random_ids(int n, int vocab, uint32_t seed) {
