@@ -73,7 +73,8 @@ class CudaOps final : public Ops {
   // The copy of x [rows, k], made now unless it is there; num_rows as in Fp8QuantizeArgs.
   Fp8Rows fp8_operand(OperandCache::Pool pool, const void* x, DType type, int64_t rows, int64_t k,
                       const int32_t* num_rows, Stream stream);
-  const void* bf16_operand(const float* x, int64_t rows, int64_t k, const int32_t* num_rows, Stream stream);
+  const void* bf16_operand(OperandCache::Pool pool, const float* x, int64_t rows, int64_t k, const int32_t* num_rows,
+                           Stream stream);
   static int64_t operand_bytes(int64_t rows, int64_t k);  // that either copy takes
 
   // Runs launch(stream) and puts the operation's name before what fails. What is at `out` is no cached operand any

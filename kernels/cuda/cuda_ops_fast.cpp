@@ -50,8 +50,9 @@ Fp8Rows CudaOps::fp8_operand(OperandCache::Pool pool, const void* x, DType type,
   return out;
 }
 
-const void* CudaOps::bf16_operand(const float* x, int64_t rows, int64_t k, const int32_t* num_rows, Stream stream) {
-  const OperandCache::Copy copy = operands_.get(OperandCache::kTokens, x, rows, k, Kind::kBf16, rows * k * 2);
+const void* CudaOps::bf16_operand(OperandCache::Pool pool, const float* x, int64_t rows, int64_t k,
+                                  const int32_t* num_rows, Stream stream) {
+  const OperandCache::Copy copy = operands_.get(pool, x, rows, k, Kind::kBf16, rows * k * 2);
   CHECK(copy.memory, "a bf16 copy of [{}, {}] has no room: ScratchShape was smaller", rows, k);
   if (copy.missing) bf16_copy(x, rows, k, copy.memory, k, num_rows, stream);
   return copy.memory;
@@ -89,9 +90,20 @@ bool CudaOps::fast_linear(const LinearArgs& a, Stream stream) {
     lt.out = a.out.data;
     lt.workspace = scratch_.get() + regions_->lt_workspace;
     CublasLt& library = CublasLt::get();
-    if (deterministic_ || !library.is_present() || !library.why_unsupported(lt).empty()) return false;
-    lt.x = bf16_operand(a.x.data, rows, w.k, nullptr, stream);
-    library.matmul(lt, stream);
+    const bool by_library = !deterministic_ && library.is_present() && library.why_unsupported(lt).empty();
+    if (!by_library && !hopper_) return false;
+    lt.x = bf16_operand(OperandCache::kTokens, a.x.data, rows, w.k, nullptr, stream);
+    if (by_library)
+      library.matmul(lt, stream);
+    else
+      bf16_gemm({.a = lt.x,
+                 .rows = rows,
+                 .n = w.n,
+                 .k = w.k,
+                 .w = w.data,
+                 .out = a.out.data,
+                 .deterministic = deterministic_},
+                stream);
   } else {
     return false;
   }
@@ -102,38 +114,61 @@ bool CudaOps::fast_linear(const LinearArgs& a, Stream stream) {
 bool CudaOps::fast_experts(const MoeExpertsArgs& a, Stream stream) {
   const Matrix &gate = matrix_of(a.w_gate), &up = matrix_of(a.w_up), &down = matrix_of(a.w_down);
   const int64_t rows = a.x.dim(0), num_experts = a.expert_offsets.dim(0) - 1;
-  if (precise_ || !regions_ || !hopper_ || !is_fp8(gate) || !is_fp8(up) || !is_fp8(down) ||
-      num_experts > kMaxFp8Experts)
-    return false;
+  const bool fp8 = is_fp8(gate) && is_fp8(up) && is_fp8(down), bf16 = is_bf16(gate) && is_bf16(up) && is_bf16(down);
+  if (precise_ || !regions_ || !hopper_ || (!fp8 && !bf16) || rows == 0 || num_experts > kMaxGemmExperts) return false;
   if (a.activation.kind != Activation::Kind::kSwiGlu || a.gate_bias || a.up_bias || a.down_bias || a.row_scale)
     return false;
-  if (!aligned(a.x.data) || !aligned(a.hidden.data) || !aligned(a.out.data) || rows == 0) return false;
+  if (!aligned(a.x.data) || !aligned(a.hidden.data) || !aligned(a.out.data)) return false;
   const int32_t* num_rows = a.expert_offsets.data + num_experts;
   // A dense feed-forward reads what other products read, too.
-  const int64_t most = fp8_rows_bytes(rows, std::max(gate.k, down.k));
+  const int64_t most = operand_bytes(rows, std::max(gate.k, down.k));
   const OperandCache::Pool pool = num_experts == 1 && most <= regions_->operand_bytes[OperandCache::kTokens]
                                       ? OperandCache::kTokens
                                       : OperandCache::kExperts;
   // Hidden values are bf16 in the room of f32 ones: rounding them to FP8 next costs sixteen times more.
-  fp8_gemm({.a = fp8_operand(pool, a.x.data, DType::kF32, rows, gate.k, num_rows, stream),
-            .w = fp8_weight(a.w_gate),
-            .w_up = fp8_weight(a.w_up),
-            .expert_offsets = a.expert_offsets.data,
-            .num_experts = num_experts,
-            .expert_begin = a.expert_begin,
-            .out = a.hidden.data,
-            .out_type = DType::kBF16,
-            .deterministic = deterministic_},
-           stream);
   operands_.forget(a.hidden.data, rows * down.k * int64_t(sizeof(float)));
-  fp8_gemm({.a = fp8_operand(pool, a.hidden.data, DType::kBF16, rows, down.k, num_rows, stream),
-            .w = fp8_weight(a.w_down),
-            .expert_offsets = a.expert_offsets.data,
-            .num_experts = num_experts,
-            .expert_begin = a.expert_begin,
-            .out = a.out.data,
-            .deterministic = deterministic_},
-           stream);
+  if (bf16) {
+    Bf16GemmArgs product = {.a = bf16_operand(pool, a.x.data, rows, gate.k, num_rows, stream),
+                            .rows = rows,
+                            .n = gate.n,
+                            .k = gate.k,
+                            .w = gate.data,
+                            .w_up = up.data,
+                            .batch = a.w_gate.batch,
+                            .expert_offsets = a.expert_offsets.data,
+                            .num_experts = num_experts,
+                            .expert_begin = a.expert_begin,
+                            .out = a.hidden.data,
+                            .out_type = DType::kBF16,
+                            .deterministic = deterministic_};
+    bf16_gemm(product, stream);
+    product.a = a.hidden.data;
+    product.n = down.n;
+    product.k = down.k;
+    product.w = down.data;
+    product.w_up = nullptr;
+    product.batch = a.w_down.batch;
+    product.out = a.out.data;
+    product.out_type = DType::kF32;
+    bf16_gemm(product, stream);
+    return true;
+  }
+  Fp8GemmArgs product = {.a = fp8_operand(pool, a.x.data, DType::kF32, rows, gate.k, num_rows, stream),
+                         .w = fp8_weight(a.w_gate),
+                         .w_up = fp8_weight(a.w_up),
+                         .expert_offsets = a.expert_offsets.data,
+                         .num_experts = num_experts,
+                         .expert_begin = a.expert_begin,
+                         .out = a.hidden.data,
+                         .out_type = DType::kBF16,
+                         .deterministic = deterministic_};
+  fp8_gemm(product, stream);
+  product.a = fp8_operand(pool, a.hidden.data, DType::kBF16, rows, down.k, num_rows, stream);
+  product.w = fp8_weight(a.w_down);
+  product.w_up = {};
+  product.out = a.out.data;
+  product.out_type = DType::kF32;
+  fp8_gemm(product, stream);
   operands_.forget(a.hidden.data, rows * down.k * int64_t(sizeof(float)));
   return true;
 }
