@@ -50,6 +50,7 @@ struct Level {
   double seconds = 0, output_tokens_per_second = 0;
   double decode_tokens_per_second = 0;  // while all of the first `concurrency` requests decode; 0: never so
   double ttft_p50_seconds = 0, itl_p50_seconds = 0;
+  double idle_share = 0;  // of the device, between steps
   uint64_t hash = 0;
 };
 
@@ -140,6 +141,7 @@ double decode_rate(const std::vector<Answer>& answers, size_t concurrency) {
 Level run_level(Engine& engine, const std::vector<std::vector<int32_t>>& prompts, int concurrency, int output_len,
                 int num_hashed) {
   ProgressBar bar(fmt::format("concurrency {}", concurrency), ProgressBar::Unit::kCount);
+  const EngineStats before = engine.stats();
   const auto start = Clock::now();
   const std::vector<Answer> answers = answer_all(engine, prompts, concurrency, output_len, bar);
   Level level;
@@ -147,6 +149,10 @@ Level run_level(Engine& engine, const std::vector<std::vector<int32_t>>& prompts
   level.num_requests = int(prompts.size());
   level.seconds = seconds_since(start);
   level.decode_tokens_per_second = decode_rate(answers, size_t(concurrency));
+  const EngineStats after = engine.stats();
+  const double busy = after.busy_seconds_total - before.busy_seconds_total;
+  const double idle = after.idle_seconds_total - before.idle_seconds_total;
+  level.idle_share = busy + idle > 0 ? idle / (busy + idle) : 0;
   bar.finish();
   Hash hash;
   std::vector<double> ttft, itl;
@@ -217,6 +223,7 @@ void print_json(const Summary& s, const BenchLoad& load) {
                            {"ttft_p50_seconds", l.ttft_p50_seconds},
                            {"itl_p50_seconds", l.itl_p50_seconds},
                            {"seconds", l.seconds},
+                           {"idle_share", l.idle_share},
                            {"output_hash", fmt::format("{:016x}", l.hash)}});
   fmt::print("{}\n", j.dump(2));
 }
@@ -227,14 +234,14 @@ void print_table(const Summary& s, const BenchLoad& load) {
   fmt::print("loaded in {:.2f} s; resident when idle {:.1f} MB; weights {:.1f} MB\n\n", s.load_seconds,
              double(s.idle_bytes) / 1e6, double(s.info.weight_bytes) / 1e6);
   fmt::print("prefill, one request    {:>9.0f} tokens/s\n\n", s.prefill_tokens_per_second);
-  fmt::print("{:>11} {:>8} {:>14} {:>14} {:>16} {:>10} {:>10}  {}\n", "concurrency", "requests", "output tok/s",
-             "decode tok/s", "tok/s a stream", "TTFT p50", "ITL p50", "output hash");
+  fmt::print("{:>11} {:>8} {:>14} {:>14} {:>16} {:>10} {:>10} {:>6}  {}\n", "concurrency", "requests", "output tok/s",
+             "decode tok/s", "tok/s a stream", "TTFT p50", "ITL p50", "idle", "output hash");
   for (const Level& l : s.levels)
-    fmt::print("{:>11} {:>8} {:>14.0f} {:>14} {:>16.0f} {:>7.1f} ms {:>7.2f} ms  {:016x}\n", l.concurrency,
+    fmt::print("{:>11} {:>8} {:>14.0f} {:>14} {:>16.0f} {:>7.1f} ms {:>7.2f} ms {:>4.1f} %  {:016x}\n", l.concurrency,
                l.num_requests, l.output_tokens_per_second,
                l.decode_tokens_per_second > 0 ? fmt::format("{:.0f}", l.decode_tokens_per_second) : "-",
                l.itl_p50_seconds > 0 ? 1 / l.itl_p50_seconds : 0.0, l.ttft_p50_seconds * 1e3, l.itl_p50_seconds * 1e3,
-               l.hash);
+               100 * l.idle_share, l.hash);
   const Level& first = s.levels[0];
   const double streamed = s.bytes_per_token * (first.itl_p50_seconds > 0 ? 1 / first.itl_p50_seconds : 0.0);
   fmt::print("\nweights read in decode  {:>9.1f} GB/s at concurrency {} ({:.1f} MB a token, one stream's share)\n",

@@ -255,6 +255,13 @@ std::vector<Flag> hardware_flags() {
        .doc =
            "Otherwise FP8 checkpoints are computed with FP8 activations and BF16 ones with BF16 activations, as they "
            "were trained: many times faster."},
+      {.name = "overlap-schedule",
+       .group = kHardware,
+       .commands = kEngines,
+       .target = MEMBER(bool, engine.overlap_schedule),
+       .help = "GPU: plan and launch the next step while one runs",
+       .doc = "Changes no answer; without it the GPU waits for the host between two steps.",
+       .negatable = true},
       {.name = "gpu-memory-utilization",
        .metavar = "SHARE",
        .group = kHardware,

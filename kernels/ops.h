@@ -32,6 +32,9 @@ using Buffer = std::shared_ptr<std::byte>;
 // What a stream was recorded to do; opaque, freed with the last reference.
 using Graph = std::shared_ptr<void>;
 
+// A place in a stream; opaque, freed with the last reference.
+using Mark = std::shared_ptr<void>;
+
 // The paged cache of one layer, in the cache's number format: f32 on CPU; bf16 or f32 on CUDA.
 struct KvView {
   void* data = nullptr;
@@ -86,9 +89,10 @@ struct Weight {
 // ------------------------------------------------------------------------------------------------ arguments
 
 struct EmbedArgs {
-  View<const int32_t> token_ids;  // [num_tokens]
+  View<const int32_t> token_ids;  // [num_tokens]; -1 - i: token i of `sampled`, which the host does not know yet
   Weight table;                   // packed by pack_rows: [vocab_size, hidden_size]
   View<float> out;                // [num_tokens, hidden_size]
+  View<const int32_t> sampled;    // [any]; may be empty where every token is known
 };
 
 // out = norm(x) * weight, norm(x) = x / sqrt(mean(x^2) + eps). With a residual stream: residual += x, and the sum is
@@ -349,6 +353,11 @@ class Ops {
   virtual void copy(void* to, const void* from, int64_t num_bytes, Stream) = 0;
   // Until everything in the stream is done. Throws Error{kUnavailable} when an operation failed on the device.
   virtual void synchronize(Stream) {}
+  // A place in a stream. wait() returns when everything in front of it is done, and throws like synchronize().
+  virtual Mark mark(Stream);
+  virtual void wait(const Mark&) {}
+  // On the device's clock, between two marks that wait() has returned from.
+  virtual double seconds_between(const Mark& begin, const Mark& end);
   // True when host code may read and write what alloc() gives.
   virtual bool host_memory() const { return true; }
   // The stream of the rank that owns this object; operations given Stream{} use it.

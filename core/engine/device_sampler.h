@@ -1,8 +1,10 @@
 // DeviceSampler: the tokens of a step where its logits are out of the host's reach: parameters go there in one copy,
-// tokens come back in one (Ops::sample_rows). One a rank thread; a step is add() for each row of logits, launch(), and
-// after Ops::synchronize() sampled().
+// tokens come back in one (Ops::sample_rows). One a rank thread; a step is begin(), add() for each row of logits,
+// launch(), and when the device is done with that, sampled(). Two steps may be on their way: the first one's tokens are
+// there until the third begins.
 #pragma once
 
+#include <array>
 #include <vector>
 
 #include "core/engine/sampling_rows.h"
@@ -18,21 +20,29 @@ class DeviceSampler {
   void begin() { rows_.clear(), adjustments_.clear(); }
   void add(const SamplingRowArgs& args) { rows_.push_back(maker_.make(args, adjustments_)); }
   void add(const SamplingRow& row) { rows_.push_back(row); }
-  // logits [rows added, vocab_size], on the device.
-  void launch(View<const float> logits);
-  const SampledRow& sampled(int row) const { return reinterpret_cast<const SampledRow*>(host_out_.get())[row]; }
+  // logits [rows added, vocab_size], on the device, where next_token_ids [as many, or more] gets the tokens, too.
+  // Returns the step, for sampled().
+  int launch(View<const float> logits, View<int32_t> next_token_ids);
+  const SampledRow& sampled(int step, int row) const {
+    return reinterpret_cast<const SampledRow*>(sides_[size_t(step)].out.get())[row];
+  }
 
  private:
-  void reserve_adjustments(int64_t count);
+  struct Side {  // host memory of a step
+    Buffer rows, adjustments, out;
+    int64_t max_adjustments = 0;
+  };
+  void reserve_adjustments(Side& side, int64_t count);
 
   Ops& ops_;
   const int64_t max_rows_;
   SamplingRowMaker maker_;
   std::vector<SamplingRow> rows_;
   std::vector<LogitAdjustment> adjustments_;
-  Buffer host_rows_, device_rows_, host_out_, device_out_;
-  Buffer host_adjustments_, device_adjustments_;
-  int64_t max_adjustments_ = 0;
+  std::array<Side, 2> sides_;
+  int turn_ = 0;
+  Buffer device_rows_, device_adjustments_, device_out_;
+  int64_t max_adjustments_ = 0;  // on the device
 };
 
 }  // namespace moectl

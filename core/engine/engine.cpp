@@ -1,11 +1,13 @@
 // EngineImpl: the threads behind engine.h. The scheduler thread owns the Scheduler and the sinks and runs the loop
-// take submissions -> plan -> launch -> collect -> deliver; each RankWorker computes on its own thread. Callers only
+// take submissions -> plan -> launch -> collect -> deliver; each RankWorker computes on its own thread. With two steps in
+// flight (SchedulerConfig) what is collected is the step before the one just launched. Callers only
 // touch the inbox and the published statistics, both under short locks; so do the results of a PrefillSource, which may
 // come from any thread, and even late: the mailbox outlives the engine if it must.
 #include "core/engine/engine.h"
 
 #include <algorithm>
 #include <condition_variable>
+#include <deque>
 #include <map>
 #include <mutex>
 #include <thread>
@@ -83,6 +85,9 @@ class EngineImpl final : public Engine {
   void keep_sinks(Inbox& inbox);
   void apply(Inbox inbox);
   void step();
+  StepPlan plan_step();
+  void launch(StepPlan plan);
+  void collect();
   void start_remotes();
   void fail(const std::string& reason);
   void end_everything(FinishReason reason, const std::string& error);
@@ -100,9 +105,16 @@ class EngineImpl final : public Engine {
 
   // Scheduler thread.
   Scheduler scheduler_;
+  struct StepInFlight {
+    StepPlan plan;
+    bool follows = false;  // the step before was launched without a pause between them
+  };
+  std::deque<StepInFlight> in_flight_;  // oldest first
+  double busy_seconds_ = 0, idle_seconds_ = 0;
   std::map<uint64_t, OutputSink> sinks_;
   std::map<uint64_t, PrefillSink> job_sinks_;
   bool parked_ = false;  // the last plan was empty: nothing to do until the inbox or a deadline says so
+  bool paused_ = true;   // no step was there to run since the last one
 
   // Shared, under mail_->mutex.
   const std::shared_ptr<Mailbox> mail_ = std::make_shared<Mailbox>();
@@ -128,7 +140,7 @@ EngineImpl::EngineImpl(ModelInfo info, Config config, SchedulerConfig scheduler,
   }
   std::string failure;
   for (auto& worker : workers_) {
-    const std::string why = worker->wait();
+    const std::string why = worker->begun();
     if (failure.empty() || !worker->failed_by_peer()) failure = why.empty() ? failure : why;
   }
   if (!failure.empty()) throw Error(Code::kBadConfig, "the model could not be set up: " + failure);
@@ -226,7 +238,7 @@ void EngineImpl::run() {
     try {
       apply(std::exchange(inbox, {}));
       const int64_t before = scheduler_.stats().num_steps_total;
-      if (scheduler_.has_work()) step();
+      if (scheduler_.has_work() || !in_flight_.empty()) step();
       progressed = scheduler_.stats().num_steps_total > before;
     } catch (const std::exception& e) {
       fail(e.what());
@@ -235,6 +247,8 @@ void EngineImpl::run() {
     publish(progressed);
   }
   keep_sinks(inbox);
+  for (auto& worker : workers_) worker->begun();  // then nobody reads the plans any more
+  in_flight_.clear();
   end_everything(FinishReason::kCancelled, "");
 }
 
@@ -242,7 +256,7 @@ void EngineImpl::run() {
 bool EngineImpl::take_inbox(Inbox& inbox) {
   const auto deadline = parked_ ? scheduler_.next_deadline() : std::nullopt;
   std::unique_lock lock(mail_->mutex);
-  const auto due = [&] { return stop_ || !mail_->inbox.empty() || (scheduler_.has_work() && !parked_); };
+  const auto due = [&] { return stop_ || !mail_->inbox.empty() || (scheduler_.has_work() && !parked_) || !in_flight_.empty(); };
   if (deadline)
     mail_->wake.wait_until(lock, *deadline, due);
   else
@@ -277,15 +291,34 @@ void EngineImpl::apply(Inbox inbox) {
 }
 
 void EngineImpl::step() {
-  const StepPlan plan = scheduler_.plan(Clock::now());
-  parked_ = plan.empty();
+  StepPlan plan = plan_step();
+  const bool launches = !plan.empty();
+  parked_ = !launches && in_flight_.empty();
   if (parked_) {
     CHECK(!scheduler_.has_work() || scheduler_.waits_for_others(), "requests are left that no step advances");
     return start_remotes();
   }
-  for (size_t i = 0; i < workers_.size(); ++i) workers_[i]->launch(plan.ranks[i]);
+  if (launches) launch(std::move(plan));
   start_remotes();
   deliver();  // a job's cached pages can travel while the others are computed
+  if (!launches || int(in_flight_.size()) == scheduler_.config().max_steps_in_flight) collect();
+}
+
+// Sequences change only when no rank is about to read them.
+StepPlan EngineImpl::plan_step() {
+  if (!in_flight_.empty())
+    for (auto& worker : workers_)
+      if (!worker->begun().empty()) return {};  // collect() tells
+  return scheduler_.plan(Clock::now());
+}
+
+void EngineImpl::launch(StepPlan plan) {
+  in_flight_.push_back({.plan = std::move(plan), .follows = !std::exchange(paused_, false)});
+  for (size_t i = 0; i < workers_.size(); ++i) workers_[i]->launch(in_flight_.back().plan.ranks[i]);
+}
+
+// Waits for the oldest step and hands its results to the scheduler.
+void EngineImpl::collect() {
   std::string failure;
   bool by_peer = true;
   for (auto& worker : workers_) {  // all, even after a failure: the plan must outlive the step
@@ -294,10 +327,20 @@ void EngineImpl::step() {
     failure = why;
     by_peer = worker->failed_by_peer();
   }
-  if (!failure.empty()) return fail(failure);
+  const StepInFlight step = std::move(in_flight_.front());
+  in_flight_.pop_front();
+  if (!failure.empty()) {
+    in_flight_.clear();  // the ranks that failed are done with what they had begun
+    return fail(failure);
+  }
   std::vector<std::vector<ChunkResult>> results;
-  for (auto& worker : workers_) results.push_back(worker->take_results());
-  scheduler_.complete(plan, std::move(results), Clock::now());
+  for (auto& worker : workers_) {
+    RankWorker::StepResult result = worker->take_result();
+    if (worker == workers_[0]) busy_seconds_ += result.busy_seconds;
+    if (worker == workers_[0] && step.follows) idle_seconds_ += result.idle_seconds;
+    results.push_back(std::move(result.chunks));
+  }
+  scheduler_.complete(step.plan, std::move(results), Clock::now());
 }
 
 // Never throws: a source that cannot begin has failed, and the prompt is computed here.
@@ -385,10 +428,13 @@ void EngineImpl::publish(bool progressed) {
   std::lock_guard lock(mail_->mutex);
   stats.failed = stats_.failed;
   stats.failure = std::move(stats_.failure);
+  stats.busy_seconds_total = busy_seconds_;
+  stats.idle_seconds_total = idle_seconds_;
   stats_ = std::move(stats);
-  const bool working = (scheduler_.has_work() && !parked_) || !mail_->inbox.empty();
+  const bool working = (scheduler_.has_work() && !parked_) || !in_flight_.empty() || !mail_->inbox.empty();
   if (progressed || !working_) last_progress_ = Clock::now();
   working_ = working;
+  paused_ |= !working;
 }
 
 }  // namespace

@@ -43,6 +43,7 @@ struct EngineConfig {
   bool precise = false;                 // CUDA: f32 activations, as the CPU computes
   bool deterministic = false;           // CUDA: output bits do not depend on company (the CPU backend is always so)
   bool enable_prefix_caching = true;
+  bool overlap_schedule = true;  // CUDA: the next step is planned and launched while one runs
   std::shared_ptr<PrefillSource> prefill_source;  // decode role: who computes prompts elsewhere; null: nobody
   int local_prefill_tokens = 64;  // decode role: at most so many tokens that no cache holds are computed here
   bool prefill_role = false;      // prefill() may be called
@@ -131,6 +132,8 @@ struct EngineStats {
   int64_t prompt_tokens_total = 0, generation_tokens_total = 0;
   int64_t prefix_cache_queries = 0, prefix_cache_hits = 0;  // in tokens
   int64_t num_preemptions_total = 0, num_steps_total = 0;
+  // On the device's clock, rank 0: in steps, and between two of them that followed each other without a pause.
+  double busy_seconds_total = 0.0, idle_seconds_total = 0.0;
   double seconds_since_progress = 0.0;  // 0 when idle; grows while there is work and no step completes
   bool failed = false;                  // a step threw: the instance must end
   std::string failure;

@@ -148,7 +148,11 @@ EngineSetup plan_setup(const EngineConfig& engine, const Config& model, std::vec
                      .local_prefill_tokens = engine.local_prefill_tokens,
                      .takes_jobs = engine.prefill_role,
                      .compute_mtp_kv = engine.compute_mtp_kv && model.num_mtp_layers > 0 &&
-                                       (engine.prefill_role || engine.prefill_source)};
+                                       (engine.prefill_role || engine.prefill_source),
+                     .max_steps_in_flight =
+                         engine.overlap_schedule && !ops.host_memory() && !engine.prefill_role && !engine.prefill_source
+                             ? 2
+                             : 1};
   require(engine.max_num_batched_tokens >= setup.scheduler.max_seqs_per_rank(),
           "--max-num-batched-tokens {} is less than the {} sequences a rank may run (--max-num-seqs {} over {} "
           "rank(s)); each needs a "

@@ -23,7 +23,8 @@ void make_batch(const RankPlan& plan, Batch& batch) {
     for (int position = chunk.begin; position < end; ++position) {
       const bool scores = position >= chunk.prompt_logits_begin && position < chunk.prompt_logits_end;
       if (scores || (chunk.sample && position == end - 1)) batch.logits_rows.push_back(batch.num_tokens());
-      batch.token_ids.push_back(chunk.seq->token_ids[size_t(position)]);
+      const bool known = position < chunk.seq->num_tokens();
+      batch.token_ids.push_back(known ? chunk.seq->token_ids[size_t(position)] : -1 - chunk.feedback_row);
       batch.positions.push_back(position);
       batch.seq_idx.push_back(int32_t(s));
     }
@@ -63,14 +64,22 @@ RankWorker::~RankWorker() {
 
 void RankWorker::launch(const RankPlan& plan) {
   std::lock_guard lock(mutex_);
-  CHECK(!busy_, "a step is in progress");
+  CHECK(!busy_, "a step is beginning or ending");
   plan_ = &plan;
   busy_ = true;
   changed_.notify_all();
 }
 
+std::string RankWorker::begun() {
+  std::unique_lock lock(mutex_);
+  changed_.wait(lock, [&] { return !busy_; });
+  return failure_;
+}
+
 std::string RankWorker::wait() {
   std::unique_lock lock(mutex_);
+  busy_ = ends_ = true;
+  changed_.notify_all();
   changed_.wait(lock, [&] { return !busy_; });
   return failure_;
 }
@@ -95,16 +104,24 @@ void RankWorker::run() {
   };
   guarded([&] { build(); });
   std::unique_lock lock(mutex_);
-  for (;;) {
-    busy_ = false;
-    changed_.notify_all();
-    changed_.wait(lock, [&] { return stop_ || plan_; });
-    if (!plan_) return;
-    const RankPlan* plan = std::exchange(plan_, nullptr);
-    if (!failure_.empty()) continue;
+  const auto work = [&](auto&& part) {
+    if (!failure_.empty()) return;
     lock.unlock();
-    guarded([&] { step(*plan); });
+    guarded(part);
     lock.lock();
+  };
+  for (;;) {
+    if (const RankPlan* plan = std::exchange(plan_, nullptr)) {
+      work([&] { begin_step(*plan); });
+    } else if (std::exchange(ends_, false)) {
+      work([&] { end_step(); });
+    } else if (stop_) {
+      return;
+    } else {
+      busy_ = false;
+      changed_.notify_all();
+      changed_.wait(lock, [&] { return stop_ || plan_ || ends_; });
+    }
   }
 }
 
@@ -130,15 +147,28 @@ KvPool RankWorker::kv_pool() const {
   return pool;
 }
 
-void RankWorker::step(const RankPlan& plan) {
+void RankWorker::begin_step(const RankPlan& plan) {
+  Ops& ops = *setup_.ops;
+  StepInFlight step{.plan = &plan};
   make_batch(plan, batch_);
-  const View<const float> logits = model_->forward(batch_);
-  if (device_sampler_) sample_on_device(plan, logits);
-  setup_.ops->synchronize(setup_.ops->stream());
-  results_.clear();
-  int row = 0;
-  for (const Chunk& chunk : plan.chunks) results_.push_back(result_of(chunk, logits, row));
+  step.begin = ops.mark(ops.stream());
+  step.logits = model_->forward(batch_);
+  if (device_sampler_) step.sampled = sample_on_device(plan, step.logits);
   if (std::ranges::any_of(plan.chunks, [](const Chunk& c) { return c.mtp_end > c.begin; })) compute_mtp_kv(plan);
+  step.end = ops.mark(ops.stream());
+  in_flight_.push_back(std::move(step));
+}
+
+void RankWorker::end_step() {
+  CHECK(!in_flight_.empty(), "no step is in flight");
+  const StepInFlight step = std::move(in_flight_.front());
+  in_flight_.pop_front();
+  setup_.ops->wait(step.end);
+  result_ = {.busy_seconds = setup_.ops->seconds_between(step.begin, step.end)};
+  if (last_end_) result_.idle_seconds = setup_.ops->seconds_between(last_end_, step.begin);
+  last_end_ = step.end;
+  int row = 0;
+  for (const Chunk& chunk : step.plan->chunks) result_.chunks.push_back(result_of(chunk, step, row));
 }
 
 namespace {
@@ -152,15 +182,18 @@ Args sampling_args(const Sequence& seq, std::span<const int32_t> eos_token_ids, 
 
 }  // namespace
 
-void RankWorker::sample_on_device(const RankPlan& plan, View<const float> logits) {
+int RankWorker::sample_on_device(const RankPlan& plan, View<const float> logits) {
   device_sampler_->begin();
   for (const Chunk& chunk : plan.chunks) {
     const int num_top = chunk.seq->request.sampling.num_logprobs;
     for (int i = chunk.prompt_logits_begin; i < chunk.prompt_logits_end; ++i)
       device_sampler_->add(score_row(chunk.seq->token_ids[size_t(i) + 1], num_top));
-    if (chunk.sample) device_sampler_->add(sampling_args<SamplingRowArgs>(*chunk.seq, setup_.eos_token_ids));
+    if (!chunk.sample) continue;
+    auto args = sampling_args<SamplingRowArgs>(*chunk.seq, setup_.eos_token_ids);
+    args.output_idx = chunk.begin + chunk.num_tokens - chunk.seq->num_prompt_tokens;
+    device_sampler_->add(args);
   }
-  device_sampler_->launch(logits);
+  return device_sampler_->launch(logits, model_->sampled());
 }
 
 void RankWorker::compute_mtp_kv(const RankPlan& plan) {
@@ -175,10 +208,11 @@ void RankWorker::compute_mtp_kv(const RankPlan& plan) {
   model_->cache_mtp(mtp_batch_, states);
 }
 
-ChunkResult RankWorker::result_of(const Chunk& chunk, View<const float> logits, int& row) {
+ChunkResult RankWorker::result_of(const Chunk& chunk, const StepInFlight& step, int& row) {
   const Sequence& seq = *chunk.seq;
   const int num_logprobs = seq.request.sampling.num_logprobs;
-  const auto logits_of = [&](int i) { return std::span(logits.row(i), size_t(logits.dim(1))); };
+  const auto logits_of = [&](int i) { return std::span(step.logits.row(i), size_t(step.logits.dim(1))); };
+  const auto sampled = [&](int i) -> const SampledRow& { return device_sampler_->sampled(step.sampled, i); };
   ChunkResult result;
   const int first_row = row;
   row += chunk.num_logits();
@@ -186,11 +220,11 @@ ChunkResult RankWorker::result_of(const Chunk& chunk, View<const float> logits, 
     int next = first_row;
     for (int position = chunk.prompt_logits_begin; position < chunk.prompt_logits_end; ++position, ++next)
       result.prompt_logprobs.push_back(
-          device_sampler_ ? sampled_token(device_sampler_->sampled(next), std::max(num_logprobs, 0))
+          device_sampler_ ? sampled_token(sampled(next), std::max(num_logprobs, 0))
                           : sampler_->score(logits_of(next), seq.token_ids[size_t(position) + 1], num_logprobs));
     if (!chunk.sample) return result;
     result.token = device_sampler_
-                       ? sampled_token(device_sampler_->sampled(next), num_logprobs)
+                       ? sampled_token(sampled(next), num_logprobs)
                        : sampler_->sample(sampling_args<SampleArgs>(seq, setup_.eos_token_ids, logits_of(next)));
   } catch (const Error& e) {  // this row's fault: its request ends, the others go on
     result.error = e.what();

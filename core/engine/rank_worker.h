@@ -1,8 +1,11 @@
 // RankWorker: one rank of the instance: its operations, communicator, KV cache, model and sampler, on its own thread.
-// The scheduler thread hands it a plan and later collects the results; between steps it is parked.
+// The scheduler thread hands it a plan and later collects the results; between steps it is parked. A step begins (its
+// rows are made and computed, or put into the device's stream) and ends (its results are waited for and read); on a
+// device that works by itself the next one may begin before one ends.
 #pragma once
 
 #include <condition_variable>
+#include <deque>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -36,11 +39,21 @@ class RankWorker {
   explicit RankWorker(RankSetup setup);
   ~RankWorker();  // joins; a step in progress is finished first
 
-  // Scheduler thread. launch() returns at once; `plan` and its sequences must not change until wait() has returned.
-  // wait() gives an empty string, or why the rank failed; a rank that failed is final and has aborted its communicator.
+  // What a step gave, and its time on the device's clock.
+  struct StepResult {
+    std::vector<ChunkResult> chunks;
+    double busy_seconds = 0;  // from its beginning to its end
+    double idle_seconds = 0;  // since the end of the step before
+  };
+
+  // Scheduler thread. launch() returns at once; `plan` lives until wait() has returned for it, and its sequences must
+  // not change before begun() or wait() has. begun(): every launched step has begun. wait(): the oldest one has ended.
+  // Both give an empty string, or why the rank failed; a rank that failed is final and has aborted its communicator.
+  // Its first wait() is for its being built.
   void launch(const RankPlan& plan);
+  std::string begun();
   std::string wait();
-  std::vector<ChunkResult> take_results() { return std::move(results_); }
+  StepResult take_result() { return std::move(result_); }
   // Where the rank's pages lie, once it is built.
   KvPool kv_pool() const;
   // True when the failure was a peer's: its own message says more.
@@ -49,10 +62,17 @@ class RankWorker {
  private:
   void run();
   void build();
-  void step(const RankPlan& plan);
+  struct StepInFlight {
+    const RankPlan* plan = nullptr;
+    Mark begin, end;
+    View<const float> logits;
+    int sampled = 0;  // DeviceSampler's step
+  };
+  void begin_step(const RankPlan& plan);
+  void end_step();
   void compute_mtp_kv(const RankPlan& plan);
-  void sample_on_device(const RankPlan& plan, View<const float> logits);
-  ChunkResult result_of(const Chunk& chunk, View<const float> logits, int& row);
+  int sample_on_device(const RankPlan& plan, View<const float> logits);
+  ChunkResult result_of(const Chunk& chunk, const StepInFlight& step, int& row);
   void fail(const std::string& what, bool by_peer);
 
   RankSetup setup_;
@@ -63,12 +83,15 @@ class RankWorker {
   std::vector<int32_t> mtp_rows_;
   Buffer mtp_row_idx_, mtp_states_;  // [max_tokens], [max_tokens, hidden_size]: the states the MTP module starts from
   std::unique_ptr<DeviceSampler> device_sampler_;  // where logits are out of the host's reach
-  std::vector<ChunkResult> results_;
+  std::deque<StepInFlight> in_flight_;
+  Mark last_end_;  // of the step that ended last
+  StepResult result_;
 
   std::mutex mutex_;
   std::condition_variable changed_;
-  const RankPlan* plan_ = nullptr;  // set: a step is to be done
-  bool busy_ = true;                // building, or a step not finished
+  const RankPlan* plan_ = nullptr;  // set: a step is to begin
+  bool ends_ = false;               // the oldest step is to end, after that
+  bool busy_ = true;                // building, or one of these is not done
   bool stop_ = false;
   std::string failure_;
   bool failed_by_peer_ = false;

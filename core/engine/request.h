@@ -1,5 +1,5 @@
-// Sequence: one request inside the engine, from submit to its last output. Plain data; the scheduler changes it between
-// steps, rank threads read it during a step.
+// Sequence: one request inside the engine, from submit to its last output. Plain data; the scheduler changes it when no
+// rank begins or ends a step, rank threads read it when they do.
 #pragma once
 
 #include <chrono>
@@ -17,6 +17,7 @@ enum class Phase {
   kRunning,        // on a rank, computed step by step
   kRemotePrefill,  // on a rank, its reserved pages are filled by another worker; no step touches them
   kHeld,           // a prefill job that is over; its pages wait for their release
+  kEnded,          // its last output went out; only steps in flight still know it, and what they bring is dropped
 };
 
 struct Sequence {
@@ -27,7 +28,10 @@ struct Sequence {
 
   Phase phase = Phase::kWaiting;
   int rank = -1;              // while running
-  int num_computed = 0;       // tokens whose KV is in `pages`
+  int num_computed = 0;       // tokens whose KV is in `pages` when all steps planned so far are done
+  int num_in_flight = 0;      // chunks of steps in flight
+  int num_pending = 0;        // of these, chunks that sample: tokens after token_ids that are not known yet
+  int sample_row = -1;        // the newest of them: its row among the logits of its step
   std::vector<PageId> pages;  // page i holds tokens [i * page_size, (i + 1) * page_size)
   PrefixCursor cursor;
 
@@ -50,7 +54,7 @@ struct Sequence {
   int num_tokens() const { return int(token_ids.size()); }
   int num_output_tokens() const { return num_tokens() - num_prompt_tokens; }
   bool is_job() const { return job_tokens > 0; }
-  int num_remaining() const { return (is_job() ? job_tokens : num_tokens()) - num_computed; }
+  int num_remaining() const { return (is_job() ? job_tokens : num_tokens() + num_pending) - num_computed; }
   // An ordinary request computes at least its last token itself, for the logits.
   int num_cacheable() const { return is_job() ? job_tokens : num_tokens() - 1; }
   bool wants_prompt_logprobs() const { return request.sampling.prompt_logprobs; }

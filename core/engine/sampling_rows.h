@@ -15,8 +15,9 @@ namespace moectl {
 
 struct SamplingRowArgs {
   const SamplingParams& params;                     // valid by check_sampling_params
-  std::span<const int32_t> prompt_ids, output_ids;  // the text so far; output_ids.size() is the output index
+  std::span<const int32_t> prompt_ids, output_ids;  // the text so far
   std::span<const int32_t> eos_token_ids;
+  int output_idx = 0;  // output_ids.size(), or more: of the last tokens only the number is known (no penalties then)
 };
 
 class SamplingRowMaker {

@@ -59,9 +59,9 @@ void Scheduler::submit(uint64_t handle, GenerateRequest request, TimePoint now) 
 }
 
 Sequence& Scheduler::add_sequence(uint64_t handle, GenerateRequest request, TimePoint now) {
-  CHECK(!in_flight_, "submit during a step");
+  CHECK(num_in_flight_ == 0 || config_.max_steps_in_flight > 1, "submit during a step");
   CHECK(sequences_.empty() || sequences_.rbegin()->first < handle, "handle {} is not the newest", handle);
-  auto seq = std::make_unique<Sequence>();
+  auto seq = std::make_shared<Sequence>();
   seq->handle = handle;
   seq->submitted = now;
   seq->token_ids = std::move(request.prompt_ids);
@@ -72,7 +72,7 @@ Sequence& Scheduler::add_sequence(uint64_t handle, GenerateRequest request, Time
 }
 
 void Scheduler::cancel(uint64_t handle) {
-  CHECK(!in_flight_, "cancel during a step");
+  CHECK(num_in_flight_ == 0 || config_.max_steps_in_flight > 1, "cancel during a step");
   const auto it = sequences_.find(handle);
   if (it == sequences_.end()) return;
   if (it->second->is_job()) return hold_job(*it->second, "cancelled");
@@ -80,7 +80,7 @@ void Scheduler::cancel(uint64_t handle) {
 }
 
 void Scheduler::end_all(FinishReason reason, const std::string& error) {
-  in_flight_ = false;  // a failed step is never completed
+  num_in_flight_ = 0;  // a failed step is never completed
   while (!sequences_.empty()) {
     const uint64_t handle = sequences_.begin()->first;
     Sequence& seq = *sequences_.begin()->second;
@@ -94,14 +94,14 @@ void Scheduler::end_all(FinishReason reason, const std::string& error) {
 }
 
 void Scheduler::flush_prefix_cache() {
-  CHECK(!in_flight_, "flush during a step");
+  CHECK(num_in_flight_ == 0 || config_.max_steps_in_flight > 1, "flush during a step");
   for (auto& rank : ranks_) rank->cache.flush();
 }
 
 // ------------------------------------------------------------------------------------------------ plan
 
 StepPlan Scheduler::plan(TimePoint now) {
-  CHECK(!in_flight_, "the last step is not complete");
+  CHECK(num_in_flight_ < config_.max_steps_in_flight, "{} steps are not complete", num_in_flight_);
   expire(now);
   StepPlan plan;
   plan.ranks.resize(size_t(config_.num_ranks));
@@ -110,8 +110,20 @@ StepPlan Scheduler::plan(TimePoint now) {
     schedule_running(*ranks_[i], plan.ranks[i], /*decodes=*/false);
   }
   admit_waiting(plan, now);
-  in_flight_ = !plan.empty();
+  for (RankPlan& rank : plan.ranks) connect_to_the_step_before(rank);
+  if (!plan.empty()) ++num_in_flight_;
   return plan;
+}
+
+// Rows of logits are counted when nothing can leave the plan any more.
+void Scheduler::connect_to_the_step_before(RankPlan& plan) {
+  int row = 0;
+  for (Chunk& chunk : plan.chunks) {
+    Sequence& seq = *chunk.seq;
+    if (chunk.begin + chunk.num_tokens > seq.num_tokens()) chunk.feedback_row = seq.sample_row;
+    row += chunk.num_logits();
+    if (chunk.sample) seq.sample_row = row - 1;
+  }
 }
 
 void Scheduler::expire(TimePoint now) {
@@ -132,9 +144,19 @@ std::optional<Scheduler::TimePoint> Scheduler::next_deadline() const {
 }
 
 void Scheduler::schedule_running(Rank& rank, RankPlan& plan, bool decodes) {
-  for (size_t i = 0; i < rank.running.size(); ++i)  // preemption shortens the list behind i
-    if (rank.running[i]->phase == Phase::kRunning && (rank.running[i]->num_remaining() == 1) == decodes)
-      schedule_chunk(rank, plan, *rank.running[i], /*may_preempt=*/true);
+  for (size_t i = 0; i < rank.running.size(); ++i) {  // preemption shortens the list behind i
+    Sequence& seq = *rank.running[i];
+    if (seq.phase == Phase::kRunning && (seq.num_remaining() == 1) == decodes && may_go_on(seq))
+      schedule_chunk(rank, plan, seq, /*may_preempt=*/true);
+  }
+}
+
+// Whether a token can be chosen after those that are still being sampled: not when the last of them is surely the
+// answer's last, nor when choosing depends on which they are.
+bool Scheduler::may_go_on(const Sequence& seq) const {
+  if (seq.num_pending == 0) return true;
+  return seq.num_output_tokens() + seq.num_pending < seq.request.sampling.max_tokens &&
+         seq.num_tokens() + seq.num_pending < config_.max_model_len && !has_penalties(seq.request.sampling);
 }
 
 // Adds as many of the sequence's next tokens to the step as budgets and pages allow; perhaps none.
@@ -153,7 +175,8 @@ void Scheduler::schedule_chunk(Rank& rank, RankPlan& plan, Sequence& seq, bool m
   end = begin + num_tokens;
   const int logits_begin = std::min(score_begin, end);
   const int logits_end = std::max(logits_begin, std::min(end, num_scored));
-  plan.chunks.push_back({.seq = &seq,
+  const bool sample = end == seq.num_tokens() + seq.num_pending && seq.request.sampling.max_tokens > 0;
+  plan.chunks.push_back({.seq = sequences_.at(seq.handle),
                          .begin = begin,
                          .num_tokens = num_tokens,
                          .prompt_logits_begin = logits_begin,
@@ -161,7 +184,11 @@ void Scheduler::schedule_chunk(Rank& rank, RankPlan& plan, Sequence& seq, bool m
                          .mtp_end = config_.compute_mtp_kv && seq.num_mtp_computed == begin
                                         ? std::min(end, seq.num_tokens() - 1)  // the next token is known
                                         : begin,
-                         .sample = end == seq.num_tokens() && seq.request.sampling.max_tokens > 0});
+                         .sample = sample});
+  seq.num_computed = end;
+  if (plan.chunks.back().mtp_end > begin) seq.num_mtp_computed = plan.chunks.back().mtp_end;
+  ++seq.num_in_flight;
+  if (sample) ++seq.num_pending;
   plan.num_tokens += num_tokens;
   plan.num_prompt_logits += logits_end - logits_begin;
 }
@@ -183,7 +210,9 @@ bool Scheduler::preempt_youngest(Rank& rank, RankPlan& plan, const Sequence& tha
   if (youngest == rank.running.rend() || (*youngest)->handle <= than.handle) return false;
   Sequence& victim = **youngest;
   std::erase_if(plan.chunks, [&](const Chunk& chunk) {
-    if (chunk.seq != &victim) return false;
+    if (chunk.seq.get() != &victim) return false;
+    --victim.num_in_flight;
+    if (chunk.sample) --victim.num_pending;
     plan.num_tokens -= chunk.num_tokens;
     plan.num_prompt_logits -= chunk.prompt_logits_end - chunk.prompt_logits_begin;
     return true;
@@ -204,6 +233,7 @@ void Scheduler::admit_waiting(StepPlan& plan, TimePoint now) {
 }
 
 bool Scheduler::admit(Sequence& seq, StepPlan& plan, TimePoint now) {
+  if (seq.num_in_flight > 0) return false;  // preempted: its newest tokens come first
   int num_running = 0;
   for (const auto& rank : ranks_) num_running += int(rank->running.size());
   if (num_running >= config_.max_num_seqs) return false;
@@ -280,8 +310,8 @@ void Scheduler::note_admission(Sequence& seq, TimePoint now) {
 // ------------------------------------------------------------------------------------------------ complete
 
 void Scheduler::complete(const StepPlan& plan, std::vector<std::vector<ChunkResult>> results, TimePoint now) {
-  CHECK(in_flight_ && results.size() == plan.ranks.size(), "results of {} ranks", results.size());
-  in_flight_ = false;
+  CHECK(num_in_flight_ > 0 && results.size() == plan.ranks.size(), "results of {} ranks", results.size());
+  --num_in_flight_;
   ++counters_.num_steps_total;
   for (size_t r = 0; r < results.size(); ++r) {
     CHECK(results[r].size() == plan.ranks[r].chunks.size(), "{} results for {} chunks", results[r].size(),
@@ -293,16 +323,18 @@ void Scheduler::complete(const StepPlan& plan, std::vector<std::vector<ChunkResu
 
 void Scheduler::complete_chunk(const Chunk& chunk, ChunkResult result, TimePoint now) {
   Sequence& seq = *chunk.seq;
-  seq.num_computed = chunk.begin + chunk.num_tokens;
-  if (chunk.mtp_end > chunk.begin) seq.num_mtp_computed = chunk.mtp_end;
-  register_full_pages(*ranks_[size_t(seq.rank)], seq);
+  if (seq.phase == Phase::kEnded) return;
+  const int end = chunk.begin + chunk.num_tokens;
+  --seq.num_in_flight;
+  if (chunk.sample) --seq.num_pending;
+  register_full_pages(seq, end);
   if (!result.error.empty()) return finish(seq, {.finish = FinishReason::kError, .error = std::move(result.error)});
   CHECK(int(result.prompt_logprobs.size()) == chunk.prompt_logits_end - chunk.prompt_logits_begin &&
             result.token.has_value() == chunk.sample,
         "a result that does not fit its chunk");
   if (seq.is_job()) return advance_job(seq, now);
   std::ranges::move(result.prompt_logprobs, std::back_inserter(seq.prompt_logprobs));
-  if (seq.num_remaining() > 0) return;
+  if (!chunk.sample && end < seq.num_tokens()) return;
   if (!chunk.sample) return finish(seq, {.finish = FinishReason::kLength});  // max_tokens 0: the prompt was all
 
   const int32_t id = result.token->id;
@@ -317,9 +349,12 @@ void Scheduler::complete_chunk(const Chunk& chunk, ChunkResult result, TimePoint
     finish(seq, std::move(output));
 }
 
-void Scheduler::register_full_pages(Rank& rank, Sequence& seq) {
+// Of the sequence's first num_tokens tokens, which are computed and known. A preempted one has no pages any more.
+void Scheduler::register_full_pages(Sequence& seq, int num_tokens) {
+  if (seq.rank < 0) return;
+  Rank& rank = *ranks_[size_t(seq.rank)];
   const int page_size = config_.page_size;
-  const int num_tokens = config_.compute_mtp_kv ? std::min(seq.num_computed, seq.num_mtp_computed) : seq.num_computed;
+  if (config_.compute_mtp_kv) num_tokens = std::min(num_tokens, seq.num_mtp_computed);
   while (!seq.cursor.detached && (seq.cursor.num_blocks + 1) * page_size <= num_tokens) {
     const size_t block = size_t(seq.cursor.num_blocks);
     rank.cache.insert(seq.cursor, seq.pages[block], seq.ids().subspan(block * size_t(page_size), size_t(page_size)));
@@ -355,6 +390,7 @@ void Scheduler::finish(Sequence& seq, GenerateOutput output) {
   emit(seq, std::move(output));
   release_pages(seq);
   waiting_.erase(seq.handle);
+  seq.phase = Phase::kEnded;
   sequences_.erase(seq.handle);
 }
 

@@ -8,6 +8,12 @@
 // youngest sequence is preempted, keeps its tokens, and is computed again later (sampling depends on (seed, output
 // index) alone).
 //
+// Where the ranks carry out steps in order by themselves (a GPU's stream), the next step may be planned while one is in
+// flight (max_steps_in_flight 2): a sequence then goes on from a token that nobody on the host has seen, read on the
+// device from the row that sampled it (Chunk::feedback_row). What turns out to be too much - its last token was the last
+// - is dropped. Pages that an ended or preempted sequence gave back may be handed on at once: what the step in flight
+// still writes there stands in the stream before everything that the next plan does with them.
+//
 // Prefill and decode apart (scheduler_pd.cpp). Decode role: a request whose prompt another worker computes sits on its
 // rank with reserved pages, untouched by steps, until remote_done(). Prefill role: a job is a sequence that samples
 // nothing and keeps its pages until release_job().
@@ -43,6 +49,7 @@ struct SchedulerConfig {
   int local_prefill_tokens = 0;  // a prompt that lacks at most so many tokens is never computed elsewhere
   bool takes_jobs = false;       // prefill role
   bool compute_mtp_kv = false;   // a page counts as computed when its MTP layer is, too
+  int max_steps_in_flight = 1;   // 2: only without the roles of prefill and decode apart, whose pages others touch
 
   int max_seqs_per_rank() const { return (max_num_seqs + num_ranks - 1) / num_ranks; }
   int max_logits_per_rank() const { return max_seqs_per_rank() + max_prompt_logits; }
@@ -54,11 +61,12 @@ void check_job(const PrefillJob& job, const SchedulerConfig& config);
 
 // The rows of one sequence in one step: its tokens [begin, begin + num_tokens).
 struct Chunk {
-  Sequence* seq = nullptr;
+  std::shared_ptr<Sequence> seq;
   int begin = 0, num_tokens = 0;
   int prompt_logits_begin = 0, prompt_logits_end = 0;  // positions whose logits score the prompt token after them
   int mtp_end = 0;                                     // positions [begin, mtp_end): the MTP module's KV, too
   bool sample = false;                                 // the last row's logits give the next token
+  int feedback_row = -1;  // the last token is not known yet: row of the step before, among its logits, that samples it
   int num_logits() const { return prompt_logits_end - prompt_logits_begin + (sample ? 1 : 0); }
 };
 
@@ -96,8 +104,8 @@ class Scheduler {
   // every prompt is computed here.
   explicit Scheduler(SchedulerConfig config, std::function<void(uint64_t)> cancel_remote = {});
 
-  // `request` passed check_request; handles grow. Not between a plan and its complete(); neither is anything below
-  // before plan().
+  // `request` passed check_request; handles grow. With max_steps_in_flight 1 not between a plan and its complete();
+  // neither is anything below before plan().
   void submit(uint64_t handle, GenerateRequest request, TimePoint now = {});
   void submit_job(uint64_t handle, PrefillJob job, TimePoint now = {});
   void release_job(uint64_t handle);
@@ -107,7 +115,7 @@ class Scheduler {
   void flush_prefix_cache();
 
   StepPlan plan(TimePoint now);
-  // One result a chunk, in the plan's order.
+  // Of the oldest plan in flight: one result a chunk, in the plan's order.
   void complete(const StepPlan& plan, std::vector<std::vector<ChunkResult>> results, TimePoint now = {});
   // What has to go to the sinks since the last call, in order.
   std::vector<Emission> take_emissions();
@@ -136,7 +144,9 @@ class Scheduler {
   Sequence& add_sequence(uint64_t handle, GenerateRequest request, TimePoint now);
   void expire(TimePoint now);
   void schedule_running(Rank& rank, RankPlan& plan, bool decodes);
+  bool may_go_on(const Sequence& seq) const;
   void schedule_chunk(Rank& rank, RankPlan& plan, Sequence& seq, bool may_preempt);
+  static void connect_to_the_step_before(RankPlan& plan);
   int grow(Rank& rank, Sequence& seq, int num_tokens);
   bool preempt_youngest(Rank& rank, RankPlan& plan, const Sequence& than);
   void admit_waiting(StepPlan& plan, TimePoint now);
@@ -156,7 +166,7 @@ class Scheduler {
   KvPages kv_pages(const Sequence& seq, int first_page) const;
 
   void complete_chunk(const Chunk& chunk, ChunkResult result, TimePoint now);
-  void register_full_pages(Rank& rank, Sequence& seq);
+  void register_full_pages(Sequence& seq, int num_tokens);
   FinishReason finish_reason(const Sequence& seq, int32_t token) const;
   void emit(Sequence& seq, GenerateOutput output);
   void finish(Sequence& seq, GenerateOutput output);
@@ -165,7 +175,7 @@ class Scheduler {
 
   const SchedulerConfig config_;
   const std::function<void(uint64_t)> cancel_remote_;
-  std::map<uint64_t, std::unique_ptr<Sequence>> sequences_;
+  std::map<uint64_t, std::shared_ptr<Sequence>> sequences_;
   std::map<uint64_t, Sequence*> waiting_;  // by arrival
   std::map<uint64_t, Sequence*> remotes_;  // by attempt
   std::map<uint64_t, Sequence*> held_;
@@ -174,7 +184,7 @@ class Scheduler {
   std::vector<Emission> emissions_;
   std::vector<JobProgress> progress_;
   std::vector<RemotePrefill> remote_starts_;
-  bool in_flight_ = false;
+  int num_in_flight_ = 0;
   EngineStats counters_;  // the totals
 };
 

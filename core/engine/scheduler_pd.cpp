@@ -50,7 +50,7 @@ void Scheduler::start_remote(Sequence& seq) {
 }
 
 void Scheduler::remote_done(uint64_t remote, RemotePrefillResult result) {
-  CHECK(!in_flight_, "a remote prefill ends during a step");
+  CHECK(num_in_flight_ == 0, "a remote prefill ends during a step");
   const auto it = remotes_.find(remote);
   if (it == remotes_.end()) return;  // cancelled while the result was on its way
   Sequence& seq = *it->second;
@@ -72,7 +72,7 @@ void Scheduler::remote_done(uint64_t remote, RemotePrefillResult result) {
                .remote_compute_seconds = result.compute_seconds,
                .transfer_seconds = result.transfer_seconds};
   seq.num_computed = seq.num_mtp_computed = seq.num_prompt_tokens - 1;
-  register_full_pages(*ranks_[size_t(seq.rank)], seq);
+  register_full_pages(seq, seq.num_computed);
 }
 
 // Afterwards nobody writes to the sequence's pages.
@@ -142,7 +142,7 @@ void Scheduler::hold_job(Sequence& seq, const std::string& error) {
 }
 
 void Scheduler::release_job(uint64_t handle) {
-  CHECK(!in_flight_, "a job's pages are released during a step");
+  CHECK(num_in_flight_ == 0, "a job's pages are released during a step");
   const auto it = sequences_.find(handle);
   if (it == sequences_.end() || !it->second->is_job()) return;
   hold_job(*it->second, "its pages were released before it was finished");

@@ -10,7 +10,7 @@ namespace moectl {
 inline constexpr int kPageSize = 64;  // tokens a KV page
 
 struct Batch {
-  std::vector<int32_t> token_ids;    // [num_tokens]
+  std::vector<int32_t> token_ids;    // [num_tokens]; -1 - i: not known yet, token i of Model::sampled()
   std::vector<int32_t> positions;    // [num_tokens]; rows of one sequence in ascending order
   std::vector<int32_t> seq_idx;      // [num_tokens]: row of page_table
   std::vector<int32_t> page_table;   // [num_seqs, max_pages]: page ids; unused entries are 0

@@ -66,6 +66,7 @@ void Buffers::visit(const Config& config, const ModelLimits& limits, int64_t exp
   make(shared_gate, {tokens, 1});
   make(logits_hidden, {limits.max_logits, hidden_size});
   make(logits, {limits.max_logits, config.vocab_size});
+  make(sampled, {limits.max_logits});
 }
 
 Buffers::Buffers(const Config& config, const ModelLimits& limits, int64_t expert_rows, Ops& ops) {
@@ -240,7 +241,7 @@ struct Model::Impl {
                       hidden = buffers.hidden.first(step.num_tokens);
     View<const float> delta;  // the last sub-layer's contribution, not yet added to the residual stream
     rope_table(step);
-    ops.embed({step.in.token_ids, w.embed, residual}, step.stream);
+    ops.embed({step.in.token_ids, w.embed, residual, buffers.sampled}, step.stream);
     for (int i = 0; i < config.num_layers; ++i) {
       decoder_layer(step, w.layers[size_t(i)], i, delta);
       delta = buffers.delta.first(step.num_tokens);
@@ -318,6 +319,10 @@ int64_t Model::workspace_bytes(const Config& config, const ModelLimits& limits, 
     sum += ExpertExchange::num_bytes(num_ranks, config.moe.num_experts, config.moe.num_experts_per_tok,
                                      config.hidden_size, limits.max_tokens);
   return sum;
+}
+
+View<int32_t> Model::sampled() const {
+  return impl_->buffers.sampled;
 }
 
 View<const float> Model::hidden() const {

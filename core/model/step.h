@@ -37,6 +37,7 @@ struct Buffers {
   View<float> shared_gate;    // [max_tokens, 1]
   View<float> logits_hidden;  // [max_logits, hidden_size]
   View<float> logits;         // [max_logits, vocab_size]
+  View<int32_t> sampled;      // [max_logits]: tokens chosen from the logits, for the next step
 
  private:
   Buffers() = default;

@@ -71,7 +71,7 @@ void ServiceMetrics::observe_request(double seconds, double prompt_tokens, doubl
 
 void ServiceMetrics::show_engine(const EngineStats& stats) {
   const auto gauge = [&](const char* name, const char* help, double value) { registry_.gauge(name, help).set(value); };
-  const auto total = [&](const char* name, const char* help, int64_t value) {
+  const auto total = [&](const char* name, const char* help, auto value) {
     registry_.counter(name, help).set_total(double(value));
   };
   gauge("moectl_num_requests_running", "Requests in the batch", double(stats.num_running));
@@ -91,6 +91,9 @@ void ServiceMetrics::show_engine(const EngineStats& stats) {
   total("moectl_prefix_cache_hits_total", "Prompt tokens served by the prefix cache", stats.prefix_cache_hits);
   total("moectl_num_preemptions_total", "Requests preempted and recomputed", stats.num_preemptions_total);
   total("moectl_engine_steps_total", "Engine steps", stats.num_steps_total);
+  total("moectl_engine_busy_seconds_total", "Time of the device in steps", stats.busy_seconds_total);
+  total("moectl_engine_idle_seconds_total", "Time of the device between steps while there was work",
+        stats.idle_seconds_total);
 }
 
 void ServiceMetrics::show_transfers(const KvTransferTotals& totals) {

@@ -118,7 +118,34 @@ void CudaOps::copy(void* to, const void* from, int64_t num_bytes, Stream s) {
 
 void CudaOps::synchronize(Stream s) {
   activate();
-  const cudaError_t status = cudaStreamSynchronize(s.handle ? static_cast<cudaStream_t>(s.handle) : stream_);
+  check_done(cudaStreamSynchronize(s.handle ? static_cast<cudaStream_t>(s.handle) : stream_));
+}
+
+Mark CudaOps::mark(Stream s) {
+  activate();
+  cudaEvent_t event = nullptr;
+  CUDA_CHECK(cudaEventCreate(&event));
+  Mark mark(event, [device = device_](void* e) {
+    cudaSetDevice(device);
+    cudaEventDestroy(static_cast<cudaEvent_t>(e));
+  });
+  CUDA_CHECK(cudaEventRecord(event, s.handle ? static_cast<cudaStream_t>(s.handle) : stream_));
+  return mark;
+}
+
+void CudaOps::wait(const Mark& mark) {
+  activate();
+  check_done(cudaEventSynchronize(static_cast<cudaEvent_t>(mark.get())));
+}
+
+double CudaOps::seconds_between(const Mark& begin, const Mark& end) {
+  float ms = 0;
+  CUDA_CHECK(cudaEventElapsedTime(&ms, static_cast<cudaEvent_t>(begin.get()), static_cast<cudaEvent_t>(end.get())));
+  return double(ms) / 1e3;
+}
+
+// An error of the device shows at the next wait, whichever operation met it.
+void CudaOps::check_done(cudaError_t status) const {
   if (status != cudaSuccess)
     throw Error(Code::kUnavailable,
                 fmt::format("GPU {}: {}, in an operation up to {} (CUDA_LAUNCH_BLOCKING=1 in the environment finds out "

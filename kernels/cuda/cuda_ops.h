@@ -28,6 +28,9 @@ class CudaOps final : public Ops {
   void upload(void* device, const void* host, int64_t num_bytes) override;
   void copy(void* to, const void* from, int64_t num_bytes, Stream) override;
   void synchronize(Stream) override;
+  Mark mark(Stream) override;
+  void wait(const Mark&) override;
+  double seconds_between(const Mark& begin, const Mark& end) override;
   bool host_memory() const override { return false; }
   Stream stream() override { return {stream_}; }
   Graph capture(const std::function<void()>& work) override;
@@ -61,6 +64,7 @@ class CudaOps final : public Ops {
  private:
   // Makes the card the calling thread's.
   void activate() const;
+  void check_done(cudaError_t status) const;
   Staging& staging();
   AttentionScratch attention_scratch() const;
   Numerics numerics() const { return {!precise_, deterministic_}; }

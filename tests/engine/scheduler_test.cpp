@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include <deque>
 #include <functional>
 #include <map>
 #include <random>
@@ -69,13 +70,15 @@ Answer expected_answer(const GenerateRequest& r, const SchedulerConfig& config) 
   return a;
 }
 
-// Plays the ranks: carries out plans on pretended caches and collects the answers.
+// Plays the ranks: carries out plans on pretended caches, in order and as soon as they are made, feeds sampled tokens
+// back as a device does, and collects the answers when as many steps are in flight as may be.
 class Player {
  public:
   explicit Player(SchedulerConfig config) : scheduler(config), config_(std::move(config)) {
     caches_.resize(size_t(config_.num_ranks),
                    std::vector<std::vector<int32_t>>(size_t(config_.num_pages),
                                                      std::vector<int32_t>(size_t(config_.page_size), -1)));
+    sampled_.resize(size_t(config_.num_ranks));
   }
 
   uint64_t submit(GenerateRequest r) {
@@ -85,29 +88,43 @@ class Player {
     return handle;
   }
 
+  bool has_work() const { return scheduler.has_work() || !in_flight_.empty(); }
+
   bool step(TimePoint now = {}) {
-    const StepPlan plan = scheduler.plan(now);
+    StepPlan plan = scheduler.plan(now);
     collect();
-    if (plan.empty()) return false;
-    std::vector<std::vector<ChunkResult>> results(plan.ranks.size());
-    std::set<const Sequence*> seen;
-    for (size_t r = 0; r < plan.ranks.size(); ++r) {
-      check_limits(plan.ranks[r]);
-      for (const Chunk& chunk : plan.ranks[r].chunks) {
-        EXPECT_TRUE(seen.insert(chunk.seq).second) << "a sequence twice in one step";
-        EXPECT_EQ(chunk.seq->rank, int(r));
-        write(caches_[r], chunk);
-      }
-      for (const Chunk& chunk : plan.ranks[r].chunks) results[r].push_back(read(caches_[r], chunk));
-    }
-    scheduler.complete(plan, std::move(results));
+    const bool launches = !plan.empty();
+    if (launches) execute(std::move(plan));
+    if (in_flight_.empty() || (launches && int(in_flight_.size()) < config_.max_steps_in_flight)) return launches;
+    scheduler.complete(in_flight_.front().plan, std::move(in_flight_.front().results));
+    in_flight_.pop_front();
     collect();
     check_pages();
     return true;
   }
 
+  void execute(StepPlan plan) {
+    std::vector<std::vector<ChunkResult>> results(plan.ranks.size());
+    std::set<const Sequence*> seen;
+    for (size_t r = 0; r < plan.ranks.size(); ++r) {
+      check_limits(plan.ranks[r]);
+      for (const Chunk& chunk : plan.ranks[r].chunks) {
+        EXPECT_TRUE(seen.insert(chunk.seq.get()).second) << "a sequence twice in one step";
+        EXPECT_EQ(chunk.seq->rank, int(r));
+        write(caches_[r], chunk, sampled_[r]);
+      }
+      sampled_[r].clear();
+      for (const Chunk& chunk : plan.ranks[r].chunks) {
+        results[r].push_back(read(caches_[r], chunk));
+        sampled_[r].resize(sampled_[r].size() + size_t(chunk.num_logits()), -1);
+        if (results[r].back().token) sampled_[r].back() = results[r].back().token->id;
+      }
+    }
+    in_flight_.push_back({std::move(plan), std::move(results)});
+  }
+
   void run(int limit = 10000) {
-    while (scheduler.has_work()) {
+    while (has_work()) {
       ASSERT_TRUE(step()) << "work that nothing advances";
       ASSERT_GT(--limit, 0) << "no end";
     }
@@ -150,10 +167,13 @@ class Player {
     EXPECT_LE(int(plan.chunks.size()), config_.max_seqs_per_rank());
   }
 
-  void write(Cache& cache, const Chunk& chunk) {
-    for (int i = chunk.begin; i < chunk.begin + chunk.num_tokens; ++i)
+  // `sampled`: by the step before, by row of logits.
+  void write(Cache& cache, const Chunk& chunk, const std::vector<int32_t>& sampled) {
+    for (int i = chunk.begin; i < chunk.begin + chunk.num_tokens; ++i) {
+      const bool known = i < chunk.seq->num_tokens();
       cache[size_t(chunk.seq->pages[size_t(i / config_.page_size)])][size_t(i % config_.page_size)] =
-          chunk.seq->token_ids[size_t(i)];
+          known ? chunk.seq->token_ids[size_t(i)] : sampled.at(size_t(chunk.feedback_row));
+    }
   }
 
   ChunkResult read(const Cache& cache, const Chunk& chunk) {
@@ -161,7 +181,10 @@ class Player {
     std::vector<int32_t> text;
     for (int i = 0; i < chunk.begin + chunk.num_tokens; ++i)
       text.push_back(cache[size_t(seq.pages[size_t(i / config_.page_size)])][size_t(i % config_.page_size)]);
-    EXPECT_EQ(text, std::vector(seq.token_ids.begin(), seq.token_ids.begin() + chunk.begin + chunk.num_tokens))
+    const int num_known = std::min(seq.num_tokens(), int(text.size()));
+    EXPECT_LE(int(text.size()) - num_known, config_.max_steps_in_flight - 1);
+    EXPECT_EQ(std::vector(text.begin(), text.begin() + num_known),
+              std::vector(seq.token_ids.begin(), seq.token_ids.begin() + num_known))
         << "the cache holds another text";
     ChunkResult result;
     for (int i = chunk.prompt_logits_begin; i < chunk.prompt_logits_end; ++i)
@@ -185,6 +208,12 @@ class Player {
 
   const SchedulerConfig config_;
   std::vector<Cache> caches_;
+  std::vector<std::vector<int32_t>> sampled_;  // by the last step: of each rank, by row of logits
+  struct InFlight {
+    StepPlan plan;
+    std::vector<std::vector<ChunkResult>> results;
+  };
+  std::deque<InFlight> in_flight_;
   uint64_t next_handle_ = 1;
 };
 
@@ -369,6 +398,75 @@ TEST(Scheduler, ABrokenRowEndsItsRequestAlone) {
   EXPECT_EQ(p.answers[good].ids.size(), 10u);
 }
 
+SchedulerConfig overlapping_config() {
+  auto config = small_config();
+  config.max_steps_in_flight = 2;
+  return config;
+}
+
+TEST(Scheduler, WithTwoStepsInFlightASequenceGoesOnFromATokenThatIsNotKnown) {
+  Player p(overlapping_config());
+  auto r = request(prompt_of(3), 9);
+  r.sampling.ignore_eos = true;
+  const uint64_t h = p.submit(r);
+  ASSERT_TRUE(p.step());
+  EXPECT_TRUE(p.answers[h].ids.empty()) << "the first step is launched, nothing collected";
+  for (int i = 0; i < 8; ++i) {
+    ASSERT_TRUE(p.step());
+    EXPECT_EQ(p.answers[h].ids.size(), size_t(i + 1)) << "a token a step";
+  }
+  ASSERT_TRUE(p.step());
+  EXPECT_EQ(p.answers[h].ids, expected_answer(r, small_config()).ids);
+  EXPECT_EQ(p.scheduler.stats().num_steps_total, 9) << "no step after the one that gives the ninth token";
+  EXPECT_FALSE(p.has_work());
+}
+
+TEST(Scheduler, WhatASequenceComputedBeyondItsEndIsDropped) {
+  Player p(overlapping_config());
+  auto r = request(prompt_of(3), 30);
+  r.sampling.ignore_eos = true;
+  r.sampling.stop_token_ids = {expected_answer(r, small_config()).ids[4]};
+  const uint64_t h = p.submit(r);
+  p.run();
+  EXPECT_EQ(p.answers[h].finish, FinishReason::kStop);
+  EXPECT_LE(p.answers[h].ids.size(), 5u);
+  EXPECT_EQ(p.scheduler.stats().generation_tokens_total, int64_t(p.answers[h].ids.size()));
+  EXPECT_EQ(p.scheduler.stats().num_steps_total, int64_t(p.answers[h].ids.size()) + 1) << "one step too many";
+}
+
+TEST(Scheduler, PenaltiesWaitForTheTokensTheyCount) {
+  Player p(overlapping_config());
+  auto r = request(prompt_of(3), 6);
+  r.sampling.ignore_eos = true;
+  const uint64_t plain = p.submit(r);
+  r.sampling.presence_penalty = 1;
+  const uint64_t counting = p.submit(r);
+  for (int i = 0; i < 4; ++i) p.step();
+  EXPECT_EQ(p.answers[plain].ids.size(), 3u);
+  EXPECT_EQ(p.answers[counting].ids.size(), 2u) << "every second step";
+  p.run();
+  EXPECT_EQ(p.answers[counting].ids, p.answers[plain].ids);
+}
+
+TEST(Scheduler, CancelWithStepsInFlightReturnsThePages) {
+  for (int steps = 0; steps < 12; ++steps) {
+    Player p(overlapping_config());
+    auto r = request(prompt_of(30), 9);
+    r.sampling.ignore_eos = true;
+    const uint64_t h = p.submit(r);
+    for (int i = 0; i < steps; ++i) p.step();
+    p.scheduler.cancel(h);
+    p.collect();
+    EXPECT_EQ(p.answers[h].finish, steps < 11 ? FinishReason::kCancelled : FinishReason::kLength) << steps;
+    EXPECT_EQ(p.scheduler.stats().kv_pages_used, 0);
+    const uint64_t next = p.submit(request(prompt_of(20, 3), 4));  // takes the pages while they are still written
+    p.run();
+    EXPECT_EQ(p.answers[next].ids, expected_answer(request(prompt_of(20, 3), 4), small_config()).ids);
+    p.scheduler.flush_prefix_cache();
+    EXPECT_EQ(p.scheduler.pool(0).num_free(), 16);
+  }
+}
+
 TEST(Scheduler, SpreadsOverRanksAndFollowsPrefixes) {
   auto config = small_config();
   config.num_ranks = 2;
@@ -429,6 +527,7 @@ TEST(Scheduler, RandomLifeGivesEveryRequestItsOwnAnswer) {
     config.max_num_batched_tokens = std::max(config.max_seqs_per_rank(), 1 + int(rng() % 20));
     config.max_prompt_logits = 1 + int(rng() % 6);
     config.enable_prefix_caching = rng() % 4 != 0;
+    config.max_steps_in_flight = 1 + int(seed % 2);
     Player p(config);
     std::map<uint64_t, GenerateRequest> sent;
     std::set<uint64_t> cancelled;
@@ -438,6 +537,7 @@ TEST(Scheduler, RandomLifeGivesEveryRequestItsOwnAnswer) {
         for (unsigned n = 1 + rng() % 30; n > 0; --n) r.prompt_ids.push_back(int32_t(2 + (rng() % 16 == 0)));
         r.sampling.prompt_logprobs = rng() % 5 == 0;
         r.sampling.ignore_eos = rng() % 2;
+        if (rng() % 5 == 0) r.sampling.frequency_penalty = 0.5f;
         if (rng() % 6 == 0) r.cache_salt = "tenant";
         sent[p.submit(r)] = r;
       }
@@ -449,7 +549,7 @@ TEST(Scheduler, RandomLifeGivesEveryRequestItsOwnAnswer) {
         }
       }
       if (rng() % 40 == 0) p.scheduler.flush_prefix_cache();
-      const bool had_work = p.scheduler.has_work();
+      const bool had_work = p.has_work();
       ASSERT_EQ(p.step(), had_work) << "work that nothing advances";
     }
     p.run();
