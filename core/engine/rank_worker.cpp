@@ -116,6 +116,8 @@ void RankWorker::run() {
     } else if (std::exchange(ends_, false)) {
       work([&] { end_step(); });
     } else if (stop_) {
+      lock.unlock();
+      if (!in_flight_.empty()) guarded([&] { setup_.ops->synchronize(setup_.ops->stream()); });  // it uses our memory
       return;
     } else {
       busy_ = false;
@@ -190,7 +192,7 @@ int RankWorker::sample_on_device(const RankPlan& plan, View<const float> logits)
       device_sampler_->add(score_row(chunk.seq->token_ids[size_t(i) + 1], num_top));
     if (!chunk.sample) continue;
     auto args = sampling_args<SamplingRowArgs>(*chunk.seq, setup_.eos_token_ids);
-    args.output_idx = chunk.begin + chunk.num_tokens - chunk.seq->num_prompt_tokens;
+    args.num_unknown = chunk.begin + chunk.num_tokens - chunk.seq->num_tokens();
     device_sampler_->add(args);
   }
   return device_sampler_->launch(logits, model_->sampled());

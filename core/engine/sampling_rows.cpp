@@ -33,9 +33,10 @@ SamplingRow SamplingRowMaker::make(const SamplingRowArgs& args, std::vector<Logi
                   .presence_penalty = p.presence_penalty,
                   .frequency_penalty = p.frequency_penalty,
                   .num_logprobs = p.num_logprobs};
-  if (p.temperature >= kGreedyBelow) row.uniform = uniform_double(p.seed, uint64_t(args.output_idx), 0);
+  const size_t output_idx = args.output_ids.size() + size_t(args.num_unknown);
+  if (p.temperature >= kGreedyBelow) row.uniform = uniform_double(p.seed, output_idx, 0);
 
-  const bool masked = args.output_idx < p.min_tokens;
+  const bool masked = output_idx < size_t(p.min_tokens);
   if (masked) {
     constexpr float kNever = -std::numeric_limits<float>::infinity();
     for (int32_t id : args.eos_token_ids) change(id).bias = kNever;
@@ -43,7 +44,7 @@ SamplingRow SamplingRowMaker::make(const SamplingRowArgs& args, std::vector<Logi
   }
   for (const auto& [id, bias] : p.logit_bias) change(id).bias += bias;
   const bool penalties = has_penalties(p);
-  CHECK(!penalties || size_t(args.output_idx) == args.output_ids.size(), "penalties for tokens that are not known");
+  CHECK(!penalties || args.num_unknown == 0, "penalties for tokens that are not known");
   if (penalties) {
     for (int32_t id : args.prompt_ids) change(id).seen = 1;
     for (int32_t id : args.output_ids) {

@@ -17,7 +17,7 @@ struct SamplingRowArgs {
   const SamplingParams& params;                     // valid by check_sampling_params
   std::span<const int32_t> prompt_ids, output_ids;  // the text so far
   std::span<const int32_t> eos_token_ids;
-  int output_idx = 0;  // output_ids.size(), or more: of the last tokens only the number is known (no penalties then)
+  int num_unknown = 0;  // output tokens after output_ids of which nothing else is known (no penalties then)
 };
 
 class SamplingRowMaker {

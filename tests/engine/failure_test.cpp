@@ -11,45 +11,23 @@
 #include "core/engine/rank_worker.h"
 #include "core/model/weights.h"
 #include "tests/engine/engine_client.h"
+#include "tests/harness/wrapped_ops.h"
 
 namespace moectl::test {
 namespace {
 
 // Real operations; `after_linear` sees every matrix product and may spoil it, throw or wait.
-class TamperedOps final : public Ops {
+class TamperedOps final : public WrappedOps {
  public:
   using Tamper = std::function<void(const LinearArgs&)>;
   TamperedOps(std::unique_ptr<Ops> real, Tamper after_linear)
-      : real_(std::move(real)), after_linear_(std::move(after_linear)) {}
-  std::string numerics_id() const override { return real_->numerics_id(); }
-  Buffer alloc(int64_t n) override { return real_->alloc(n); }
-  void upload(void* device, const void* host, int64_t n) override { real_->upload(device, host, n); }
-  void copy(void* to, const void* from, int64_t n, Stream s) override { real_->copy(to, from, n, s); }
-  Weight pack(std::span<const MatrixSpec> batch) override { return real_->pack(batch); }
-  Weight pack_rows(const MatrixSpec& table) override { return real_->pack_rows(table); }
-  void embed(const EmbedArgs& a, Stream s) override { real_->embed(a, s); }
-  void rms_norm(const RmsNormArgs& a, Stream s) override { real_->rms_norm(a, s); }
+      : WrappedOps(std::move(real)), after_linear_(std::move(after_linear)) {}
   void linear(const LinearArgs& a, Stream s) override {
-    real_->linear(a, s);
+    real().linear(a, s);
     after_linear_(a);
   }
-  void gather(const GatherArgs& a, Stream s) override { real_->gather(a, s); }
-  void rope_table(const RopeTableArgs& a, Stream s) override { real_->rope_table(a, s); }
-  void rope(const RopeArgs& a, Stream s) override { real_->rope(a, s); }
-  void gqa_cache_write(const GqaCacheWriteArgs& a, Stream s) override { real_->gqa_cache_write(a, s); }
-  void gqa_attention(const GqaAttentionArgs& a, Stream s) override { real_->gqa_attention(a, s); }
-  void mla_query(const MlaQueryArgs& a, Stream s) override { real_->mla_query(a, s); }
-  void mla_cache_write(const MlaCacheWriteArgs& a, Stream s) override { real_->mla_cache_write(a, s); }
-  void mla_attention(const MlaAttentionArgs& a, Stream s) override { real_->mla_attention(a, s); }
-  void mla_output(const MlaOutputArgs& a, Stream s) override { real_->mla_output(a, s); }
-  void moe_gate(const MoeGateArgs& a, Stream s) override { real_->moe_gate(a, s); }
-  void moe_permute(const MoePermuteArgs& a, Stream s) override { real_->moe_permute(a, s); }
-  void moe_locate(const MoeLocateArgs& a, Stream s) override { real_->moe_locate(a, s); }
-  void moe_experts(const MoeExpertsArgs& a, Stream s) override { real_->moe_experts(a, s); }
-  void moe_combine(const MoeCombineArgs& a, Stream s) override { real_->moe_combine(a, s); }
 
  private:
-  std::unique_ptr<Ops> real_;
   Tamper after_linear_;
 };
 
