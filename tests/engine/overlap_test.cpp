@@ -197,13 +197,18 @@ TEST(EngineOverlap, AnswersAreWhatOneStepAtATimeGives) {
 
 TEST(EngineOverlap, ADeviceThatFailsEndsTheInstance) {
   for (int64_t number : {5, 400, 2000}) {
-    const OverlappedEngine o = overlapped_engine([=](int64_t i) {
-      if (i == number) throw std::runtime_error("the device fell off the bus");
+    std::atomic<bool> both_sent{false};
+    const OverlappedEngine o = overlapped_engine([&, number](int64_t i) {
+      if (i < number) return;
+      both_sent.wait(false);
+      throw std::runtime_error("the device fell off the bus");
     });
     Client client(*o.engine);
     GenerateRequest r = greedy(0, 200);
     r.sampling.ignore_eos = true;
     const size_t first = client.send(r), second = client.send(r);
+    both_sent = true;
+    both_sent.notify_all();
     for (size_t i : {first, second}) {
       const Answer a = client.wait(i);
       EXPECT_EQ(a.finish, FinishReason::kError);
