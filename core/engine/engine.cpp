@@ -1,8 +1,8 @@
 // EngineImpl: the threads behind engine.h. The scheduler thread owns the Scheduler and the sinks and runs the loop
-// take submissions -> plan -> launch -> collect -> deliver; each RankWorker computes on its own thread. With two steps in
-// flight (SchedulerConfig) what is collected is the step before the one just launched. Callers only
-// touch the inbox and the published statistics, both under short locks; so do the results of a PrefillSource, which may
-// come from any thread, and even late: the mailbox outlives the engine if it must.
+// take submissions -> plan -> launch -> collect -> deliver; each RankWorker computes on its own thread. With two steps
+// in flight (SchedulerConfig) what is collected is the step before the one just launched. Callers only touch the inbox
+// and the published statistics, both under short locks; so do the results of a PrefillSource, which may come from any
+// thread, and even late: the mailbox outlives the engine if it must.
 #include "core/engine/engine.h"
 
 #include <algorithm>
@@ -256,7 +256,9 @@ void EngineImpl::run() {
 bool EngineImpl::take_inbox(Inbox& inbox) {
   const auto deadline = parked_ ? scheduler_.next_deadline() : std::nullopt;
   std::unique_lock lock(mail_->mutex);
-  const auto due = [&] { return stop_ || !mail_->inbox.empty() || (scheduler_.has_work() && !parked_) || !in_flight_.empty(); };
+  const auto due = [&] {
+    return stop_ || !mail_->inbox.empty() || (scheduler_.has_work() && !parked_) || !in_flight_.empty();
+  };
   if (deadline)
     mail_->wake.wait_until(lock, *deadline, due);
   else

@@ -43,7 +43,7 @@ struct EngineConfig {
   bool precise = false;                 // CUDA: f32 activations, as the CPU computes
   bool deterministic = false;           // CUDA: output bits do not depend on company (the CPU backend is always so)
   bool enable_prefix_caching = true;
-  bool overlap_schedule = true;  // CUDA: the next step is planned and launched while one runs
+  bool overlap_schedule = true;                   // CUDA: the next step is planned and launched while one runs
   std::shared_ptr<PrefillSource> prefill_source;  // decode role: who computes prompts elsewhere; null: nobody
   int local_prefill_tokens = 64;  // decode role: at most so many tokens that no cache holds are computed here
   bool prefill_role = false;      // prefill() may be called

@@ -135,24 +135,23 @@ EngineSetup plan_setup(const EngineConfig& engine, const Config& model, std::vec
           "--kv-cache-memory-bytes {} is {} pages a rank; at most {} can be addressed", kv_cache_bytes, num_pages,
           std::numeric_limits<int32_t>::max() / kPageSize);
 
-  setup.scheduler = {.num_ranks = engine.ep_size,
-                     .num_pages = int(num_pages),
-                     .page_size = kPageSize,
-                     .max_num_seqs = engine.max_num_seqs,
-                     .max_num_batched_tokens = engine.max_num_batched_tokens,
-                     .max_prompt_logits = std::min(kPromptLogitsRows, std::max(engine.max_num_batched_tokens, 1)),
-                     .max_model_len = max_len,
-                     .vocab_size = model.vocab_size,
-                     .enable_prefix_caching = engine.enable_prefix_caching,
-                     .eos_token_ids = std::move(eos_token_ids),
-                     .local_prefill_tokens = engine.local_prefill_tokens,
-                     .takes_jobs = engine.prefill_role,
-                     .compute_mtp_kv = engine.compute_mtp_kv && model.num_mtp_layers > 0 &&
-                                       (engine.prefill_role || engine.prefill_source),
-                     .max_steps_in_flight =
-                         engine.overlap_schedule && !ops.host_memory() && !engine.prefill_role && !engine.prefill_source
-                             ? 2
-                             : 1};
+  setup.scheduler = {
+      .num_ranks = engine.ep_size,
+      .num_pages = int(num_pages),
+      .page_size = kPageSize,
+      .max_num_seqs = engine.max_num_seqs,
+      .max_num_batched_tokens = engine.max_num_batched_tokens,
+      .max_prompt_logits = std::min(kPromptLogitsRows, std::max(engine.max_num_batched_tokens, 1)),
+      .max_model_len = max_len,
+      .vocab_size = model.vocab_size,
+      .enable_prefix_caching = engine.enable_prefix_caching,
+      .eos_token_ids = std::move(eos_token_ids),
+      .local_prefill_tokens = engine.local_prefill_tokens,
+      .takes_jobs = engine.prefill_role,
+      .compute_mtp_kv =
+          engine.compute_mtp_kv && model.num_mtp_layers > 0 && (engine.prefill_role || engine.prefill_source),
+      .max_steps_in_flight =
+          engine.overlap_schedule && !ops.host_memory() && !engine.prefill_role && !engine.prefill_source ? 2 : 1};
   require(engine.max_num_batched_tokens >= setup.scheduler.max_seqs_per_rank(),
           "--max-num-batched-tokens {} is less than the {} sequences a rank may run (--max-num-seqs {} over {} "
           "rank(s)); each needs a "

@@ -10,7 +10,8 @@
 //
 // Where the ranks carry out steps in order by themselves (a GPU's stream), the next step may be planned while one is in
 // flight (max_steps_in_flight 2): a sequence then goes on from a token that nobody on the host has seen, read on the
-// device from the row that sampled it (Chunk::feedback_row). What turns out to be too much - its last token was the last
+// device from the row that sampled it (Chunk::feedback_row). What turns out to be too much - its last token was the
+// last
 // - is dropped. Pages that an ended or preempted sequence gave back may be handed on at once: what the step in flight
 // still writes there stands in the stream before everything that the next plan does with them.
 //

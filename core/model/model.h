@@ -60,8 +60,8 @@ class Model {
   // Computes one step: writes the batch's keys and values to the cache, then logits of batch.logits_rows.
   // Returns [num_logits, vocab_size], in device memory once ops.stream() is done with it, valid until the next call.
   View<const float> forward(const Batch& batch);
-  // Device memory [max_logits] that the tokens chosen from these logits are written to (Ops::sample_rows) before the next
-  // forward(), where that is to go on from them: Batch::token_ids.
+  // Device memory [max_logits] that the tokens chosen from these logits are written to (Ops::sample_rows) before the
+  // next forward(), where that is to go on from them: Batch::token_ids.
   View<int32_t> sampled() const;
   // The main model's states after the final norm, of the last forward(): [num_tokens, hidden_size].
   View<const float> hidden() const;

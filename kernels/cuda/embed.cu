@@ -10,8 +10,8 @@ constexpr int kThreads = 256;
 
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    embed(const int32_t* token_ids, const int32_t* sampled, int64_t num_sampled, const std::byte* table, int64_t num_rows,
-          int64_t row_bytes, int size, float* out) {
+    embed(const int32_t* token_ids, const int32_t* sampled, int64_t num_sampled, const std::byte* table,
+          int64_t num_rows, int64_t row_bytes, int size, float* out) {
   int64_t id = token_ids[blockIdx.x];
   if (id < 0 && -1 - id < num_sampled) id = sampled[-1 - id];
   out += int64_t{blockIdx.x} * size;
@@ -39,8 +39,9 @@ void embed(const EmbedArgs& a, Stream stream) {
   CHECK(a.out.row_size() == table.k, "embed: rows of {}, a table of {}", a.out.row_size(), table.k);
   if (num_rows == 0) return;
   auto launch = [&](auto kernel) {
-    kernel<<<unsigned(num_rows), kernel::kThreads, 0, handle(stream)>>>(
-        a.token_ids.data, a.sampled.data, a.sampled.dim(0), table.data, table.n, table.row_bytes, int(table.k), a.out.data);
+    kernel<<<unsigned(num_rows), kernel::kThreads, 0, handle(stream)>>>(a.token_ids.data, a.sampled.data,
+                                                                        a.sampled.dim(0), table.data, table.n,
+                                                                        table.row_bytes, int(table.k), a.out.data);
   };
   switch (table.dtype) {
     case DType::kF32:

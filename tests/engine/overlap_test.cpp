@@ -170,8 +170,7 @@ OverlappedEngine overlapped_engine(std::function<void(int64_t)> before = [](int6
 }
 
 GenerateRequest greedy(size_t i, int max_tokens) {
-  return {.prompt_ids = golden_cases()[i].prompt_ids,
-          .sampling = {.temperature = 0.0f, .max_tokens = max_tokens}};
+  return {.prompt_ids = golden_cases()[i].prompt_ids, .sampling = {.temperature = 0.0f, .max_tokens = max_tokens}};
 }
 
 TEST(EngineOverlap, AnswersAreWhatOneStepAtATimeGives) {
@@ -184,8 +183,8 @@ TEST(EngineOverlap, AnswersAreWhatOneStepAtATimeGives) {
     const Answer a = client.wait(sent[i]);
     const std::vector<int32_t> expected = golden_cases()[i].output_ids;
     ASSERT_GE(a.ids.size(), std::min<size_t>(expected.size(), 2)) << a.error;
-    EXPECT_TRUE(std::equal(expected.begin(), expected.begin() + long(std::min(expected.size(), a.ids.size())),
-                           a.ids.begin()))
+    EXPECT_TRUE(
+        std::equal(expected.begin(), expected.begin() + long(std::min(expected.size(), a.ids.size())), a.ids.begin()))
         << "case " << i << ": " << ::testing::PrintToString(a.ids);
     EXPECT_EQ(a.num_outputs_after_end, 0);
   }
