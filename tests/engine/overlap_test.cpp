@@ -226,7 +226,7 @@ TEST(EngineOverlap, RequestsComeAndGoAtAnyTime) {
     GenerateRequest r = greedy(size_t(i) % golden_cases().size(), 200);
     r.sampling.ignore_eos = true;
     const size_t cancelled = client.send(r), kept = client.send(greedy(0, 20));
-    if (i % 3) std::this_thread::sleep_for(std::chrono::microseconds(200 * (i % 7)));
+    if (i % 3) client.wait_for_tokens(cancelled, size_t(i % 7));
     o.engine->cancel(client.handle(cancelled));
     EXPECT_EQ(client.wait(kept).ids, expected) << i;
     EXPECT_NE(client.wait(cancelled).finish, FinishReason::kError);
@@ -242,7 +242,7 @@ TEST(EngineOverlap, AnEngineMayEndWithStepsInFlight) {
     GenerateRequest r = greedy(0, 200);
     r.sampling.ignore_eos = true;
     const size_t sent = client.send(r);
-    std::this_thread::sleep_for(std::chrono::milliseconds(5 * i));
+    client.wait_for_tokens(sent, 3 * size_t(i));
     o.engine.reset();
     EXPECT_EQ(client.wait(sent).finish, FinishReason::kCancelled);
   }
