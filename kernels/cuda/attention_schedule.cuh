@@ -24,8 +24,8 @@ struct AttentionItem {
 };
 
 // Pages: int operator()(int row) const, how many pages the row sees; the same for the `per_token` rows of a token. Cuts
-// fall on multiples of kStep pages (a power of two); pieces have at least kMinPiece pages, shares at least kMinShare. A
-// cut costs about kCutCost pages: where whole rows balance as well, none is made.
+// fall on multiples of kStep pages (a power of two); pieces have at least kMinPiece pages, shares at least kMinShare, but
+// there are no fewer shares than rows. A cut costs about kCutCost pages: where whole rows balance as well, none is made.
 template <int kItemCost, int kCutCost, int kMinShare, int kMinPiece, int kStep, class Pages>
 struct Schedule {
   Pages num_pages;
@@ -56,7 +56,7 @@ struct Schedule {
       total += shared.warp_sum[w];
     }
     rows = num_tokens * per_token;
-    shares = min(min(max_shares, kMaxShares), max(1, total / kMinShare));
+    shares = min(min(max_shares, kMaxShares), max(max(1, rows), total / kMinShare));
     base = total / shares;
     extra = total % shares;
     share = this_share;

@@ -8,6 +8,28 @@ namespace kernel {
 
 constexpr int kThreads = 256;
 
+// Four numbers of type T at once.
+template <class T>
+struct alignas(4 * sizeof(T)) Four {
+  T v[4];
+};
+
+template <class T>
+__device__ void copy_row(const T* from, int size, float* to) {
+  if (size % 4 != 0) {  // then rows do not begin at multiples of four, either
+    for (int i = threadIdx.x; i < size; i += kThreads) to[i] = to_f32(from[i]);
+    return;
+  }
+  for (int i = threadIdx.x; i < size / 4; i += kThreads) {
+    const Four<T> x = reinterpret_cast<const Four<T>*>(from)[i];
+    reinterpret_cast<float4*>(to)[i] = {to_f32(x.v[0]), to_f32(x.v[1]), to_f32(x.v[2]), to_f32(x.v[3])};
+  }
+}
+
+__device__ void clear_row(int size, float* to) {
+  for (int i = threadIdx.x; i < size; i += kThreads) to[i] = 0.0f;
+}
+
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     embed(const int32_t* token_ids, const int32_t* sampled, int64_t num_sampled, const std::byte* table,
@@ -15,20 +37,16 @@ __global__ void __launch_bounds__(kThreads)
   int64_t id = token_ids[blockIdx.x];
   if (id < 0 && -1 - id < num_sampled) id = sampled[-1 - id];
   out += int64_t{blockIdx.x} * size;
-  if (id < 0 || id >= num_rows) {
-    for (int i = threadIdx.x; i < size; i += kThreads) out[i] = 0.0f;
-    return;
-  }
-  const T* row = reinterpret_cast<const T*>(table + id * row_bytes);
-  for (int i = threadIdx.x; i < size; i += kThreads) out[i] = to_f32(row[i]);
+  if (id < 0 || id >= num_rows) return clear_row(size, out);
+  copy_row(reinterpret_cast<const T*>(table + id * row_bytes), size, out);
 }
 
 __global__ void __launch_bounds__(kThreads)
     gather(const float* x, int64_t num_rows, const int32_t* row_idx, int size, float* out) {
   const int64_t from = row_idx[blockIdx.x];
   out += int64_t{blockIdx.x} * size;
-  const bool exists = from >= 0 && from < num_rows;
-  for (int i = threadIdx.x; i < size; i += kThreads) out[i] = exists ? x[from * size + i] : 0.0f;
+  if (from < 0 || from >= num_rows) return clear_row(size, out);
+  copy_row(x + from * size, size, out);
 }
 
 }  // namespace kernel
