@@ -302,6 +302,7 @@ struct SamplingRow {
   int32_t num_logprobs = -1;  // -1: none; 0: of the chosen token; k <= kMaxTopLogprobs: also the k best, of the raw row
   int32_t adjust_begin = 0, adjust_end = 0;  // of LogitAdjustments, by ascending token_id
   int32_t given_id = -1;  // 0 or more: nothing is chosen; this token's logprob is wanted, and num_logprobs
+  int32_t pending_row = -1;  // 0 or more: token pending_row of `sampled` ends the output, and the adjustments lack it
   double uniform = 0.0;   // the draw, in [0, 1)
 };
 inline constexpr int kMaxTopLogprobs = 20;
@@ -323,6 +324,7 @@ struct SampleRowsArgs {
   View<const LogitAdjustment> adjustments;  // [any], on the device
   View<SampledRow> out;                     // [num_rows]
   View<int32_t> next_token_ids;  // [num_rows] out: token_id again, where the next step reads it; may be empty
+  View<const int32_t> sampled;   // [any] by the step before; may be empty where no row is pending
 };
 
 // ------------------------------------------------------------------------------------------------ interface

@@ -20,6 +20,7 @@ DeviceSampler::DeviceSampler(const ModelLimits& limits, int32_t vocab_size, Ops&
     : ops_(ops), max_rows_(limits.max_logits), maker_(vocab_size) {
   device_rows_ = ops.alloc(bytes_of<SamplingRow>(max_rows_));
   device_out_ = ops.alloc(bytes_of<SampledRow>(max_rows_));
+  device_previous_ = ops.alloc(bytes_of<int32_t>(max_rows_));
   for (Side& side : sides_) {
     side.rows = ops.alloc_host(bytes_of<SamplingRow>(max_rows_));
     side.out = ops.alloc_host(bytes_of<SampledRow>(max_rows_));
@@ -56,12 +57,18 @@ int DeviceSampler::launch(View<const float> logits, View<int32_t> next_token_ids
     return View<const T>(reinterpret_cast<const T*>(device.get()), {int64_t(from.size())});
   };
   reserve_adjustments(side, num_adjustments);
+  View<const int32_t> previous;
+  if (std::ranges::any_of(rows_, [](const SamplingRow& row) { return row.pending_row >= 0; })) {
+    ops_.copy(device_previous_.get(), next_token_ids.data, bytes_of<int32_t>(max_rows_), stream);
+    previous = View<const int32_t>(reinterpret_cast<const int32_t*>(device_previous_.get()), {max_rows_});
+  }
   const View<SampledRow> out(reinterpret_cast<SampledRow*>(device_out_.get()), {n});
   ops_.sample_rows({.logits = logits,
                     .rows = send(rows_, side.rows, device_rows_),
                     .adjustments = send(adjustments_, side.adjustments, device_adjustments_),
                     .out = out,
-                    .next_token_ids = next_token_ids.first(n)},
+                    .next_token_ids = next_token_ids.first(n),
+                    .sampled = previous},
                    stream);
   ops_.copy(side.out.get(), out.data, bytes_of<SampledRow>(n), stream);
   return step;

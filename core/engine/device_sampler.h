@@ -20,7 +20,8 @@ class DeviceSampler {
   void begin() { rows_.clear(), adjustments_.clear(); }
   void add(const SamplingRowArgs& args) { rows_.push_back(maker_.make(args, adjustments_)); }
   void add(const SamplingRow& row) { rows_.push_back(row); }
-  // logits [rows added, vocab_size], on the device, where next_token_ids [as many, or more] gets the tokens, too.
+  // logits [rows added, vocab_size], on the device, where next_token_ids [as many, or more] has the tokens of the step
+  // before and gets those of this one.
   // Returns the step, for sampled().
   int launch(View<const float> logits, View<int32_t> next_token_ids);
   const SampledRow& sampled(int step, int row) const {
@@ -42,6 +43,7 @@ class DeviceSampler {
   std::array<Side, 2> sides_;
   int turn_ = 0;
   Buffer device_rows_, device_adjustments_, device_out_;
+  Buffer device_previous_;  // the tokens of the step before, where rows are pending
   int64_t max_adjustments_ = 0;  // on the device
 };
 

@@ -193,6 +193,7 @@ int RankWorker::sample_on_device(const RankPlan& plan, View<const float> logits)
     if (!chunk.sample) continue;
     auto args = sampling_args<SamplingRowArgs>(*chunk.seq, setup_.eos_token_ids);
     args.num_unknown = chunk.begin + chunk.num_tokens - chunk.seq->num_tokens();
+    args.feedback_row = chunk.feedback_row;
     device_sampler_->add(args);
   }
   return device_sampler_->launch(logits, model_->sampled());

@@ -44,7 +44,9 @@ SamplingRow SamplingRowMaker::make(const SamplingRowArgs& args, std::vector<Logi
   }
   for (const auto& [id, bias] : p.logit_bias) change(id).bias += bias;
   const bool penalties = has_penalties(p);
-  CHECK(!penalties || args.num_unknown == 0, "penalties for tokens that are not known");
+  CHECK(args.num_unknown == 0 || (args.num_unknown == 1 && args.feedback_row >= 0), "{} unknown tokens, row {}",
+        args.num_unknown, args.feedback_row);
+  if (penalties && args.num_unknown > 0) row.pending_row = args.feedback_row;
   if (penalties) {
     for (int32_t id : args.prompt_ids) change(id).seen = 1;
     for (int32_t id : args.output_ids) {

@@ -17,7 +17,9 @@ struct SamplingRowArgs {
   const SamplingParams& params;                     // valid by check_sampling_params
   std::span<const int32_t> prompt_ids, output_ids;  // the text so far
   std::span<const int32_t> eos_token_ids;
-  int num_unknown = 0;  // output tokens after output_ids of which nothing else is known (no penalties then)
+  // Output tokens after output_ids that are not known here yet, one at most: where the device finds it, if one.
+  int num_unknown = 0;
+  int feedback_row = -1;
 };
 
 class SamplingRowMaker {

@@ -151,12 +151,11 @@ void Scheduler::schedule_running(Rank& rank, RankPlan& plan, bool decodes) {
   }
 }
 
-// Whether a token can be chosen after those that are still being sampled: not when the last of them is surely the
-// answer's last, nor when choosing depends on which they are.
+// Whether a token comes after those that are still being sampled: not when the last of them is surely the answer's last.
 bool Scheduler::may_go_on(const Sequence& seq) const {
   if (seq.num_pending == 0) return true;
   return seq.num_output_tokens() + seq.num_pending < seq.request.sampling.max_tokens &&
-         seq.num_tokens() + seq.num_pending < config_.max_model_len && !has_penalties(seq.request.sampling);
+         seq.num_tokens() + seq.num_pending < config_.max_model_len;
 }
 
 // Adds as many of the sequence's next tokens to the step as budgets and pages allow; perhaps none.

@@ -69,9 +69,9 @@ __device__ float adjusted_logit(float x, const LogitAdjustment& a, const Samplin
   return __fsub_rn(__fsub_rn(x, __fmul_rn(row.frequency_penalty, float(a.count))), row.presence_penalty);
 }
 
-// Writes the adjusted chunk, and gives its best token.
+// Writes the adjusted chunk, and gives its best token. `pending`: ends the output, unknown to the adjustments; or -1.
 __device__ __noinline__ uint64 adjust(const float* raw, const SamplingRow& row, const LogitAdjustment* adjustments,
-                                      float* out, int begin, int size) {
+                                      int pending, float* out, int begin, int size) {
   for (int id = begin + lane(); id < min(begin + kChunk, size); id += 32) out[id] = raw[id];
   __syncwarp();
   const int first = first_adjustment(adjustments, row.adjust_begin, row.adjust_end, begin);
@@ -81,13 +81,24 @@ __device__ __noinline__ uint64 adjust(const float* raw, const SamplingRow& row, 
     out[a.token_id] = adjusted_logit(raw[a.token_id], a, row);
   }
   __syncwarp();
+  if (pending >= begin && pending < min(begin + kChunk, size)) {
+    const int at = first_adjustment(adjustments, first, last, pending);
+    if (lane() == 0) {
+      LogitAdjustment a{.token_id = pending};
+      if (at < last && adjustments[at].token_id == pending) a = adjustments[at];
+      a.seen = 1;
+      ++a.count;
+      out[pending] = adjusted_logit(raw[pending], a, row);
+    }
+    __syncwarp();
+  }
   return best_of(out, begin, size, false);
 }
 
 // Grid [chunks / kWarps, rows].
 __global__ void __launch_bounds__(kThreads, 8)
-    sample_scan(const float* logits, const SamplingRow* rows, const LogitAdjustment* adjustments, SampleScratch s,
-                SampleShape shape, bool vectors) {
+    sample_scan(const float* logits, const SamplingRow* rows, const LogitAdjustment* adjustments,
+                const int32_t* sampled, int num_sampled, SampleScratch s, SampleShape shape, bool vectors) {
   const int chunk = int(blockIdx.x) * kWarps + int(threadIdx.x / 32), index = int(blockIdx.y), begin = chunk * kChunk;
   if (chunk >= shape.chunks) return;
   const float* raw = logits + int64_t{index} * shape.vocab_size;
@@ -96,8 +107,9 @@ __global__ void __launch_bounds__(kThreads, 8)
   const int64_t place = int64_t{index} * shape.chunks + chunk;
   if (lane() == 0) s.raw_best[place] = raw_best;
   if (row.adjust_begin < row.adjust_end) {
+    const int pending = row.pending_row >= 0 && row.pending_row < num_sampled ? sampled[row.pending_row] : -1;
     const uint64 best =
-        adjust(raw, row, adjustments, s.adjusted + int64_t{index} * shape.vocab_size, begin, shape.vocab_size);
+        adjust(raw, row, adjustments, pending, s.adjusted + int64_t{index} * shape.vocab_size, begin, shape.vocab_size);
     if (lane() == 0) s.best[place] = best;
   }
   const bool passes = draws(row) || row.num_logprobs >= 0;
@@ -297,7 +309,7 @@ void sample_turn(const SampleRowsArgs& a, std::byte* scratch, Stream stream) {
   const bool vectors = shape.vocab_size % 4 == 0 && reinterpret_cast<uintptr_t>(a.logits.data) % 16 == 0;
   const int chunk_blocks = (shape.chunks + kernel::kWarps - 1) / kernel::kWarps;
   kernel::sample_scan<<<dim3(unsigned(chunk_blocks), unsigned(shape.num_rows)), kernel::kThreads, 0, cuda_stream>>>(
-      a.logits.data, a.rows.data, a.adjustments.data, s, shape, vectors);
+      a.logits.data, a.rows.data, a.adjustments.data, a.sampled.data, int(a.sampled.size()), s, shape, vectors);
   CUDA_CHECK(cudaGetLastError());
   const int tiles = (shape.vocab_size + kernel::kTile - 1) / kernel::kTile;
   constexpr int kSumBlocks = 660;  // five a multiprocessor of an H200; any number is right

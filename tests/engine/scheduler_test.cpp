@@ -434,20 +434,6 @@ TEST(Scheduler, WhatASequenceComputedBeyondItsEndIsDropped) {
   EXPECT_EQ(p.scheduler.stats().num_steps_total, int64_t(p.answers[h].ids.size()) + 1) << "one step too many";
 }
 
-TEST(Scheduler, PenaltiesWaitForTheTokensTheyCount) {
-  Player p(overlapping_config());
-  auto r = request(prompt_of(3), 6);
-  r.sampling.ignore_eos = true;
-  const uint64_t plain = p.submit(r);
-  r.sampling.presence_penalty = 1;
-  const uint64_t counting = p.submit(r);
-  for (int i = 0; i < 4; ++i) p.step();
-  EXPECT_EQ(p.answers[plain].ids.size(), 3u);
-  EXPECT_EQ(p.answers[counting].ids.size(), 2u) << "every second step";
-  p.run();
-  EXPECT_EQ(p.answers[counting].ids, p.answers[plain].ids);
-}
-
 TEST(Scheduler, CancelWithStepsInFlightReturnsThePages) {
   for (int steps = 0; steps < 12; ++steps) {
     Player p(overlapping_config());
@@ -537,7 +523,6 @@ TEST(Scheduler, RandomLifeGivesEveryRequestItsOwnAnswer) {
         for (unsigned n = 1 + rng() % 30; n > 0; --n) r.prompt_ids.push_back(int32_t(2 + (rng() % 16 == 0)));
         r.sampling.prompt_logprobs = rng() % 5 == 0;
         r.sampling.ignore_eos = rng() % 2;
-        if (rng() % 5 == 0) r.sampling.frequency_penalty = 0.5f;
         if (rng() % 6 == 0) r.cache_salt = "tenant";
         sent[p.submit(r)] = r;
       }

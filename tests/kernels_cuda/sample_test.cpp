@@ -41,10 +41,12 @@ struct RowsCase {
 };
 
 // What sample_rows reads, on the device.
+// `fed_back`: the last token of every output is known to the device alone.
 struct DeviceRows {
-  explicit DeviceRows(const RowsCase& c)
+  explicit DeviceRows(const RowsCase& c, bool fed_back = false)
       : logits(c.logits),
-        rows(make_rows(c)),
+        rows(make_rows(c, fed_back)),
+        previous(last_tokens),
         adjustments(changes),
         out(c.num_rows()),
         next(c.num_rows()),
@@ -54,19 +56,26 @@ struct DeviceRows {
     args.adjustments = View<const LogitAdjustment>(adjustments.data(), {adjustments.size()});
     args.out = View<SampledRow>(out.data(), {c.num_rows()});
     args.next_token_ids = View<int32_t>(next.data(), {c.num_rows()});
+    args.sampled = View<const int32_t>(previous.data(), {c.num_rows()});
   }
-  std::vector<SamplingRow> make_rows(const RowsCase& c) {
+  std::vector<SamplingRow> make_rows(const RowsCase& c, bool fed_back) {
     SamplingRowMaker maker(c.vocab_size);
     std::vector<SamplingRow> made;
-    for (const Request& r : c.requests)
+    for (const Request& r : c.requests) {
+      const int num_unknown = fed_back && !r.output.empty(), row = int(last_tokens.size());
+      last_tokens.push_back(r.output.empty() ? -1 : r.output.back());
+      const std::span known(r.output.data(), r.output.size() - size_t(num_unknown));
       made.push_back(r.given_id >= 0 ? score_row(r.given_id, r.params.num_logprobs)
-                                     : maker.make({r.params, r.prompt, r.output, r.eos}, changes));
+                                     : maker.make({r.params, r.prompt, known, r.eos, num_unknown, row}, changes));
+    }
     return made;
   }
 
   std::vector<LogitAdjustment> changes;
+  std::vector<int32_t> last_tokens;
   DeviceArray<float> logits;
   DeviceArray<SamplingRow> rows;
+  DeviceArray<int32_t> previous;
   DeviceArray<LogitAdjustment> adjustments;
   DeviceArray<SampledRow> out;
   DeviceArray<int32_t> next;
@@ -74,8 +83,8 @@ struct DeviceRows {
   SampleRowsArgs args;
 };
 
-std::vector<SampledRow> sample(const RowsCase& c) {
-  DeviceRows d(c);
+std::vector<SampledRow> sample(const RowsCase& c, bool fed_back = false) {
+  DeviceRows d(c, fed_back);
   cuda::sample_rows(d.args, d.scratch.data(), {});
   const auto out = d.out.host();
   const auto next = d.next.host();
@@ -131,11 +140,13 @@ void expect_as_on_cpu(const RowsCase& c, size_t i, Sampler& sampler, const Sampl
 }
 
 void expect_all_as_on_cpu(const RowsCase& c, Tally& tally) {
-  const auto out = sample(c);
   Sampler sampler(c.vocab_size);
-  for (size_t i = 0; i < out.size(); ++i) {
-    expect_as_on_cpu(c, i, sampler, out[i], tally);
-    if (testing::Test::HasFatalFailure()) return;
+  for (const bool fed_back : {false, true}) {
+    const auto out = sample(c, fed_back);
+    for (size_t i = 0; i < out.size(); ++i) {
+      expect_as_on_cpu(c, i, sampler, out[i], tally);
+      if (testing::Test::HasFatalFailure()) return;
+    }
   }
 }
 
