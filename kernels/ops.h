@@ -301,9 +301,9 @@ struct SamplingRow {
   float repetition_penalty = 1.0f, presence_penalty = 0.0f, frequency_penalty = 0.0f;
   int32_t num_logprobs = -1;  // -1: none; 0: of the chosen token; k <= kMaxTopLogprobs: also the k best, of the raw row
   int32_t adjust_begin = 0, adjust_end = 0;  // of LogitAdjustments, by ascending token_id
-  int32_t given_id = -1;  // 0 or more: nothing is chosen; this token's logprob is wanted, and num_logprobs
+  int32_t given_id = -1;     // 0 or more: nothing is chosen; this token's logprob is wanted, and num_logprobs
   int32_t pending_row = -1;  // 0 or more: token pending_row of `sampled` ends the output, and the adjustments lack it
-  double uniform = 0.0;   // the draw, in [0, 1)
+  double uniform = 0.0;      // the draw, in [0, 1)
 };
 inline constexpr int kMaxTopLogprobs = 20;
 inline constexpr float kGreedyBelow = 1e-5f;

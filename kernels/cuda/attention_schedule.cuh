@@ -24,8 +24,9 @@ struct AttentionItem {
 };
 
 // Pages: int operator()(int row) const, how many pages the row sees; the same for the `per_token` rows of a token. Cuts
-// fall on multiples of kStep pages (a power of two); pieces have at least kMinPiece pages, shares at least kMinShare, but
-// there are no fewer shares than rows. A cut costs about kCutCost pages: where whole rows balance as well, none is made.
+// fall on multiples of kStep pages (a power of two); pieces have at least kMinPiece pages, shares at least kMinShare,
+// but there are no fewer shares than rows. A cut costs about kCutCost pages: where whole rows balance as well, none is
+// made.
 template <int kItemCost, int kCutCost, int kMinShare, int kMinPiece, int kStep, class Pages>
 struct Schedule {
   Pages num_pages;
