@@ -3,8 +3,9 @@
 #include "kernels/cuda/cuda_ops.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
-#include <thread>
+#include <string_view>
 
 #include "core/base/check.h"
 #include "kernels/cuda/cublaslt.h"
@@ -31,6 +32,8 @@ CudaOps::CudaOps(const OpsOptions& options)
   card_ = fmt::format("sm{}{}", major, minor);
   hopper_ = major == 9 && minor == 0;
   load_threads_ = std::max(1, options.num_threads);
+  const char* blocking = std::getenv("CUDA_LAUNCH_BLOCKING");
+  blocking_ = blocking && std::string_view(blocking) == "1";
   CUDA_CHECK(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
   flag_ = alloc(sizeof(int));
 }
@@ -66,7 +69,7 @@ std::vector<DType> CudaOps::kv_dtypes() const {
   return {DType::kBF16, DType::kF32};
 }
 
-Buffer CudaOps::alloc(int64_t num_bytes) {
+Buffer CudaOps::allocate(int64_t num_bytes) {
   CHECK(num_bytes >= 0, "allocation of {} bytes", num_bytes);
   activate();
   const size_t size = size_t(std::max<int64_t>(num_bytes, 1));
@@ -81,11 +84,15 @@ Buffer CudaOps::alloc(int64_t num_bytes) {
   } else {
     CUDA_CHECK(status);
   }
-  Buffer buffer(static_cast<std::byte*>(p), [device = device_](std::byte* q) {
+  return Buffer(static_cast<std::byte*>(p), [device = device_](std::byte* q) {
     cudaSetDevice(device);
     cudaFree(q);
   });
-  CUDA_CHECK(cudaMemsetAsync(p, 0, size, stream_));
+}
+
+Buffer CudaOps::alloc(int64_t num_bytes) {
+  Buffer buffer = allocate(num_bytes);
+  CUDA_CHECK(cudaMemsetAsync(buffer.get(), 0, size_t(std::max<int64_t>(num_bytes, 1)), stream_));
   CUDA_CHECK(cudaStreamSynchronize(stream_));
   return buffer;
 }
@@ -117,24 +124,24 @@ void CudaOps::copy(void* to, const void* from, int64_t num_bytes, Stream s) {
 }
 
 void CudaOps::synchronize(Stream s) {
-  activate();
+  check_done(cudaSetDevice(device_));
   check_done(cudaStreamSynchronize(s.handle ? static_cast<cudaStream_t>(s.handle) : stream_));
 }
 
 Mark CudaOps::mark(Stream s) {
-  activate();
+  check_done(cudaSetDevice(device_));
   cudaEvent_t event = nullptr;
-  CUDA_CHECK(cudaEventCreate(&event));
+  check_done(cudaEventCreate(&event));
   Mark mark(event, [device = device_](void* e) {
     cudaSetDevice(device);
     cudaEventDestroy(static_cast<cudaEvent_t>(e));
   });
-  CUDA_CHECK(cudaEventRecord(event, s.handle ? static_cast<cudaStream_t>(s.handle) : stream_));
+  check_done(cudaEventRecord(event, s.handle ? static_cast<cudaStream_t>(s.handle) : stream_));
   return mark;
 }
 
 void CudaOps::wait(const Mark& mark) {
-  activate();
+  check_done(cudaSetDevice(device_));
   check_done(cudaEventSynchronize(static_cast<cudaEvent_t>(mark.get())));
 }
 
@@ -144,16 +151,24 @@ double CudaOps::seconds_between(const Mark& begin, const Mark& end) {
   return double(ms) / 1e3;
 }
 
-// An error of the device shows at the next wait, whichever operation met it.
+// An error of the device shows at the next call, whichever operation met it.
 void CudaOps::check_done(cudaError_t status) const {
-  if (status != cudaSuccess)
-    throw Error(Code::kUnavailable,
-                fmt::format("GPU {}: {}, in an operation up to {} (CUDA_LAUNCH_BLOCKING=1 in the environment finds out "
-                            "which); restart this instance",
-                            device_, cudaGetErrorString(status), last_operation_));
+  if (status != cudaSuccess) throw lost(status, last_operation_);
+}
+
+// Once an operation has failed on the device, every later call fails, until the process ends.
+Error CudaOps::lost(cudaError_t status, const char* operation) const {
+  const std::string where = blocking_ ? fmt::format("in {}", operation)
+                                      : fmt::format("in {} or an operation before it (started with "
+                                                    "CUDA_LAUNCH_BLOCKING=1 in the environment it will say which)",
+                                                    operation);
+  return Error(Code::kUnavailable,
+               fmt::format("GPU {}: {}, {}; nothing runs on the GPU any more: restart this instance", device_,
+                           cudaGetErrorString(status), where));
 }
 
 Graph CudaOps::capture(const std::function<void()>& work) {
+  if (blocking_) return nullptr;  // recorded kernels would not be waited for
   activate();
   operands_.clear();  // a replay finds no copies made before it
   CUDA_CHECK(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal));
@@ -181,7 +196,7 @@ Graph CudaOps::capture(const std::function<void()>& work) {
 
 void CudaOps::replay(const Graph& graph, Stream s) {
   CHECK(graph != nullptr, "replay of no graph");
-  run("replay", s, nullptr, 0, [&](Stream stream) {
+  run("a recorded step", s, nullptr, 0, [&](Stream stream) {
     operands_.clear();
     CUDA_CHECK(cudaGraphLaunch(static_cast<cudaGraphExec_t>(graph.get()), static_cast<cudaStream_t>(stream.handle)));
   });
@@ -238,6 +253,9 @@ void CudaOps::run(const char* name, Stream stream, const void* out, int64_t out_
     launch(stream.handle ? stream : Stream{stream_});
   } catch (const Error& e) {
     if (e.code() != Code::kUnavailable) throw;
+    const cudaError_t status = cudaDeviceSynchronize();
+    const bool recording = status >= cudaErrorStreamCaptureUnsupported && status <= cudaErrorStreamCaptureWrongThread;
+    if (status != cudaSuccess && !recording) throw lost(status, name);
     throw Error(e.code(), fmt::format("GPU {}: {}: {}", device_, name, e.what()));
   }
   last_operation_ = name;

@@ -65,6 +65,8 @@ class CudaOps final : public Ops {
   // Makes the card the calling thread's.
   void activate() const;
   void check_done(cudaError_t status) const;
+  Error lost(cudaError_t status, const char* operation) const;
+  Buffer allocate(int64_t num_bytes);  // not cleared
   Staging& staging();
   AttentionScratch attention_scratch() const;
   Numerics numerics() const { return {!precise_, deterministic_}; }
@@ -90,6 +92,7 @@ class CudaOps final : public Ops {
   const bool precise_, deterministic_;
   std::string card_;  // "sm_90"
   bool hopper_ = false;
+  bool blocking_ = false;  // CUDA_LAUNCH_BLOCKING=1: every launch waits for its kernel
   int load_threads_ = 1;
   cudaStream_t stream_ = nullptr;
   std::unique_ptr<Staging> staging_;

@@ -2,6 +2,7 @@
 #include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/device.h"
 
+#include <cstdlib>
 #include <numeric>
 
 #include "tests/kernels_cuda/gpu_test.h"
@@ -98,6 +99,51 @@ TEST_F(CudaOpsTest, CaptureAndReplay) {
     EXPECT_NO_THROW(step(out));
     EXPECT_NO_THROW(ops->synchronize({}));
   }
+}
+
+// A kernel that reads an address which is not mapped, in a process of its own: nothing after it works there.
+void read_what_is_not_there(bool blocking) {
+  if (blocking) setenv("CUDA_LAUNCH_BLOCKING", "1", 1);
+  const auto ops = make_ops({.device = "cuda"});
+  const Buffer rows = ops->alloc(sizeof(float*)), out = ops->alloc(64 * 4);
+  const float* nowhere = reinterpret_cast<const float*>(uintptr_t{1} << 46);
+  ops->upload(rows.get(), &nowhere, sizeof nowhere);
+  const auto tell = [](const char* when, auto&& call) {
+    try {
+      call();
+      std::fprintf(stderr, "%s: no error\n", when);
+    } catch (const Error& e) {
+      std::fprintf(stderr, "%s: %s\n", when, e.what());
+    }
+  };
+  const View<float> to(floats(out), {1, 64});
+  tell("launch", [&] {
+    ops->moe_combine(
+        {.expert_rows = View<const float* const>(reinterpret_cast<const float* const*>(rows.get()), {1, 1}), .out = to},
+        {});
+  });
+  tell("synchronize", [&] { ops->synchronize({}); });
+  tell("next", [&] { ops->rms_norm({.x = to, .out = to}, {}); });
+  std::exit(3);
+}
+
+using CudaOpsDeathTest = CudaOpsTest;
+
+TEST_F(CudaOpsDeathTest, AFailureOnTheDeviceNamesTheOperation) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  EXPECT_EXIT(
+      read_what_is_not_there(false), testing::ExitedWithCode(3),
+      "launch: no error\n"
+      "synchronize: GPU 0: an illegal memory access was encountered, in moe_combine or an operation before it "
+      ".*CUDA_LAUNCH_BLOCKING=1.*: restart this instance\n"
+      "next: GPU 0: an illegal memory access was encountered, in rms_norm or an operation before it .*: restart "
+      "this instance");
+}
+
+TEST_F(CudaOpsDeathTest, BlockingLaunchesTellWhichOneFailed) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  EXPECT_EXIT(read_what_is_not_there(true), testing::ExitedWithCode(3),
+              "launch: GPU 0: an illegal memory access was encountered, in moe_combine; .*: restart this instance");
 }
 
 // Larger than a part of the staging memory, in panels and in plain rows.
