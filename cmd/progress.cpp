@@ -7,10 +7,13 @@
 #include <cstdio>
 #include <utility>
 
+#include "core/base/log.h"
+
 namespace moectl {
 namespace {
 
 constexpr std::chrono::milliseconds kRedraw{50};
+constexpr std::chrono::seconds kLogged{10};
 constexpr int kBarWidth = 30;
 
 std::string amount(int64_t value, ProgressBar::Unit unit) {
@@ -25,7 +28,8 @@ ProgressBar::ProgressBar(std::string title, Unit unit)
     : title_(std::move(title)),
       unit_(unit),
       enabled_(isatty(STDERR_FILENO)),
-      started_(std::chrono::steady_clock::now()) {}
+      started_(std::chrono::steady_clock::now()),
+      last_draw_(started_) {}
 
 ProgressBar::~ProgressBar() {
   std::lock_guard lock(mutex_);
@@ -33,12 +37,17 @@ ProgressBar::~ProgressBar() {
 }
 
 void ProgressBar::update(int64_t done, int64_t total) {
-  if (!enabled_) return;
+  if (!enabled_ && unit_ != Unit::kBytes) return;
   std::lock_guard lock(mutex_);
   if (total <= 0 || done < last_done_) return;  // threads may report out of order
   last_done_ = done;
   last_total_ = total;
   const auto now = std::chrono::steady_clock::now();
+  if (!enabled_) {
+    if (now - last_draw_ >= kLogged && done < total)
+      log::info("{}: {} of {}", title_, amount(done, unit_), amount(total, unit_)), last_draw_ = now;
+    return;
+  }
   if (drawn_ && now - last_draw_ < kRedraw && done < total) return;
   last_draw_ = now;
   draw(done, total);

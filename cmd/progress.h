@@ -1,5 +1,6 @@
-// A progress bar on stderr, drawn only when stderr is a terminal; elsewhere every call does nothing. update() may be
-// called from any thread and redraws at most every 50 ms. Knows nothing of what is counted.
+// A progress bar on stderr, drawn only when stderr is a terminal; elsewhere bytes are logged every ten seconds, and
+// nothing is done for other units. update() may be called from any thread and redraws at most every 50 ms. Knows
+// nothing of what is counted.
 #pragma once
 
 #include <chrono>
@@ -34,7 +35,7 @@ class ProgressBar {
   std::mutex mutex_;
   bool drawn_ = false;
   int64_t last_done_ = 0, last_total_ = 0;
-  std::chrono::steady_clock::time_point started_, last_draw_{};
+  std::chrono::steady_clock::time_point started_, last_draw_;
 };
 
 }  // namespace moectl

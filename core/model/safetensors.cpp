@@ -327,14 +327,23 @@ Checkpoint Checkpoint::in_memory(std::string name, std::vector<TensorInfo> tenso
   return Checkpoint(std::move(impl));
 }
 
-void Checkpoint::release(const TensorInfo& tensor) const {
-  if (impl_->maps.empty()) return;
-  // Whole pages inside the tensor only, so that a neighbour which is being read keeps its own.
+bool Checkpoint::is_mapped() const {
+  return !impl_->maps.empty();
+}
+
+void Checkpoint::release(std::vector<const TensorInfo*> tensors) const {
+  if (!is_mapped()) return;
   const uintptr_t page = uintptr_t(::sysconf(_SC_PAGESIZE));
-  const uintptr_t begin = (uintptr_t(tensor.data) + page - 1) / page * page;
-  const uintptr_t end = (uintptr_t(tensor.data) + uintptr_t(tensor.num_bytes)) / page * page;
-  // Advice: a failure costs memory, not correctness. The pages are clean and come back from the file when read again.
-  if (begin < end) (void)::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
+  std::sort(tensors.begin(), tensors.end(), [](const TensorInfo* a, const TensorInfo* b) { return a->data < b->data; });
+  for (size_t i = 0; i < tensors.size();) {
+    uintptr_t begin = uintptr_t(tensors[i]->data), end = begin;
+    for (; i < tensors.size() && uintptr_t(tensors[i]->data) == end; ++i) end += uintptr_t(tensors[i]->num_bytes);
+    // Whole pages inside the range only, so that a neighbour which is being read keeps its own.
+    begin = (begin + page - 1) / page * page;
+    end = end / page * page;
+    // Advice: a failure costs memory, not correctness. The pages are clean and come back from the file when read again.
+    if (begin < end) (void)::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
+  }
 }
 
 }  // namespace moectl

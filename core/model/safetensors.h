@@ -46,9 +46,10 @@ class Checkpoint {
   const TensorInfo& get(std::string_view name, std::span<const int64_t> shape) const;
   int64_t total_bytes() const;  // of all tensors
   const std::filesystem::path& dir() const;
-  // Gives the file pages of a tensor back to the system after it was packed (keeps resident memory near the weights'
-  // size).
-  void release(const TensorInfo& tensor) const;
+  bool is_mapped() const;  // open(): bytes come from files
+  // Gives the file pages of tensors back to the system after they were packed (keeps resident memory near the weights'
+  // size). Many at a time: each range that is unmapped interrupts every core.
+  void release(std::vector<const TensorInfo*> tensors) const;
 
  private:
   struct Impl;

@@ -2,17 +2,58 @@
 
 #include <algorithm>
 #include <array>
+#include <chrono>
 #include <cstring>
+#include <optional>
 #include <set>
+#include <unordered_set>
 #include <utility>
 
 #include "core/base/check.h"
+#include "core/base/log.h"
 #include "core/base/memory.h"
 #include "core/model/quant_tensors.h"
+#include "core/model/read_ahead.h"
 #include "core/model/tensor_names.h"
 
 namespace moectl {
 namespace {
+
+constexpr int kReaders = 8;
+constexpr int64_t kReleaseBytes = 512 << 20;
+
+// What each of the Loader's visits will read of the files.
+class Uses final : public TensorVisitor {
+ public:
+  Uses(const Config& config, const Checkpoint& checkpoint) : quant_(config.quant), checkpoint_(checkpoint) {
+    ModelWeights none;
+    visit_weights(config, none, *this);
+  }
+  std::span<const std::vector<ReadAhead::Bytes>> get() const { return uses_; }
+
+ private:
+  void vector(View<const float>&, const TensorPart& part) override {
+    uses_.emplace_back();
+    add(checkpoint_.find(part.tensor.name));
+  }
+  void table(Weight&, const TensorSpec& tensor) override {
+    uses_.emplace_back();
+    add(checkpoint_.find(tensor.name));
+  }
+  void matrices(Weight&, std::span<const TensorPart> batch) override {
+    uses_.emplace_back();
+    for (const TensorPart& part : batch)
+      for (const TensorInfo* t : find_matrix(quant_, checkpoint_, part.tensor, part.slice).tensors) add(t);
+  }
+  void add(const TensorInfo* t) {
+    if (t && seen_.insert(t).second) uses_.back().push_back({t->data, size_t(t->num_bytes)});
+  }
+
+  const QuantConfig& quant_;
+  const Checkpoint& checkpoint_;
+  std::vector<std::vector<ReadAhead::Bytes>> uses_;
+  std::unordered_set<const TensorInfo*> seen_;
+};
 
 // Visits the tensors that the config implies and packs each where it belongs.
 class Loader final : public TensorVisitor {
@@ -23,9 +64,13 @@ class Loader final : public TensorVisitor {
 
   std::shared_ptr<const ModelWeights> load() {
     check_memory();
+    const auto start = std::chrono::steady_clock::now();
     out_ = std::make_shared<ModelWeights>();
+    if (checkpoint_.is_mapped()) ahead_.emplace(Uses(config_, checkpoint_).get(), kReaders);
     visit_weights(config_, *out_, *this);
     finish();
+    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    log::info("weights: {:.2f} GB loaded in {:.2f} s", double(done_) / 1e9, seconds);
     return out_;
   }
 
@@ -44,6 +89,7 @@ class Loader final : public TensorVisitor {
   }
 
   void matrices(Weight& to, std::span<const TensorPart> batch) override {
+    if (ahead_) ahead_->next();
     if (left_out(batch.front().tensor)) return;
     std::vector<MatrixSpec> specs;
     for (const TensorPart& part : batch) specs.push_back(spec(part));
@@ -64,6 +110,7 @@ class Loader final : public TensorVisitor {
   }
 
   void table(Weight& to, const TensorSpec& tensor) override {
+    if (ahead_) ahead_->next();
     if (left_out(tensor)) return;
     const TensorPart part = {.tensor = tensor, .num_rows = tensor.shape[0], .num_cols = tensor.shape[1]};
     const MatrixSpec m = spec(part);
@@ -72,6 +119,7 @@ class Loader final : public TensorVisitor {
   }
 
   void vector(View<const float>& to, const TensorPart& part) override {
+    if (ahead_) ahead_->next();
     const TensorInfo& t = checkpoint_.get(part.tensor.name, part.tensor.shape);
     const int64_t cols = part.tensor.shape.back(), size = part.num_rows * part.num_cols;
     std::vector<float> host;
@@ -163,7 +211,11 @@ class Loader final : public TensorVisitor {
   void finish() {
     for (const TensorInfo* t : std::set(used_.begin(), used_.end())) {
       done_ += t->num_bytes;
-      checkpoint_.release(*t);
+      spent_.push_back(t);
+    }
+    if (done_ - released_ >= kReleaseBytes) {
+      checkpoint_.release(std::exchange(spent_, {}));
+      released_ = done_;
     }
     if (progress_) progress_(std::min(done_, checkpoint_.total_bytes()), checkpoint_.total_bytes());
   }
@@ -174,7 +226,9 @@ class Loader final : public TensorVisitor {
   const std::function<void(int64_t, int64_t)>& progress_;
   std::shared_ptr<ModelWeights> out_;
   std::vector<const TensorInfo*> using_, used_;  // by the matrices at hand; by the ones before them
-  int64_t done_ = 0;
+  std::vector<const TensorInfo*> spent_;         // to be released
+  int64_t done_ = 0, released_ = 0;
+  std::optional<ReadAhead> ahead_;
 };
 
 }  // namespace

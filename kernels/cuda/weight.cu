@@ -224,7 +224,7 @@ Weight CudaOps::pack(std::span<const MatrixSpec> batch) {
   set_numbers(w, num_outputs(first), num_inputs(first), scaled && std::all_of(batch.begin(), batch.end(), in_panels));
   const int64_t num_entries = int64_t(batch.size()), data_bytes = num_entries * w.entry_bytes;
   int64_t num_bytes = data_bytes;
-  weight->data = alloc(data_bytes);
+  weight->data = allocate(data_bytes);
   w.data = weight->data.get();
   Staging& staging = this->staging();
   if (scaled) {
@@ -252,16 +252,15 @@ Weight CudaOps::pack(std::span<const MatrixSpec> batch) {
     upload(weight->first_segment.get(), ends.data(), num_entries * 4);
   }
   const int64_t num_panels = w.is_fp8_block() ? ceil_div(w.k, kStep) : 1;
-  for (int64_t i = 0; i < num_entries; ++i)
-    staging.panels(weight->data.get() + i * w.entry_bytes, w.n, num_panels, w.row_bytes,
-                   [&](int64_t begin, int64_t end, std::byte* to, int64_t pitch) {
-                     fill_rows(batch[size_t(i)], w, begin, end, {to, w.row_bytes, num_panels > 1 ? pitch : 0});
-                   });
+  staging.entries(weight->data.get(), num_entries, w.n, num_panels, w.row_bytes,
+                  [&](int64_t i, int64_t begin, int64_t end, std::byte* to, int64_t pitch) {
+                    fill_rows(batch[size_t(i)], w, begin, end, {to, w.row_bytes, num_panels > 1 ? pitch : 0});
+                  });
   if (w.dtype == DType::kF8E4M3 && has_f8_nan(w.data, data_bytes)) {
     for (const MatrixSpec& m : batch) check_no_f8_nan(m);  // says where
     CHECK(false, "{}: NaN on the device only: its memory or the copy is faulty", first.name);
   }
-  staging.wait();
+  staging.join(stream_);
   return {num_entries, w.n, w.k, w.dtype, num_bytes, weight};
 }
 

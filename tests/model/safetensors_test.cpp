@@ -264,7 +264,8 @@ TEST(Safetensors, ReleasedTensorsReadBackTheSame) {
                                     entry("b", "U8", fmt::format("[{}]", n), fmt::format("[{},{}]", n, 2 * n)));
   dir.write(kFile, safetensors(header, data));
   Checkpoint c = Checkpoint::open(dir.path());
-  for (const char* name : {"a", "b"}) c.release(*c.find(name));
+  for (const char* name : {"a", "b"}) c.release({c.find(name)});
+  c.release({c.find("b"), c.find("a")});  // neighbours, as one range
   EXPECT_EQ(std::memcmp(c.find("a")->data, data.data(), n), 0);
   EXPECT_EQ(std::memcmp(c.find("b")->data, data.data() + n, n), 0);
 }
