@@ -44,11 +44,10 @@ class MappedFile {
 
 bool soon(auto&& condition) {
   const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(60);
-  while (!condition())
-    if (std::chrono::steady_clock::now() > deadline)
-      return false;
-    else
-      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  while (!condition()) {
+    if (std::chrono::steady_clock::now() > deadline) return false;
+    std::this_thread::yield();
+  }
   return true;
 }
 
