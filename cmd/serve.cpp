@@ -14,6 +14,7 @@
 #include "core/base/log.h"
 #include "core/base/secret_file.h"
 #include "core/worker/worker_service.h"
+#include "kernels/gpu.h"
 
 namespace moectl {
 namespace {
@@ -97,12 +98,14 @@ int serve(const ServeOptions& options, Role role) {
   const Signals signals;
   WorkerService service(service_options(options, role));
   log::info("listening on {}, loading {}", service.url(), source_of(options.engine));
+  if (options.engine.device == "auto")
+    if (const std::string why = why_no_gpu(); !why.empty()) log::info("--device auto takes the CPU: {}", why);
   const auto start = Clock::now();
   load(service, options.engine, signals);
   const ModelInfo& info = service.model_info();
-  log::info("ready after {} ms: {} ({}, {:.1f} M parameters), context {}, KV pool {} tokens",
+  log::info("ready after {} ms: {} ({}, {:.1f} M parameters) on {}, context {}, KV pool {} tokens",
             std::chrono::duration_cast<milliseconds>(Clock::now() - start).count(), options.api.served_model_name,
-            info.architecture, double(info.num_params) / 1e6, info.max_model_len, info.kv_pool_tokens);
+            info.architecture, double(info.num_params) / 1e6, info.numerics_id, info.max_model_len, info.kv_pool_tokens);
   if (const auto kv = service.kv_endpoint()) log::info("decode workers ask for prompts on {}", *kv);
   print_ready_line(service);
   const int signal = wait_for_end(service, signals);

@@ -5,13 +5,12 @@
 
 #include "core/base/error.h"
 #include "core/base/memory.h"
+#include "kernels/gpu.h"
 
 namespace moectl {
 
 #if defined(MOECTL_HAVE_CUDA)
 namespace cuda {
-// Empty, or why this machine cannot run our kernels.
-std::string why_unusable();  // kernels/cuda/device.cpp
 namespace bench {
 KernelReport run(const KernelBenchOptions& options, const std::regex& filter);  // kernels/cuda/bench/bench.cu
 double read_bandwidth();
@@ -19,18 +18,13 @@ double read_bandwidth();
 }  // namespace cuda
 #else
 namespace cuda {
-namespace {
-std::string why_unusable() {
-  return "this moectl was built without CUDA";
-}
-}  // namespace
 namespace bench {
 namespace {
 KernelReport run(const KernelBenchOptions&, const std::regex&) {
-  throw Error(Code::kBadConfig, why_unusable());
+  throw Error(Code::kBadConfig, why_no_gpu());
 }
 double read_bandwidth() {
-  throw Error(Code::kBadConfig, why_unusable());
+  throw Error(Code::kBadConfig, why_no_gpu());
 }
 }  // namespace
 }  // namespace bench
@@ -52,10 +46,10 @@ KernelReport time_kernels(const KernelBenchOptions& options) {
     throw Error(Code::kUsage, fmt::format("--filter {}: not a regular expression: {}", options.filter, e.what()));
   }
   if (options.device == "cpu") return bench_kernels_on_cpu(options, filter);
-  const std::string reason = cuda::why_unusable();
+  const std::string reason = why_no_gpu();
   if (reason.empty()) return cuda::bench::run(options, filter);
   if (options.device == "auto") return bench_kernels_on_cpu(options, filter);
-  throw Error(Code::kBadConfig, fmt::format("--device cuda: {}; use --device cpu", reason));
+  throw Error(Code::kBadConfig, fmt::format("--device cuda: {}; or use --device cpu", reason));
 }
 
 }  // namespace moectl

@@ -3,6 +3,8 @@
 
 #include <chrono>
 
+#include "kernels/gpu.h"
+
 namespace moectl {
 
 // Defined by kernels/cpu/factory.cpp, once per instruction-set path.
@@ -22,15 +24,6 @@ std::unique_ptr<Ops> make_cuda_ops(const OpsOptions& options);  // kernels/cuda/
 #endif
 
 namespace {
-
-// Why the GPU cannot be used, with what to do; empty: it can.
-std::string no_cuda([[maybe_unused]] const OpsOptions& options) {
-#if defined(MOECTL_HAVE_CUDA)
-  return cuda::why_unusable(options.device_index);
-#else
-  return "this moectl was built without CUDA (-DMOECTL_CUDA=ON where nvcc is)";
-#endif
-}
 
 bool machine_has_avx512() {
 #if defined(MOECTL_HAVE_AVX512)
@@ -59,16 +52,24 @@ void Ops::sample_rows(const SampleRowsArgs&, Stream) {
   CHECK(false, "this backend's logits are sampled by the host");
 }
 
+std::string why_no_gpu([[maybe_unused]] int device_index) {
+#if defined(MOECTL_HAVE_CUDA)
+  return cuda::why_unusable(device_index);
+#else
+  return "this moectl was built without CUDA: build with -DMOECTL_CUDA=ON where nvcc is";
+#endif
+}
+
 std::unique_ptr<Ops> make_ops(const OpsOptions& options) {
   if (options.device != "cpu" && options.device != "cuda" && options.device != "auto")
     throw Error(Code::kBadConfig, fmt::format("--device {}: expected auto, cpu or cuda", options.device));
   if (options.device != "cpu") {
-    const std::string why = no_cuda(options);
+    const std::string why = why_no_gpu(options.device_index);
 #if defined(MOECTL_HAVE_CUDA)
     if (why.empty()) return cuda::make_cuda_ops(options);
 #endif
     if (options.device == "cuda")
-      throw Error(Code::kBadConfig, fmt::format("--device cuda: {}; use --device cpu", why));
+      throw Error(Code::kBadConfig, fmt::format("--device cuda: {}; or use --device cpu", why));
   }
   const std::string& path = options.cpu_path;
   if (path != "auto" && path != "avx512" && path != "portable")

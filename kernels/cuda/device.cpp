@@ -35,8 +35,4 @@ std::string why_unusable(int device) {
   return {};
 }
 
-std::string why_unusable() {
-  return why_unusable(0);
-}
-
 }  // namespace moectl::cuda

@@ -8,6 +8,5 @@ namespace moectl::cuda {
 // Empty, or in one line what is missing for the kernels of this build: a driver, a new enough one, a card, its
 // architecture.
 std::string why_unusable(int device);
-std::string why_unusable();  // the first card
 
 }  // namespace moectl::cuda

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import unittest
@@ -247,7 +248,10 @@ class NotStarting(unittest.TestCase):
 
     def test_what_a_gpu_cannot_do_yet(self):
         self.assertIn("--ep-size 2", self.refused(78, "--ep-size", "2"))
-        self.assertIn("serve-decode", self.refused(78, "--cluster-secret-file", "/dev/null"))
+        with tempfile.NamedTemporaryFile("w") as secret:
+            secret.write("s" * 32)
+            secret.flush()
+            self.assertIn("KV transfer between GPU workers", self.refused(78, "--cluster-secret-file", secret.name))
 
     def test_a_shape_that_is_not_there(self):
         result = run("serve-decode", "--shape", "qwen3-30b", *CUDA, "--port", "0")
