@@ -15,7 +15,7 @@ std::string why_unusable(int device) {
   int driver = 0, runtime = 0, count = 0;
   CUDA_CHECK(cudaRuntimeGetVersion(&runtime));
   if (cudaDriverGetVersion(&driver) != cudaSuccess || driver == 0)
-    return "there is no NVIDIA driver here (libcuda.so.1 was not found): install one, or run on a machine with a GPU";
+    return "there is no NVIDIA driver here (libcuda.so.1 was not found): install one where there is a GPU";
   // A driver runs programs of every minor version of its own major version.
   if (driver / 1000 < runtime / 1000)
     return fmt::format("the NVIDIA driver is for CUDA {}, and this moectl needs one for CUDA {} or later: update it",
