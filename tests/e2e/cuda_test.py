@@ -15,6 +15,7 @@ import unittest
 from harness import DEMO, GOLDEN, JSON, MOECTL, ROOT, Server, environment, events
 
 CUDA = ("--device", "cuda")
+SERVED = (*CUDA, "--kv-cache-memory-bytes", "1G")  # leaves the card to others, and starts sooner
 HELLO = {"messages": [{"role": "user", "content": "Hello!"}], "temperature": 0}
 ENDLESS = {"messages": HELLO["messages"], "temperature": 1, "seed": 7, "max_tokens": 1900, "ignore_eos": True}
 
@@ -102,14 +103,14 @@ class Answers(unittest.TestCase):
                 return [(r["choices"][0]["message"], r["usage"]["completion_tokens"]) for r in replies]
 
         cpu = answers("--device", "cpu")
-        self.assertEqual(answers(*CUDA), cpu)
-        self.assertEqual(answers(*CUDA, "--precise"), cpu)
-        self.assertEqual(answers(*CUDA, "--deterministic", "--no-enable-prefix-caching"), cpu)
+        self.assertEqual(answers(*SERVED), cpu)
+        self.assertEqual(answers(*SERVED, "--precise"), cpu)
+        self.assertEqual(answers(*SERVED, "--deterministic", "--no-enable-prefix-caching"), cpu)
 
     def test_64_different_requests_at_once(self):
         bodies = [mixed_request(i) for i in range(64)]
         # Seeded, and bits that do not depend on company: what each gets alone.
-        with Server(*CUDA, "--deterministic", "--no-enable-prefix-caching") as server:
+        with Server(*SERVED, "--deterministic", "--no-enable-prefix-caching") as server:
             alone = [answer(server, body) for body in bodies[:16]]
             with concurrent.futures.ThreadPoolExecutor(64) as pool:
                 together = list(pool.map(lambda body: answer(server, body), bodies))
@@ -134,7 +135,7 @@ class Answers(unittest.TestCase):
             self.assertEqual(server.terminate(), 0)
 
     def test_clients_that_leave_return_their_pages(self):
-        with Server(*CUDA, "--no-enable-prefix-caching") as server:
+        with Server(*SERVED, "--no-enable-prefix-caching") as server:
             self.assertEqual(server.metric("moectl_kv_cache_pages_used"), 0)
             case = GOLDEN[2]
 
@@ -191,7 +192,7 @@ class Signals(unittest.TestCase):
         return threads, ends
 
     def ends_in_time(self, how, status, *flags, seconds, max_tokens=1900):
-        with Server(*CUDA, *flags) as server:
+        with Server(*SERVED, *flags) as server:
             threads, ends = self.load(server, 48, max_tokens)
             begin = time.monotonic()
             self.assertEqual(server.terminate(how), status, server.logged())
@@ -215,7 +216,7 @@ class Signals(unittest.TestCase):
 
     def test_a_signal_while_loading_ends_at_once(self):
         for how, status in ((signal.SIGTERM, 0), (signal.SIGINT, 130)):
-            with Server(*CUDA, wait=False) as server:
+            with Server(*SERVED, wait=False) as server:
                 server.wait_until(lambda: "listening on" in server.logged(), "the process has begun")
                 begin = time.monotonic()
                 self.assertEqual(server.terminate(how), status, server.logged())
