@@ -105,7 +105,8 @@ int serve(const ServeOptions& options, Role role) {
   const ModelInfo& info = service.model_info();
   log::info("ready after {} ms: {} ({}, {:.1f} M parameters) on {}, context {}, KV pool {} tokens",
             std::chrono::duration_cast<milliseconds>(Clock::now() - start).count(), options.api.served_model_name,
-            info.architecture, double(info.num_params) / 1e6, info.numerics_id, info.max_model_len, info.kv_pool_tokens);
+            info.architecture, double(info.num_params) / 1e6, info.numerics_id, info.max_model_len,
+            info.kv_pool_tokens);
   if (const auto kv = service.kv_endpoint()) log::info("decode workers ask for prompts on {}", *kv);
   print_ready_line(service);
   const int signal = wait_for_end(service, signals);

@@ -159,9 +159,10 @@ void CudaOps::check_done(cudaError_t status) const {
 // Once an operation has failed on the device, every later call fails, until the process ends.
 Error CudaOps::lost(cudaError_t status, const char* operation) const {
   const std::string where = blocking_ ? fmt::format("in {}", operation)
-                                      : fmt::format("in {} or an operation before it (started with "
-                                                    "CUDA_LAUNCH_BLOCKING=1 in the environment it will say which)",
-                                                    operation);
+                                      : fmt::format(
+                                            "in {} or an operation before it (started with "
+                                            "CUDA_LAUNCH_BLOCKING=1 in the environment it will say which)",
+                                            operation);
   return Error(Code::kUnavailable,
                fmt::format("GPU {}: {}, {}; nothing runs on the GPU any more: restart this instance", device_,
                            cudaGetErrorString(status), where));
