@@ -43,7 +43,7 @@ class DeviceSampler {
   std::array<Side, 2> sides_;
   int turn_ = 0;
   Buffer device_rows_, device_adjustments_, device_out_;
-  Buffer device_previous_;  // the tokens of the step before, where rows are pending
+  Buffer device_previous_;       // the tokens of the step before, where rows are pending
   int64_t max_adjustments_ = 0;  // on the device
 };
 

@@ -18,6 +18,12 @@ double gb(int64_t bytes) {
 void MemoryPlan::complete(int64_t page_bytes, int64_t min_kv_bytes) {
   const int64_t fixed = weight_bytes + workspace_bytes + graph_bytes;
   const int64_t usable = std::min(free_bytes, int64_t(double(total_bytes) * utilization));
+  if (kv_bytes > 0 && kv_bytes < min_kv_bytes)
+    throw Error(
+        Code::kBadConfig,
+        fmt::format("--kv-cache-memory-bytes {} is less than one sequence of --max-model-len needs; give at least "
+                    "{} bytes or a smaller --max-model-len",
+                    kv_bytes, min_kv_bytes));
   if (kv_bytes == 0) kv_bytes = std::max<int64_t>(usable - fixed, 0) / page_bytes * page_bytes;
   if (kv_bytes < min_kv_bytes)
     throw Error(

@@ -151,7 +151,8 @@ void Scheduler::schedule_running(Rank& rank, RankPlan& plan, bool decodes) {
   }
 }
 
-// Whether a token comes after those that are still being sampled: not when the last of them is surely the answer's last.
+// Whether a token comes after those that are still being sampled: not when the last of them is surely the answer's
+// last.
 bool Scheduler::may_go_on(const Sequence& seq) const {
   if (seq.num_pending == 0) return true;
   return seq.num_output_tokens() + seq.num_pending < seq.request.sampling.max_tokens &&

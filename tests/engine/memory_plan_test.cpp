@@ -59,6 +59,9 @@ TEST(MemoryPlan, RefusalsCarryTheNumbers) {
   plan = card();
   plan.kv_bytes = 107 * kGB;
   EXPECT_THAT(refusal(plan, kGB), testing::HasSubstr("at most 106000000000 bytes"));
+  plan.kv_bytes = 12345;
+  EXPECT_THAT(refusal(plan, kGB), testing::AllOf(testing::HasSubstr("--kv-cache-memory-bytes 12345 is less"),
+                                                 testing::HasSubstr("at least 1000000000 bytes")));
 }
 
 }  // namespace
