@@ -1,4 +1,4 @@
-// Launcher of fp8_gemm, and the choice of tilings (gemm_sm90.cuh has the kernel).
+// Launcher of fp8_gemm (gemm_sm90.cuh has the kernel).
 #include "kernels/cuda/fp8_gemm.h"
 #include "kernels/cuda/gemm_launch.cuh"
 
@@ -43,50 +43,6 @@ void check(const Fp8GemmArgs& a) {
 
 }  // namespace
 
-// Measured on an H200 (docs/performance.md). Few tiles share k among the blocks of a cluster, so that every
-// multiprocessor has work: four blocks as long as clusters of four surely find room (fewer than 132 / 4 do: they lie in
-// one GPC), else two. Many tiles: whole ones; sharing pays for the last round alone, when that is much of the whole and
-// k is long.
-GemmConfig choose_gemm_config(const GemmSize& s) {
-  constexpr int64_t kMultiprocessors = 132, kClustersOfFour = 24;
-  const int64_t rows = (s.rows + s.num_experts - 1) / s.num_experts;  // of an expert, on average
-  const auto round_up = [](int64_t a, int64_t b) { return (a + b - 1) / b; };
-  const auto split_of = [&](int64_t tiles) {
-    if (s.deterministic || tiles > kMultiprocessors / 2) return 1;
-    return tiles <= kClustersOfFour ? 4 : 2;
-  };
-  GemmConfig c;
-  if (rows <= 64 || (rows <= 128 && !s.gated)) {
-    c.swap = rows <= 64;
-    c.tile_n = rows <= 16 ? 16 : rows <= 64 ? 64 : 128;
-    c.sub = s.gated ? 2 : 1;
-    c.early_start = true;
-    const int64_t tiles = s.num_experts * round_up(s.n, 128), last_round = tiles % kMultiprocessors;
-    c.split = split_of(tiles);
-    const bool short_last_round = tiles > kMultiprocessors && tiles < 4 * kMultiprocessors && last_round > 0 &&
-                                  last_round <= kMultiprocessors / 2 && s.num_kb >= 32;
-    if (short_last_round && c.swap && !s.deterministic) c.split = 2, c.multicast = 2;
-    if (!c.swap && c.split == 2 && tiles > 40) c.multicast = 2;
-    if (c.tile_n == 16) c.split = std::min(c.split, 2), c.multicast = 1;
-    return c;
-  }
-  struct Straight {
-    int sub, tile_n, cycles;  // of one k-block, the epilogue's share included
-  };
-  constexpr Straight kStraight[] = {{2, 128, 1390}, {1, 128, 750}, {1, 176, 1155}};
-  int64_t best = INT64_MAX;
-  for (const Straight& t : kStraight) {
-    if (s.gated && (t.sub != 2 || t.tile_n != 128)) continue;
-    const int64_t tokens = 128 * t.sub;
-    const int64_t m_tiles = s.grouped ? s.rows / tokens + (s.num_experts + 1) / 2 : round_up(s.rows, tokens);
-    const int64_t tiles = m_tiles * round_up(s.gated ? 2 * s.n : s.n, t.tile_n);
-    const int split = t.sub == 1 && t.tile_n == 128 ? split_of(tiles) : 1;
-    const int64_t cost = round_up(tiles, kMultiprocessors) * t.cycles / split;
-    if (cost < best) best = cost, c.sub = t.sub, c.tile_n = t.tile_n, c.split = split, c.group_m = t.sub == 2 ? 8 : 16;
-  }
-  return c;
-}
-
 GemmConfig fp8_gemm_config(const Fp8GemmArgs& a) {
   return choose_gemm_config({.rows = a.a.rows,
                              .n = a.w.n,
@@ -128,9 +84,6 @@ void fp8_gemm(const Fp8GemmArgs& a, const GemmConfig& c, Stream stream) {
   MOECTL_TRY(true, 1, 64, false);
   MOECTL_TRY(true, 2, 16, true);
   MOECTL_TRY(true, 2, 64, true);
-#ifdef MOECTL_GEMM_TRIALS
-  MOECTL_TRY(true, 2, 64, false);
-#endif
 #undef MOECTL_TRY
   CHECK(false, "fp8_gemm: no kernel for swap {} sub {} tile_n {} gated {}", c.swap, c.sub, c.tile_n, gated);
 }

@@ -45,25 +45,8 @@ void launch_gemm(const Problem& problem, const GemmConfig& c, cudaStream_t strea
   constexpr int kMaxSharedBytes = 232448;
   kernel::GemmParams p = problem.params;
   const int cluster_size = c.multicast * c.split;
-  CHECK((c.split == 1 || (S::kCanSplit && S::kUnits % c.split == 0 && (S::kSwap || c.split <= 4))) &&
-            S::kTokens % (8 * c.multicast) == 0 && cluster_size <= 8,
+  CHECK((c.split == 1 || S::kCanSplit) && S::kTokens % (8 * c.multicast) == 0 && cluster_size <= 8,
         "{}: a split of {} and a multicast of {} do not divide the tile", problem.name, c.split, c.multicast);
-  const int head = S::head_bytes(p.num_experts), reduce = S::reduce_bytes(c.split) + S::kPassBytes;
-  const int most = std::min(S::kMaxStages, (kMaxSharedBytes - head - reduce) / S::kStageBytes);
-  p.multicast = c.multicast;
-  p.split = c.split;
-  p.stages = c.stages ? std::min(c.stages, most) : most;
-  p.group_m = c.group_m;
-  p.a_box = S::kTokens / c.multicast;
-  p.weight_policy = S::kSwap ? hopper::kEvictFirst : hopper::kEvictNormal;
-  p.token_policy = S::kSwap ? hopper::kEvictLast : hopper::kEvictNormal;
-  CHECK(p.stages >= 2, "{}: {} bytes of shared memory hold {} stages", problem.name, kMaxSharedBytes, p.stages);
-
-  const int weight_rows = S::kGated ? S::kWeightRows / 2 : S::kWeightRows;
-  const CUtensorMap map_w = problem.weight_map(weight_rows, false),
-                    map_w_up = problem.weight_map(weight_rows, S::kGated), map_a = problem.token_map(p.a_box),
-                    map_a8 = problem.token_map(8);
-
   auto* const kernel = kernel::gemm<S>;
   static const cudaError_t prepared =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kMaxSharedBytes);
@@ -77,7 +60,7 @@ void launch_gemm(const Problem& problem, const GemmConfig& c, cudaStream_t strea
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(unsigned(cluster_size));
   config.blockDim = dim3(kernel::kGemmThreads);
-  config.dynamicSmemBytes = size_t(head + reduce + p.stages * S::kStageBytes);
+  config.dynamicSmemBytes = kMaxSharedBytes;
   config.stream = stream;
   config.attrs = attributes;
   config.numAttrs = c.early_start ? 2 : 1;
@@ -90,6 +73,32 @@ void launch_gemm(const Problem& problem, const GemmConfig& c, cudaStream_t strea
   CHECK(clusters > 0, "{}: the device runs no cluster of {} blocks with {} bytes of shared memory", problem.name,
         cluster_size, config.dynamicSmemBytes);
   config.gridDim = dim3(unsigned(clusters * cluster_size));
+
+  // A cluster that shares one tile and has no other may exchange sums in its stages: that costs it a round trip, and
+  // saves memory.
+  constexpr int kEnoughStages = 7;
+  const int head = S::head_bytes(p.num_experts), reduce = S::reduce_bytes(c.split) + S::kPassBytes;
+  p.one_tile = m_tiles * groups <= clusters;
+  p.exchange_in_ring = p.one_tile && c.split > 1 && kMaxSharedBytes - head - reduce < kEnoughStages * S::kStageBytes;
+  const int others = p.exchange_in_ring ? S::kPassBytes : reduce,
+            most = std::min(S::kMaxStages, (kMaxSharedBytes - head - others) / S::kStageBytes);
+  p.multicast = c.multicast;
+  p.split = c.split;
+  p.stages = c.stages ? std::min(c.stages, most) : most;
+  p.group_m = c.group_m;
+  p.a_box = S::kTokens / c.multicast;
+  p.weight_policy = S::kSwap ? hopper::kEvictFirst : hopper::kEvictNormal;
+  p.token_policy = S::kSwap ? hopper::kEvictLast : hopper::kEvictNormal;
+  CHECK(p.stages >= 2, "{}: {} bytes of shared memory hold {} stages", problem.name, kMaxSharedBytes, p.stages);
+  CHECK(!p.exchange_in_ring || S::reduce_bytes(c.split) <= p.stages * S::kStageBytes,
+        "{}: {} stages do not hold {} bytes of partial sums", problem.name, p.stages, S::reduce_bytes(c.split));
+  config.dynamicSmemBytes = size_t(head + others + p.stages * S::kStageBytes);
+
+  const int weight_rows = S::kGated ? S::kWeightRows / 2 : S::kWeightRows;
+  const CUtensorMap map_w = problem.weight_map(weight_rows, false),
+                    map_w_up = problem.weight_map(weight_rows, S::kGated), map_a = problem.token_map(p.a_box),
+                    map_a8 = problem.token_map(8);
+
   CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, map_w, map_w_up, map_a, map_a8, p));
 }
 

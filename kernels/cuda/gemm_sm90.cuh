@@ -9,7 +9,7 @@
 // each block makes of expert_offsets. In a cluster `multicast` blocks take neighbouring weight tiles and load their
 // common tokens once, and `split` blocks share the tiles of the last round: they divide k and exchange partial sums
 // through distributed shared memory, added in the order of k. So: no scratch memory, no atomics, the same bits in each
-// run.
+// run. What runs once a tile is kept short: its code comes from memory each time, and nobody multiplies meanwhile.
 //
 // Two orientations: tokens on wgmma's M axis (many rows), or weight rows there and tokens on N (`kSwap`, few rows: the
 // tensor core's M = 64 is then filled, and the time is that of reading the weights). An output's bits are the same in
@@ -38,24 +38,29 @@ __global__ void __launch_bounds__(kGemmThreads, 1)
   int* const tile_begin = reinterpret_cast<int*>(smem + S::kTableOffset);
   int* const row_begin = tile_begin + p.num_experts + 1;
   const uint32_t weights = base + S::head_bytes(p.num_experts), tokens = weights + p.stages * S::kWeightBytes,
-                 scales = tokens + p.stages * S::kTokenBytes, exchange = scales + p.stages * S::kScaleBytes;
+                 scales = tokens + p.stages * S::kTokenBytes,
+                 exchange = p.exchange_in_ring ? weights : scales + p.stages * S::kScaleBytes,
+                 passes = scales + p.stages * S::kScaleBytes + (p.exchange_in_ring ? 0 : S::reduce_bytes(p.split));
 
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const int rank = int(cluster_ctarank()), multicast_idx = rank % p.multicast, split_idx = rank / p.multicast;
-  const int col_tiles = (p.n + S::kOutCols - 1) / S::kOutCols, col_groups = (col_tiles + p.multicast - 1) / p.multicast;
+  // multicast is a power of two: it divides a tile's tokens.
+  const int multicast_bits = __ffs(p.multicast) - 1, rank = int(cluster_ctarank());
+  const int multicast_idx = rank & (p.multicast - 1), split_idx = rank >> multicast_bits;
+  const int col_tiles = (p.n + S::kOutCols - 1) / S::kOutCols,
+            col_groups = (col_tiles + p.multicast - 1) >> multicast_bits;
 
   if (warp == 0) {
+    if (lane < p.stages) {
+      mbarrier_init(full + 8 * lane, S::kBf16 ? 2 : kProducerWarps);
+      mbarrier_init(empty + 8 * lane, kConsumerWarps * p.multicast);
+    }
     if (lane == 0) {
-      for (int s = 0; s < p.stages; ++s) {
-        mbarrier_init(full + 8 * s, S::kBf16 ? 2 : kProducerWarps);
-        mbarrier_init(empty + 8 * s, kConsumerWarps * p.multicast);
-      }
       mbarrier_init(reduce_full, 1);
-      mbarrier_init(reduce_empty, kConsumerWarps * (p.split - 1) + 1);
-      fence_mbarrier_init();
+      mbarrier_init(reduce_empty, kConsumerWarps * p.split);
       tma_prefetch_map(&map_w);
       tma_prefetch_map(&map_a);
     }
+    fence_mbarrier_init();
     __syncwarp();
     if (p.offsets) grid_dependency_wait();
     fill_tile_table(tile_begin, row_begin, p, S::kTokens, col_groups);
@@ -167,18 +172,28 @@ __global__ void __launch_bounds__(kGemmThreads, 1)
       };
       // One product: the tile's half `sub` and one k-block into part[buffer]. With two buffers the next product runs in
       // the tensor cores while the last one is scaled and added.
-      float part[S::kBuffers][S::kTileN / 2];
+      constexpr int kWhole = S::kBf16 ? 8 : S::kTileN;
+      uint32_t rows[S::kFromRegs ? S::kBuffers : 1][4][4];
+      float part[S::kBuffers][kWhole / 2];
       Scales<S> factor[S::kBuffers];
       const auto start = [&](auto buffer, int sub) {
         if (sub == 0) mbarrier_wait(full + 8 * stage, phase);
         const uint32_t w = weights + stage * S::kWeightBytes, a = tokens + stage * S::kTokenBytes;
-        const uint32_t desc_m = wgmma_desc_low((S::kSwap ? w : a) + (sub * 2 + wg) * 64 * kTileK),
+        const uint32_t m = (S::kSwap ? w : a) + (sub * 2 + wg) * 64 * kTileK, desc_m = wgmma_desc_low(m),
                        desc_n = wgmma_desc_low(S::kSwap ? a : w);
+        if constexpr (S::kFromRegs) {
+          const uint32_t row = m + (t0 % 128 / 32 * 16 + lane % 16) * kTileK;
+#pragma unroll
+          for (int k = 0; k < kTileK / 32; ++k)
+            ldmatrix_x4(row + ((2 * k + lane / 16) ^ (lane % 8)) * 16, rows[buffer][k]);
+        }
         wgmma_fence();
 #pragma unroll
         for (int k = 0; k < kTileK / 32; ++k)
-          WgmmaF8<S::kTileN>::mma(part[buffer], wgmma_desc_from(desc_m + 2 * k), wgmma_desc_from(desc_n + 2 * k),
-                                  k > 0);
+          if constexpr (S::kFromRegs)
+            WgmmaF8Reg<kWhole>::mma(part[buffer], rows[buffer][k], wgmma_desc_from(desc_n + 2 * k), k > 0);
+          else
+            WgmmaF8<kWhole>::mma(part[buffer], wgmma_desc_from(desc_m + 2 * k), wgmma_desc_from(desc_n + 2 * k), k > 0);
         wgmma_commit();
         // While the tensor cores work: the scales, so that little but arithmetic follows the wait.
         const float* stage_scales = reinterpret_cast<const float*>(smem + (scales - base) + stage * S::kScaleBytes);
@@ -254,100 +269,119 @@ __global__ void __launch_bounds__(kGemmThreads, 1)
           }
       }
 
-      const auto vector = [&](int sub, int j) {
-        return make_float4(acc[sub][4 * j], acc[sub][4 * j + 1], acc[sub][4 * j + 2], acc[sub][4 * j + 3]);
-      };
-      // Unit u of a thread: the vector, or gate's and up's, that make one output; block u / units_each owns it.
+      // Unit u of a thread: the vector of four sums, or gate's and up's, that make one output.
       const auto at = [](int u, int part) {  // -> {sub, j}
         constexpr int kPerSub = S::kTileN / 8;
         if constexpr (!S::kGated) return int2{u / kPerSub, u % kPerSub};
         if constexpr (S::kSwap) return int2{part, u};
         return int2{u / (kPerSub / 2), u % (kPerSub / 2) + part * (kPerSub / 2)};
       };
-      const bool split = S::kCanSplit && work.split;
-      const int units_each = S::kUnits / p.split, unit_shift = __ffs(units_each) - 1;
-      if (split) {
-        if (t0 == 0) mbarrier_arrive_expect_tx(reduce_full, S::reduce_bytes(p.split));
-        mbarrier_wait_cluster(reduce_empty, reduce_phase ^ 1);
+      const auto vector = [&](int u, int part) {
+        const int2 v = at(u, part);
+        return make_float4(acc[v.x][4 * v.y], acc[v.x][4 * v.y + 1], acc[v.x][4 * v.y + 2], acc[v.x][4 * v.y + 3]);
+      };
+      float* const pass = reinterpret_cast<float*>(smem + (passes - base)) + t0 / 32 * S::kPassFloats;
+      const int row0 = wg * 64 + t0 % 128 / 32 * 16;  // of this warp on the M axis
+      if (S::kCanSplit && work.split) {
+        // Block owner_of(u) of the cluster adds up unit u and puts it out: loops over what lies in shared memory, its
+        // own sums too, so that the code is short.
+        const auto owner_of = [&](int u) { return u * p.split / S::kUnits; };
+        const auto first_of = [&](int owner) { return (owner * S::kUnits + p.split - 1) / p.split; };
+        const int units_each = S::units_each(p.split), own_begin = first_of(split_idx),
+                  own_end = first_of(split_idx + 1);
+        // Everybody may write to this block's exchange.
+        const auto invite = [&] {
+          __syncwarp();
+          if (lane < p.split) mbarrier_arrive_cluster(cluster_addr(reduce_empty, lane * p.multicast + multicast_idx));
+        };
+        const uint32_t slot = exchange + (split_idx * units_each * S::kUnit * kConsumerThreads + t0) * 16;
+        if (p.exchange_in_ring) invite();
+        if (t0 == 0)
+          mbarrier_arrive_expect_tx(reduce_full, p.split * (own_end - own_begin) * S::kUnit * kConsumerThreads * 16);
+        mbarrier_wait_cluster(reduce_empty, reduce_phase ^ (p.exchange_in_ring ? 0 : 1));
+        int owner = -1;
+        uint32_t to = 0, to_bar = 0;
 #pragma unroll
         for (int u = 0; u < S::kUnits; ++u) {
-          const int owner = u >> unit_shift;
-          if (owner == split_idx) continue;
-          const int slot = split_idx - (split_idx > owner), peer = owner * p.multicast + multicast_idx;
-#pragma unroll
-          for (int w = 0; w < S::kUnit; ++w) {
-            const int2 v = at(u, w);
-            const int i = (slot * units_each + (u & (units_each - 1))) * S::kUnit + w;
-            store_cluster_async(cluster_addr(exchange + (i * kConsumerThreads + t0) * 16, peer),
-                                cluster_addr(reduce_full, peer), vector(v.x, v.y));
+          if (owner_of(u) != owner) {
+            owner = owner_of(u);
+            to = cluster_addr(slot, owner * p.multicast + multicast_idx);
+            to_bar = cluster_addr(reduce_full, owner * p.multicast + multicast_idx);
           }
+#pragma unroll
+          for (int w = 0; w < S::kUnit; ++w, to += kConsumerThreads * 16) store_cluster_async(to, to_bar, vector(u, w));
         }
         mbarrier_wait_cluster(reduce_full, reduce_phase);
-      }
-      // What unit u puts out.
-      const auto result = [&](int u) {
-        float4 sum[S::kUnit];
-#pragma unroll
-        for (int w = 0; w < S::kUnit; ++w) {
-          const int2 v = at(u, w);
-          sum[w] = vector(v.x, v.y);
-          if (!split) continue;
-          const float4 own = sum[w];
-          sum[w] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-          for (int r = 0; r < p.split; ++r) {
-            const int i = ((r - (r > split_idx)) * units_each + (u & (units_each - 1))) * S::kUnit + w;
-            const float4 x =
-                r == split_idx
-                    ? own
-                    : *reinterpret_cast<const float4*>(smem + (exchange - base) + (i * kConsumerThreads + t0) * 16);
-            sum[w].x += x.x, sum[w].y += x.y, sum[w].z += x.z, sum[w].w += x.w;
+        const auto sum_of = [&](int u, int part) {
+          const float4* from = reinterpret_cast<const float4*>(smem + (exchange - base)) +
+                               ((u - own_begin) * S::kUnit + part) * kConsumerThreads + t0;
+          float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+#pragma unroll 1
+          for (int r = 0; r < p.split; ++r, from += units_each * S::kUnit * kConsumerThreads) {
+            const float4 x = *from;
+            sum.x += x.x, sum.y += x.y, sum.z += x.z, sum.w += x.w;
           }
-        }
-        if constexpr (S::kGated)
-          return make_float4(silu(sum[0].x) * sum[1].x, silu(sum[0].y) * sum[1].y, silu(sum[0].z) * sum[1].z,
-                             silu(sum[0].w) * sum[1].w);
-        else
-          return sum[0];
-      };
-      if constexpr (S::kSwap) {
-#pragma unroll
-        for (int u = 0; u < S::kUnits; ++u)
-          if (!split || u >> unit_shift == split_idx) store_swapped(p, tile, at(u, 0).x, at(u, 0).y, result(u));
-      } else {
-        constexpr int kPerSub = S::kOutCols / 8;
-        float* const pass =
-            reinterpret_cast<float*>(smem + (exchange - base) + S::reduce_bytes(p.split)) + t0 / 32 * 16 * S::kPassRow;
-#pragma unroll
-        for (int sub = 0; sub < S::kSub; ++sub)
-#pragma unroll
-          for (int j = 0; j < kPerSub; j += 4) {
-            const int u = sub * kPerSub + j;
-            if (split && u >> unit_shift != split_idx) continue;
-            constexpr int kMost = 4;
-            const int count = kPerSub - j < kMost ? kPerSub - j : kMost;
-#pragma unroll
-            for (int i = 0; i < kMost; ++i) {
-              if (i >= count) break;
-              const float4 v = result(u + i);
-              float* const to = pass + lane / 4 * S::kPassRow + 8 * i + lane % 4 * 2;
-              *reinterpret_cast<float2*>(to) = make_float2(v.x, v.y);
-              *reinterpret_cast<float2*>(to + 8 * S::kPassRow) = make_float2(v.z, v.w);
+          return sum;
+        };
+        if constexpr (S::kSwap) {
+#pragma unroll 1
+          for (int u = own_begin; u < own_end; ++u) {
+            const float4 gate = sum_of(u, 0);
+            store_swapped<S>(p, tile, at(u, 0).x * 128 + row0, at(u, 0).y,
+                             S::kGated ? silu_times(gate, sum_of(u, S::kUnit - 1)) : gate, pass);
+          }
+        } else {
+          const auto store = [&](auto bf16) {
+            constexpr int kMost = bf16 ? 8 : 4;
+#pragma unroll 1
+            for (int u = own_begin; u < own_end; u += kMost) {
+              const int count = min(kMost, own_end - u);
+#pragma unroll 1
+              for (int i = 0; i < count; ++i) put_in_pass<S, bf16>(pass, i, sum_of(u + i, 0));
+              store_pass<S, bf16>(p, tile, row0, 8 * u, count, pass);
             }
-            store_pass<S>(p, tile, (sub * 2 + wg) * 64 + t0 % 128 / 32 * 16, 8 * j, count, pass);
-          }
-      }
-      if (split) {
-        __syncwarp();
-        if (lane < p.split && lane != split_idx)
-          mbarrier_arrive_cluster(cluster_addr(reduce_empty, lane * p.multicast + multicast_idx));
-        if (t0 == 0) mbarrier_arrive(reduce_empty);
+          };
+          if (p.out_bf16)
+            store(std::true_type{});
+          else
+            store(std::false_type{});
+        }
+        if (!p.one_tile) invite();
         reduce_phase ^= 1;
+      } else {
+        const auto result = [&](int u) {
+          return S::kGated ? silu_times(vector(u, 0), vector(u, S::kUnit - 1)) : vector(u, 0);
+        };
+        if constexpr (S::kSwap) {
+#pragma unroll
+          for (int u = 0; u < S::kUnits; ++u)
+            store_swapped<S>(p, tile, at(u, 0).x * 128 + row0, at(u, 0).y, result(u), pass);
+        } else {
+          const auto store = [&](auto bf16) {
+            constexpr int kPerSub = S::kOutCols / 8, kMost = bf16 ? 8 : 4;
+            constexpr auto least = [](int a, int b) { return a < b ? a : b; };
+#pragma unroll
+            for (int sub = 0; sub < S::kSub; ++sub)
+#pragma unroll
+              for (int j = 0; j < kPerSub; j += kMost) {
+#pragma unroll
+                for (int i = 0; i < least(kMost, kPerSub - j); ++i)
+                  put_in_pass<S, bf16>(pass, i, result(sub * kPerSub + j + i));
+                store_pass<S, bf16>(p, tile, sub * 128 + row0, 8 * j, least(kMost, kPerSub - j), pass);
+              }
+          };
+          if (p.out_bf16)
+            store(std::true_type{});
+          else
+            store(std::false_type{});
+        }
       }
     }
   }
   __syncwarp();
-  // Nobody leaves while a neighbour may still write to its shared memory or barriers.
-  if (p.multicast * p.split > 1) cluster_sync();
+  // Nobody leaves while a neighbour may still write to its shared memory or barriers. After one shared tile nobody can:
+  // this block has had all partial sums, and with them all invitations.
+  if (p.multicast * p.split > 1 && !(p.multicast == 1 && p.one_tile)) cluster_sync();
 }
 
 }  // namespace moectl::cuda::kernel

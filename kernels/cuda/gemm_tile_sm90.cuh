@@ -8,54 +8,69 @@
 
 namespace moectl::cuda::kernel {
 
-__device__ __forceinline__ float silu(float g) {
-  return g / (1.0f + __expf(-g));
+// silu(gate) * up
+__device__ __forceinline__ float silu_times(float gate, float up) {
+  return __fdividef(gate, 1.0f + __expf(-gate)) * up;
+}
+__device__ __forceinline__ float4 silu_times(float4 gate, float4 up) {
+  return make_float4(silu_times(gate.x, up.x), silu_times(gate.y, up.y), silu_times(gate.z, up.z),
+                     silu_times(gate.w, up.w));
 }
 
+__device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+  return *reinterpret_cast<const uint32_t*>(&pair);
+}
 __device__ __forceinline__ void store_four(const GemmParams& p, int64_t at, float4 v) {
-  if (p.out_bf16) {
-    const __nv_bfloat162 low = __floats2bfloat162_rn(v.x, v.y), high = __floats2bfloat162_rn(v.z, v.w);
-    *reinterpret_cast<uint2*>(static_cast<__nv_bfloat16*>(p.out) + at) =
-        make_uint2(*reinterpret_cast<const uint32_t*>(&low), *reinterpret_cast<const uint32_t*>(&high));
-  } else {
-    *reinterpret_cast<float4*>(static_cast<float*>(p.out) + at) = v;
-  }
-}
-__device__ __forceinline__ void store_one(const GemmParams& p, int64_t at, float a) {
   if (p.out_bf16)
-    static_cast<__nv_bfloat16*>(p.out)[at] = __float2bfloat16_rn(a);
+    *reinterpret_cast<uint2*>(static_cast<__nv_bfloat16*>(p.out) + at) =
+        make_uint2(pack_bf16(v.x, v.y), pack_bf16(v.z, v.w));
   else
-    static_cast<float*>(p.out)[at] = a;
+    *reinterpret_cast<float4*>(static_cast<float*>(p.out) + at) = v;
 }
 
-// Swapped tiles: the four sums of vector (sub, j) of this consumer thread to their places in out.
-__device__ __forceinline__ void store_swapped(const GemmParams& p, const TileAt& tile, int sub, int j, float4 v) {
-  const int t = threadIdx.x - (kGemmThreads - kConsumerThreads), lane = t % 32;
-  const int col = tile.col + (sub * 2 + t / 128) * 64 + t % 128 / 32 * 16 + lane / 4, c = 8 * j + lane % 4 * 2;
-  const int64_t at = int64_t(tile.row + c) * p.n + col;
-  if (c < tile.rows) {
-    if (col < p.n) store_one(p, at, v.x);
-    if (col + 8 < p.n) store_one(p, at + 8, v.z);
-  }
-  if (c + 1 < tile.rows) {
-    if (col < p.n) store_one(p, at + p.n, v.y);
-    if (col + 8 < p.n) store_one(p, at + p.n + 8, v.w);
-  }
-}
-
-// Straight tiles: 16 rows and up to 32 columns of a warp, `count` vectors of which each thread has put into `pass`, in
-// whole lines of memory. row, col: of the warp's first sum, in the tile.
+// Swapped tiles: vector j of this warp, 16 columns of out from `col` of the tile and 8 tokens.
 template <class S>
+__device__ __forceinline__ void store_swapped(const GemmParams& p, const TileAt& tile, int col, int j, float4 v,
+                                              float* pass) {
+  if (8 * j >= tile.rows) return;
+  const int lane = threadIdx.x % 32, t = lane / 4, c = lane % 4 * 4;
+  float* const to = pass + lane % 4 * 2 * S::kPassRow + lane / 4;
+  to[0] = v.x, to[S::kPassRow] = v.y, to[8] = v.z, to[S::kPassRow + 8] = v.w;
+  __syncwarp();
+  if (8 * j + t < tile.rows && tile.col + col + c < p.n)
+    store_four(p, int64_t(tile.row + 8 * j + t) * p.n + tile.col + col + c,
+               *reinterpret_cast<const float4*>(pass + t * S::kPassRow + c));
+  __syncwarp();
+}
+
+// Straight tiles: 16 rows of a warp and a line of memory each, 32 f32 or 64 bf16 columns. First each thread puts its
+// vectors into `pass`, then the warp stores `count` of them. row, col: of the warp's first sum, in the tile.
+template <class S, bool kOutBf16>
+__device__ __forceinline__ void put_in_pass(float* pass, int i, float4 v) {
+  const int lane = threadIdx.x % 32;
+  if constexpr (kOutBf16) {
+    uint32_t* const to = reinterpret_cast<uint32_t*>(pass) + lane / 4 * S::kPassRow + 4 * i + lane % 4;
+    to[0] = pack_bf16(v.x, v.y), to[8 * S::kPassRow] = pack_bf16(v.z, v.w);
+  } else {
+    float* const to = pass + lane / 4 * S::kPassRow + 8 * i + lane % 4 * 2;
+    *reinterpret_cast<float2*>(to) = make_float2(v.x, v.y);
+    *reinterpret_cast<float2*>(to + 8 * S::kPassRow) = make_float2(v.z, v.w);
+  }
+}
+template <class S, bool kOutBf16>
 __device__ __forceinline__ void store_pass(const GemmParams& p, const TileAt& tile, int row, int col, int count,
                                            const float* pass) {
-  const int lane = threadIdx.x % 32, c = lane % 8 * 4;
+  constexpr int kBytes = kOutBf16 ? 2 : 4, kEach = 16 / kBytes;
+  const int lane = threadIdx.x % 32, c = lane % 8 * kEach;
   __syncwarp();
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     const int r = 4 * i + lane / 8;
     if (row + r < tile.rows && c < 8 * count && tile.col + col + c < p.n)
-      store_four(p, int64_t(tile.row + row + r) * p.n + tile.col + col + c,
-                 *reinterpret_cast<const float4*>(pass + r * S::kPassRow + c));
+      *reinterpret_cast<float4*>(static_cast<char*>(p.out) +
+                                 (int64_t(tile.row + row + r) * p.n + tile.col + col + c) * kBytes) =
+          *reinterpret_cast<const float4*>(pass + r * S::kPassRow + lane % 8 * 4);
   }
   __syncwarp();
 }
@@ -86,7 +101,7 @@ struct Scales<S, false> {
     s[0] = low[0], s[2] = high[0];
 #pragma unroll
     for (int b = 1; b < kBlocks; ++b) {
-      const bool here = S::kGated              ? j >= 8
+      const bool here = S::kGated              ? j >= S::kTileN / 16
                         : S::kTileN % 128 == 0 ? 8 * j >= b * kScaleBlock
                                                : shift + 16 * (j / 2) >= b * kScaleBlock;
       if (here) s[0] = low[b], s[2] = high[b];

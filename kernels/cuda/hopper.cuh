@@ -238,6 +238,14 @@ __device__ __forceinline__ void prefetch_l2(const void* src, uint32_t bytes) {
                : "memory");
 }
 
+// Four 8x8 matrices of 16-bit values from shared memory; `addr` is a row of 16 bytes a lane.
+__device__ __forceinline__ void ldmatrix_x4(uint32_t addr, uint32_t (&r)[4]) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(addr)
+               : "memory");
+}
+
 // A thread's four 8x8 matrices of 16-bit values to shared memory (stmatrix); `addr` as the instruction wants it, a row
 // a lane. kTrans: the matrices are stored transposed.
 template <bool kTrans = false>

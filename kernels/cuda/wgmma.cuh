@@ -130,6 +130,24 @@ MOECTL_WGMMA_F8(160, 80, 80, 81, 82);
 MOECTL_WGMMA_F8(176, 88, 88, 89, 90);
 MOECTL_WGMMA_F8(192, 96, 96, 97, 98);
 
+// The same with A in registers: a[0], a[1] rows r and r + 8 of bytes 4 (t % 4) .. of the 32, a[2], a[3] of those + 16
+// (what ldmatrix_x4 loads).
+template <int N>
+struct WgmmaF8Reg;
+#define MOECTL_WGMMA_F8_REG(N, R, A0, A1, A2, A3, B, S)                                                          \
+  template <>                                                                                                    \
+  struct WgmmaF8Reg<N> {                                                                                         \
+    static __device__ __forceinline__ void mma(float (&d)[R], const uint32_t (&a)[4], uint64_t b, int scale_d) { \
+      asm volatile("{\n .reg .pred p;\n setp.ne.b32 p, %" #S                                                     \
+                   ", 0;\n"                                                                                      \
+                   " wgmma.mma_async.sync.aligned.m64n" #N "k32.f32.e4m3.e4m3 {" MOECTL_T##R                     \
+                   "}, {%" #A0 ", %" #A1 ", %" #A2 ", %" #A3 "}, %" #B ", p, 1, 1;\n}"                           \
+                   : MOECTL_D##R(d)                                                                              \
+                   : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(scale_d));                          \
+    }                                                                                                            \
+  }
+MOECTL_WGMMA_F8_REG(64, 32, 32, 33, 34, 35, 36, 37);
+
 // bf16 x bf16, K = 16 elements a call. kTransA / kTransB: that operand lies MN-major in shared memory.
 template <int N, int kTransA = 0, int kTransB = 0>
 struct WgmmaBf16;
@@ -179,6 +197,7 @@ MOECTL_WGMMA_BF16_REG(192, 96, 96, 97, 98, 99, 100, 101, 102);
 MOECTL_WGMMA_BF16_REG(256, 128, 128, 129, 130, 131, 132, 133, 134);
 
 #undef MOECTL_WGMMA_F8
+#undef MOECTL_WGMMA_F8_REG
 #undef MOECTL_WGMMA_BF16
 #undef MOECTL_WGMMA_BF16_REG
 
