@@ -123,6 +123,7 @@ TEST_F(Bf16GemmTest, EveryTiling) {
     for (Case c : std::vector<Case>{{.m = 1, .n = 264, .k = 192},
                                     {.m = 37, .n = 1160, .k = 576},
                                     {.m = 299, .n = 520, .k = 320},
+                                    {.m = 131, .n = 8968, .k = 128},  // more tiles than clusters
                                     {.n = 264, .k = 256, .rows_of_expert = {0, 5, 130, 0, 1, 77}, .expert_begin = 2},
                                     {.n = 136, .k = 64, .rows_of_expert = {0, 0, 0}}}) {
       c.gated = gated;
@@ -134,8 +135,9 @@ TEST_F(Bf16GemmTest, EveryTiling) {
                                      {.sub = 1, .split = 2},
                                      {.swap = true, .sub = gated ? 2 : 1, .tile_n = 16},
                                      {.swap = true, .sub = gated ? 2 : 1, .tile_n = 16, .split = 2},
+                                     {.swap = true, .sub = gated ? 2 : 1, .tile_n = 16, .split = 4},
                                      {.swap = true, .sub = gated ? 2 : 1, .tile_n = 64},
-                                     {.swap = true, .sub = gated ? 2 : 1, .tile_n = 64, .split = 4}}) {
+                                     {.swap = true, .sub = gated ? 2 : 1, .tile_n = 64, .split = 3}}) {
           if (gated && !config.swap && config.sub == 1) continue;
           config.multicast = multicast;
           config.group_m = 2;

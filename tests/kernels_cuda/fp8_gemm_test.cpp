@@ -86,6 +86,27 @@ Bounded silu_times(Bounded g, Bounded u) {
   return Bounded{value, 1.1 * g.error + 16 * unit_roundoff(DType::kF32) * std::abs(value) + 1e-30} * u;
 }
 
+// What the choice promises, whatever the sizes; needs no GPU.
+TEST(GemmConfigTest, ChoiceFitsClustersAndDeterminism) {
+  for (const int64_t rows : {1, 6, 16, 17, 64, 128, 129, 512, 4096})
+    for (const int64_t n : {8, 576, 1536, 2112, 4096, 7168, 129280})
+      for (const int64_t num_kb : {1, 2, 16, 56, 128})
+        for (const int64_t experts : {1, 9, 64, 256})
+          for (const bool gated : {false, true}) {
+            cuda::GemmSize size{.rows = rows, .n = n, .num_kb = num_kb, .num_experts = experts};
+            size.grouped = experts > 1;
+            size.gated = gated;
+            const GemmConfig c = cuda::choose_gemm_config(size);
+            EXPECT_LE(c.multicast * c.split, 8);
+            EXPECT_LE(c.split, num_kb);
+            const int tokens = c.swap ? c.tile_n : 128 * c.sub;
+            EXPECT_EQ(tokens % (8 * c.multicast), 0);
+            EXPECT_TRUE(c.swap || c.split == 1 || (c.sub == 1 && c.tile_n <= 128 && !gated));
+            size.deterministic = true;
+            EXPECT_EQ(cuda::choose_gemm_config(size).split, 1) << "k is divided alike for any number of rows";
+          }
+}
+
 class Fp8GemmTest : public GpuTest {
  protected:
   void SetUp() override {
@@ -178,6 +199,7 @@ const std::vector<Case>& cases() {
       {.m = 1, .n = 264, .k = 384},
       {.m = 37, .n = 1160, .k = 1152},
       {.m = 299, .n = 520, .k = 640},
+      {.m = 131, .n = 8968, .k = 256},  // more tiles than clusters
       {.n = 264, .k = 512, .rows_of_expert = {0, 5, 130, 0, 1, 77}, .expert_begin = 2},
       {.n = 136, .k = 128, .rows_of_expert = {0, 0, 0}},
   };
@@ -192,9 +214,10 @@ std::vector<GemmConfig> configs(bool gated) {
   for (int multicast : {1, 2}) {
     add(false, 2, 128, multicast, 1);
     if (!gated) add(false, 1, 176, multicast, 1);
-    for (int split : {1, 2, 4}) {
+    for (int split : {1, 2, 3, 4, 8}) {
+      if (multicast * split > 8) continue;
       const int sub = gated ? 2 : 1;
-      if (split <= 2) add(true, sub, 16, multicast, split);
+      add(true, sub, 16, multicast, split);
       add(true, sub, 64, multicast, split);
       if (!gated) add(false, 1, 128, multicast, split);
     }
@@ -230,14 +253,18 @@ TEST_F(Fp8GemmTest, Gated) {
 }
 
 TEST_F(Fp8GemmTest, Bf16OutIsTheRoundedF32) {
-  for (int64_t m : {5, 200}) {
-    const Operands o({.m = m, .n = 264, .k = 384}, 7);
-    const auto expected = run(o, nullptr);
-    DeviceArray<uint16_t> out(m * o.c.n);
-    cuda::fp8_gemm(o.args(out.data(), DType::kBF16), {});
-    const auto bits = out.host();
-    for (size_t i = 0; i < bits.size(); ++i) ASSERT_EQ(bits[i], f32_to_bf16(expected[i])) << i;
-  }
+  for (const bool gated : {false, true})
+    for (const int64_t m : {5, 200}) {
+      const Operands o({.m = m, .n = 264, .k = 384, .gated = gated}, 7);
+      for (const GemmConfig& config : configs(gated)) {
+        SCOPED_TRACE(fmt::format("{} rows, gated {}, {}", m, gated, name(config)));
+        const auto expected = run(o, &config);
+        DeviceArray<uint16_t> out(m * o.c.n);
+        cuda::fp8_gemm(o.args(out.data(), DType::kBF16), config, {});
+        const auto bits = out.host();
+        for (size_t i = 0; i < bits.size(); ++i) ASSERT_EQ(bits[i], f32_to_bf16(expected[i])) << i;
+      }
+    }
 }
 
 // The bits of a row do not depend on how many rows there are, which changes the tiling.
@@ -330,7 +357,8 @@ TEST_F(Fp8GemmTest, WrongShapesAreRefused) {
   args = good;
   args.num_experts = 2;
   EXPECT_THROW(cuda::fp8_gemm(args, {}), Error);
-  EXPECT_THROW(cuda::fp8_gemm(good, {.swap = true, .tile_n = 16, .split = 4}, {}), Error);
+  EXPECT_THROW(cuda::fp8_gemm(good, {.swap = true, .tile_n = 16, .multicast = 2, .split = 8}, {}), Error);
+  EXPECT_THROW(cuda::fp8_gemm(good, {.swap = false, .sub = 2, .tile_n = 128, .split = 2}, {}), Error);
   EXPECT_THROW(cuda::fp8_weight_at(nullptr, nullptr, 1, 12, 128), Error);
 }
 

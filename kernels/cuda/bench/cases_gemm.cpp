@@ -112,7 +112,7 @@ Case bf16_case(const KernelShape& s, const Matrix& w, int64_t m) {
 
 void add_gemm_cases(const KernelShape& s, Cases& cases) {
   for (const Matrix& w : matrices(s))
-    for (const int64_t m : {64, 128, 4096}) cases.push_back(s.f8 ? f8_case(s, w, m) : bf16_case(s, w, m));
+    for (const int64_t m : {1, 64, 128, 4096}) cases.push_back(s.f8 ? f8_case(s, w, m) : bf16_case(s, w, m));
   for (const int64_t m : {1, 64, 128}) {
     cases.push_back(bf16_case(s, {"gate", s.num_experts, s.hidden_size}, m));
     cases.push_back(bf16_case(s, {"head", s.vocab_size, s.hidden_size}, m));
