@@ -1,6 +1,7 @@
-// Top-k routing (MoeGateArgs): a warp a token, its scores in shared memory. Selection and weights are computed in the
-// CPU backend's order, every exponential rounded from f64, so that equal logits pick equal experts: the largest key of
-// a warp by two reductions (the value, then the lowest index that has it).
+// Top-k routing (MoeGateArgs): a warp a token. Selection and weights are computed in the CPU backend's order, every
+// exponential rounded from f64, so that equal logits pick equal experts: the largest key of a warp, then the lowest
+// index that has it. At the usual numbers of experts a lane keeps its neighbouring ones in registers; at any other
+// number scores lie in shared memory.
 #include <cfloat>
 #include <climits>
 
@@ -131,9 +132,130 @@ __global__ void moe_gate(const Gate g) {
     expert_weight[j] = __fmul_rn(weight, g.scale);
   }
 }
+
+// 32 N experts, lane l has N l .. N l + N - 1; groups are of whole lanes.
+template <int N>
+__device__ __forceinline__ void load_experts(const float* from, float (&v)[N]) {
+  const float* mine = from + threadIdx.x * N;
+  if constexpr (N % 4 == 0) {
+#pragma unroll
+    for (int i = 0; i < N; i += 4) {
+      const float4 x = __ldg(reinterpret_cast<const float4*>(mine + i));
+      v[i] = x.x, v[i + 1] = x.y, v[i + 2] = x.z, v[i + 3] = x.w;
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < N; ++i) v[i] = __ldg(mine + i);
+  }
+}
+
+template <int N>
+__device__ __forceinline__ void lane_scores(bool sigmoid, float (&v)[N]) {
+  if (sigmoid) {
+#pragma unroll
+    for (int i = 0; i < N; ++i) v[i] = 1.0f / (1.0f + exp_rounded(-v[i]));
+    return;
+  }
+  __shared__ __align__(16) float all[N * kWarp];
+  float max = v[0];
+#pragma unroll
+  for (int i = 1; i < N; ++i) max = fmaxf(max, v[i]);
+  for (int offset = kWarp / 2; offset > 0; offset /= 2) max = fmaxf(max, __shfl_xor_sync(kAll, max, offset));
+#pragma unroll
+  for (int i = 0; i < N; ++i) all[threadIdx.x * N + i] = v[i] = exp_rounded(__fsub_rn(v[i], max));
+  __syncwarp();
+  float sum = 0.0f;  // in ascending order, by every lane alike
+#pragma unroll 4
+  for (int e = 0; e < N * kWarp; e += 4) {
+    const float4 x = *reinterpret_cast<const float4*>(all + e);
+    sum = __fadd_rn(__fadd_rn(__fadd_rn(__fadd_rn(sum, x.x), x.y), x.z), x.w);
+  }
+#pragma unroll
+  for (int i = 0; i < N; ++i) v[i] = __fdiv_rn(v[i], sum);
+}
+
+// Whether this lane's group is among the best.
+template <int N>
+__device__ __forceinline__ bool in_best_groups(const Gate& g, const float (&choice)[N]) {
+  const int lanes = kWarp / g.num_groups, mine = int(threadIdx.x) / lanes;
+  float best = choice[0], second = MOECTL_OUT;
+#pragma unroll
+  for (int i = 1; i < N; ++i) {
+    second = fmaxf(second, fminf(best, choice[i]));
+    best = fmaxf(best, choice[i]);
+  }
+  for (int offset = 1; offset < lanes; offset *= 2) {
+    const float other = __shfl_xor_sync(kAll, best, offset), other_second = __shfl_xor_sync(kAll, second, offset);
+    second = fmaxf(fminf(best, other), fmaxf(second, other_second));
+    best = fmaxf(best, other);
+  }
+  const bool two = g.group_score_top2 && N * lanes > 1;
+  const uint32_t key = ordered(in_the_running(two ? __fadd_rn(best, second) : best));
+  int better = 0;
+  for (int group = 0; group < g.num_groups; ++group) {
+    const uint32_t other = __shfl_sync(kAll, key, group * lanes);
+    better += other > key || (other == key && group < mine);
+  }
+  return better < g.num_topk_groups;
+}
+
+// Block: a warp.
+template <int N>
+__global__ void __launch_bounds__(kWarp) moe_gate_lanes(const __grid_constant__ Gate g) {
+  const int64_t token = blockIdx.x;
+  const int lane = int(threadIdx.x);
+  float score[N], choice[N];
+  load_experts(g.logits + token * N * kWarp, score);
+  if (g.bias) load_experts(g.bias, choice);
+  lane_scores(g.sigmoid, score);
+#pragma unroll
+  for (int i = 0; i < N; ++i) choice[i] = in_the_running(g.bias ? __fadd_rn(score[i], choice[i]) : score[i]);
+  const bool runs = g.num_topk_groups == g.num_groups || in_best_groups(g, choice);
+  uint32_t key[N];  // 0: taken or out of the running
+#pragma unroll
+  for (int i = 0; i < N; ++i) key[i] = runs ? ordered(choice[i]) : 0u;
+  float sum = 0.0f, weight = 0.0f;
+  int expert = 0;  // lane j: of choice j
+  for (int j = 0; j < g.top_k; ++j) {
+    uint32_t best = key[0];
+    float best_score = score[0];
+    int index = 0;
+#pragma unroll
+    for (int i = 1; i < N; ++i)
+      if (key[i] > best) best = key[i], best_score = score[i], index = i;
+    const uint32_t most = __reduce_max_sync(kAll, best);
+    const int winner = __ffs(int(__ballot_sync(kAll, best == most))) - 1;
+    const float s = __shfl_sync(kAll, best_score, winner);
+    const int e = __shfl_sync(kAll, lane * N + index, winner);
+    if (lane == j) weight = s, expert = e;
+    sum = __fadd_rn(sum, s);
+#pragma unroll
+    for (int i = 0; i < N; ++i)
+      if (lane == winner && i == index) key[i] = 0;
+  }
+  if (lane >= g.top_k) return;
+  if (g.normalize) weight = __fdiv_rn(weight, fmaxf(__fadd_rn(sum, 1e-20f), g.norm_min));
+  g.expert_idx[token * g.top_k + lane] = expert;
+  g.expert_weight[token * g.top_k + lane] = __fmul_rn(weight, g.scale);
+}
 #undef MOECTL_OUT
 
 }  // namespace kernel
+
+namespace {
+
+// Whether the experts were that many a lane.
+template <int N>
+bool launch_lanes(const kernel::Gate& g, cudaStream_t stream) {
+  if (g.num_experts != N * kernel::kWarp || g.top_k > kernel::kWarp || kernel::kWarp % g.num_groups != 0) return false;
+  if (N % 4 == 0 && (reinterpret_cast<uintptr_t>(g.logits) | reinterpret_cast<uintptr_t>(g.bias)) % 16 != 0)
+    return false;
+  kernel::moe_gate_lanes<N><<<unsigned(g.num_tokens), kernel::kWarp, 0, stream>>>(g);
+  CUDA_CHECK(cudaGetLastError());
+  return true;
+}
+
+}  // namespace
 
 void moe_gate(const MoeGateArgs& a, Stream stream) {
   const int64_t num_tokens = a.logits.dim(0), num_experts = a.logits.dim(1), top_k = a.expert_idx.dim(1);
@@ -158,9 +280,11 @@ void moe_gate(const MoeGateArgs& a, Stream stream) {
                           .group_score_top2 = a.group_score_top2,
                           .scale = a.scale,
                           .norm_min = a.norm_min};
-  kernel::
-      moe_gate<<<blocks_for(num_tokens, tokens), dim3(kernel::kWarp, tokens), tokens * size_t(bytes), handle(stream)>>>(
-          g);
+  const cudaStream_t s = handle(stream);
+  if (launch_lanes<2>(g, s) || launch_lanes<4>(g, s) || launch_lanes<5>(g, s) || launch_lanes<8>(g, s) ||
+      launch_lanes<12>(g, s))
+    return;
+  kernel::moe_gate<<<blocks_for(num_tokens, tokens), dim3(kernel::kWarp, tokens), tokens * size_t(bytes), s>>>(g);
   CUDA_CHECK(cudaGetLastError());
 }
 
