@@ -26,7 +26,8 @@ Result rms_norm(const std::vector<float>& x, const std::vector<float>& residual,
 }
 
 TEST_F(RmsNormCudaTest, Shapes) {
-  for (int64_t size : {1, 7, 31, 33, 255, 256, 257, 1000, 7168})
+  for (int64_t size :
+       {1, 4, 7, 31, 33, 124, 128, 132, 255, 256, 257, 512, 516, 1000, 4096, 4100, 7168, 8196, 16384, 16388})
     for (int64_t rows : {1, 2, 300})
       for (bool with_residual : {false, true}) {
         SCOPED_TRACE(fmt::format("[{}, {}], residual {}", rows, size, with_residual));
@@ -60,6 +61,29 @@ TEST_F(RmsNormCudaTest, Shapes) {
                               row_of(r.out, rows - 1, size)))
             << "the last row alone";
       }
+}
+
+// Rows that begin at no multiple of 16 bytes take the narrow kernel.
+TEST_F(RmsNormCudaTest, UnalignedRows) {
+  constexpr int64_t kRows = 3, kSize = 128;
+  const auto x = Random(1).floats(1 + kRows * kSize, 3.0f), weight = Random(2).floats(kSize);
+  DeviceArray<float> dx(x), dw(weight), out(kRows * kSize);
+  RmsNormArgs args;
+  args.x = View<const float>(dx.data() + 1, {kRows, kSize});
+  args.weight = View<const float>(dw.data(), {kSize});
+  args.out = View<float>(out.data(), {kRows, kSize});
+  cuda::rms_norm(args, {});
+  std::vector<Bounded> expected;
+  for (int64_t row = 0; row < kRows; ++row) {
+    double squares = 0;
+    for (int64_t i = 0; i < kSize; ++i) squares += std::pow(double(x[size_t(1 + row * kSize + i)]), 2);
+    const double inv = 1.0 / std::sqrt(squares / double(kSize) + double(RmsNormArgs{}.eps));
+    for (int64_t i = 0; i < kSize; ++i) {
+      const double v = double(x[size_t(1 + row * kSize + i)]) * inv * double(weight[size_t(i)]);
+      expected.push_back({v, std::abs(v) * (dot_tolerance(kSize, 1.0) / 2 + 5 * unit_roundoff(DType::kF32))});
+    }
+  }
+  ASSERT_TRUE(close(out.host(), expected, {kRows, kSize}));
 }
 
 TEST_F(RmsNormCudaTest, WrongSizesAreRefused) {
