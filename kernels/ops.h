@@ -35,20 +35,23 @@ using Graph = std::shared_ptr<void>;
 // A place in a stream; opaque, freed with the last reference.
 using Mark = std::shared_ptr<void>;
 
-// The paged cache of one layer, in the cache's number format: f32 on CPU; bf16 or f32 on CUDA.
-struct KvView {
+// Memory in one of several number formats: the paged cache of a layer (f32 on CPU; bf16 or f32 on CUDA), and what the
+// operations of latent attention hand to each other (Ops::latent_dtype).
+struct TypedView {
   void* data = nullptr;
   DType dtype = DType::kF32;
   std::array<int64_t, 4> shape{};
 
-  KvView() = default;
-  KvView(void* p, DType t, const std::array<int64_t, 4>& dims) : data(p), dtype(t), shape(dims) {}
-  KvView(const View<float>& v) : data(v.data), shape(v.shape) {}  // NOLINT: a view of f32 is one
-  KvView(const View<const float>& v) : data(const_cast<float*>(v.data)), shape(v.shape) {}  // NOLINT
+  TypedView() = default;
+  TypedView(void* p, DType t, const std::array<int64_t, 4>& dims) : data(p), dtype(t), shape(dims) {}
+  TypedView(const View<float>& v) : data(v.data), shape(v.shape) {}  // NOLINT: a view of f32 is one
+  TypedView(const View<const float>& v) : data(const_cast<float*>(v.data)), shape(v.shape) {}  // NOLINT
   int64_t dim(int i) const { return shape[size_t(i)]; }
+  int64_t num_bytes() const { return shape[0] * page_values() * dtype_bytes(dtype); }
   // Numbers that one step of the first dimension (a page) skips.
   int64_t page_values() const { return shape[1] * shape[2] * (shape[3] ? shape[3] : 1); }
 };
+using KvView = TypedView;
 
 // Where the numbers of a kI4, kU4 or kF4E2M1 matrix lie: eight in a little-endian 32-bit word.
 // kRows: words run along each row, the first element lowest: [rows, ceil(cols / 8)] words. Zero points run down the
@@ -168,7 +171,7 @@ struct MlaQueryArgs {
   View<const float> q;        // [num_tokens, num_heads, qk_nope_head_dim + qk_rope_head_dim]
   Weight w_uk;                // batch num_heads: [kv_lora_rank, qk_nope_head_dim]
   View<const float> cos_sin;  // [num_tokens, qk_rope_head_dim]
-  View<float> out;            // [num_tokens, num_heads, kv_lora_rank + qk_rope_head_dim]
+  TypedView out;              // [num_tokens, num_heads, kv_lora_rank + qk_rope_head_dim]
   bool interleaved = true;
 };
 
@@ -185,21 +188,21 @@ struct MlaCacheWriteArgs {
 
 // softmax(scale * q . k) v over the cache positions 0 .. position of the row's sequence, page by page from position 0.
 struct MlaAttentionArgs {
-  View<const float> q;             // [num_tokens, num_heads, kv_lora_rank + qk_rope_head_dim]
+  TypedView q;                     // [num_tokens, num_heads, kv_lora_rank + qk_rope_head_dim]
   KvView cache;                    // [num_pages, page_size, kv_lora_rank + qk_rope_head_dim] of one layer
   View<const int32_t> page_table;  // [num_seqs, max_pages]
   View<const int32_t> seq_idx;     // [num_tokens]: row of page_table
   View<const int32_t> positions;   // [num_tokens]; -1: a padding row, its output is zeros
   int kv_lora_rank = 0;
   float scale = 1.0f;
-  View<float> out;  // [num_tokens, num_heads, kv_lora_rank]
+  TypedView out;  // [num_tokens, num_heads, kv_lora_rank], in q's number format
 };
 
 // out[t, h] = W_UV[h] latent[t, h].
 struct MlaOutputArgs {
-  View<const float> latent;  // [num_tokens, num_heads, kv_lora_rank]
-  Weight w_uv;               // batch num_heads: [v_head_dim, kv_lora_rank]
-  View<float> out;           // [num_tokens, num_heads, v_head_dim]
+  TypedView latent;  // [num_tokens, num_heads, kv_lora_rank]
+  Weight w_uv;       // batch num_heads: [v_head_dim, kv_lora_rank]
+  View<float> out;   // [num_tokens, num_heads, v_head_dim]
 };
 
 // Top-k routing. Sigmoid: DeepSeek-V3 report, section 2.1.2: the bias picks experts; it never weights them.
@@ -378,6 +381,11 @@ class Ops {
   virtual Memory memory() const { return {}; }
   // The number formats a cache may have, the default first.
   virtual std::vector<DType> kv_dtypes() const { return {DType::kF32}; }
+  // The number format that a layer's mla_query, mla_attention and mla_output hand to each other; f32 always works, too.
+  virtual DType latent_dtype(const Weight& w_uk, const Weight& w_uv, const KvView& cache) const {
+    (void)w_uk, (void)w_uv, (void)cache;
+    return DType::kF32;
+  }
   // Bytes that the operations need for themselves up to `shape`; set_scratch() before the first of them.
   virtual int64_t scratch_bytes(const ScratchShape&) const { return 0; }
   virtual void set_scratch(Buffer, int64_t) {}

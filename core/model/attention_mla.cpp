@@ -33,7 +33,9 @@ void mla_layer(Step& step, const MlaWeights& w, int layer_idx, View<const float>
 
   const View<float> cos_sin = b.cos_sin.first(n);
   const KvView cache = step.cache.layer(layer_idx);
-  const View<float> q_latent = b.q_latent.first(n), latent = b.latent.first(n), heads = b.heads.first(n);
+  const View<float> heads = b.heads.first(n);
+  TypedView q_latent = b.q_latent.first(n), latent = b.latent.first(n);
+  q_latent.dtype = latent.dtype = ops.latent_dtype(w.w_uk, w.w_uv, cache);
   ops.mla_query({q, w.w_uk, cos_sin, q_latent, c.rope.interleaved}, step.stream);
   ops.mla_attention({q_latent, cache, step.in.page_table, step.in.seq_idx, step.in.positions, c.mla.kv_lora_rank,
                      c.softmax_scale, latent},

@@ -15,7 +15,7 @@
 namespace moectl::cuda {
 
 // Raise when any kernel changes a bit of its results.
-inline constexpr int kKernelVersion = 1;
+inline constexpr int kKernelVersion = 2;
 
 std::unique_ptr<Ops> make_cuda_ops(const OpsOptions& options) {
   return std::make_unique<CudaOps>(options);
@@ -268,6 +268,9 @@ template <class T>
 int64_t bytes_of(const View<T>& v) {
   return v.size() * int64_t(sizeof(T));
 }
+int64_t bytes_of(const TypedView& v) {
+  return v.num_bytes();
+}
 
 }  // namespace
 
@@ -321,7 +324,9 @@ void CudaOps::gqa_attention(const GqaAttentionArgs& a, Stream s) {
 }
 
 void CudaOps::mla_query(const MlaQueryArgs& a, Stream s) {
-  run("mla_query", s, a.out.data, bytes_of(a.out), [&](Stream stream) { cuda::mla_query(a, numerics(), stream); });
+  run("mla_query", s, a.out.data, bytes_of(a.out), [&](Stream stream) {
+    if (!fast_mla_query(a, stream)) cuda::mla_query(a, numerics(), stream);
+  });
 }
 
 void CudaOps::mla_cache_write(const MlaCacheWriteArgs& a, Stream s) {
@@ -334,7 +339,9 @@ void CudaOps::mla_attention(const MlaAttentionArgs& a, Stream s) {
 }
 
 void CudaOps::mla_output(const MlaOutputArgs& a, Stream s) {
-  run("mla_output", s, a.out.data, bytes_of(a.out), [&](Stream stream) { cuda::mla_output(a, numerics(), stream); });
+  run("mla_output", s, a.out.data, bytes_of(a.out), [&](Stream stream) {
+    if (!fast_mla_output(a, stream)) cuda::mla_output(a, numerics(), stream);
+  });
 }
 
 void CudaOps::moe_gate(const MoeGateArgs& a, Stream s) {

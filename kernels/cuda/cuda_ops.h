@@ -37,6 +37,7 @@ class CudaOps final : public Ops {
   void replay(const Graph&, Stream) override;
   Memory memory() const override;
   std::vector<DType> kv_dtypes() const override;
+  DType latent_dtype(const Weight& w_uk, const Weight& w_uv, const KvView& cache) const override;
   int64_t scratch_bytes(const ScratchShape&) const override;
   void set_scratch(Buffer, int64_t) override;
   Weight pack(std::span<const MatrixSpec> batch) override;
@@ -76,6 +77,8 @@ class CudaOps final : public Ops {
   bool fast_norm(const RmsNormArgs&, Stream);
   bool fast_linear(const LinearArgs&, Stream);
   bool fast_experts(const MoeExpertsArgs&, Stream);
+  bool fast_mla_query(const MlaQueryArgs&, Stream);
+  bool fast_mla_output(const MlaOutputArgs&, Stream);
   // The copy of x [rows, k], made now unless it is there; num_rows as in Fp8QuantizeArgs.
   Fp8Rows fp8_operand(OperandCache::Pool pool, const void* x, DType type, int64_t rows, int64_t k,
                       const int32_t* num_rows, Stream stream);

@@ -1,6 +1,6 @@
 // The fast numerics of CudaOps: which product goes to which tensor-core kernel, and the copies of its operand. FP8
 // block weights take FP8 activations (1 x 128 scales), bf16 weights take bf16 ones. What does not fit here goes on to
-// kernels/cuda/linear.cu and moe_experts.cu.
+// kernels/cuda/linear.cu, moe_experts.cu and mla_query.cu.
 #include <algorithm>
 
 #include "core/base/check.h"
@@ -10,6 +10,8 @@
 #include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/fp8_gemm.h"
 #include "kernels/cuda/fp8_quantize.h"
+#include "kernels/cuda/mla_attention_sm90.h"
+#include "kernels/cuda/mla_project_sm90.h"
 #include "kernels/cuda/plain_gemm.h"
 
 namespace moectl::cuda {
@@ -170,6 +172,65 @@ bool CudaOps::fast_experts(const MoeExpertsArgs& a, Stream stream) {
   product.out_type = DType::kF32;
   fp8_gemm(product, stream);
   operands_.forget(a.hidden.data, rows * down.k * int64_t(sizeof(float)));
+  return true;
+}
+
+// bf16 where all three kernels of the latent side take it.
+DType CudaOps::latent_dtype(const Weight& w_uk, const Weight& w_uv, const KvView& cache) const {
+  if (precise_ || !regions_ || !hopper_) return DType::kF32;
+  const Matrix &uk = matrix_of(w_uk), &uv = matrix_of(w_uv);
+  MlaAttentionArgs a;
+  a.q = TypedView(nullptr, DType::kBF16, {scratch_shape_.max_tokens, w_uk.batch, cache.dim(2), 0});
+  a.cache = cache;
+  a.kv_lora_rank = int(uk.n);
+  const bool fits = mla_project_in_fits(uk) && mla_project_out_fits(uv) && uk.n == uv.k && w_uk.batch == w_uv.batch &&
+                    mla_attention_sm90_fits(a, attention_scratch());
+  return fits ? DType::kBF16 : DType::kF32;
+}
+
+bool CudaOps::fast_mla_query(const MlaQueryArgs& a, Stream stream) {
+  if (a.out.dtype != DType::kBF16) return false;
+  const Matrix& w = matrix_of(a.w_uk);
+  const int64_t tokens = a.q.dim(0), heads = a.q.dim(1), head_dim = a.q.dim(2), rope_dim = head_dim - w.k;
+  CHECK(a.w_uk.batch == heads && a.cos_sin.row_size() == rope_dim && a.out.dim(2) == w.n + rope_dim,
+        "mla_query: {} heads of {}, a weight of {} x [{}, {}], {} rotated, rows of {}", heads, head_dim, a.w_uk.batch,
+        w.n, w.k, a.cos_sin.row_size(), a.out.dim(2));
+  mla_project_in({.w = w,
+                  .x = a.q.data,
+                  .x_row = heads * head_dim,
+                  .x_head = head_dim,
+                  .out = a.out.data,
+                  .out_row = heads * a.out.dim(2),
+                  .out_head = a.out.dim(2),
+                  .num_tokens = tokens,
+                  .num_heads = heads},
+                 {a.cos_sin.data, rope_dim, a.interleaved}, stream);
+  return true;
+}
+
+// Leaves the result's FP8 copy behind where the output projection probably has FP8 weights, too.
+bool CudaOps::fast_mla_output(const MlaOutputArgs& a, Stream stream) {
+  if (a.latent.dtype != DType::kBF16) return false;
+  const Matrix& w = matrix_of(a.w_uv);
+  const int64_t tokens = a.latent.dim(0), heads = a.latent.dim(1), rank = a.latent.dim(2), size = heads * w.n;
+  CHECK(a.w_uv.batch == heads && w.k == rank && a.out.dim(2) == w.n,
+        "mla_output: {} heads of {}, a weight of {} x [{}, {}], values of {}", heads, rank, a.w_uv.batch, w.n, w.k,
+        a.out.dim(2));
+  Fp8Rows copy;
+  const int64_t num_bytes = fp8_rows_bytes(tokens, size);
+  if (w.is_fp8_block() && regions_ && num_bytes <= regions_->operand_bytes[OperandCache::kTokens])
+    copy = fp8_rows_at(operands_.get(OperandCache::kTokens, a.out.data, tokens, size, Kind::kFp8, num_bytes).memory,
+                       tokens, size);
+  mla_project_out({.w = w,
+                   .x = a.latent.data,
+                   .x_row = heads * rank,
+                   .x_head = rank,
+                   .out = a.out.data,
+                   .out_row = size,
+                   .out_head = w.n,
+                   .num_tokens = tokens,
+                   .num_heads = heads},
+                  copy, stream);
   return true;
 }
 

@@ -2,12 +2,12 @@
 // and each piece is one read of 512 bytes and one write of 128. RMSNorm: one block a row, which keeps the row in
 // registers.
 #include <cuda_bf16.h>
-#include <cuda_fp8.h>
 
 #include <climits>
 
 #include "core/base/check.h"
 #include "kernels/cuda/check.h"
+#include "kernels/cuda/fp8_quantize.cuh"
 #include "kernels/cuda/fp8_quantize.h"
 
 namespace moectl::cuda {
@@ -30,7 +30,6 @@ Fp8Rows fp8_rows_at(void* memory, int64_t rows, int64_t k) {
 namespace kernel {
 
 constexpr int kWarpsABlock = 8;
-constexpr float kE4m3Max = 448.0f, kMinAmax = 1e-30f;  // below, 1 / scale could overflow
 
 __device__ __forceinline__ float4 load4(const float* p) {
   return *reinterpret_cast<const float4*>(p);
@@ -39,17 +38,6 @@ __device__ __forceinline__ float4 load4(const __nv_bfloat16* p) {
   const uint2 bits = *reinterpret_cast<const uint2*>(p);
   return {__uint_as_float(bits.x << 16), __uint_as_float(bits.x & 0xffff0000u), __uint_as_float(bits.y << 16),
           __uint_as_float(bits.y & 0xffff0000u)};
-}
-
-// A warp's 128 values, four a lane, to piece `kb` of row `row`.
-__device__ __forceinline__ void quantize_piece(float4 v, const Fp8Rows& out, int64_t row, int64_t kb) {
-  const int lane = threadIdx.x % 32;
-  float amax = fmaxf(fmaxf(fabsf(v.x), fabsf(v.y)), fmaxf(fabsf(v.z), fabsf(v.w)));
-  for (int offset = 16; offset > 0; offset /= 2) amax = fmaxf(amax, __shfl_xor_sync(0xffffffffu, amax, offset));
-  const float scale = amax >= kMinAmax ? amax / kE4m3Max : 1.0f, inv = 1.0f / scale;
-  const __nv_fp8x4_e4m3 q(make_float4(v.x * inv, v.y * inv, v.z * inv, v.w * inv));
-  *reinterpret_cast<uint32_t*>(out.data + (kb * out.rows + row) * kFp8Block + lane * 4) = q.__x;
-  if (lane == 0) out.scales[kb * out.scale_stride + row] = scale;
 }
 
 template <class T>

@@ -51,20 +51,23 @@ void mla_attention(const MlaAttentionArgs& a, const AttentionScratch& scratch, S
   const int64_t num_tokens = a.q.dim(0), num_heads = a.q.dim(1), width = a.q.dim(2), rank = a.kv_lora_rank;
   CHECK(rank > 0 && rank <= width && a.cache.dim(2) == width, "mla_attention: queries of {}, a cache of {}, rank {}",
         width, a.cache.dim(2), rank);
-  CHECK(a.out.size() == num_tokens * num_heads * rank, "mla_attention: {} x {} x {} values into {}", num_tokens,
-        num_heads, rank, a.out.size());
+  const int64_t num_out = a.out.dim(0) * a.out.page_values();
+  CHECK(num_out == num_tokens * num_heads * rank && a.out.dtype == a.q.dtype,
+        "mla_attention: {} x {} x {} values of {} into {} of {}", num_tokens, num_heads, rank, dtype_name(a.q.dtype),
+        num_out, dtype_name(a.out.dtype));
   CHECK(a.seq_idx.size() >= num_tokens && a.positions.size() >= num_tokens, "mla_attention: {} rows, {} positions",
         num_tokens, a.positions.size());
   if (num_tokens == 0) return;
   if (!scratch.plain && mla_attention_sm90_fits(a, scratch) && is_hopper())
     return mla_attention_sm90(a, scratch, stream);
+  CHECK(a.q.dtype == DType::kF32, "mla_attention: queries of {}", dtype_name(a.q.dtype));
   PlainAttention p = {};
-  p.q = a.q.data;
+  p.q = static_cast<const float*>(a.q.data);
   p.cache = a.cache.data;
   p.page_table = a.page_table.data;
   p.seq_idx = a.seq_idx.data;
   p.positions = a.positions.data;
-  p.out = a.out.data;
+  p.out = static_cast<float*>(a.out.data);
   p.page_stride = a.cache.dim(1) * width;
   p.max_pages = int(a.page_table.dim(1));
   p.num_heads = p.heads_per_kv = int(num_heads);

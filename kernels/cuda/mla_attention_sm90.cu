@@ -46,8 +46,10 @@ __device__ __forceinline__ void load_pages(const MlaParams& p, const MlaSchedule
     const int begin = item.begin, end = item.end;
     if (lane == 0 && begin < end) {
       const int head = (item.row % p.groups * kCluster + rank) * kTile;
-      prefetch_l2(p.q + (int64_t{item.row / p.groups} * p.num_heads + head) * kWidth,
-                  min(kTile, p.num_heads - head) * kWidth * 4);
+      const int number = p.bf16 ? 2 : 4;  // bytes
+      prefetch_l2(
+          static_cast<const std::byte*>(p.q) + (int64_t{item.row / p.groups} * p.num_heads + head) * kWidth * number,
+          min(kTile, p.num_heads - head) * kWidth * number);
     }
     const int32_t* table = p.page_table + int64_t{p.seq_idx[item.row / p.groups]} * p.max_pages;
     int pages = 0;
@@ -78,7 +80,11 @@ __device__ __forceinline__ int valid_keys(const MlaParams& p, const AttentionIte
 template <int kCluster>
 __device__ __forceinline__ void begin_item(const MlaParams& p, const Buffers& bufs, int row, int rank) {
   const int head = (row % p.groups * kCluster + rank) * kTile;
-  load_q(bufs.q, p.q + (int64_t{row / p.groups} * p.num_heads + head) * kWidth, p.num_heads - head);
+  const int64_t at = (int64_t{row / p.groups} * p.num_heads + head) * kWidth;
+  if (p.bf16)
+    load_q(bufs.q, static_cast<const __nv_bfloat16*>(p.q) + at, p.num_heads - head);
+  else
+    load_q(bufs.q, static_cast<const float*>(p.q) + at, p.num_heads - head);
   named_barrier_sync(kItemEnd, kConsumers);
 }
 
@@ -345,6 +351,7 @@ void mla_attention_sm90(const MlaAttentionArgs& a, const AttentionScratch& scrat
   p.seq_idx = a.seq_idx.data;
   p.positions = a.positions.data;
   p.out = a.out.data;
+  p.bf16 = a.q.dtype == DType::kBF16;
   p.partial = static_cast<float4*>(scratch.data);
   p.stats = reinterpret_cast<float*>(p.partial + kMaxBlocks * 2 * 2 * 32 * 128);
   p.counters = scratch.counters;

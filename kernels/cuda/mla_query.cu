@@ -1,5 +1,6 @@
 // The two products by head of absorbed MLA: queries into the latent space, with their rotary part rotated beside it,
-// and latent results back to values. Each head is a batch entry of the plain product.
+// and latent results back to values. Each head is a batch entry of the plain product. (mla_project_sm90.cu: those of
+// DeepSeek's sizes on Hopper, where latents are bf16.)
 #include "kernels/cuda/device.cuh"
 #include "kernels/cuda/kernels.h"
 #include "kernels/cuda/plain_gemm.h"
@@ -31,6 +32,7 @@ void mla_query(const MlaQueryArgs& a, Numerics numerics, Stream stream) {
   const Matrix& w = matrix_of(a.w_uk);
   const int64_t num_tokens = a.q.dim(0), num_heads = a.q.dim(1), head_dim = a.q.dim(2);
   const int64_t nope = w.k, rank = w.n, rope_dim = head_dim - nope;
+  CHECK(a.out.dtype == DType::kF32, "mla_query: results of {}", dtype_name(a.out.dtype));
   CHECK(a.w_uk.batch == num_heads && a.cos_sin.row_size() == rope_dim && a.out.dim(2) == rank + rope_dim,
         "mla_query: {} heads of {}, a weight of {} x [{}, {}], {} rotated, rows of {}", num_heads, head_dim,
         a.w_uk.batch, rank, nope, a.cos_sin.row_size(), a.out.dim(2));
@@ -39,7 +41,7 @@ void mla_query(const MlaQueryArgs& a, Numerics numerics, Stream stream) {
             .x = a.q.data,
             .x_row = num_heads * head_dim,
             .x_batch = head_dim,
-            .out = a.out.data,
+            .out = static_cast<float*>(a.out.data),
             .out_row = num_heads * (rank + rope_dim),
             .out_batch = rank + rope_dim,
             .num_rows = num_tokens},
@@ -48,19 +50,20 @@ void mla_query(const MlaQueryArgs& a, Numerics numerics, Stream stream) {
   if (num_pairs == 0) return;
   kernel::mla_rotate_query<<<blocks_for(num_pairs, kernel::kThreads), kernel::kThreads, 0, handle(stream)>>>(
       a.q.data, a.cos_sin.data, num_pairs, int(num_heads), int(nope), int(rank), int(rope_dim), a.interleaved,
-      a.out.data);
+      static_cast<float*>(a.out.data));
   CUDA_CHECK(cudaGetLastError());
 }
 
 void mla_output(const MlaOutputArgs& a, Numerics numerics, Stream stream) {
   const Matrix& w = matrix_of(a.w_uv);
   const int64_t num_tokens = a.latent.dim(0), num_heads = a.latent.dim(1), rank = a.latent.dim(2);
+  CHECK(a.latent.dtype == DType::kF32, "mla_output: latents of {}", dtype_name(a.latent.dtype));
   CHECK(a.w_uv.batch == num_heads && w.k == rank && a.out.dim(2) == w.n,
         "mla_output: {} heads of {}, a weight of {} x [{}, {}], values of {}", num_heads, rank, a.w_uv.batch, w.n, w.k,
         a.out.dim(2));
   any_gemm({.w = w,
             .num_batches = num_heads,
-            .x = a.latent.data,
+            .x = static_cast<const float*>(a.latent.data),
             .x_row = num_heads * rank,
             .x_batch = rank,
             .out = a.out.data,

@@ -17,9 +17,10 @@ constexpr int kConsumers = 256, kThreads = 384;
 constexpr uint32_t kDescChunk = kChunkBytes / 16;
 
 struct MlaParams {
-  const float* q;
+  const void* q;
   const int32_t *page_table, *seq_idx, *positions;
-  float* out;
+  void* out;
+  bool bf16;        // q and out; else f32
   float4* partial;  // [blocks, 2][2][32][128]
   float* stats;     // [blocks, 2][2][64]: m, l
   int32_t* counters;
@@ -154,9 +155,17 @@ __device__ __forceinline__ void clear_values(uint32_t page, int valid, uint32_t 
 
 // ------------------------------------------------------------------------------------------------ beginning and end
 
+constexpr int kUnits = kTile * kWidth / 8;  // of 64 heads of a query, of 8 numbers
+
+__device__ __forceinline__ void store_unit(uint32_t dst, int unit, const uint4& v) {
+  const int row = unit / (kWidth / 8), column = unit % (kWidth / 8);
+  const uint32_t at = dst + column / 8 * kChunkBytes + row * 128 + ((column % 8 ^ row % 8) << 4);
+  asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(at), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
+}
+
 // 64 heads of a row to bf16, swizzled chunks. 256 threads.
 __device__ __forceinline__ void load_q(uint32_t dst, const float* q, int heads) {
-  constexpr int kUnits = kTile * kWidth / 8, kBatch = 6;  // units of 8 numbers
+  constexpr int kBatch = 6;
 #pragma unroll 1
   for (int base = threadIdx.x; base < kUnits; base += kConsumers * kBatch) {
     float4 v[kBatch][2];
@@ -169,13 +178,25 @@ __device__ __forceinline__ void load_q(uint32_t dst, const float* q, int heads) 
     }
 #pragma unroll
     for (int i = 0; i < kBatch; ++i) {
-      const int unit = base + i * kConsumers, row = unit / (kWidth / 8), column = unit % (kWidth / 8);
-      const uint32_t at = dst + column / 8 * kChunkBytes + row * 128 + ((column % 8 ^ row % 8) << 4);
-      asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(at), "r"(pack_bf16(v[i][0].x, v[i][0].y)),
-                   "r"(pack_bf16(v[i][0].z, v[i][0].w)), "r"(pack_bf16(v[i][1].x, v[i][1].y)),
-                   "r"(pack_bf16(v[i][1].z, v[i][1].w))
-                   : "memory");
+      const float4 a = v[i][0], b = v[i][1];
+      store_unit(dst, base + i * kConsumers,
+                 {pack_bf16(a.x, a.y), pack_bf16(a.z, a.w), pack_bf16(b.x, b.y), pack_bf16(b.z, b.w)});
     }
+  }
+  fence_proxy_async();
+}
+__device__ __forceinline__ void load_q(uint32_t dst, const __nv_bfloat16* q, int heads) {
+  constexpr int kBatch = 6;
+#pragma unroll 1
+  for (int base = threadIdx.x; base < kUnits; base += kConsumers * kBatch) {
+    uint4 v[kBatch];
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      const int unit = base + i * kConsumers;
+      v[i] = unit / (kWidth / 8) < heads ? __ldg(reinterpret_cast<const uint4*>(q + unit * 8)) : uint4{};
+    }
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) store_unit(dst, base + i * kConsumers, v[i]);
   }
   fence_proxy_async();
 }
@@ -185,8 +206,27 @@ __device__ __forceinline__ void store_out(const MlaParams& p, const float (&o)[1
                                           int half) {
   const int r = threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4;
   const int head = (row % p.groups * int(gridDim.x / num_clusters_x()) + rank) * kTile + r;
-  float* out = p.out + (int64_t{row / p.groups} * p.num_heads + head) * kRank + half * 256 + threadIdx.x % 4 * 2;
+  const int64_t at = (int64_t{row / p.groups} * p.num_heads + head) * kRank + half * 256;
   const float ia = 1.0f / l.a, ib = 1.0f / l.b;
+  if (p.bf16) {
+    // Lanes trade pairs: an even one keeps four columns of one group of eight, its neighbour of the next, so that four
+    // lanes fill a sector.
+    const bool odd = threadIdx.x % 2;
+    auto* out = static_cast<__nv_bfloat16*>(p.out) + at + threadIdx.x % 4 / 2 * 4 + odd * 8;
+#pragma unroll
+    for (int i = 0; i < 32; i += 2)
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const float f = h ? ib : ia;
+        const uint32_t first = pack_bf16(o[4 * i + 2 * h] * f, o[4 * i + 2 * h + 1] * f),
+                       second = pack_bf16(o[4 * i + 4 + 2 * h] * f, o[4 * i + 5 + 2 * h] * f);
+        const uint32_t other = __shfl_xor_sync(0xffffffffu, odd ? first : second, 1);
+        if (head + 8 * h < p.num_heads)
+          *reinterpret_cast<uint2*>(out + 8 * h * kRank + i * 8) = odd ? uint2{other, second} : uint2{first, other};
+      }
+    return;
+  }
+  float* out = static_cast<float*>(p.out) + at + threadIdx.x % 4 * 2;
   if (head < p.num_heads) {
 #pragma unroll
     for (int i = 0; i < 32; ++i) *reinterpret_cast<float2*>(out + i * 8) = float2{o[4 * i] * ia, o[4 * i + 1] * ia};
@@ -292,13 +332,18 @@ __global__ void __launch_bounds__(128) mla_combine(const __grid_constant__ MlaPa
     }
   }
   const int head = (row % p.groups * cluster_size + rank) * kTile + r;
-  float* out = p.out + (int64_t{row / p.groups} * p.num_heads + head) * kRank + half * 256 + first * 8 + tid % 4 * 2;
+  const int64_t at = (int64_t{row / p.groups} * p.num_heads + head) * kRank + half * 256 + first * 8 + tid % 4 * 2;
   const float ia = 1.0f / l.a, ib = 1.0f / l.b;
+  auto store = [&](int64_t i, float a, float b) {
+    if (p.bf16)
+      *reinterpret_cast<uint32_t*>(static_cast<__nv_bfloat16*>(p.out) + i) = pack_bf16(a, b);
+    else
+      *reinterpret_cast<float2*>(static_cast<float*>(p.out) + i) = float2{a, b};
+  };
 #pragma unroll
   for (int i = 0; i < kCombined; ++i) {
-    if (head < p.num_heads) *reinterpret_cast<float2*>(out + i * 8) = float2{sum[i].x * ia, sum[i].y * ia};
-    if (head + 8 < p.num_heads)
-      *reinterpret_cast<float2*>(out + 8 * kRank + i * 8) = float2{sum[i].z * ib, sum[i].w * ib};
+    if (head < p.num_heads) store(at + i * 8, sum[i].x * ia, sum[i].y * ia);
+    if (head + 8 < p.num_heads) store(at + 8 * kRank + i * 8, sum[i].z * ib, sum[i].w * ib);
   }
 }
 

@@ -189,6 +189,7 @@ struct WgmmaBf16Reg;
                    : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(scale_d), "n"(kTransB));            \
     }                                                                                                            \
   }
+MOECTL_WGMMA_BF16_REG(8, 4, 4, 5, 6, 7, 8, 9, 10);
 MOECTL_WGMMA_BF16_REG(32, 16, 16, 17, 18, 19, 20, 21, 22);
 MOECTL_WGMMA_BF16_REG(64, 32, 32, 33, 34, 35, 36, 37, 38);
 MOECTL_WGMMA_BF16_REG(96, 48, 48, 49, 50, 51, 52, 53, 54);

@@ -39,6 +39,9 @@ class MirrorOps final : public Ops {
   void copy(void* to, const void* from, int64_t num_bytes, Stream) override { upload(to, from, num_bytes); }
   Weight pack(std::span<const MatrixSpec> batch) override { return ops_->pack(batch); }
   Weight pack_rows(const MatrixSpec& table) override { return ops_->pack_rows(table); }
+  DType latent_dtype(const Weight& w_uk, const Weight& w_uv, const KvView& cache) const override {
+    return ops_->latent_dtype(w_uk, w_uv, cache);
+  }
 
   void embed(const EmbedArgs& a, Stream) override {
     run([&](Ops& o) { o.embed({in(a.token_ids), a.table, out(a.out)}, {}); });
@@ -63,13 +66,13 @@ class MirrorOps final : public Ops {
     run([&](Ops& o) { o.rope({out(a.x), in(a.cos_sin), a.interleaved}, {}); });
   }
   void gqa_cache_write(const GqaCacheWriteArgs& a, Stream) override {
-    run([&](Ops& o) { o.gqa_cache_write({in(a.k), in(a.v), in(a.slots), a.page_size, cache(a.cache)}, {}); });
+    run([&](Ops& o) { o.gqa_cache_write({in(a.k), in(a.v), in(a.slots), a.page_size, typed(a.cache)}, {}); });
   }
   void gqa_attention(const GqaAttentionArgs& a, Stream) override {
     run([&](Ops& o) {
       GqaAttentionArgs d = a;
       d.q = in(a.q);
-      d.cache = cache(a.cache);
+      d.cache = typed(a.cache);
       d.page_table = in(a.page_table);
       d.seq_idx = in(a.seq_idx);
       d.positions = in(a.positions);
@@ -79,23 +82,23 @@ class MirrorOps final : public Ops {
     });
   }
   void mla_query(const MlaQueryArgs& a, Stream) override {
-    run([&](Ops& o) { o.mla_query({in(a.q), a.w_uk, in(a.cos_sin), out(a.out), a.interleaved}, {}); });
+    run([&](Ops& o) { o.mla_query({in(a.q), a.w_uk, in(a.cos_sin), typed(a.out), a.interleaved}, {}); });
   }
   void mla_cache_write(const MlaCacheWriteArgs& a, Stream) override {
     run([&](Ops& o) {
-      o.mla_cache_write({in(a.kv), in(a.norm_weight), a.eps, in(a.cos_sin), in(a.slots), cache(a.cache), a.interleaved},
+      o.mla_cache_write({in(a.kv), in(a.norm_weight), a.eps, in(a.cos_sin), in(a.slots), typed(a.cache), a.interleaved},
                         {});
     });
   }
   void mla_attention(const MlaAttentionArgs& a, Stream) override {
     run([&](Ops& o) {
-      o.mla_attention({in(a.q), cache(a.cache), in(a.page_table), in(a.seq_idx), in(a.positions), a.kv_lora_rank,
-                       a.scale, out(a.out)},
+      o.mla_attention({typed(a.q), typed(a.cache), in(a.page_table), in(a.seq_idx), in(a.positions), a.kv_lora_rank,
+                       a.scale, typed(a.out)},
                       {});
     });
   }
   void mla_output(const MlaOutputArgs& a, Stream) override {
-    run([&](Ops& o) { o.mla_output({in(a.latent), a.w_uv, out(a.out)}, {}); });
+    run([&](Ops& o) { o.mla_output({typed(a.latent), a.w_uv, out(a.out)}, {}); });
   }
   void moe_gate(const MoeGateArgs& a, Stream) override {
     run([&](Ops& o) {
@@ -186,10 +189,9 @@ class MirrorOps final : public Ops {
           {const_cast<void*>(static_cast<const void*>(v.data)), device.data, v.size() * int64_t(sizeof(T))});
     return device;
   }
-  KvView cache(KvView v) {
-    const int64_t num_bytes = v.dim(0) * v.page_values() * dtype_bytes(v.dtype);
-    void* device = take(v.data, num_bytes);
-    results_.push_back({v.data, device, num_bytes});
+  TypedView typed(TypedView v) {
+    void* device = take(v.data, v.num_bytes());
+    results_.push_back({v.data, device, v.num_bytes()});
     v.data = device;
     return v;
   }

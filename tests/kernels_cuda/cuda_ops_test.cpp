@@ -163,6 +163,79 @@ TEST_F(CudaOpsTest, PacksWhatIsLargerThanItsStaging) {
   }
 }
 
+// The latent side of DeepSeek's attention: which number format it has, and the FP8 copy that mla_output leaves behind
+// for the product after it.
+TEST_F(CudaOpsTest, LatentsOfDeepSeek) {
+  if (!is_hopper()) GTEST_SKIP() << "no Hopper";
+  constexpr int64_t kHeads = 4, kNope = 128, kRope = 64, kRank = 512, kValue = 128, kN = 256, kTokens = 9, kPage = 64;
+  struct Packed {
+    Weight uk, uv;
+  };
+  auto pack = [&](Ops& ops, DType dtype, int64_t nope) {
+    std::vector<Matrix> uk, uv;
+    std::vector<MatrixSpec> uk_specs, uv_specs;
+    for (int64_t h = 0; h < kHeads; ++h) {
+      uk.push_back(random_matrix(dtype, kRank, nope, uint64_t(2 * h + 1)));
+      uv.push_back(random_matrix(dtype, kValue, kRank, uint64_t(2 * h + 2)));
+    }
+    for (const Matrix& m : uk) uk_specs.push_back(m.whole());
+    for (const Matrix& m : uv) uv_specs.push_back(m.whole());
+    return Packed{ops.pack(uk_specs), ops.pack(uv_specs)};
+  };
+  const ScratchShape shape = {.max_tokens = 64,
+                              .max_linear_k = kHeads * kValue,
+                              .max_linear_n = kN,
+                              .num_heads = kHeads,
+                              .q_head_size = kRank + kRope,
+                              .out_head_size = kRank};
+  auto make = [&](bool precise) {
+    auto ops = make_ops({.device = "cuda", .precise = precise});
+    const int64_t scratch = ops->scratch_bytes(shape);
+    ops->set_scratch(ops->alloc(scratch), scratch);
+    return ops;
+  };
+  const auto ops = make(false), precise = make(true);
+  const KvView cache(nullptr, DType::kBF16, {10, kPage, kRank + kRope, 0});
+  KvView f32_cache = cache, other_pages = cache;
+  f32_cache.dtype = DType::kF32;
+  other_pages.shape[1] = 16;
+  const Packed f8 = pack(*ops, DType::kF8E4M3, kNope), bf16 = pack(*ops, DType::kBF16, kNope);
+  EXPECT_EQ(ops->latent_dtype(f8.uk, f8.uv, cache), DType::kBF16);
+  EXPECT_EQ(ops->latent_dtype(bf16.uk, f8.uv, cache), DType::kBF16);
+  EXPECT_EQ(ops->latent_dtype(f8.uk, f8.uv, f32_cache), DType::kF32);
+  EXPECT_EQ(ops->latent_dtype(f8.uk, f8.uv, other_pages), DType::kF32);
+  EXPECT_EQ(precise->latent_dtype(f8.uk, f8.uv, cache), DType::kF32);
+  EXPECT_EQ(ops->latent_dtype(pack(*ops, DType::kF16, kNope).uk, f8.uv, cache), DType::kF32);
+  EXPECT_EQ(ops->latent_dtype(pack(*ops, DType::kF8E4M3, 256).uk, f8.uv, cache), DType::kF32);
+
+  const Matrix o = random_matrix(DType::kF8E4M3, kN, kHeads * kValue, 20);
+  const MatrixSpec o_spec = o.whole();
+  const Weight w_o = ops->pack({&o_spec, 1});
+  constexpr int64_t kLatents = kTokens * kHeads * kRank, kValues = kTokens * kHeads * kValue;
+  const Buffer latent = ops->alloc(kLatents * 2), heads = ops->alloc(kValues * 4), again = ops->alloc(kValues * 4),
+               out = ops->alloc(kTokens * kN * 4);
+  auto product = [&](const Buffer& x) {
+    ops->linear(
+        {View<const float>(floats(x), {kTokens, kHeads * kValue}), w_o, View<float>(floats(out), {kTokens, kN})}, {});
+    return download(*ops, floats(out), kTokens * kN);
+  };
+  std::vector<float> last;
+  for (uint64_t seed : {1, 2}) {
+    std::vector<uint16_t> bits;
+    for (float v : Random(seed).floats(kLatents)) bits.push_back(f32_to_bf16(v));
+    ops->upload(latent.get(), bits.data(), kLatents * 2);
+    ops->mla_output({TypedView(latent.get(), DType::kBF16, {kTokens, kHeads, kRank, 0}), f8.uv,
+                     View<float>(floats(heads), {kTokens, kHeads, kValue})},
+                    {});
+    const auto result = product(heads);
+    const auto values = download(*ops, floats(heads), kValues);
+    ops->upload(again.get(), values.data(), kValues * 4);
+    EXPECT_TRUE(same_bits(product(again), result)) << "a fresh copy";
+    EXPECT_NE(result, last);
+    last = result;
+  }
+}
+
 TEST(OperandCacheTest, ForgetsWhatWasWritten) {
   using cuda::OperandCache;
   OperandCache cache;

@@ -56,14 +56,19 @@ struct Attention {
   }
   int64_t tokens() const { return int64_t(positions.size()); }
 
-  std::vector<float> run(int64_t begin, int64_t end, bool deterministic, bool plain) {
+  // bf16: queries go in, and results come out, in that format.
+  std::vector<float> run(int64_t begin, int64_t end, bool deterministic, bool plain, bool bf16 = false) {
     const int64_t n = end - begin;
     DeviceCache device_cache(cache, dtype);
     DeviceArray<float> dq(std::vector<float>(q.begin() + begin * heads * width, q.begin() + end * heads * width));
     DeviceArray<int32_t> table(page_table);
     DeviceArray<int32_t> seqs(std::vector<int32_t>(seq_idx.begin() + begin, seq_idx.begin() + end));
     DeviceArray<int32_t> at(std::vector<int32_t>(positions.begin() + begin, positions.begin() + end));
-    DeviceArray<float> out(n * heads * rank);
+    DeviceArray<float> out(bf16 ? 1 : n * heads * rank);
+    std::vector<uint16_t> q_bits;
+    for (int64_t i = begin * heads * width; bf16 && i < end * heads * width; ++i)
+      q_bits.push_back(f32_to_bf16(q[size_t(i)]));
+    DeviceArray<uint16_t> q_bf16(q_bits), out_bf16(bf16 ? n * heads * rank : 1);
     DeviceScratch scratch(n, heads, rank, deterministic);
     scratch.scratch.plain = plain;
     MlaAttentionArgs a;
@@ -75,8 +80,16 @@ struct Attention {
     a.kv_lora_rank = int(rank);
     a.scale = scale;
     a.out = View<float>(out.data(), {n, heads, rank});
+    if (bf16) {
+      a.q = TypedView(q_bf16.data(), DType::kBF16, {n, heads, width, 0});
+      a.out = TypedView(out_bf16.data(), DType::kBF16, {n, heads, rank, 0});
+    }
     cuda::mla_attention(a, scratch.scratch, {});
     auto result = out.host();
+    if (bf16) {
+      result.clear();
+      for (uint16_t v : out_bf16.host()) result.push_back(bf16_to_f32(v));
+    }
     EXPECT_TRUE(scratch.counters_are_zero());
     return result;
   }
@@ -143,6 +156,10 @@ TEST_F(MlaAttentionGpuTest, Hopper) {
       const auto out = a.run(0, a.tokens(), deterministic, false);
       ASSERT_TRUE(close(out, expected, {a.tokens(), heads, 512})) << "deterministic " << deterministic;
       ASSERT_TRUE(same_bits(a.run(0, a.tokens(), deterministic, false), out)) << "again";
+      std::vector<float> in_bf16;
+      for (float v : out) in_bf16.push_back(bf16_to_f32(f32_to_bf16(v)));
+      ASSERT_TRUE(same_bits(a.run(0, a.tokens(), deterministic, false, true), in_bf16))
+          << "queries and results in bf16";
       if (deterministic)
         for (int64_t t = 0; t < a.tokens(); t += 4)
           ASSERT_TRUE(same_bits(a.run(t, t + 1, true, false), row_of(out, t, heads * 512))) << "row " << t << " alone";

@@ -6,6 +6,7 @@
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/bench/bench.h"
 #include "kernels/cuda/kernels.h"
+#include "kernels/cuda/mla_project_sm90.h"
 
 namespace moectl::cuda::bench {
 namespace {
@@ -59,17 +60,28 @@ AttentionScratch scratch_of(Memory& memory, int64_t tokens, int64_t heads, int64
   return scratch;
 }
 
+// plain_args: what the plain kernel gets.
 template <class Args>
-Work work_of(const Load& load, const Args& args, const AttentionScratch& scratch,
+Work work_of(const Load& load, const Args& args, const Args& plain_args, const AttentionScratch& scratch,
              void (*op)(const Args&, const AttentionScratch&, Stream)) {
   AttentionScratch plain = scratch;
   plain.plain = true;
   Work work;
   work.run = [=](Stream stream) { op(args, scratch, stream); };
-  if (load.plain_too()) work.peers = {[=](Stream stream) { op(args, plain, stream); }};
-  work.out = args.out.data;
-  work.out_bytes = args.out.size() * 4;
+  if (load.plain_too()) work.peers = {[=](Stream stream) { op(plain_args, plain, stream); }};
   return work;
+}
+
+TypedView bf16_latents(Memory& memory, int64_t tokens, int64_t heads, int64_t width) {
+  return TypedView(memory.bf16(tokens * heads * width), DType::kBF16, {tokens, heads, width, 0});
+}
+View<float> f32_latents(Memory& memory, int64_t tokens, int64_t heads, int64_t width) {
+  return View<float>(memory.floats(tokens * heads * width), {tokens, heads, width});
+}
+
+void set_out(Work& work, const TypedView& out) {
+  work.out = out.data;
+  work.out_bytes = out.num_bytes();
 }
 
 std::vector<std::string> plain_peer(const Load& load) {
@@ -82,20 +94,27 @@ Case mla_case(const KernelShape& s, const Load& load) {
   Case c{.kernel = "mla_attention",
          .shape = fmt::format("{} {}", s.name, load.text()),
          .bytes =
-             double(load.num_seqs * load.context * width) * 2 + double(load.num_tokens() * heads * (width + rank)) * 4,
+             double(load.num_seqs * load.context * width) * 2 + double(load.num_tokens() * heads * (width + rank)) * 2,
          .flops = load.pairs() * double(heads) * 2.0 * double(width + rank),
          .unit = Unit::kBf16,
          .peers = plain_peer(load)};
   c.make = [=](Memory& memory) {
     MlaAttentionArgs args;
-    args.q = {memory.floats(load.num_tokens() * heads * width), {load.num_tokens(), heads, width}};
+    args.q = bf16_latents(memory, load.num_tokens(), heads, width);
     args.cache =
         KvView(memory.bf16(load.num_pages() * kPageSize * width), DType::kBF16, {load.num_pages(), kPageSize, width});
     set_rows(memory, load, args);
     args.kv_lora_rank = int(rank);
     args.scale = 0.05f;
-    args.out = {memory.alloc<float>(load.num_tokens() * heads * rank), {load.num_tokens(), heads, rank}};
-    return work_of(load, args, scratch_of(memory, load.num_tokens(), heads, rank), &mla_attention);
+    args.out = bf16_latents(memory, load.num_tokens(), heads, rank);
+    MlaAttentionArgs plain = args;
+    if (load.plain_too()) {
+      plain.q = f32_latents(memory, load.num_tokens(), heads, width);
+      plain.out = f32_latents(memory, load.num_tokens(), heads, rank);
+    }
+    Work work = work_of(load, args, plain, scratch_of(memory, load.num_tokens(), heads, rank), &mla_attention);
+    set_out(work, args.out);
+    return work;
   };
   return c;
 }
@@ -118,29 +137,48 @@ Case gqa_case(const KernelShape& s, const Load& load) {
     args.page_size = kPageSize;
     args.scale = 0.09f;
     args.out = {memory.alloc<float>(load.num_tokens() * heads * dim), {load.num_tokens(), heads, dim}};
-    return work_of(load, args, scratch_of(memory, load.num_tokens(), heads, dim), &gqa_attention);
+    Work work = work_of(load, args, args, scratch_of(memory, load.num_tokens(), heads, dim), &gqa_attention);
+    set_out(work, args.out);
+    return work;
   };
   return c;
 }
 
-// The two products by head around it: queries into the latent space, and results out of it.
+// The two products by head around it: queries into the latent space, and results out of it; beside the kernel that
+// takes any weights.
+std::vector<std::string> tiles_peer() {
+  return {"mma.sync tiles, f32 latents"};
+}
+
 Case query_case(const KernelShape& s, int64_t tokens) {
   const int64_t heads = s.num_heads, nope = s.qk_nope_head_dim, rope = s.qk_rope_head_dim, rank = s.kv_lora_rank;
   Case c{.kernel = "mla_query",
          .shape = fmt::format("{} {} tokens, {} heads {}x{}", s.name, tokens, heads, rank, nope),
-         .bytes = double(heads * rank * nope) * (s.f8 ? 1 : 2) + double(tokens * heads * (nope + rank + 2 * rope)) * 4,
+         .bytes = double(heads * rank * nope) * (s.f8 ? 1 : 2) +
+                  double(tokens * heads) * double(4 * (nope + rope) + 2 * (rank + rope)),
          .flops = 2.0 * double(tokens * heads) * double(rank * nope),
-         .unit = Unit::kBf16};
+         .unit = Unit::kBf16,
+         .peers = tiles_peer()};
   c.make = [=](Memory& memory) {
     MlaQueryArgs args;
     args.q = {memory.floats(tokens * heads * (nope + rope)), {tokens, heads, nope + rope}};
     args.w_uk = random_weight(memory, s.f8, heads, rank, nope);
     args.cos_sin = {memory.floats(tokens * rope, 0.5f), {tokens, rope}};
-    args.out = {memory.alloc<float>(tokens * heads * (rank + rope)), {tokens, heads, rank + rope}};
+    args.out = f32_latents(memory, tokens, heads, rank + rope);
+    const TypedView out = bf16_latents(memory, tokens, heads, rank + rope);
+    const MlaProject project = {.w = matrix_of(args.w_uk),
+                                .x = args.q.data,
+                                .x_row = heads * (nope + rope),
+                                .x_head = nope + rope,
+                                .out = out.data,
+                                .out_row = heads * (rank + rope),
+                                .out_head = rank + rope,
+                                .num_tokens = tokens,
+                                .num_heads = heads};
     Work work;
-    work.run = [args](Stream stream) { mla_query(args, {.tensor_cores = true}, stream); };
-    work.out = args.out.data;
-    work.out_bytes = args.out.size() * 4;
+    work.run = [=](Stream stream) { mla_project_in(project, {args.cos_sin.data, rope, true}, stream); };
+    work.peers = {[args](Stream stream) { mla_query(args, {.tensor_cores = true}, stream); }};
+    set_out(work, out);
     return work;
   };
   return c;
@@ -150,18 +188,31 @@ Case output_case(const KernelShape& s, int64_t tokens) {
   const int64_t heads = s.num_heads, dim = s.v_head_dim, rank = s.kv_lora_rank;
   Case c{.kernel = "mla_output",
          .shape = fmt::format("{} {} tokens, {} heads {}x{}", s.name, tokens, heads, dim, rank),
-         .bytes = double(heads * rank * dim) * (s.f8 ? 1 : 2) + double(tokens * heads * (dim + rank)) * 4,
+         .bytes = double(heads * rank * dim) * (s.f8 ? 1 : 2) +
+                  double(tokens * heads) * double((s.f8 ? 5 : 4) * dim + 2 * rank),
          .flops = 2.0 * double(tokens * heads) * double(rank * dim),
-         .unit = Unit::kBf16};
+         .unit = Unit::kBf16,
+         .peers = tiles_peer()};
   c.make = [=](Memory& memory) {
     MlaOutputArgs args;
-    args.latent = {memory.floats(tokens * heads * rank), {tokens, heads, rank}};
+    args.latent = f32_latents(memory, tokens, heads, rank);
     args.w_uv = random_weight(memory, s.f8, heads, dim, rank);
     args.out = {memory.alloc<float>(tokens * heads * dim), {tokens, heads, dim}};
+    const MlaProject project = {.w = matrix_of(args.w_uv),
+                                .x = bf16_latents(memory, tokens, heads, rank).data,
+                                .x_row = heads * rank,
+                                .x_head = rank,
+                                .out = args.out.data,
+                                .out_row = heads * dim,
+                                .out_head = dim,
+                                .num_tokens = tokens,
+                                .num_heads = heads};
+    Fp8Rows copy;
+    if (s.f8) copy = fp8_rows_at(memory.alloc<std::byte>(fp8_rows_bytes(tokens, heads * dim)), tokens, heads * dim);
     Work work;
-    work.run = [args](Stream stream) { mla_output(args, {.tensor_cores = true}, stream); };
-    work.out = args.out.data;
-    work.out_bytes = args.out.size() * 4;
+    work.run = [=](Stream stream) { mla_project_out(project, copy, stream); };
+    work.peers = {[args](Stream stream) { mla_output(args, {.tensor_cores = true}, stream); }};
+    set_out(work, args.out);
     return work;
   };
   return c;
@@ -172,7 +223,7 @@ Case output_case(const KernelShape& s, int64_t tokens) {
 void add_attention_cases(const KernelShape& s, Cases& cases) {
   for (const Load& load : kLoads) cases.push_back(s.kv_lora_rank > 0 ? mla_case(s, load) : gqa_case(s, load));
   if (s.kv_lora_rank == 0) return;
-  for (const int64_t tokens : {1, 128, 4096}) {
+  for (const int64_t tokens : {1, 64, 128, 4096}) {
     cases.push_back(query_case(s, tokens));
     cases.push_back(output_case(s, tokens));
   }

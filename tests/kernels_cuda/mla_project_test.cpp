@@ -1,0 +1,208 @@
+// The products by head of latent attention on Hopper against sums in f64, rows alone against rows in company, and the
+// FP8 copy against fp8_quantize. Products of operands are exact in f32; the tensor core adds the 16 of one instruction
+// and the running sum after aligning them to the largest and cuts off below about 2^-22 of it (bf16_gemm_test.cpp).
+#include "kernels/cuda/mla_project_sm90.h"
+
+#include "kernels/cuda/fp8_quantize.h"
+#include "tests/kernels_cuda/gpu_test.h"
+
+namespace moectl::test {
+namespace {
+
+constexpr int64_t kNope = 128, kRope = 64, kRank = 512, kWidth = kRank + kRope, kQuery = kNope + kRope;
+
+std::vector<uint16_t> to_bf16(const std::vector<float>& v) {
+  std::vector<uint16_t> out;
+  for (float x : v) out.push_back(f32_to_bf16(x));
+  return out;
+}
+std::vector<float> to_f32(const std::vector<uint16_t>& v) {
+  std::vector<float> out;
+  for (uint16_t x : v) out.push_back(bf16_to_f32(x));
+  return out;
+}
+template <class T>
+std::vector<T> rows_of(const std::vector<T>& v, int64_t begin, int64_t end, int64_t size) {
+  return {v.begin() + begin * size, v.begin() + end * size};
+}
+
+// Weights of kv_b_proj, cut by head as a model does it.
+struct Heads {
+  Heads(DType dtype, int64_t heads, int64_t v_dim)
+      : heads(heads), v_dim(v_dim), kv_b(random_matrix(dtype, heads * (kNope + v_dim), kRank, 1)) {
+    for (int64_t h = 0; h < heads; ++h) {
+      uk.push_back(kv_b.rectangle(h * (kNope + v_dim), kNope, 0, kRank, true));
+      uv.push_back(kv_b.rectangle(h * (kNope + v_dim) + kNope, v_dim, 0, kRank));
+    }
+  }
+  int64_t heads, v_dim;
+  Matrix kv_b;
+  std::vector<MatrixSpec> uk, uv;
+};
+
+Bounded product(const MatrixSpec& w, int64_t n, int64_t k_size, const float* x) {
+  double sum = 0, error = 0;
+  for (int64_t block = 0; block < k_size; block += 128) {
+    double part = 0, largest = 0;
+    for (int64_t k = block; k < block + 128; ++k) {
+      const double term = weight_value(w, n, k) * double(x[k]);
+      part += term;
+      largest = std::max({largest, std::abs(term), std::abs(part), std::abs(sum + part)});
+    }
+    sum += part;
+    error += 8.0 * 17 * 0x1p-22 * largest + 4 * unit_roundoff(DType::kF32) * std::abs(sum);
+  }
+  return rounded(sum, error);
+}
+Bounded to_bf16(Bounded b) {
+  return {b.value, b.error + unit_roundoff(DType::kBF16) * (std::abs(b.value) + b.error)};
+}
+
+class MlaProjectTest : public GpuTest {
+ protected:
+  void SetUp() override {
+    GpuTest::SetUp();
+    if (IsSkipped()) return;
+    if (!is_hopper()) GTEST_SKIP() << device().name << " is no Hopper GPU; these kernels are for 9.0a";
+    ops_ = make_ops({.device = "cuda"});
+  }
+
+  std::vector<uint16_t> query(const Weight& w_uk, const std::vector<float>& q, const std::vector<float>& cos_sin,
+                              bool interleaved) {
+    const int64_t heads = w_uk.batch, tokens = int64_t(q.size()) / (heads * kQuery);
+    DeviceArray<float> dq(q), dc(cos_sin);
+    DeviceArray<uint16_t> out(tokens * heads * kWidth);
+    cuda::mla_project_in({.w = cuda::matrix_of(w_uk),
+                          .x = dq.data(),
+                          .x_row = heads * kQuery,
+                          .x_head = kQuery,
+                          .out = out.data(),
+                          .out_row = heads * kWidth,
+                          .out_head = kWidth,
+                          .num_tokens = tokens,
+                          .num_heads = heads},
+                         {dc.data(), kRope, interleaved}, {});
+    return out.host();
+  }
+
+  struct Values {
+    std::vector<float> out;
+    std::vector<uint8_t> copy, expected_copy;  // memory of Fp8Rows
+  };
+  Values values(const Weight& w_uv, const std::vector<uint16_t>& latent, bool with_copy) {
+    const int64_t heads = w_uv.batch, tokens = int64_t(latent.size()) / (heads * kRank), size = heads * w_uv.n;
+    DeviceArray<uint16_t> x(latent);
+    DeviceArray<float> out(tokens * size);
+    DeviceArray<uint8_t> copy(cuda::fp8_rows_bytes(tokens, size)), expected(cuda::fp8_rows_bytes(tokens, size));
+    cuda::mla_project_out({.w = cuda::matrix_of(w_uv),
+                           .x = x.data(),
+                           .x_row = heads * kRank,
+                           .x_head = kRank,
+                           .out = out.data(),
+                           .out_row = size,
+                           .out_head = w_uv.n,
+                           .num_tokens = tokens,
+                           .num_heads = heads},
+                          with_copy ? cuda::fp8_rows_at(copy.data(), tokens, size) : cuda::Fp8Rows{}, {});
+    cuda::fp8_quantize({.x = out.data(), .out = cuda::fp8_rows_at(expected.data(), tokens, size)}, {});
+    return {out.host(), copy.host(), expected.host()};
+  }
+  Ops& ops() { return *ops_; }
+
+ private:
+  std::unique_ptr<Ops> ops_;
+};
+
+const std::vector<std::pair<int64_t, int64_t>> kTokensAndHeads = {{1, 1},  {1, 3},  {7, 2},  {8, 2},  {9, 2},
+                                                                  {32, 1}, {33, 2}, {64, 3}, {65, 1}, {129, 2}};
+
+TEST_F(MlaProjectTest, Query) {
+  for (DType dtype : {DType::kF8E4M3, DType::kBF16})
+    for (auto [tokens, heads] : kTokensAndHeads)
+      for (bool interleaved : {false, true}) {
+        SCOPED_TRACE(
+            fmt::format("{}: {} tokens, {} heads, interleaved {}", dtype_name(dtype), tokens, heads, interleaved));
+        const Heads w(dtype, heads, 128);
+        const Weight w_uk = ops().pack(w.uk);
+        ASSERT_TRUE(cuda::mla_project_in_fits(cuda::matrix_of(w_uk)));
+        const auto q = Random(2).floats(tokens * heads * kQuery), cos_sin = Random(3).floats(tokens * kRope);
+        const auto out = query(w_uk, q, cos_sin, interleaved);
+        std::vector<Bounded> expected;
+        for (int64_t t = 0; t < tokens; ++t)
+          for (int64_t h = 0; h < heads; ++h) {
+            const auto x = rows_of(q, t * heads + h, t * heads + h + 1, kQuery);
+            const auto rounded_x = to_f32(to_bf16(x));
+            for (int64_t i = 0; i < kRank; ++i)
+              expected.push_back(to_bf16(product(w.uk[size_t(h)], i, kNope, rounded_x.data())));
+            for (int64_t i = 0; i < kRope; ++i) {
+              const int64_t half = kRope / 2, pair = interleaved ? i / 2 : i % half;
+              const int64_t a = interleaved ? 2 * pair : pair, b = interleaved ? 2 * pair + 1 : pair + half;
+              const double cos = cos_sin[size_t(t * kRope + pair)], sin = cos_sin[size_t(t * kRope + half + pair)];
+              const double xa = x[size_t(kNope + a)], xb = x[size_t(kNope + b)];
+              const double value = i == a ? xa * cos - xb * sin : xb * cos + xa * sin;
+              expected.push_back(to_bf16({value, 3 * unit_roundoff(DType::kF32) * (std::abs(xa) + std::abs(xb))}));
+            }
+          }
+        ASSERT_TRUE(close(to_f32(out), expected, {tokens, heads, kWidth}));
+        for (int64_t part : {int64_t{1}, tokens / 3, tokens - 1}) {
+          if (part < 1) continue;
+          const auto some = query(w_uk, rows_of(q, tokens - part, tokens, heads * kQuery),
+                                  rows_of(cos_sin, tokens - part, tokens, kRope), interleaved);
+          ASSERT_EQ(some, rows_of(out, tokens - part, tokens, heads * kWidth)) << "the last " << part << " rows alone";
+        }
+      }
+}
+
+TEST_F(MlaProjectTest, Values) {
+  for (DType dtype : {DType::kF8E4M3, DType::kBF16})
+    for (auto [tokens, heads] : kTokensAndHeads)
+      for (int64_t v_dim : {128, 384}) {
+        SCOPED_TRACE(fmt::format("{}: {} tokens, {} heads of {}", dtype_name(dtype), tokens, heads, v_dim));
+        const Heads w(dtype, heads, v_dim);
+        const Weight w_uv = ops().pack(w.uv);
+        ASSERT_TRUE(cuda::mla_project_out_fits(cuda::matrix_of(w_uv)));
+        const auto latent = to_bf16(Random(4).floats(tokens * heads * kRank));
+        const auto x = to_f32(latent);
+        const Values all = values(w_uv, latent, true);
+        std::vector<Bounded> expected;
+        for (int64_t t = 0; t < tokens; ++t)
+          for (int64_t h = 0; h < heads; ++h)
+            for (int64_t i = 0; i < v_dim; ++i)
+              expected.push_back(product(w.uv[size_t(h)], i, kRank, x.data() + (t * heads + h) * kRank));
+        ASSERT_TRUE(close(all.out, expected, {tokens, heads, v_dim}));
+        // Both were poisoned alike, so the bytes between rows are equal, too.
+        ASSERT_EQ(all.copy, all.expected_copy);
+        for (int64_t part : {int64_t{1}, tokens / 3, tokens - 1}) {
+          if (part < 1) continue;
+          const Values some = values(w_uv, rows_of(latent, tokens - part, tokens, heads * kRank), false);
+          ASSERT_TRUE(same_bits(some.out, rows_of(all.out, tokens - part, tokens, heads * v_dim)))
+              << "the last " << part << " rows alone";
+        }
+      }
+}
+
+// Every e4m3 number, subnormal ones too, becomes the bf16 of its value.
+TEST_F(MlaProjectTest, WidensEveryNumber) {
+  Matrix m = random_matrix(DType::kF8E4M3, kRank, kNope, 5);
+  for (int64_t i = 0; i < kRank * kNope; ++i) {
+    const uint8_t bits = uint8_t(i % 256);
+    *m.element(0, i) = std::byte(bits % 128 == 127 ? 0 : bits);  // no NaN
+  }
+  const MatrixSpec spec = m.whole();
+  const Weight w = ops().pack({&spec, 1});
+  // A query with a single 1 picks a column.
+  std::vector<float> q(size_t(kNope * kQuery), 0.0f), expected;
+  for (int64_t t = 0; t < kNope; ++t) q[size_t(t * kQuery + t)] = 1.0f;
+  const auto out = to_f32(query(w, q, std::vector<float>(size_t(kNope * kRope), 0.0f), true));
+  std::vector<Bounded> values;
+  std::vector<float> got;
+  for (int64_t t = 0; t < kNope; ++t)
+    for (int64_t i = 0; i < kRank; ++i) {
+      got.push_back(out[size_t(t * kWidth + i)]);
+      values.push_back(to_bf16(rounded(weight_value(spec, i, t), 0)));
+    }
+  ASSERT_TRUE(close(got, values, {kNope, kRank}));
+}
+
+}  // namespace
+}  // namespace moectl::test
