@@ -9,6 +9,7 @@
 #include <cstdint>
 
 #include "core/base/dtype.h"
+#include "kernels/cuda/device.h"
 
 namespace moectl::cuda {
 
@@ -38,9 +39,6 @@ __device__ inline float row_scale(float scale, int position, float floor, float 
   if (floor <= 0.0f) return scale;
   return scale * (log1pf(floorf(float(position + 1) / floor)) * temperature + 1.0f);
 }
-
-// Compute capability 9.0, for the *_sm90.cu paths (mla_attention.cu).
-bool is_hopper();
 
 // Launches the kernel below (mla_attention.cu).
 void attention_plain(const PlainAttention& p, DType cache, int64_t num_tokens, cudaStream_t stream);

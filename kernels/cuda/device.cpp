@@ -1,5 +1,8 @@
 #include "kernels/cuda/device.h"
 
+#include <array>
+#include <atomic>
+
 #include "kernels/cuda/check.h"
 
 namespace moectl::cuda {
@@ -33,6 +36,21 @@ std::string why_unusable(int device) {
     return fmt::format("GPU {} has compute capability {}.{}; the kernels need 8.0 (A100) or later", device, major,
                        minor);
   return {};
+}
+
+bool is_hopper() {
+  static std::array<std::atomic<int>, 64> known = {};  // 0: not yet; else 1 + the answer
+  int device = 0;
+  CUDA_CHECK(cudaGetDevice(&device));
+  std::atomic<int>& entry = known[size_t(device) % known.size()];
+  if (const int answer = entry.load(std::memory_order_relaxed); answer && size_t(device) < known.size())
+    return answer == 2;
+  int major = 0, minor = 0;
+  CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+  CUDA_CHECK(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
+  const bool hopper = major == 9 && minor == 0;
+  if (size_t(device) < known.size()) entry.store(1 + hopper, std::memory_order_relaxed);
+  return hopper;
 }
 
 }  // namespace moectl::cuda

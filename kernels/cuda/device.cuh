@@ -6,8 +6,10 @@
 #include <cuda_fp8.h>
 
 #include <cstdint>
+#include <utility>
 
 #include "kernels/cuda/check.h"
+#include "kernels/cuda/device.h"
 #include "kernels/ops.h"
 
 namespace moectl::cuda {
@@ -22,7 +24,34 @@ inline unsigned blocks_for(int64_t items, int64_t per_block, int64_t most = int6
   return unsigned(blocks < most ? blocks : most);
 }
 
+// Early start (programmatic dependent launch): the kernel's blocks may come to the card while the kernels before it
+// still run. Every thread of it calls kernel::wait_for_earlier() before it touches what another kernel writes or reads.
+// What is saved is the time of the launch. Only on Hopper: elsewhere code for 8.0 may run, which cannot wait.
+template <class... Params, class... Args>
+void launch_early(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
+                  Args&&... args) {
+  cudaLaunchAttribute early;
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream;
+  config.attrs = &early;
+  config.numAttrs = is_hopper() ? 1 : 0;
+  CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, Params(std::forward<Args>(args))...));
+}
+
 namespace kernel {
+
+// Until the kernels before this one are done and visible; the next one may come meanwhile, and waits in turn.
+__device__ __forceinline__ void wait_for_earlier() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;");
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
 
 inline constexpr int kWarp = 32;
 inline constexpr unsigned kAll = 0xffffffffu;
@@ -67,6 +96,12 @@ __device__ inline float to_f32<__nv_bfloat16>(__nv_bfloat16 x) {
 template <>
 __device__ inline float to_f32<__half>(__half x) {
   return __half2float(x);
+}
+
+// Rounded to nearest even; 8 bytes.
+__device__ __forceinline__ void store_bf16(__nv_bfloat16* to, float4 v) {
+  const __nv_bfloat162 low = __floats2bfloat162_rn(v.x, v.y), high = __floats2bfloat162_rn(v.z, v.w);
+  *reinterpret_cast<uint2*>(to) = {*reinterpret_cast<const uint32_t*>(&low), *reinterpret_cast<const uint32_t*>(&high)};
 }
 
 __device__ inline float warp_sum(float v) {

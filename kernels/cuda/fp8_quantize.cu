@@ -6,7 +6,7 @@
 #include <climits>
 
 #include "core/base/check.h"
-#include "kernels/cuda/check.h"
+#include "kernels/cuda/device.cuh"
 #include "kernels/cuda/fp8_quantize.cuh"
 #include "kernels/cuda/fp8_quantize.h"
 
@@ -42,6 +42,7 @@ __device__ __forceinline__ float4 load4(const __nv_bfloat16* p) {
 
 template <class T>
 __global__ void __launch_bounds__(32 * kWarpsABlock) fp8_quantize(const T* x, Fp8Rows out, const int32_t* num_rows) {
+  wait_for_earlier();
   const int64_t piece = int64_t{blockIdx.x} * kWarpsABlock + threadIdx.x / 32, pieces = out.k / kFp8Block;
   const int64_t row = piece / pieces, kb = piece % pieces;
   if (row >= (num_rows ? *num_rows : out.rows)) return;
@@ -69,6 +70,7 @@ constexpr int kNormThreads = 512, kNormWarps = kNormThreads / 32, kMaxPieces = 8
 __global__ void __launch_bounds__(kNormThreads)
     rms_norm_quantize(const float* x, float* residual, const float* weight, float* norm, Fp8Rows out, float eps) {
   __shared__ float partial[kNormWarps];
+  wait_for_earlier();
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int64_t row = blockIdx.x;
   const int pieces = int(out.k / kFp8Block);
@@ -123,13 +125,13 @@ void fp8_quantize(const Fp8QuantizeArgs& a, Stream stream) {
   const unsigned blocks = num_piece_blocks(a.out, a.type, "fp8_quantize");
   if (blocks == 0) return;
   const auto s = static_cast<cudaStream_t>(stream.handle);
+  constexpr unsigned kThreads = 32 * kernel::kWarpsABlock;
   if (a.type == DType::kF32)
-    kernel::fp8_quantize<<<blocks, 32 * kernel::kWarpsABlock, 0, s>>>(static_cast<const float*>(a.x), a.out,
-                                                                      a.num_rows);
+    launch_early(kernel::fp8_quantize<float>, blocks, kThreads, 0, s, static_cast<const float*>(a.x), a.out,
+                 a.num_rows);
   else
-    kernel::fp8_quantize<<<blocks, 32 * kernel::kWarpsABlock, 0, s>>>(static_cast<const __nv_bfloat16*>(a.x), a.out,
-                                                                      a.num_rows);
-  CUDA_CHECK(cudaGetLastError());
+    launch_early(kernel::fp8_quantize<__nv_bfloat16>, blocks, kThreads, 0, s, static_cast<const __nv_bfloat16*>(a.x),
+                 a.out, a.num_rows);
 }
 
 void swiglu_quantize(const SwigluQuantizeArgs& a, Stream stream) {
@@ -159,9 +161,8 @@ void rms_norm_quantize(const RmsNormArgs& a, const Fp8Rows& out, Stream stream) 
         a.residual.size(), rows * k);
   CHECK(!a.out || a.out.size() == rows * k, "rms_norm_quantize: {} values into {}", rows * k, a.out.size());
   if (rows == 0) return;
-  kernel::rms_norm_quantize<<<unsigned(rows), kernel::kNormThreads, 0, static_cast<cudaStream_t>(stream.handle)>>>(
-      a.x.data, a.residual.data, a.weight.data, a.out.data, out, a.eps);
-  CUDA_CHECK(cudaGetLastError());
+  launch_early(kernel::rms_norm_quantize, unsigned(rows), kernel::kNormThreads, 0, handle(stream), a.x.data,
+               a.residual.data, a.weight.data, a.out.data, out, a.eps);
 }
 
 }  // namespace moectl::cuda

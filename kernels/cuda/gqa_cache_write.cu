@@ -12,6 +12,7 @@ template <class T>
 __global__ void __launch_bounds__(kThreads)
     gqa_cache_write(const float* k, const float* v, const int64_t* slots, int64_t num_slots, int num_kv_heads,
                     int head_dim, int page_size, T* cache) {
+  wait_for_earlier();
   const int64_t token = blockIdx.x, slot = slots[token];
   if (slot < 0 || slot >= num_slots) return;
   const int row_size = num_kv_heads * head_dim;
@@ -33,9 +34,9 @@ void gqa_cache_write(const GqaCacheWriteArgs& a, Stream stream) {
         a.cache.dim(2), a.cache.dim(3));
   if (num_tokens == 0) return;
   auto launch = [&]<class T>(T* cache) {
-    kernel::gqa_cache_write<T><<<unsigned(num_tokens), kernel::kThreads, 0, handle(stream)>>>(
-        a.k.data, a.v.data, a.slots.data, a.cache.dim(0) * a.page_size, int(num_kv_heads), int(head_dim), a.page_size,
-        cache);
+    launch_early(kernel::gqa_cache_write<T>, unsigned(num_tokens), kernel::kThreads, 0, handle(stream), a.k.data,
+                 a.v.data, a.slots.data, a.cache.dim(0) * a.page_size, int(num_kv_heads), int(head_dim), a.page_size,
+                 cache);
   };
   if (a.cache.dtype == DType::kBF16)
     launch(static_cast<__nv_bfloat16*>(a.cache.data));
@@ -43,7 +44,6 @@ void gqa_cache_write(const GqaCacheWriteArgs& a, Stream stream) {
     launch(static_cast<float*>(a.cache.data));
   else
     CHECK(false, "no KV cache of {}", dtype_name(a.cache.dtype));
-  CUDA_CHECK(cudaGetLastError());
 }
 
 }  // namespace moectl::cuda

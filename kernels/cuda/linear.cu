@@ -138,6 +138,7 @@ __global__ void __launch_bounds__(kThreads) gemm(const __grid_constant__ PlainGe
 }
 
 __global__ void __launch_bounds__(kThreads) add_bias(float* out, int64_t size, int64_t n, const float* bias) {
+  wait_for_earlier();
   const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (i < size) out[i] += bias[i % n];
 }
@@ -197,9 +198,8 @@ void any_gemm(PlainGemm p, Numerics numerics, Stream stream) {
 
 void add_bias(float* out, int64_t rows, int64_t n, const float* bias, Stream stream) {
   if (rows * n == 0) return;
-  kernel::add_bias<<<blocks_for(rows * n, kernel::kThreads), kernel::kThreads, 0, handle(stream)>>>(out, rows * n, n,
-                                                                                                    bias);
-  CUDA_CHECK(cudaGetLastError());
+  launch_early(kernel::add_bias, blocks_for(rows * n, kernel::kThreads), kernel::kThreads, 0, handle(stream), out,
+               rows * n, n, bias);
 }
 
 void linear(const LinearArgs& a, Numerics numerics, Stream stream) {

@@ -30,14 +30,6 @@ void attention_plain(const PlainAttention& p, DType cache, int64_t num_tokens, c
   launch_plain<__nv_bfloat16>(p, num_tokens, stream);
 }
 
-bool is_hopper() {
-  int device = 0, major = 0, minor = 0;
-  CUDA_CHECK(cudaGetDevice(&device));
-  CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
-  CUDA_CHECK(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
-  return major == 9 && minor == 0;
-}
-
 int64_t attention_scratch_bytes(int64_t, int64_t, int64_t value_size) {
   if (value_size == 512) return mla_attention_sm90_scratch_bytes();
   if (value_size == 64 || value_size == 128 || value_size == 256) return gqa_attention_sm90_scratch_bytes();

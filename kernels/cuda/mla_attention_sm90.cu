@@ -276,6 +276,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
   const int rank = kCluster == 1 ? 0 : int(cluster_ctarank()), cluster = blockIdx.x / kCluster;
   MlaSchedule s = {{p.positions, p.groups}, p.num_tokens, p.groups, p.whole_rows};
+  grid_dependency_launch();
+  grid_dependency_wait();
   s.make<kThreads>(shared.schedule, cluster, gridDim.x / kCluster);
   if constexpr (kCluster > 1) cluster_sync();
   const int warpgroup = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0);
@@ -311,11 +313,13 @@ void launch(const MlaParams& p, const CUtensorMap& values_map, const CUtensorMap
   config.blockDim = dim3(kThreads);
   config.dynamicSmemBytes = kSharedBytes;
   config.stream = stream;
-  cudaLaunchAttribute cluster;
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim = {kCluster, 1, 1};
-  config.attrs = &cluster;
-  config.numAttrs = 1;
+  cudaLaunchAttribute attributes[2];
+  attributes[0].id = cudaLaunchAttributeClusterDimension;
+  attributes[0].val.clusterDim = {kCluster, 1, 1};
+  attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[1].val.programmaticStreamSerializationAllowed = 1;
+  config.attrs = attributes;
+  config.numAttrs = 2;
   CUDA_CHECK(cudaLaunchKernelEx(&config, mla_attention<kCluster>, p, values_map, rope_map));
   if (!p.pieces) return;
   mla_combine<<<dim3(32 / kCombined * 2, kCluster, unsigned(p.num_tokens * p.groups)), 128, 0, stream>>>(p);

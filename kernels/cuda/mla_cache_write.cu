@@ -14,6 +14,7 @@ __global__ void __launch_bounds__(kThreads)
     mla_cache_write(const float* kv, const float* norm_weight, float eps, const float* cos_sin, const int64_t* slots,
                     int64_t num_slots, int rank, int rope_dim, bool interleaved, T* cache) {
   __shared__ float partial[kWarps];
+  wait_for_earlier();
   const int64_t token = blockIdx.x, slot = slots[token];
   if (slot < 0 || slot >= num_slots) return;
   const int width = rank + rope_dim;
@@ -44,9 +45,9 @@ void mla_cache_write(const MlaCacheWriteArgs& a, Stream stream) {
         "mla_cache_write: rows of {} with {} rotated into a cache of {}", width, a.cos_sin.row_size(), a.cache.dim(2));
   if (num_tokens == 0) return;
   auto launch = [&]<class T>(T* cache) {
-    kernel::mla_cache_write<T><<<unsigned(num_tokens), kernel::kThreads, 0, handle(stream)>>>(
-        a.kv.data, a.norm_weight.data, a.eps, a.cos_sin.data, a.slots.data, a.cache.dim(0) * a.cache.dim(1), int(rank),
-        int(rope_dim), a.interleaved, cache);
+    launch_early(kernel::mla_cache_write<T>, unsigned(num_tokens), kernel::kThreads, 0, handle(stream), a.kv.data,
+                 a.norm_weight.data, a.eps, a.cos_sin.data, a.slots.data, a.cache.dim(0) * a.cache.dim(1), int(rank),
+                 int(rope_dim), a.interleaved, cache);
   };
   if (a.cache.dtype == DType::kBF16)
     launch(static_cast<__nv_bfloat16*>(a.cache.data));
@@ -54,7 +55,6 @@ void mla_cache_write(const MlaCacheWriteArgs& a, Stream stream) {
     launch(static_cast<float*>(a.cache.data));
   else
     CHECK(false, "no KV cache of {}", dtype_name(a.cache.dtype));
-  CUDA_CHECK(cudaGetLastError());
 }
 
 }  // namespace moectl::cuda

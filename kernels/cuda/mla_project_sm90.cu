@@ -4,9 +4,9 @@
 // that bytes move once and early. A block of two warpgroups takes one head, T tokens and one or more tiles of 128 rows
 // of W; wgmma's M axis are weight rows, N the tokens. Weights go from memory straight into registers, as A, 16 numbers
 // of a row a lane, and become bf16 there (exact for e4m3: its bits are moved and multiplied by 2^120); the first of
-// them are on their way before the kernel in front of this one has ended, and L2 is told of the others. Tokens are
-// rounded to bf16 into shared memory, as B. Where a slice's sixteen k's come from is free as long as both operands
-// agree: lane q of a quad owns k = 64 i + 16 q .. + 15, four of which make its share of slice 4 i + 0 .. 3.
+// them are on their way before the kernel in front of this one has ended. Tokens are rounded to bf16 into shared
+// memory, as B. Where a slice's sixteen k's come from is free as long as both operands agree: lane q of a quad owns k =
+// 64 i + 16 q .. + 15, four of which make its share of slice 4 i + 0 .. 3.
 //
 // Every 128 of k have their sum multiplied by the block's scale and added in f32, in the order of k, so an output's
 // bits depend on neither T nor the tiling. Results pass through shared memory and leave in whole lines; a warp that
@@ -14,7 +14,7 @@
 #include <algorithm>
 
 #include "kernels/cuda/attention_sm90.cuh"
-#include "kernels/cuda/check.h"
+#include "kernels/cuda/device.cuh"
 #include "kernels/cuda/fp8_quantize.cuh"
 #include "kernels/cuda/hopper.cuh"
 #include "kernels/cuda/mla_project_sm90.h"
@@ -27,7 +27,7 @@ namespace {
 
 using namespace hopper;
 
-constexpr int kThreads = 256, kWarps = kThreads / 32, kTileN = 128, kBlockK = 128;
+constexpr int kThreads = 256, kWarps = kThreads / kWarp, kTileN = 128, kBlockK = 128, kRotated = 64;
 
 struct ProjectParams {
   MlaProject p;
@@ -46,6 +46,7 @@ struct ProjectShape {
   static constexpr int kOutPitch = kTileN * (kIn ? 2 : 4) + 16, kOutRows = T < 16 ? 16 : T;
   static constexpr int kOutBytes = kOutPitch * kOutRows;
   static constexpr int kRowBytes = kF8 ? kBlockK : 2 * K;  // from one row of W to the next
+  static constexpr int kAhead = kF8 && kIn ? 2 : 1;        // shares of W on their way
   static int shared_bytes(int tiles) { return kChunks * kChunkBytes + std::min(tiles, 2) * kOutBytes; }
 };
 
@@ -65,9 +66,11 @@ struct RowShare {
       for (int i = 0; i < 2; ++i)
 #pragma unroll
         for (int w = 0; w < kWords; w += 4) {
-          const uint4 x =
-              __ldg(reinterpret_cast<const uint4*>(at + row * 8 * kRowBytes + i * (kF8 ? 64 : 128)) + w / 4);
-          v[row][i][w] = x.x, v[row][i][w + 1] = x.y, v[row][i][w + 2] = x.z, v[row][i][w + 3] = x.w;
+          const auto* from = reinterpret_cast<const uint4*>(at + row * 8 * kRowBytes + i * (kF8 ? 64 : 128)) + w / 4;
+          // Volatile: it shall be on its way beside the product that follows.
+          asm volatile("ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];"
+                       : "=r"(v[row][i][w]), "=r"(v[row][i][w + 1]), "=r"(v[row][i][w + 2]), "=r"(v[row][i][w + 3])
+                       : "l"(from));
         }
   }
 };
@@ -97,66 +100,89 @@ __device__ __forceinline__ void fragment(const RowShare<kF8>& w, int i, int s, u
 
 // ------------------------------------------------------------------------------------------------ tokens
 
-// 16 numbers of one token, as eight pairs.
+// 16 numbers of one token.
+template <class X>
 struct TokenShare {
-  uint32_t pairs[8];
+  static constexpr int kWords = sizeof(X);  // of 16 bytes
+  uint4 raw[kWords];
 
-  __device__ __forceinline__ void load(const float* x) {
+  __device__ __forceinline__ void load(const X* x) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const float4 v = __ldg(reinterpret_cast<const float4*>(x) + i);
-      pairs[2 * i] = pack_bf16(v.x, v.y);
-      pairs[2 * i + 1] = pack_bf16(v.z, v.w);
-    }
+    for (int i = 0; i < kWords; ++i) raw[i] = __ldg(reinterpret_cast<const uint4*>(x) + i);
   }
-  __device__ __forceinline__ void load(const __nv_bfloat16* x) {
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const uint4 v = __ldg(reinterpret_cast<const uint4*>(x) + i);
-      pairs[4 * i] = v.x, pairs[4 * i + 1] = v.y, pairs[4 * i + 2] = v.z, pairs[4 * i + 3] = v.w;
+  // Numbers 2 j and 2 j + 1 in bf16.
+  __device__ __forceinline__ uint32_t pair(int j) const {
+    if constexpr (kWords == 4) {
+      const uint4 v = raw[j / 2];
+      return j % 2 ? pack_bf16(__uint_as_float(v.z), __uint_as_float(v.w))
+                   : pack_bf16(__uint_as_float(v.x), __uint_as_float(v.y));
+    } else {
+      const uint4 v = raw[j / 4];
+      return j % 4 == 0 ? v.x : j % 4 == 1 ? v.y : j % 4 == 2 ? v.z : v.w;
     }
   }
 };
 
-// The block's tokens to shared memory, zeros where there are none; `meanwhile` runs while the first are on their way. A
-// warp takes eight tokens and 64 k's at a time: four lanes a token, whose words of one store lie in 32 banks.
+// The block's tokens to shared memory; `meanwhile` runs while they are on their way. A warp takes eight tokens and 64
+// k's at a time: four lanes a token, whose words of one store lie in 32 banks. Behind the last token stands the last
+// again, whose results nobody stores.
 template <class S, class X, class Meanwhile>
 __device__ __forceinline__ void load_tokens(uint32_t smem, const X* x, int64_t x_row, int rows, Meanwhile&& meanwhile) {
-  constexpr int kItems = S::T / 8 * S::kChunks, kBatch = std::min(S::kIn ? 2 : 4, (kItems + kWarps - 1) / kWarps);
+  constexpr int kItems = S::T / 8 * S::kChunks, kEach = (kItems + kWarps - 1) / kWarps;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, quad = lane % 4, group = lane / 4;
+  TokenShare<X> share[kEach];
 #pragma unroll
-  for (int first = 0; first < kItems; first += kBatch * kWarps) {
-    TokenShare share[kBatch];
+  for (int i = 0; i < kEach; ++i) {
+    const int item = i * kWarps + warp, token = item / S::kChunks * 8 + group, chunk = item % S::kChunks;
+    share[i].load(x + min(token, rows - 1) * x_row + chunk * 64 + quad * 16);
+  }
+  meanwhile();
 #pragma unroll
-    for (int b = 0; b < kBatch; ++b) {
-      const int item = first + b * kWarps + warp, token = item / S::kChunks * 8 + group, chunk = item % S::kChunks;
-      share[b] = {};
-      if (item < kItems && token < rows) share[b].load(x + token * x_row + chunk * 64 + quad * 16);
-    }
-    if (first == 0) meanwhile();
+  for (int i = 0; i < kEach; ++i) {
+    const int item = i * kWarps + warp, token = item / S::kChunks * 8 + group, chunk = item % S::kChunks;
+    if (kItems % kWarps != 0 && item >= kItems) break;
+    const uint32_t at = smem + chunk * S::kChunkBytes + token * 128 + quad * 4;
 #pragma unroll
-    for (int b = 0; b < kBatch; ++b) {
-      const int item = first + b * kWarps + warp, token = item / S::kChunks * 8 + group, chunk = item % S::kChunks;
-      if (item >= kItems) break;
-      const uint32_t at = smem + chunk * S::kChunkBytes + token * 128 + quad * 4;
-#pragma unroll
-      for (int j = 0; j < 8; ++j)
-        asm volatile("st.shared.b32 [%0], %1;" ::"r"(at + ((j ^ group) << 4)), "r"(share[b].pairs[j]) : "memory");
-    }
+    for (int j = 0; j < 8; ++j)
+      asm volatile("st.shared.b32 [%0], %1;" ::"r"(at + ((j ^ group) << 4)), "r"(share[i].pair(j)) : "memory");
   }
 }
 
-// Of `rows` tokens from `token`, head `head`.
-__device__ __forceinline__ void rotate_rows(const ProjectParams& q, int token, int rows, int head, int k, int n) {
-  const int dim = int(q.rotation.rope_dim), half = dim / 2;
-  for (int i = threadIdx.x; i < rows * half; i += kThreads) {
-    const int64_t t = token + i / half;
-    const float* in = static_cast<const float*>(q.p.x) + t * q.p.x_row + head * q.p.x_head + k;
-    auto* to = static_cast<__nv_bfloat16*>(q.p.out) + t * q.p.out_row + head * q.p.out_head + n;
-    const RopePair pair = rope_pair(i % half, dim, q.rotation.interleaved);
-    const float2 r = rotate(in[pair.a], in[pair.b], q.rotation.cos_sin + t * dim, i % half, dim);
-    to[pair.a] = __float2bfloat16_rn(r.x);
-    to[pair.b] = __float2bfloat16_rn(r.y);
+// The rotary part of `rows` tokens from `token`, head `head`: a thread takes four pairs at a time.
+template <class S>
+__device__ __forceinline__ void rotate_rows(const ProjectParams& q, int token, int rows, int head) {
+  constexpr int kHalf = kRotated / 2, kParts = kHalf / 4, kEach = (S::T * kParts + kThreads - 1) / kThreads;
+  const bool interleaved = q.rotation.interleaved;
+  float4 x[kEach][2], cos[kEach], sin[kEach];
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) {
+    const int item = i * kThreads + int(threadIdx.x), part = item % kParts;
+    const int64_t t = token + min(item / kParts, rows - 1);
+    const float* in = static_cast<const float*>(q.p.x) + t * q.p.x_row + head * q.p.x_head + S::K;
+    const float* table = q.rotation.cos_sin + t * kRotated + part * 4;
+    x[i][0] = __ldg(reinterpret_cast<const float4*>(in + part * (interleaved ? 8 : 4)));
+    x[i][1] = __ldg(reinterpret_cast<const float4*>(in + (interleaved ? part * 8 + 4 : kHalf + part * 4)));
+    cos[i] = __ldg(reinterpret_cast<const float4*>(table));
+    sin[i] = __ldg(reinterpret_cast<const float4*>(table + kHalf));
+  }
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) {
+    const int item = i * kThreads + int(threadIdx.x), part = item % kParts, row = item / kParts;
+    if (row >= rows) break;
+    auto* to =
+        static_cast<__nv_bfloat16*>(q.p.out) + int64_t{token + row} * q.p.out_row + head * q.p.out_head + q.p.w.n;
+    const float4 a = x[i][0], b = x[i][1], c = cos[i], s = sin[i];
+    if (interleaved) {
+      const float2 r0 = rotate(a.x, a.y, c.x, s.x), r1 = rotate(a.z, a.w, c.y, s.y), r2 = rotate(b.x, b.y, c.z, s.z),
+                   r3 = rotate(b.z, b.w, c.w, s.w);
+      *reinterpret_cast<uint4*>(to + part * 8) = {pack_bf16(r0.x, r0.y), pack_bf16(r1.x, r1.y), pack_bf16(r2.x, r2.y),
+                                                  pack_bf16(r3.x, r3.y)};
+    } else {
+      const float2 r0 = rotate(a.x, b.x, c.x, s.x), r1 = rotate(a.y, b.y, c.y, s.y), r2 = rotate(a.z, b.z, c.z, s.z),
+                   r3 = rotate(a.w, b.w, c.w, s.w);
+      *reinterpret_cast<uint2*>(to + part * 4) = {pack_bf16(r0.x, r1.x), pack_bf16(r2.x, r3.x)};
+      *reinterpret_cast<uint2*>(to + kHalf + part * 4) = {pack_bf16(r0.y, r1.y), pack_bf16(r2.y, r3.y)};
+    }
   }
 }
 
@@ -202,15 +228,23 @@ __device__ __forceinline__ void store_results(const ProjectParams& q, const uint
             *reinterpret_cast<const uint4*>(from + row * S::kOutPitch + lane % 16 * 16);
     }
   } else {
+    constexpr int kEach = S::T / kWarps;
     auto* out = static_cast<float*>(q.p.out) + token * q.p.out_row + head * q.p.out_head + column + lane * 4;
+    float4 v[kEach];
 #pragma unroll
-    for (int row0 = 0; row0 < S::T; row0 += kWarps) {
-      const int row = row0 + warp;
-      if (row >= rows) break;
-      const float4 v = *reinterpret_cast<const float4*>(from + row * S::kOutPitch + lane * 16);
-      *reinterpret_cast<float4*>(out + row * q.p.out_row) = v;
-      if (q.copy.data) quantize_piece(v, q.copy, token + row, (head * q.p.out_head + column) / kTileN);
+    for (int i = 0; i < kEach; ++i) {
+      const int row = i * kWarps + warp;
+      v[i] = *reinterpret_cast<const float4*>(from + row * S::kOutPitch + lane * 16);
+      if (row < rows) *reinterpret_cast<float4*>(out + row * q.p.out_row) = v[i];
     }
+    if (!q.copy.data) return;
+    const int64_t kb = (head * q.p.out_head + column) / kTileN;
+    Fp8Piece piece[kEach];
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) piece[i] = quantize(v[i]);
+#pragma unroll
+    for (int i = 0; i < kEach; ++i)
+      if (i * kWarps + warp < rows) store_piece(piece[i], q.copy, token + i * kWarps + warp, kb);
   }
 }
 
@@ -223,67 +257,77 @@ __global__ void __launch_bounds__(kThreads, 2) mla_project(const __grid_constant
   constexpr int kSteps = S::K / kBlockK, kSlices = kBlockK / 16;
   const MlaProject& p = q.p;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, head = blockIdx.x, token = blockIdx.y * S::T;
-  const int tiles = S::kIn ? q.tiles_each : 1;
-  const int tile_begin = blockIdx.z * tiles, rows = min(S::T, int(p.num_tokens) - token);
+  const int tile_begin = blockIdx.z * q.tiles_each, rows = min(S::T, int(p.num_tokens) - token);
   const uint32_t tokens = smem_addr(smem);
   uint8_t* const results = smem + S::kChunks * S::kChunkBytes;
 
-  const std::byte* first = p.w.data + head * p.w.entry_bytes + int64_t{tile_begin} * kTileN * S::kRowBytes;
-  const std::byte* mine = first + (warp * 16 + lane / 4) * S::kRowBytes + lane % 4 * (S::kF8 ? 16 : 32);
-  RowShare<S::kF8> w;
-  w.template load<S::kRowBytes>(mine);
-  if (threadIdx.x == 0) {
-    const uint32_t bytes = uint32_t(tiles * kTileN * S::kRowBytes);
-    for (int step = 0; step < (S::kF8 ? kSteps : 1); ++step) prefetch_l2(first + step * p.w.step_bytes, bytes);
-  }
-  grid_dependency_launch();
-  grid_dependency_wait();
+  // Shares of W in the order of their products: tiles of rows, or (kIn is false) steps along k of one tile.
+  const int num_shares = S::kIn ? q.tiles_each : kSteps;
+  const int64_t share_bytes = S::kIn ? kTileN * S::kRowBytes : p.w.step_bytes;
+  const std::byte* mine = p.w.data + head * p.w.entry_bytes +
+                          (int64_t{tile_begin} * kTileN + warp * 16 + lane / 4) * S::kRowBytes +
+                          lane % 4 * (S::kF8 ? 16 : 32);
+  RowShare<S::kF8> w[S::kAhead];
+#pragma unroll
+  for (int i = 0; i < S::kAhead; ++i)
+    if (i < num_shares) w[i].template load<S::kRowBytes>(mine + i * share_bytes);
+  wait_for_earlier();
   {
     using X = std::conditional_t<S::kIn, float, __nv_bfloat16>;
     const X* x = static_cast<const X*>(p.x) + token * p.x_row + head * p.x_head;
     load_tokens<S>(tokens, x, p.x_row, rows, [&] {
-      if (S::kIn && blockIdx.z == 0) rotate_rows(q, token, rows, head, S::K, int(p.w.n));
+      if (S::kIn && blockIdx.z == 0) rotate_rows<S>(q, token, rows, head);
     });
   }
   fence_proxy_async();
   __syncthreads();
 
   const float* scales = reinterpret_cast<const float*>(p.w.scales) + head * p.w.entry_scales + tile_begin;
-  for (int tile = 0; tile < tiles; ++tile) {
-    float sum[S::T / 2] = {};
+  const int64_t share_scales = S::kIn ? 1 : p.w.segment_scales;
+  float sum[S::T / 2] = {};
 #pragma unroll 1
-    for (int step = 0; step < kSteps; ++step) {
+  for (int first = 0; first < num_shares; first += S::kAhead)
+#pragma unroll
+    for (int i = 0; i < S::kAhead; ++i) {
+      const int share = first + i;
+      if (share >= num_shares) break;
       uint32_t a[kSlices][4];
 #pragma unroll
-      for (int s = 0; s < kSlices; ++s) fragment<S::kF8>(w, s / 4, s % 4, a[s]);
-      const bool last = step == kSteps - 1;
-      if (!last || tile + 1 < tiles)
-        w.template load<S::kRowBytes>(mine + (tile + last) * kTileN * S::kRowBytes +
-                                      (last ? 0 : (step + 1) * p.w.step_bytes));
-      const float scale = S::kF8 ? scales[tile + step * p.w.segment_scales] : 1.0f;
+      for (int s = 0; s < kSlices; ++s) fragment<S::kF8>(w[i], s / 4, s % 4, a[s]);
+      if (share + S::kAhead < num_shares) w[i].template load<S::kRowBytes>(mine + (share + S::kAhead) * share_bytes);
+      const float scale = S::kF8 ? scales[share * share_scales] : 1.0f;
       float part[S::T / 2];
-      float(&d)[S::T / 2] = S::kF8 ? part : sum;
+      float(&d)[S::T / 2] = S::kF8 || S::kIn ? part : sum;
 #pragma unroll
       for (int s = 0; s < kSlices; ++s)
 #pragma unroll
-        for (int i = 0; i < 4; ++i) asm volatile("" : "+r"(a[s][i])::"memory");
+        for (int j = 0; j < 4; ++j) asm volatile("" : "+r"(a[s][j])::"memory");
       wgmma_pin(d);
       wgmma_fence();
+      const uint32_t operand = tokens + (S::kIn ? 0 : share) * 2 * S::kChunkBytes;
 #pragma unroll
       for (int s = 0; s < kSlices; ++s)
-        WgmmaBf16Reg<S::T>::mma(d, a[s], wgmma_desc(tokens + (2 * step + s / 4) * S::kChunkBytes) + 2 * (s % 4),
-                                s > 0 || !S::kF8);
+        WgmmaBf16Reg<S::T>::mma(d, a[s], wgmma_desc(operand + s / 4 * S::kChunkBytes) + 2 * (s % 4),
+                                s > 0 || !(S::kF8 || S::kIn));
       wgmma_commit();
       wgmma_wait<0>();
       wgmma_pin(d);
-      if constexpr (S::kF8)
+      if constexpr (S::kIn) {
 #pragma unroll
-        for (int i = 0; i < S::T / 2; ++i) sum[i] += part[i] * scale;
+        for (int j = 0; j < S::T / 2; ++j) part[j] *= scale;
+        uint8_t* const to = results + share % 2 * S::kOutBytes;
+        put_results<S>(to, part);
+        __syncthreads();
+        store_results<S>(q, to, token, rows, head, (tile_begin + share) * kTileN);
+      } else if constexpr (S::kF8) {
+#pragma unroll
+        for (int j = 0; j < S::T / 2; ++j) sum[j] += part[j] * scale;
+      }
     }
-    uint8_t* const to = results + tile % 2 * S::kOutBytes;
-    put_results<S>(to, sum);
+  if constexpr (!S::kIn) {
+    put_results<S>(results, sum);
     __syncthreads();
-    store_results<S>(q, to, token, rows, head, (tile_begin + tile) * kTileN);
+    store_results<S>(q, results, token, rows, head, tile_begin * kTileN);
   }
 }
 
@@ -307,17 +351,8 @@ void launch(const kernel::ProjectParams& params, cudaStream_t stream) {
   static const cudaError_t prepared =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::shared_bytes(2));
   CUDA_CHECK(prepared);
-  cudaLaunchAttribute early;
-  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  early.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(unsigned(q.p.num_heads), unsigned(token_tiles), unsigned(groups));
-  config.blockDim = dim3(kernel::kThreads);
-  config.dynamicSmemBytes = size_t(S::shared_bytes(q.tiles_each));
-  config.stream = stream;
-  config.attrs = &early;
-  config.numAttrs = 1;
-  CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, q));
+  launch_early(kernel, dim3(unsigned(q.p.num_heads), unsigned(token_tiles), unsigned(groups)), kernel::kThreads,
+               size_t(S::shared_bytes(q.tiles_each)), stream, q);
 }
 
 template <bool kIn, int K>
@@ -349,6 +384,7 @@ bool mla_project_out_fits(const Matrix& w) {
 }
 
 void mla_project_in(const MlaProject& p, const MlaRotation& rotation, Stream stream) {
+  CHECK(rotation.rope_dim == kernel::kRotated, "mla_project_in: {} rotated", rotation.rope_dim);
   CHECK(mla_project_in_fits(p.w), "mla_project_in: weights [{}, {}]", p.w.n, p.w.k);
   launch_any<true, kInputs>({.p = p, .rotation = rotation}, stream);
 }

@@ -27,6 +27,7 @@ template <class T>
 __global__ void __launch_bounds__(kThreads)
     moe_combine(const float* const* expert_rows, const float* expert_weight, const float* shared,
                 const float* shared_gate, int top_k, int size, T* out) {
+  wait_for_earlier();
   const int64_t token = blockIdx.y;
   const int i = int(blockIdx.x) * kThreads + int(threadIdx.x);
   if (i >= size) return;
@@ -51,8 +52,8 @@ void moe_combine(const MoeCombineArgs& a, Stream stream) {
   if (num_tokens == 0) return;
   auto launch = [&]<class T>(T* out, int64_t row) {
     const dim3 grid(blocks_for(row, kernel::kThreads), unsigned(num_tokens));
-    kernel::moe_combine<T><<<grid, kernel::kThreads, 0, handle(stream)>>>(
-        a.expert_rows.data, a.expert_weight.data, a.shared.data, a.shared_gate.data, int(top_k), int(row), out);
+    launch_early(kernel::moe_combine<T>, grid, kernel::kThreads, 0, handle(stream), a.expert_rows.data,
+                 a.expert_weight.data, a.shared.data, a.shared_gate.data, int(top_k), int(row), out);
   };
   // Rows of experts begin at multiples of a row from an allocation, so they are as aligned as its size.
   const bool four =
@@ -61,7 +62,6 @@ void moe_combine(const MoeCombineArgs& a, Stream stream) {
     launch(reinterpret_cast<float4*>(a.out.data), size / 4);
   else
     launch(a.out.data, size);
-  CUDA_CHECK(cudaGetLastError());
 }
 
 }  // namespace moectl::cuda

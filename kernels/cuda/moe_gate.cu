@@ -202,6 +202,7 @@ __device__ __forceinline__ bool in_best_groups(const Gate& g, const float (&choi
 // Block: a warp.
 template <int N>
 __global__ void __launch_bounds__(kWarp) moe_gate_lanes(const __grid_constant__ Gate g) {
+  wait_for_earlier();
   const int64_t token = blockIdx.x;
   const int lane = int(threadIdx.x);
   float score[N], choice[N];
@@ -250,8 +251,7 @@ bool launch_lanes(const kernel::Gate& g, cudaStream_t stream) {
   if (g.num_experts != N * kernel::kWarp || g.top_k > kernel::kWarp || kernel::kWarp % g.num_groups != 0) return false;
   if (N % 4 == 0 && (reinterpret_cast<uintptr_t>(g.logits) | reinterpret_cast<uintptr_t>(g.bias)) % 16 != 0)
     return false;
-  kernel::moe_gate_lanes<N><<<unsigned(g.num_tokens), kernel::kWarp, 0, stream>>>(g);
-  CUDA_CHECK(cudaGetLastError());
+  launch_early(kernel::moe_gate_lanes<N>, unsigned(g.num_tokens), kernel::kWarp, 0, stream, g);
   return true;
 }
 

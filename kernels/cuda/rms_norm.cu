@@ -40,6 +40,7 @@ struct Norm {
 template <int kRowThreads, int kThreads, int kEach>
 __global__ void __launch_bounds__(kThreads) rms_norm_wide(const __grid_constant__ Norm p) {
   static_assert(kRowThreads == kWarp || kRowThreads == kThreads);
+  wait_for_earlier();
   constexpr int kRows = kThreads / kRowThreads;
   const int row = int(blockIdx.x) * kRows + int(threadIdx.x) / kRowThreads, lane = int(threadIdx.x) % kRowThreads;
   if (row >= p.rows) return;
@@ -112,8 +113,8 @@ bool aligned(const void* p) {
 template <int kRowThreads, int kThreads, int kEach>
 void launch_wide(const kernel::Norm& p, cudaStream_t stream) {
   static_assert(kRowThreads * kEach * 4 <= INT_MAX);
-  kernel::rms_norm_wide<kRowThreads, kThreads, kEach>
-      <<<blocks_for(p.rows, kThreads / kRowThreads), kThreads, 0, stream>>>(p);
+  launch_early(kernel::rms_norm_wide<kRowThreads, kThreads, kEach>, blocks_for(p.rows, kThreads / kRowThreads),
+               kThreads, 0, stream, p);
 }
 
 }  // namespace

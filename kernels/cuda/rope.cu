@@ -26,6 +26,7 @@ __global__ void rope_table(const int32_t* positions, const float* inv_freq, floa
 // x [num_tokens, num_heads, head_dim], cos_sin [num_tokens, rope_dim].
 __global__ void rope(float* x, const float* cos_sin, int64_t num_pairs, int num_heads, int head_dim, int rope_dim,
                      bool interleaved) {
+  wait_for_earlier();
   const int64_t index = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (index >= num_pairs) return;
   const int half = rope_dim / 2, i = int(index % half);
@@ -53,9 +54,8 @@ void rope(const RopeArgs& a, Stream stream) {
   CHECK(rope_dim <= head_dim, "rope: {} rotated components of {}", rope_dim, head_dim);
   const int64_t num_pairs = a.x.dim(0) * num_heads * (rope_dim / 2);
   if (num_pairs == 0) return;
-  kernel::rope<<<blocks_for(num_pairs, kernel::kThreads), kernel::kThreads, 0, handle(stream)>>>(
-      a.x.data, a.cos_sin.data, num_pairs, int(num_heads), int(head_dim), int(rope_dim), a.interleaved);
-  CUDA_CHECK(cudaGetLastError());
+  launch_early(kernel::rope, blocks_for(num_pairs, kernel::kThreads), kernel::kThreads, 0, handle(stream), a.x.data,
+               a.cos_sin.data, num_pairs, int(num_heads), int(head_dim), int(rope_dim), a.interleaved);
 }
 
 }  // namespace moectl::cuda

@@ -140,7 +140,8 @@ TEST_F(MlaProjectTest, Query) {
               const double cos = cos_sin[size_t(t * kRope + pair)], sin = cos_sin[size_t(t * kRope + half + pair)];
               const double xa = x[size_t(kNope + a)], xb = x[size_t(kNope + b)];
               const double value = i == a ? xa * cos - xb * sin : xb * cos + xa * sin;
-              expected.push_back(to_bf16({value, 3 * unit_roundoff(DType::kF32) * (std::abs(xa) + std::abs(xb))}));
+              expected.push_back(
+                  to_bf16(Bounded{value, 3 * unit_roundoff(DType::kF32) * (std::abs(xa) + std::abs(xb))}));
             }
           }
         ASSERT_TRUE(close(to_f32(out), expected, {tokens, heads, kWidth}));
