@@ -352,7 +352,7 @@ void CudaOps::moe_permute(const MoePermuteArgs& a, Stream s) {
   CHECK(regions_ && a.expert_offsets.dim(0) - 1 <= scratch_shape_.num_experts, "moe_permute of {} experts: no scratch",
         a.expert_offsets.dim(0) - 1);
   run("moe_permute", s, a.x.data, bytes_of(a.x), [&](Stream stream) {
-    cuda::moe_permute(a, reinterpret_cast<int32_t*>(scratch_.get() + regions_->counts), stream);
+    cuda::moe_permute(a, reinterpret_cast<int32_t*>(scratch_.get() + regions_->counts), expert_copy(a), stream);
   });
 }
 

@@ -4,11 +4,13 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/fp8_gemm.h"
+#include "kernels/cuda/kernels.h"
 #include "kernels/cuda/operand_cache.h"
 #include "kernels/cuda/plain_gemm.h"
 #include "kernels/cuda/staging.h"
@@ -84,6 +86,7 @@ class CudaOps final : public Ops {
                       const int32_t* num_rows, Stream stream);
   const void* bf16_operand(OperandCache::Pool pool, const float* x, int64_t rows, int64_t k, const int32_t* num_rows,
                            Stream stream);
+  RowCopy expert_copy(const MoePermuteArgs&);
   static int64_t operand_bytes(int64_t rows, int64_t k);  // that either copy takes
 
   // Runs launch(stream) and puts the operation's name before what fails. What is at `out` is no cached operand any
@@ -117,6 +120,9 @@ class CudaOps final : public Ops {
   Regions regions(const ScratchShape& shape) const;
   std::unique_ptr<Regions> regions_;
   OperandCache operands_;
+  // What the last experts were multiplied with: the copy that the next rows of experts get as they are gathered. A
+  // guess costs time at most: either way the copies have the same bits.
+  std::optional<OperandCache::Kind> expert_operand_;
 };
 
 }  // namespace moectl::cuda

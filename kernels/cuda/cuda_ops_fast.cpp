@@ -113,6 +113,19 @@ bool CudaOps::fast_linear(const LinearArgs& a, Stream stream) {
   return true;
 }
 
+RowCopy CudaOps::expert_copy(const MoePermuteArgs& a) {
+  const int64_t rows = a.x.dim(0), size = a.x.row_size();
+  bool fits = expert_operand_ && rows > 0 && size % kFp8Block == 0 && aligned(a.x.data) &&
+              operand_bytes(rows, size) <= regions_->operand_bytes[OperandCache::kExperts];
+  for (const MoeSource& s : a.sources) fits = fits && aligned(s.x.data);
+  if (!fits) return {};
+  const bool fp8 = *expert_operand_ == Kind::kFp8;
+  const int64_t num_bytes = fp8 ? fp8_rows_bytes(rows, size) : rows * size * 2;
+  void* memory = operands_.get(OperandCache::kExperts, a.x.data, rows, size, *expert_operand_, num_bytes).memory;
+  if (fp8) return {.fp8 = fp8_rows_at(memory, rows, size)};
+  return {.bf16 = memory};
+}
+
 bool CudaOps::fast_experts(const MoeExpertsArgs& a, Stream stream) {
   const Matrix &gate = matrix_of(a.w_gate), &up = matrix_of(a.w_up), &down = matrix_of(a.w_down);
   const int64_t rows = a.x.dim(0), num_experts = a.expert_offsets.dim(0) - 1;
@@ -127,6 +140,7 @@ bool CudaOps::fast_experts(const MoeExpertsArgs& a, Stream stream) {
   const OperandCache::Pool pool = num_experts == 1 && most <= regions_->operand_bytes[OperandCache::kTokens]
                                       ? OperandCache::kTokens
                                       : OperandCache::kExperts;
+  if (pool == OperandCache::kExperts) expert_operand_ = fp8 ? Kind::kFp8 : Kind::kBf16;
   // Hidden values are bf16 in the room of f32 ones: rounding them to FP8 next costs sixteen times more.
   operands_.forget(a.hidden.data, rows * down.k * int64_t(sizeof(float)));
   if (bf16) {

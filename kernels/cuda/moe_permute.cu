@@ -1,8 +1,10 @@
 // Gathers the rows that this rank's experts must compute, sorted by expert, then source rank, token and slot: a
 // counting sort without atomics. One block an expert walks over all sources' choices in order and numbers those that
 // are its own; one block turns the counts into offsets; then a block a choice adds its expert's offset and copies the
-// row. And moe_locate: where the results of this rank's tokens lie.
+// row, for tensor-core experts also in their number format. And moe_locate: where the results of this rank's tokens
+// lie.
 #include "kernels/cuda/device.cuh"
+#include "kernels/cuda/fp8_quantize.cuh"
 #include "kernels/cuda/kernels.h"
 
 namespace moectl::cuda {
@@ -32,6 +34,7 @@ __global__ void __launch_bounds__(kTile)
   extern __shared__ uint32_t shared[];
   uint32_t *before = shared, *count = shared + kTileWarps * num_experts;
   __shared__ uint32_t warp_sums[kTileWarps];
+  wait_for_earlier();
   const int lane = int(threadIdx.x) % kWarp, warp = int(threadIdx.x) / kWarp;
   for (int e = threadIdx.x; e < num_experts; e += kTile) count[e] = 0;
   for (int rank = 0; rank < sources.num_ranks; ++rank) {
@@ -130,7 +133,8 @@ __global__ void moe_offsets(const int32_t* counts, int num, int32_t* offsets) {
 // Grid: (choices of the largest source, ranks).
 __global__ void __launch_bounds__(kThreads)
     moe_copy_rows(const __grid_constant__ Sources sources, int expert_begin, int num_experts, const int32_t* offsets,
-                  int size, float* x, float* scale) {
+                  int size, float* x, float* scale, RowCopy copy) {
+  wait_for_earlier();
   const Source& s = sources.of[blockIdx.y];
   const int choice = int(blockIdx.x);
   if (choice >= s.num_choices) return;
@@ -144,6 +148,19 @@ __global__ void __launch_bounds__(kThreads)
   }
   const float* from = s.x + int64_t{choice / sources.top_k} * size;
   float* to = x + int64_t{row} * size;
+  if (copy.fp8.data || copy.bf16) {  // a warp 128 numbers
+    const int lane = int(threadIdx.x) % kWarp;
+    for (int kb = int(threadIdx.x) / kWarp; kb < size / kFp8Block; kb += kWarps) {
+      const int at = kb * kFp8Block + lane * 4;
+      const float4 v = *reinterpret_cast<const float4*>(from + at);
+      *reinterpret_cast<float4*>(to + at) = v;
+      if (copy.fp8.data)
+        quantize_piece(v, copy.fp8, row, kb);
+      else
+        store_bf16(static_cast<__nv_bfloat16*>(copy.bf16) + int64_t{row} * size + at, v);
+    }
+    return;
+  }
   if (size % 4 == 0 && (reinterpret_cast<uintptr_t>(from) | reinterpret_cast<uintptr_t>(to)) % 16 == 0)
     for (int i = threadIdx.x; i < size / 4; i += kThreads)
       reinterpret_cast<float4*>(to)[i] = reinterpret_cast<const float4*>(from)[i];
@@ -157,6 +174,7 @@ struct Owners {
 
 __global__ void moe_locate(const __grid_constant__ Owners owners, const int32_t* expert_idx, int num_choices,
                            int num_ranks, int num_local_experts, int64_t size, const float** expert_rows) {
+  wait_for_earlier();
   const int i = int(blockIdx.x * blockDim.x + threadIdx.x);
   if (i >= num_choices) return;
   const int expert = expert_idx[i], rank = expert / num_local_experts;
@@ -166,11 +184,12 @@ __global__ void moe_locate(const __grid_constant__ Owners owners, const int32_t*
 
 }  // namespace kernel
 
-void moe_permute(const MoePermuteArgs& a, int32_t* counts, Stream stream) {
+void moe_permute(const MoePermuteArgs& a, int32_t* counts, const RowCopy& copy, Stream stream) {
   const int64_t num_experts = a.expert_offsets.dim(0) - 1, size = a.x.row_size();
   CHECK(!a.sources.empty() && a.sources.size() <= size_t{kernel::kMaxRanks}, "{} ranks; at most {}", a.sources.size(),
         kernel::kMaxRanks);
   kernel::Sources sources = {.num_ranks = int(a.sources.size()), .top_k = int(a.sources[0].expert_idx.dim(1))};
+  CHECK((!copy.fp8.data && !copy.bf16) || size % kFp8Block == 0, "moe_permute: a copy of rows of {}", size);
   int64_t most = 0, all = 0;
   for (size_t i = 0; i < a.sources.size(); ++i) {
     const MoeSource& s = a.sources[i];
@@ -186,9 +205,8 @@ void moe_permute(const MoePermuteArgs& a, int32_t* counts, Stream stream) {
   const cudaStream_t cuda = handle(stream);
   const int64_t shared = (kernel::kTileWarps + 1) * num_experts * int64_t(sizeof(uint32_t));
   if (all <= kernel::kFewChoices && shared <= (47 << 10)) {
-    kernel::moe_number_few<<<1, kernel::kTile, size_t(shared), cuda>>>(sources, int(a.expert_begin), int(num_experts),
-                                                                       a.expert_offsets.data);
-    CUDA_CHECK(cudaGetLastError());
+    launch_early(kernel::moe_number_few, 1, kernel::kTile, size_t(shared), cuda, sources, int(a.expert_begin),
+                 int(num_experts), a.expert_offsets.data);
   } else {
     kernel::moe_number<<<unsigned(num_experts), kernel::kThreads, 0, cuda>>>(sources, int(a.expert_begin), counts);
     CUDA_CHECK(cudaGetLastError());
@@ -196,9 +214,9 @@ void moe_permute(const MoePermuteArgs& a, int32_t* counts, Stream stream) {
     CUDA_CHECK(cudaGetLastError());
   }
   if (most == 0) return;
-  kernel::moe_copy_rows<<<dim3(unsigned(most), unsigned(a.sources.size())), kernel::kThreads, 0, cuda>>>(
-      sources, int(a.expert_begin), int(num_experts), a.expert_offsets.data, int(size), a.x.data, a.scale.data);
-  CUDA_CHECK(cudaGetLastError());
+  launch_early(kernel::moe_copy_rows, dim3(unsigned(most), unsigned(a.sources.size())), kernel::kThreads, 0, cuda,
+               sources, int(a.expert_begin), int(num_experts), a.expert_offsets.data, int(size), a.x.data, a.scale.data,
+               copy);
 }
 
 void moe_locate(const MoeLocateArgs& a, Stream stream) {
@@ -208,10 +226,8 @@ void moe_locate(const MoeLocateArgs& a, Stream stream) {
   if (num == 0) return;
   kernel::Owners owners = {};
   std::copy(a.owners.begin(), a.owners.end(), owners.of);
-  kernel::moe_locate<<<blocks_for(num, 256), 256, 0, handle(stream)>>>(owners, a.expert_idx.data, int(num),
-                                                                       int(a.owners.size()), int(a.num_local_experts),
-                                                                       a.hidden_size, a.expert_rows.data);
-  CUDA_CHECK(cudaGetLastError());
+  launch_early(kernel::moe_locate, blocks_for(num, 256), 256, 0, handle(stream), owners, a.expert_idx.data, int(num),
+               int(a.owners.size()), int(a.num_local_experts), a.hidden_size, a.expert_rows.data);
 }
 
 }  // namespace moectl::cuda
