@@ -64,9 +64,10 @@ __global__ void __launch_bounds__(32 * kWarpsABlock)
   quantize_piece({swiglu(g.x, u.x), swiglu(g.y, u.y), swiglu(g.z, u.z), swiglu(g.w, u.w)}, out, row, kb);
 }
 
-constexpr int kNormThreads = 512, kNormWarps = kNormThreads / 32, kMaxPieces = 8;  // rows of up to 16384
+constexpr int kNormThreads = 512, kNormWarps = kNormThreads / 32, kMaxPieces = 8;  // of a warp: rows of up to 16384
 
-// One block a row. Warp w takes pieces w, w + 16, ...; the sum of squares meets in a fixed tree.
+// One block a row. Warp w takes pieces w, w + 16, ..., up to kEach of them; the sum of squares meets in a fixed tree.
+template <int kEach>
 __global__ void __launch_bounds__(kNormThreads)
     rms_norm_quantize(const float* x, float* residual, const float* weight, float* norm, Fp8Rows out, float eps) {
   __shared__ float partial[kNormWarps];
@@ -74,35 +75,48 @@ __global__ void __launch_bounds__(kNormThreads)
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int64_t row = blockIdx.x;
   const int pieces = int(out.k / kFp8Block);
-  float4 v[kMaxPieces];
+  float4 v[kEach], w[kEach];
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) {
+    const int kb = warp + i * kNormWarps;
+    const int at = kb * kFp8Block + lane * 4;
+    v[i] = kb < pieces ? load4(x + row * out.k + at) : float4{};
+    w[i] = weight && kb < pieces ? load4(weight + at) : float4{1.0f, 1.0f, 1.0f, 1.0f};
+  }
+  if (residual) {
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) {
+      const int kb = warp + i * kNormWarps;
+      const float4 r = kb < pieces ? load4(residual + row * out.k + kb * kFp8Block + lane * 4) : float4{};
+      v[i] = {r.x + v[i].x, r.y + v[i].y, r.z + v[i].z, r.w + v[i].w};
+    }
+  }
   float squares = 0.0f;
 #pragma unroll
-  for (int i = 0; i < kMaxPieces; ++i) {
+  for (int i = 0; i < kEach; ++i) {
     const int kb = warp + i * kNormWarps;
-    if (kb >= pieces) break;
-    const int64_t at = row * out.k + kb * kFp8Block + lane * 4;
-    v[i] = load4(x + at);
-    if (residual) {
-      const float4 r = load4(residual + at);
-      v[i] = {r.x + v[i].x, r.y + v[i].y, r.z + v[i].z, r.w + v[i].w};
-      *reinterpret_cast<float4*>(residual + at) = v[i];
-    }
+    if (residual && kb < pieces) *reinterpret_cast<float4*>(residual + row * out.k + kb * kFp8Block + lane * 4) = v[i];
     squares += v[i].x * v[i].x + v[i].y * v[i].y + v[i].z * v[i].z + v[i].w * v[i].w;
   }
   for (int offset = 16; offset > 0; offset /= 2) squares += __shfl_xor_sync(0xffffffffu, squares, offset);
   if (lane == 0) partial[warp] = squares;
   __syncthreads();
   float sum = 0.0f;
-  for (int w = 0; w < kNormWarps; ++w) sum += partial[w];
-  const float inv = 1.0f / sqrtf(sum / float(out.k) + eps);
 #pragma unroll
-  for (int i = 0; i < kMaxPieces; ++i) {
+  for (int i = 0; i < kNormWarps; ++i) sum += partial[i];
+  const float inv = 1.0f / sqrtf(sum / float(out.k) + eps);
+  Fp8Piece piece[kEach];
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) {
+    v[i] = {v[i].x * inv * w[i].x, v[i].y * inv * w[i].y, v[i].z * inv * w[i].z, v[i].w * inv * w[i].w};
+    piece[i] = quantize(v[i]);
+  }
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) {
     const int kb = warp + i * kNormWarps;
     if (kb >= pieces) break;
-    const float4 w = weight ? load4(weight + kb * kFp8Block + lane * 4) : make_float4(1.0f, 1.0f, 1.0f, 1.0f);
-    const float4 y = {v[i].x * inv * w.x, v[i].y * inv * w.y, v[i].z * inv * w.z, v[i].w * inv * w.w};
-    if (norm) *reinterpret_cast<float4*>(norm + row * out.k + kb * kFp8Block + lane * 4) = y;
-    quantize_piece(y, out, row, kb);
+    if (norm) *reinterpret_cast<float4*>(norm + row * out.k + kb * kFp8Block + lane * 4) = v[i];
+    store_piece(piece[i], out, row, kb);
   }
 }
 
@@ -161,8 +175,10 @@ void rms_norm_quantize(const RmsNormArgs& a, const Fp8Rows& out, Stream stream) 
         a.residual.size(), rows * k);
   CHECK(!a.out || a.out.size() == rows * k, "rms_norm_quantize: {} values into {}", rows * k, a.out.size());
   if (rows == 0) return;
-  launch_early(kernel::rms_norm_quantize, unsigned(rows), kernel::kNormThreads, 0, handle(stream), a.x.data,
-               a.residual.data, a.weight.data, a.out.data, out, a.eps);
+  const bool few = k <= int64_t{kFp8Block} * kernel::kNormWarps * kernel::kMaxPieces / 2;
+  launch_early(few ? kernel::rms_norm_quantize<kernel::kMaxPieces / 2> : kernel::rms_norm_quantize<kernel::kMaxPieces>,
+               unsigned(rows), kernel::kNormThreads, 0, handle(stream), a.x.data, a.residual.data, a.weight.data,
+               a.out.data, out, a.eps);
 }
 
 }  // namespace moectl::cuda

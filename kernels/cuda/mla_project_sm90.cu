@@ -45,8 +45,8 @@ struct ProjectShape {
   // Rows of results are padded by 16 bytes: columns of a group of rows fall into different banks.
   static constexpr int kOutPitch = kTileN * (kIn ? 2 : 4) + 16, kOutRows = T < 16 ? 16 : T;
   static constexpr int kOutBytes = kOutPitch * kOutRows;
-  static constexpr int kRowBytes = kF8 ? kBlockK : 2 * K;  // from one row of W to the next
-  static constexpr int kAhead = kF8 && kIn ? 2 : 1;        // shares of W on their way
+  static constexpr int kRowBytes = kF8 ? kBlockK : 2 * K;                   // from one row of W to the next
+  static constexpr int kAhead = kIn || !kF8 || T > 32 ? 1 : T > 8 ? 2 : 4;  // shares of W on their way
   static int shared_bytes(int tiles) { return kChunks * kChunkBytes + std::min(tiles, 2) * kOutBytes; }
 };
 

@@ -182,6 +182,29 @@ TEST_F(MlaProjectTest, Values) {
       }
 }
 
+// A step of full size against the same rows a few at a time.
+TEST_F(MlaProjectTest, FullSize) {
+  constexpr int64_t kHeads = 128, kTokens = 200;
+  const auto q = Random(6).floats(kTokens * kHeads * kQuery), cos_sin = Random(7).floats(kTokens * kRope);
+  const auto latent = to_bf16(Random(8).floats(kTokens * kHeads * kRank));
+  for (DType dtype : {DType::kF8E4M3, DType::kBF16}) {
+    const Heads w(dtype, kHeads, 128);
+    const Weight w_uk = ops().pack(w.uk), w_uv = ops().pack(w.uv);
+    const auto queries = query(w_uk, q, cos_sin, true);
+    const Values all = values(w_uv, latent, true);
+    EXPECT_EQ(all.copy, all.expected_copy);
+    for (int64_t t = 0, n = 0; t < kTokens; t += n) {
+      n = std::min<int64_t>(t < 16 ? 7 : 50, kTokens - t);
+      EXPECT_EQ(query(w_uk, rows_of(q, t, t + n, kHeads * kQuery), rows_of(cos_sin, t, t + n, kRope), true),
+                rows_of(queries, t, t + n, kHeads * kWidth))
+          << dtype_name(dtype) << ", rows from " << t;
+      EXPECT_TRUE(same_bits(values(w_uv, rows_of(latent, t, t + n, kHeads * kRank), false).out,
+                            rows_of(all.out, t, t + n, kHeads * 128)))
+          << dtype_name(dtype) << ", rows from " << t;
+    }
+  }
+}
+
 // Every e4m3 number, subnormal ones too, becomes the bf16 of its value.
 TEST_F(MlaProjectTest, WidensEveryNumber) {
   Matrix m = random_matrix(DType::kF8E4M3, kRank, kNope, 5);
