@@ -1,8 +1,5 @@
 #include "kernels/cuda/device.h"
 
-#include <array>
-#include <atomic>
-
 #include "kernels/cuda/check.h"
 
 namespace moectl::cuda {
@@ -39,17 +36,16 @@ std::string why_unusable(int device) {
 }
 
 bool is_hopper() {
-  static std::array<std::atomic<int>, 64> known = {};  // 0: not yet; else 1 + the answer
+  thread_local int known = -1;  // the device that was asked last
+  thread_local bool hopper = false;
   int device = 0;
   CUDA_CHECK(cudaGetDevice(&device));
-  std::atomic<int>& entry = known[size_t(device) % known.size()];
-  if (const int answer = entry.load(std::memory_order_relaxed); answer && size_t(device) < known.size())
-    return answer == 2;
+  if (device == known) return hopper;
   int major = 0, minor = 0;
   CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
   CUDA_CHECK(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
-  const bool hopper = major == 9 && minor == 0;
-  if (size_t(device) < known.size()) entry.store(1 + hopper, std::memory_order_relaxed);
+  known = device;
+  hopper = major == 9 && minor == 0;
   return hopper;
 }
 
