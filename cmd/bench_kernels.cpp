@@ -2,7 +2,7 @@
 // time for the same work. What is timed and how stands behind kernels/bench_kernels.h; this prints it.
 #include "kernels/bench_kernels.h"
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <nlohmann/json.hpp>
 #include <thread>

@@ -1,5 +1,6 @@
 // --config FILE.yaml: a mapping from flag names to values; and the files of `moectl deploy up`. An entry that is not
 // known stops the start with file, line, key and the nearest flag: a silently ignored setting is worse.
+#include <fmt/format.h>
 #include <yaml-cpp/yaml.h>
 
 #include <algorithm>

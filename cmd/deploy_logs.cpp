@@ -1,4 +1,5 @@
 // `moectl deploy logs`: lines of one or all instances in the order of time, filtered; follows when asked.
+#include <fmt/format.h>
 #include <poll.h>
 #include <unistd.h>
 

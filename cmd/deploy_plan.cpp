@@ -1,4 +1,5 @@
 // From flags and file to a plan, and from the plan to the command line of each instance.
+#include <fmt/format.h>
 #include <unistd.h>
 
 #include <algorithm>

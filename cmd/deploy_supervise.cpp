@@ -3,6 +3,7 @@
 // that started them ends (PR_SET_PDEATHSIG), so that a killed supervisor leaves none behind. It signals its own
 // children only, which it has not reaped: their numbers cannot be anybody else's. Knows no HTTP.
 #include <fcntl.h>
+#include <fmt/format.h>
 #include <poll.h>
 #include <signal.h>
 #include <sys/prctl.h>

@@ -1,5 +1,6 @@
 // `moectl docgen`: man pages and completions from the tables of flags.h. They are committed, so that packages need no
 // run of the binary, and a test compares them (--check).
+#include <fmt/format.h>
 #include <algorithm>
 #include <cstdio>
 #include <filesystem>

@@ -1,6 +1,7 @@
 // Completions for bash, zsh and fish from the tables of flags.h. Each knows the commands, the flags of each command,
 // and for each flag what its value may be: a choice, a file, a folder or nothing. None needs more than the shell
 // itself.
+#include <fmt/format.h>
 #include <algorithm>
 
 #include "cmd/flags.h"

@@ -1,6 +1,7 @@
 // Which command, which source wins (flag > environment > file), and what to say when a word is not known.
 #include "cmd/flags.h"
 
+#include <fmt/format.h>
 #include <algorithm>
 #include <numeric>
 #include <optional>

@@ -1,4 +1,5 @@
 // --help, --version and the pieces of text that the man pages share with them. 100 columns, plain text.
+#include <fmt/format.h>
 #include <algorithm>
 
 #include "cmd/flags.h"

@@ -1,5 +1,6 @@
 // What follows from several flags together: sizes that contradict each other, values this build cannot serve, the model
 // folder and the served name. Looks at the file system for the model folder only.
+#include <fmt/format.h>
 #include <filesystem>
 
 #include "cmd/flags.h"

@@ -1,4 +1,5 @@
 // Text -> typed value, with the range and the choices of the flag, and the default as --help shows it.
+#include <fmt/format.h>
 #include <algorithm>
 #include <charconv>
 #include <cmath>

@@ -1,5 +1,7 @@
 #include "router/flight.h"
 
+#include <fmt/format.h>
+
 #include "core/base/log.h"
 
 namespace moectl::router {

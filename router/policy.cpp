@@ -1,5 +1,6 @@
 #include "router/policy.h"
 
+#include <fmt/format.h>
 #include <algorithm>
 #include <tuple>
 

@@ -35,7 +35,7 @@ HOMES = [
     (r"nccl\.h", r"core/comm/nccl_comm\."),
     (r"gloo/", r"core/comm/gloo_comm\."),
     (r"spdlog/", r"core/base/log\.cpp$"),
-    (r"fmt/format\.h", r""),  # part of core/base/error.h
+    (r"fmt/(core|format)\.h", r""),  # part of core/base/error.h
     (r"fmt/", r"core/base/"),
     (r"prometheus/", r"core/base/metrics\."),
     (r"(pcre2|utf8proc)", r"core/text/"),

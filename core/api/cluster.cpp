@@ -1,5 +1,6 @@
 #include "core/api/cluster.h"
 
+#include <fmt/format.h>
 #include <algorithm>
 #include <charconv>
 #include <cmath>

@@ -2,7 +2,7 @@
 // outputs or keys.
 #pragma once
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <string_view>
 

@@ -1,6 +1,6 @@
 #include "core/http/request_validator.h"
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <algorithm>
 #include <charconv>

@@ -2,7 +2,7 @@
 // V2 always multiplies routing weights by routed_scaling_factor and never normalises them, whatever norm_topk_prob
 // says, while DeepSeek's code normalises instead of scaling when it is true (no published V2 sets it). In both,
 // mscale_all_dim enters the softmax scale squared, and cos and sin are multiplied by mscale over mscale_all_dim.
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <cmath>
 

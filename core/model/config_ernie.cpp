@@ -1,5 +1,5 @@
 // ERNIE 4.5 (ernie4_5_moe) as transformers computes it: rotation in pairs, softmax scores with a correction bias.
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include "core/model/config_readers.h"
 

@@ -1,7 +1,7 @@
 // What may stand in a config.json beside the fields that its reader asks for: names that no arithmetic depends on, and
 // features that are off. Everything else stops the load: a value that is not understood may change every answer. Names
 // are those of the published files and of transformers' config classes.
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <algorithm>
 #include <array>

@@ -1,5 +1,5 @@
 // GLM-4.5 (glm4_moe) and dots.llm1: DeepSeek-V3's experts with grouped-query attention, as transformers computes them.
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include "core/model/config_readers.h"
 

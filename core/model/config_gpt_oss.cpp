@@ -1,5 +1,5 @@
 // gpt-oss as transformers computes it: sinks, windows in every other layer, biases everywhere, clamped SwiGLU, YaRN.
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include "core/model/config_readers.h"
 

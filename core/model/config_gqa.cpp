@@ -1,5 +1,5 @@
 // What the families with grouped-query attention share.
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <cmath>
 

@@ -1,6 +1,6 @@
 // Hunyuan-A13B (hunyuan_v1_moe) as transformers computes it: queries and keys are normed after the rotation, every
 // layer is MoE with a shared MLP, and "dynamic" RoPE with an alpha is another theta.
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <cmath>
 #include <nlohmann/json.hpp>

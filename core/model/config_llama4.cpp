@@ -1,6 +1,6 @@
 // Llama 4's text model (llama4_text) as transformers computes it: layers with RoPE attend inside chunks, every fourth
 // has no RoPE, sees everything and scales its queries with the position; routing weights multiply the experts' input.
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <algorithm>
 #include <nlohmann/json.hpp>

@@ -1,7 +1,7 @@
 // Mixtral, and two families that differ from it in a few places: OLMoE (queries and keys are normed over all heads) and
 // MiniMax-M2 (so are they here; part of a head is rotated, sigmoid scores with a correction bias). As transformers
 // computes them.
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include "core/model/config_readers.h"
 

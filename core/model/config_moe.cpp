@@ -1,5 +1,5 @@
 // What the families' routers and experts share.
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include "core/model/config_readers.h"
 

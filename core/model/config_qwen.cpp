@@ -1,5 +1,5 @@
 // Qwen2-MoE and Qwen3-MoE as transformers computes them.
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <algorithm>
 

@@ -1,5 +1,5 @@
 // The report in words and as JSON. Untrusted strings in it (names, messages) are escaped before they reach a terminal.
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <algorithm>
 #include <nlohmann/json.hpp>

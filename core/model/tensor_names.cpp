@@ -1,6 +1,6 @@
 #include "core/model/tensor_names.h"
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <unordered_set>
 

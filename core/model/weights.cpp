@@ -1,5 +1,6 @@
 #include "core/model/weights.h"
 
+#include <fmt/format.h>
 #include <algorithm>
 #include <array>
 #include <chrono>

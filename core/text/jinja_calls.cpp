@@ -1,6 +1,6 @@
 // Calls of the interpreter: arguments, macros with their special names (caller, kwargs, varargs), call blocks and
 // recursive loops.
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <algorithm>
 

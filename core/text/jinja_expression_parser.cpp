@@ -1,6 +1,6 @@
 // Expressions, by precedence climbing: `or`, `and`, `not`, comparisons, + -, ~, * / // %, **, unary with filters and
 // tests.
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <algorithm>
 

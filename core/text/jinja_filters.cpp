@@ -1,5 +1,5 @@
 // Filters on text, numbers and single values. Those that walk sequences are in jinja_sequence_filters.cpp.
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <algorithm>
 #include <charconv>

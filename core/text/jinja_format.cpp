@@ -1,6 +1,6 @@
 // Text made from a format string: printf-style (the `%` operator and the format filter) and Python's str.format. Both
 // read a Spec and share what follows from it. Numbers print as untrusted text, as everywhere.
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <algorithm>
 #include <cmath>

@@ -1,7 +1,7 @@
 // Argument binding, attribute and item access, global functions and the text helpers that filters and methods share.
 #include "core/text/jinja_functions.h"
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <algorithm>
 #include <ctime>

@@ -1,6 +1,6 @@
 #include "core/text/jinja_interpreter.h"
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <algorithm>
 

@@ -1,6 +1,6 @@
 // JSON at both ends of a template: the request's variables become Values, and the tojson filter writes Values as
 // Python's json.dumps does (transformers replaces Jinja's own tojson: no HTML escapes, ensure_ascii off).
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <algorithm>
 #include <cmath>

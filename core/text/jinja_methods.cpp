@@ -1,5 +1,5 @@
 // Methods of Python's dict and list that the immutable sandbox allows, and where methods are looked up.
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <algorithm>
 #include <unordered_map>

@@ -1,5 +1,5 @@
 // Operators on values, with Python's rules; integers have 64 bits and overflow is an error.
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <algorithm>
 #include <cmath>

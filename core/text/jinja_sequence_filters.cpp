@@ -1,5 +1,5 @@
 // Filters that walk sequences and mappings.
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <algorithm>
 #include <unordered_map>

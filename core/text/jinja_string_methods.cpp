@@ -1,5 +1,5 @@
 // Methods of Python's str that the immutable sandbox allows.
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <algorithm>
 #include <unordered_map>

@@ -1,5 +1,5 @@
 // Tests: `x is name(args)`.
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <unordered_map>
 
