@@ -297,8 +297,8 @@ __global__ void __launch_bounds__(kGemmThreads, 1)
         const uint32_t slot = exchange + (split_idx * units_each * S::kUnit * kConsumerThreads + t0) * 16;
         if (p.exchange_in_ring) invite();
         mbarrier_wait_cluster(reduce_empty, reduce_phase ^ (p.exchange_in_ring ? 0 : 1));
-        // Behind the wait: a block that owns no unit expects nothing, so that this arrival ends the phase; every warp must
-        // be past the wait for the phase before. (Sums that come earlier are counted all the same.)
+        // Behind the wait: a block that owns no unit expects nothing, so that this arrival ends the phase; every warp
+        // must be past the wait for the phase before. (Sums that come earlier are counted all the same.)
         if (t0 == 0)
           mbarrier_arrive_expect_tx(reduce_full, p.split * (own_end - own_begin) * S::kUnit * kConsumerThreads * 16);
         int owner = -1;
