@@ -1,4 +1,4 @@
-// Whether a GPU serves here. Apart from ops.h, which every kernel includes.
+// Whether a GPU serves here, and for which cards a build has kernels. Apart from ops.h, which every kernel includes.
 #pragma once
 
 #include <string>
@@ -7,5 +7,18 @@ namespace moectl {
 
 // Why none does and what to do, in one line; empty: one does. Starts nothing on the card.
 std::string why_no_gpu(int device_index = 0);  // kernels/ops.cpp
+
+struct ComputeCapability {
+  int major = 0, minor = 0;
+};
+
+// What is compiled of the plain kernels (MOECTL_CUDA_PORTABLE). Those of Hopper alone are in either build.
+enum class PlainKernels { kEveryCard, kHopper };
+
+// 9.0: the one capability for which the *_sm90.cu kernels are.
+bool is_hopper(ComputeCapability card);
+
+// Empty, or why `card` cannot run a build's kernels, and what to do: "... compute capability 8.9, and ...".
+std::string why_no_kernels(ComputeCapability card, PlainKernels plain);
 
 }  // namespace moectl

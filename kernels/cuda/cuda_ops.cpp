@@ -9,6 +9,7 @@
 
 #include "core/base/check.h"
 #include "kernels/cuda/cublaslt.h"
+#include "kernels/cuda/device.h"
 #include "kernels/cuda/kernels.h"
 #include "kernels/cuda/sample.h"
 
@@ -26,11 +27,9 @@ std::unique_ptr<Ops> make_cuda_ops(const OpsOptions& options) {
 CudaOps::CudaOps(const OpsOptions& options)
     : device_(options.device_index), precise_(options.precise), deterministic_(options.deterministic) {
   activate();
-  int major = 0, minor = 0;
-  CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device_));
-  CUDA_CHECK(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device_));
-  card_ = fmt::format("sm{}{}", major, minor);
-  hopper_ = major == 9 && minor == 0;
+  const ComputeCapability card = compute_capability(device_);
+  card_ = fmt::format("sm{}{}", card.major, card.minor);
+  hopper_ = is_hopper();
   load_threads_ = std::max(1, options.num_threads);
   const char* blocking = std::getenv("CUDA_LAUNCH_BLOCKING");
   blocking_ = blocking && std::string_view(blocking) == "1";

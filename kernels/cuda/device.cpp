@@ -5,6 +5,9 @@
 namespace moectl::cuda {
 namespace {
 
+// MOECTL_CUDA_PORTABLE: scripts/cmake/kernels.cmake.
+constexpr PlainKernels kPlainKernels = MOECTL_CUDA_PORTABLE ? PlainKernels::kEveryCard : PlainKernels::kHopper;
+
 std::string version_text(int v) {
   return fmt::format("{}.{}", v / 1000, v % 1000 / 10);
 }
@@ -26,13 +29,16 @@ std::string why_unusable(int device) {
   if (status != cudaSuccess) return fmt::format("the GPU does not answer: {}", cudaGetErrorString(status));
   if (device < 0 || device >= count)
     return fmt::format("there is no GPU {}; this machine has {} (from 0)", device, count);
-  int major = 0, minor = 0;
-  CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
-  CUDA_CHECK(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
-  if (major < 8)
-    return fmt::format("GPU {} has compute capability {}.{}; the kernels need 8.0 (A100) or later", device, major,
-                       minor);
+  if (const std::string why = why_no_kernels(compute_capability(device), kPlainKernels); !why.empty())
+    return fmt::format("GPU {} has {}", device, why);
   return {};
+}
+
+ComputeCapability compute_capability(int device) {
+  ComputeCapability card;
+  CUDA_CHECK(cudaDeviceGetAttribute(&card.major, cudaDevAttrComputeCapabilityMajor, device));
+  CUDA_CHECK(cudaDeviceGetAttribute(&card.minor, cudaDevAttrComputeCapabilityMinor, device));
+  return card;
 }
 
 bool is_hopper() {
@@ -41,11 +47,8 @@ bool is_hopper() {
   int device = 0;
   CUDA_CHECK(cudaGetDevice(&device));
   if (device == known) return hopper;
-  int major = 0, minor = 0;
-  CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
-  CUDA_CHECK(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
+  hopper = is_hopper(compute_capability(device));
   known = device;
-  hopper = major == 9 && minor == 0;
   return hopper;
 }
 

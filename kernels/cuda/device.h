@@ -4,13 +4,17 @@
 
 #include <string>
 
+#include "kernels/gpu.h"
+
 namespace moectl::cuda {
 
 // Empty, or in one line what is missing for the kernels of this build: a driver, a new enough one, a card, its
 // architecture.
 std::string why_unusable(int device);
 
-// Whether the current card has compute capability 9.0, for which the *_sm90.cu kernels are.
+ComputeCapability compute_capability(int device);
+
+// Of the current card: whether the *_sm90.cu kernels are for it.
 bool is_hopper();
 
 }  // namespace moectl::cuda

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "kernels/cuda/check.h"
+#include "kernels/cuda/device.h"
 #include "tests/kernels/kernel_test.h"
 
 namespace moectl::test {
@@ -20,12 +21,10 @@ class GpuTest : public testing::Test {
       GTEST_SKIP() << "no GPU to run on: "
                    << (status == cudaSuccess ? "the driver lists none" : cudaGetErrorString(status));
     CUDA_CHECK(cudaGetDeviceProperties(&device_, 0));
-    if (device_.major < 8)
-      GTEST_SKIP() << device_.name << " has compute capability " << device_.major << "." << device_.minor
-                   << "; the kernels need 8.0 or later";
+    if (const std::string why = cuda::why_unusable(0); !why.empty()) GTEST_SKIP() << why;
   }
   // For tests of *_sm90.cu.
-  bool is_hopper() const { return device_.major == 9 && device_.minor == 0; }
+  bool is_hopper() const { return cuda::is_hopper(); }
   const cudaDeviceProp& device() const { return device_; }
 
  private:
