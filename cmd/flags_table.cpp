@@ -255,6 +255,13 @@ std::vector<Flag> hardware_flags() {
        .doc =
            "Otherwise FP8 checkpoints are computed with FP8 activations and BF16 ones with BF16 activations, as they "
            "were trained: many times faster."},
+      {.name = "portable-kernels",
+       .group = kHardware,
+       .commands = kEngines,
+       .target = MEMBER(bool, engine.portable_kernels),
+       .help = "GPU: compute on Hopper as on any other card",
+       .doc = "Without the kernels that only Hopper (H100, H200) has: slower, and tells whether they are at fault when "
+              "answers are wrong. Other cards compute so anyway."},
       {.name = "overlap-schedule",
        .group = kHardware,
        .commands = kEngines,

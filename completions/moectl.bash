@@ -199,11 +199,11 @@ _moectl() {
   if [[ -z $words$kind ]]; then
     case "$command" in
       'serve-decode')
-        words='--model --served-model-name --max-model-len --skip-tokenizer-init --reasoning-parser --tool-call-parser --tensor-parallel-size --tp-size --data-parallel-size --dp-size --expert-parallel-size --ep-size --max-num-seqs --max-num-batched-tokens --kv-cache-memory-bytes --kv-cache-dtype --block-size --enable-prefix-caching --no-enable-prefix-caching --device --cpu-path --threads --deterministic --precise --overlap-schedule --no-overlap-schedule --gpu-memory-utilization --shape --host --port --ops-port --api-key --ssl-certfile --ssl-keyfile --shutdown-timeout --cluster-secret-file --local-prefill-tokens --config --log-format --log-level --no-color --help --version -h'
+        words='--model --served-model-name --max-model-len --skip-tokenizer-init --reasoning-parser --tool-call-parser --tensor-parallel-size --tp-size --data-parallel-size --dp-size --expert-parallel-size --ep-size --max-num-seqs --max-num-batched-tokens --kv-cache-memory-bytes --kv-cache-dtype --block-size --enable-prefix-caching --no-enable-prefix-caching --device --cpu-path --threads --deterministic --precise --portable-kernels --overlap-schedule --no-overlap-schedule --gpu-memory-utilization --shape --host --port --ops-port --api-key --ssl-certfile --ssl-keyfile --shutdown-timeout --cluster-secret-file --local-prefill-tokens --config --log-format --log-level --no-color --help --version -h'
         [[ $cur == -* ]] || kind='folder'
         ;;
       'serve-prefill')
-        words='--model --served-model-name --max-model-len --skip-tokenizer-init --tensor-parallel-size --tp-size --data-parallel-size --dp-size --expert-parallel-size --ep-size --max-num-seqs --max-num-batched-tokens --kv-cache-memory-bytes --kv-cache-dtype --block-size --enable-prefix-caching --no-enable-prefix-caching --device --cpu-path --threads --deterministic --precise --overlap-schedule --no-overlap-schedule --gpu-memory-utilization --host --port --ops-port --api-key --ssl-certfile --ssl-keyfile --shutdown-timeout --cluster-secret-file --kv-port --config --log-format --log-level --no-color --help --version -h'
+        words='--model --served-model-name --max-model-len --skip-tokenizer-init --tensor-parallel-size --tp-size --data-parallel-size --dp-size --expert-parallel-size --ep-size --max-num-seqs --max-num-batched-tokens --kv-cache-memory-bytes --kv-cache-dtype --block-size --enable-prefix-caching --no-enable-prefix-caching --device --cpu-path --threads --deterministic --precise --portable-kernels --overlap-schedule --no-overlap-schedule --gpu-memory-utilization --host --port --ops-port --api-key --ssl-certfile --ssl-keyfile --shutdown-timeout --cluster-secret-file --kv-port --config --log-format --log-level --no-color --help --version -h'
         [[ $cur == -* ]] || kind='folder'
         ;;
       'serve-router')
@@ -214,7 +214,7 @@ _moectl() {
         [[ $cur == -* ]] || kind='folder'
         ;;
       'bench engine')
-        words='--model --max-model-len --tensor-parallel-size --tp-size --data-parallel-size --dp-size --expert-parallel-size --ep-size --max-num-seqs --max-num-batched-tokens --kv-cache-memory-bytes --kv-cache-dtype --block-size --device --cpu-path --threads --deterministic --precise --overlap-schedule --no-overlap-schedule --gpu-memory-utilization --shape --input-len --output-len --concurrency --num-requests --seed --json --config --log-format --log-level --no-color --help --version -h'
+        words='--model --max-model-len --tensor-parallel-size --tp-size --data-parallel-size --dp-size --expert-parallel-size --ep-size --max-num-seqs --max-num-batched-tokens --kv-cache-memory-bytes --kv-cache-dtype --block-size --device --cpu-path --threads --deterministic --precise --portable-kernels --overlap-schedule --no-overlap-schedule --gpu-memory-utilization --shape --input-len --output-len --concurrency --num-requests --seed --json --config --log-format --log-level --no-color --help --version -h'
         [[ $cur == -* ]] || kind='folder'
         ;;
       'bench kernels')

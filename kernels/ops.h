@@ -423,6 +423,7 @@ struct OpsOptions {
   int device_index = 0;           // cuda: which card
   bool precise = false;           // cuda: f32 activations everywhere, as the CPU computes; else FP8 and bf16 operands
   bool deterministic = false;     // cuda: a row's bits do not depend on the other rows of its step
+  bool portable = false;          // cuda: what every card from 8.0 on gets, on Hopper too
 };
 
 // Throws Error{kBadConfig} that says what this machine or build lacks.

@@ -42,6 +42,7 @@ struct EngineConfig {
   std::string kv_cache_dtype = "auto";  // auto | f32 | bf16; auto = f32 on CPU, bf16 on CUDA
   bool precise = false;                 // CUDA: f32 activations, as the CPU computes
   bool deterministic = false;           // CUDA: output bits do not depend on company (the CPU backend is always so)
+  bool portable_kernels = false;        // CUDA: what every card from 8.0 on gets, on Hopper too
   bool enable_prefix_caching = true;
   bool overlap_schedule = true;                   // CUDA: the next step is planned and launched while one runs
   std::shared_ptr<PrefillSource> prefill_source;  // decode role: who computes prompts elsewhere; null: nobody

@@ -100,7 +100,8 @@ OpsOptions plan_ops(const EngineConfig& engine, const Config& model, int num_cor
           .num_threads = threads_per_rank,
           .spin = threads_per_rank * engine.ep_size <= num_cores,
           .precise = engine.precise,
-          .deterministic = engine.deterministic};
+          .deterministic = engine.deterministic,
+          .portable = engine.portable_kernels};
 }
 
 EngineSetup plan_setup(const EngineConfig& engine, const Config& model, std::vector<int32_t> eos_token_ids,

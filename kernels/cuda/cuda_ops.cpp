@@ -25,11 +25,14 @@ std::unique_ptr<Ops> make_cuda_ops(const OpsOptions& options) {
 // ------------------------------------------------------------------------------------------------ memory and streams
 
 CudaOps::CudaOps(const OpsOptions& options)
-    : device_(options.device_index), precise_(options.precise), deterministic_(options.deterministic) {
+    : device_(options.device_index),
+      precise_(options.precise),
+      deterministic_(options.deterministic),
+      portable_(options.portable) {
   activate();
   const ComputeCapability card = compute_capability(device_);
   card_ = fmt::format("sm{}{}", card.major, card.minor);
-  hopper_ = is_hopper();
+  hopper_ = takes_hopper_kernels() && !portable_;
   load_threads_ = std::max(1, options.num_threads);
   const char* blocking = std::getenv("CUDA_LAUNCH_BLOCKING");
   blocking_ = blocking && std::string_view(blocking) == "1";
@@ -52,8 +55,8 @@ Staging& CudaOps::staging() {
 }
 
 std::string CudaOps::numerics_id() const {
-  return fmt::format("cuda-{}-{}{}-{}", card_, precise_ ? "precise" : "fast", deterministic_ ? "-deterministic" : "",
-                     kKernelVersion);
+  return fmt::format("cuda-{}-{}{}{}-{}", card_, precise_ ? "precise" : "fast", deterministic_ ? "-deterministic" : "",
+                     portable_ ? "-portable" : "", kKernelVersion);
 }
 
 Ops::Memory CudaOps::memory() const {
@@ -250,6 +253,7 @@ void CudaOps::run(const char* name, Stream stream, const void* out, int64_t out_
   try {
     activate();
     if (out_bytes > 0) operands_.forget(out, out_bytes);
+    const PortableLaunches portable(portable_);
     launch(stream.handle ? stream : Stream{stream_});
   } catch (const Error& e) {
     if (e.code() != Code::kUnavailable) throw;

@@ -95,9 +95,9 @@ class CudaOps final : public Ops {
   void run(const char* name, Stream stream, const void* out, int64_t out_bytes, Launch&& launch);
 
   const int device_;
-  const bool precise_, deterministic_;
-  std::string card_;  // "sm_90"
-  bool hopper_ = false;
+  const bool precise_, deterministic_, portable_;
+  std::string card_;       // "sm90"
+  bool hopper_ = false;    // its kernels are taken
   bool blocking_ = false;  // CUDA_LAUNCH_BLOCKING=1: every launch waits for its kernel
   int load_threads_ = 1;
   cudaStream_t stream_ = nullptr;

@@ -1,5 +1,8 @@
 #include "kernels/cuda/device.h"
 
+#include <cstdlib>
+#include <string_view>
+
 #include "kernels/cuda/check.h"
 
 namespace moectl::cuda {
@@ -7,6 +10,8 @@ namespace {
 
 // MOECTL_CUDA_PORTABLE: scripts/cmake/kernels.cmake.
 constexpr PlainKernels kPlainKernels = MOECTL_CUDA_PORTABLE ? PlainKernels::kEveryCard : PlainKernels::kHopper;
+
+thread_local bool portable_launches = false;
 
 std::string version_text(int v) {
   return fmt::format("{}.{}", v / 1000, v % 1000 / 10);
@@ -41,15 +46,25 @@ ComputeCapability compute_capability(int device) {
   return card;
 }
 
-bool is_hopper() {
+bool takes_hopper_kernels() {
   thread_local int known = -1;  // the device that was asked last
   thread_local bool hopper = false;
+  if (portable_launches) return false;
   int device = 0;
   CUDA_CHECK(cudaGetDevice(&device));
   if (device == known) return hopper;
-  hopper = is_hopper(compute_capability(device));
+  const char* ptx_only = std::getenv("CUDA_FORCE_PTX_JIT");
+  hopper = is_hopper(compute_capability(device)) && !(ptx_only && std::string_view(ptx_only) == "1");
   known = device;
   return hopper;
+}
+
+PortableLaunches::PortableLaunches(bool portable) : before_(portable_launches) {
+  portable_launches = portable;
+}
+
+PortableLaunches::~PortableLaunches() {
+  portable_launches = before_;
 }
 
 }  // namespace moectl::cuda

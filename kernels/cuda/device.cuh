@@ -39,7 +39,7 @@ void launch_early(void (*kernel)(Params...), dim3 grid, dim3 block, size_t share
   config.dynamicSmemBytes = shared_bytes;
   config.stream = stream;
   config.attrs = &early;
-  config.numAttrs = is_hopper() ? 1 : 0;
+  config.numAttrs = takes_hopper_kernels() ? 1 : 0;
   CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, Params(std::forward<Args>(args))...));
 }
 

@@ -21,7 +21,7 @@ void gqa_attention(const GqaAttentionArgs& a, const AttentionScratch& scratch, S
         num_tokens, a.positions.size());
   CHECK(!a.sinks || a.sinks.size() == num_heads, "gqa_attention: {} sinks for {} heads", a.sinks.size(), num_heads);
   if (num_tokens == 0) return;
-  if (!scratch.plain && gqa_attention_sm90_fits(a, scratch) && is_hopper())
+  if (!scratch.plain && gqa_attention_sm90_fits(a, scratch) && takes_hopper_kernels())
     return gqa_attention_sm90(a, scratch, stream);
   PlainAttention p = {};
   p.q = a.q.data;

@@ -50,7 +50,7 @@ void mla_attention(const MlaAttentionArgs& a, const AttentionScratch& scratch, S
   CHECK(a.seq_idx.size() >= num_tokens && a.positions.size() >= num_tokens, "mla_attention: {} rows, {} positions",
         num_tokens, a.positions.size());
   if (num_tokens == 0) return;
-  if (!scratch.plain && mla_attention_sm90_fits(a, scratch) && is_hopper())
+  if (!scratch.plain && mla_attention_sm90_fits(a, scratch) && takes_hopper_kernels())
     return mla_attention_sm90(a, scratch, stream);
   CHECK(a.q.dtype == DType::kF32, "mla_attention: queries of {}", dtype_name(a.q.dtype));
   PlainAttention p = {};

@@ -1,7 +1,8 @@
 // The decoder on a GPU, every checkpoint. --precise: against transformers' references, as the CPU backend is held to
 // them. Fast (FP8 and bf16 operands, bf16 cache): against the CPU backend's logits, with the greedy tokens equal except
 // where the CPU's own margin is below what the smaller operands can move; how many is printed. --deterministic:
-// bit-identical across chunking and company, recorded decode steps included.
+// bit-identical across chunking and company, recorded decode steps included. Each with this card's kernels, and
+// --portable-kernels: with those that every card has.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -40,15 +41,20 @@ double log_softmax(const std::vector<float>& row, int id) {
   return double(row[size_t(id)]) - max - std::log(sum);
 }
 
-class CudaGolden : public testing::TestWithParam<std::string> {
+class CudaGolden : public testing::TestWithParam<std::tuple<std::string, bool>> {
  protected:
+  const std::string& folder() const { return std::get<0>(GetParam()); }
+  bool portable() const { return std::get<1>(GetParam()); }
+  std::string title(const char* mode) const {
+    return fmt::format("{} (cuda, {}{})", folder(), mode, portable() ? ", portable" : "");
+  }
   void SetUp() override {
     try {
       make_ops({.device = "cuda"});
     } catch (const Error& e) {
       GTEST_SKIP() << e.what();
     }
-    std::ifstream in(GetParam() + "/golden.json");
+    std::ifstream in(folder() + "/golden.json");
     const Json golden = Json::parse(in);
     for (const Json& test : golden["cases"]) {
       Case c;
@@ -75,7 +81,7 @@ Rows forward(ModelRunner& runner, const Batch& batch) {
 }
 
 TEST_P(CudaGolden, PreciseAgainstTransformers) {
-  ModelRunner runner(GetParam(), {.device = "cuda", .precise = true});
+  ModelRunner runner(folder(), {.device = "cuda", .precise = true, .portable = portable()});
   double worst = 0;
   int num_tokens = 0, num_drafts = 0;
   for (const Case& c : cases_) {
@@ -98,8 +104,8 @@ TEST_P(CudaGolden, PreciseAgainstTransformers) {
     for (size_t k = 0; k < c.drafts.size(); ++k, ++num_drafts)
       ASSERT_EQ(arg_max(proposals[c.prompt_size + k - 1]), c.drafts[k]) << "draft " << k;
   }
-  std::printf("%s (cuda, precise): %d greedy tokens, %d drafts, worst logprob difference %.2g\n", GetParam().c_str(),
-              num_tokens, num_drafts, worst);
+  std::printf("%s: %d greedy tokens, %d drafts, worst logprob difference %.2g\n", title("precise").c_str(), num_tokens,
+              num_drafts, worst);
 }
 
 // The smaller operands move a row's logits by a share of its spread: bf16 (8 bits) by about 0.01, FP8 activations (4
@@ -108,7 +114,8 @@ TEST_P(CudaGolden, PreciseAgainstTransformers) {
 constexpr double kMeanShare = 0.06, kMarginShare = 0.15, kFarRows = 0.03;
 
 TEST_P(CudaGolden, FastAgainstCpu) {
-  ModelRunner cpu(GetParam(), {.threads = 2}), fast(GetParam(), {.device = "cuda", .kv_dtype = DType::kBF16});
+  ModelRunner cpu(folder(), {.threads = 2}),
+      fast(folder(), {.device = "cuda", .portable = portable(), .kv_dtype = DType::kBF16});
   int num_tokens = 0, num_other = 0, num_far = 0;
   double sum_share = 0, worst_margin = 0;
   int64_t num_rows = 0;
@@ -140,10 +147,10 @@ TEST_P(CudaGolden, FastAgainstCpu) {
   EXPECT_LE(share, kMeanShare);
   EXPECT_LE(num_far, 1 + int(kFarRows * num_tokens));
   std::printf(
-      "%s (cuda, fast): %d of %d greedy tokens differ, %d of them by an expert's choice (largest margin %.3f of the "
+      "%s: %d of %d greedy tokens differ, %d of them by an expert's choice (largest margin %.3f of the "
       "row's spread); logits differ by "
       "%.3f of it in the mean\n",
-      GetParam().c_str(), num_other, num_tokens, num_far, worst_margin, share);
+      title("fast").c_str(), num_other, num_tokens, num_far, worst_margin, share);
 }
 
 std::vector<int32_t> random_ids(int n, int vocab, uint32_t seed) {
@@ -161,8 +168,11 @@ void expect_same_bits(const std::vector<float>& a, const std::vector<float>& b, 
 // which is what the engine records and replays.
 TEST_P(CudaGolden, DeterministicWhateverTheCompany) {
   for (bool precise : {true, false}) {
-    ModelRunner runner(GetParam(),
-                       {.device = "cuda", .precise = precise, .deterministic = true, .kv_dtype = DType::kBF16});
+    ModelRunner runner(folder(), {.device = "cuda",
+                                  .precise = precise,
+                                  .deterministic = true,
+                                  .portable = portable(),
+                                  .kv_dtype = DType::kBF16});
     constexpr int kSize = 150, kTail = 20;
     std::vector<std::vector<int32_t>> ids;
     std::vector<Rows> alone;
@@ -198,8 +208,13 @@ TEST_P(CudaGolden, DeterministicWhateverTheCompany) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Checkpoints, CudaGolden, testing::ValuesIn(checkpoints()),
-                         [](const auto& info) { return info.param.substr(info.param.rfind('/') + 1); });
+std::string name_of(const testing::TestParamInfo<std::tuple<std::string, bool>>& info) {
+  const auto& [folder, portable] = info.param;
+  return folder.substr(folder.rfind('/') + 1) + (portable ? "_portable" : "");
+}
+
+INSTANTIATE_TEST_SUITE_P(Checkpoints, CudaGolden, testing::Combine(testing::ValuesIn(checkpoints()), testing::Bool()),
+                         name_of);
 
 }  // namespace
 }  // namespace moectl::test

@@ -28,7 +28,7 @@ class ModelRunner {
     int max_tokens = 2048, max_logits = 2048;
     int num_pages = 40;
     std::string device = "cpu";
-    bool precise = false, deterministic = false;  // on CUDA
+    bool precise = false, deterministic = false, portable = false;  // on CUDA
     DType kv_dtype = DType::kF32;
   };
 
@@ -44,7 +44,8 @@ class ModelRunner {
                            .num_threads = options.threads,
                            .spin = spin,
                            .precise = options.precise,
-                           .deterministic = options.deterministic});
+                           .deterministic = options.deterministic,
+                           .portable = options.portable});
       rank.comm = std::move(comms[size_t(r)]);
       if (!weights) weights = load_weights(config_, checkpoint_, *rank.ops);
       rank.cache = std::make_unique<KvCache>(config_, *rank.ops, options.num_pages, options.kv_dtype);

@@ -53,7 +53,8 @@ class Bf16GemmTest : public GpuTest {
  protected:
   void SetUp() override {
     GpuTest::SetUp();
-    if (!IsSkipped() && !is_hopper()) GTEST_SKIP() << device().name << " is no Hopper GPU; bf16_gemm is for 9.0a";
+    if (!IsSkipped() && !takes_hopper_kernels())
+      GTEST_SKIP() << device().name << " is no Hopper GPU; bf16_gemm is for 9.0a";
   }
 
   struct Operands {

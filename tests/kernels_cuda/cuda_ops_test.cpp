@@ -57,14 +57,17 @@ TEST_F(CudaOpsTest, CardsThatAreNotThereAreNamed) {
   EXPECT_EQ(make_ops({.device = "auto"})->numerics_id().find("cuda-sm"), 0u);
   const auto precise = make_ops({.device = "cuda", .precise = true}), fast = make_ops({.device = "cuda"});
   EXPECT_NE(precise->numerics_id(), fast->numerics_id());
+  EXPECT_NE(make_ops({.device = "cuda", .portable = true})->numerics_id(), fast->numerics_id());
   EXPECT_EQ(precise->kv_dtypes().front(), DType::kF32);
   EXPECT_EQ(fast->kv_dtypes().front(), DType::kBF16);
 }
 
 // A replay reads and writes the memory that was recorded, with what stands there now; recording computes nothing.
 TEST_F(CudaOpsTest, CaptureAndReplay) {
-  for (bool precise : {true, false}) {
-    const auto ops = make_ops({.device = "cuda", .precise = precise});
+  for (const OpsOptions& options : {OpsOptions{.device = "cuda"}, OpsOptions{.device = "cuda", .precise = true},
+                                    OpsOptions{.device = "cuda", .portable = true}}) {
+    const auto ops = make_ops(options);
+    SCOPED_TRACE(ops->numerics_id());
     constexpr int64_t kRows = 5, kK = 256, kN = 384;
     const int64_t scratch = ops->scratch_bytes({.max_tokens = 8,
                                                 .max_expert_rows = 8,
@@ -166,7 +169,7 @@ TEST_F(CudaOpsTest, PacksWhatIsLargerThanItsStaging) {
 // The latent side of DeepSeek's attention: which number format it has, and the FP8 copy that mla_output leaves behind
 // for the product after it.
 TEST_F(CudaOpsTest, LatentsOfDeepSeek) {
-  if (!is_hopper()) GTEST_SKIP() << "no Hopper";
+  if (!takes_hopper_kernels()) GTEST_SKIP() << "no Hopper";
   constexpr int64_t kHeads = 4, kNope = 128, kRope = 64, kRank = 512, kValue = 128, kN = 256, kTokens = 9, kPage = 64;
   struct Packed {
     Weight uk, uv;
@@ -188,13 +191,13 @@ TEST_F(CudaOpsTest, LatentsOfDeepSeek) {
                               .num_heads = kHeads,
                               .q_head_size = kRank + kRope,
                               .out_head_size = kRank};
-  auto make = [&](bool precise) {
-    auto ops = make_ops({.device = "cuda", .precise = precise});
+  auto make = [&](bool precise, bool portable = false) {
+    auto ops = make_ops({.device = "cuda", .precise = precise, .portable = portable});
     const int64_t scratch = ops->scratch_bytes(shape);
     ops->set_scratch(ops->alloc(scratch), scratch);
     return ops;
   };
-  const auto ops = make(false), precise = make(true);
+  const auto ops = make(false), precise = make(true), portable = make(false, true);
   const KvView cache(nullptr, DType::kBF16, {10, kPage, kRank + kRope, 0});
   KvView f32_cache = cache, other_pages = cache;
   f32_cache.dtype = DType::kF32;
@@ -205,6 +208,7 @@ TEST_F(CudaOpsTest, LatentsOfDeepSeek) {
   EXPECT_EQ(ops->latent_dtype(f8.uk, f8.uv, f32_cache), DType::kF32);
   EXPECT_EQ(ops->latent_dtype(f8.uk, f8.uv, other_pages), DType::kF32);
   EXPECT_EQ(precise->latent_dtype(f8.uk, f8.uv, cache), DType::kF32);
+  EXPECT_EQ(portable->latent_dtype(f8.uk, f8.uv, cache), DType::kF32);
   EXPECT_EQ(ops->latent_dtype(pack(*ops, DType::kF16, kNope).uk, f8.uv, cache), DType::kF32);
   EXPECT_EQ(ops->latent_dtype(pack(*ops, DType::kF8E4M3, 256).uk, f8.uv, cache), DType::kF32);
 

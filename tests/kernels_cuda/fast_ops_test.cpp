@@ -1,17 +1,19 @@
 // The fast numerics of CudaOps against sums in f64 of the unrounded operands: how far rounding both to bf16, or x to
-// FP8, may take a result. Shapes of the tensor-core kernels and odd ones.
+// FP8, may take a result. Shapes of the tensor-core kernels and odd ones. Each test twice: with this card's kernels,
+// and portable: with those that every card has, which round x to bf16 even where w is FP8.
 #include "tests/harness/quantized.h"
 #include "tests/kernels_cuda/gpu_test.h"
 
 namespace moectl::test {
 namespace {
 
-class FastOpsTest : public GpuTest {
+class FastOpsTest : public GpuTest, public testing::WithParamInterface<bool> {
  protected:
   void SetUp() override {
     GpuTest::SetUp();
-    if (!IsSkipped()) ops_ = std::make_unique<MirrorOps>(make_ops({.device = "cuda"}));
+    if (!IsSkipped()) ops_ = std::make_unique<MirrorOps>(make_ops({.device = "cuda", .portable = portable()}));
   }
+  bool portable() const { return GetParam(); }
   Ops& ops() { return *ops_; }
 
  private:
@@ -39,11 +41,11 @@ class RoundedDot {
 };
 
 // Of x, w: FP8 activations lose 2^-4, bf16 ones 2^-8 (twice: w may be rounded after its scale).
-double product_roundoff(DType weight, bool block) {
-  return weight == DType::kF8E4M3 && block ? unit_roundoff(DType::kF8E4M3) : 2 * unit_roundoff(DType::kBF16);
+double product_roundoff(DType weight, bool portable) {
+  return weight == DType::kF8E4M3 && !portable ? unit_roundoff(DType::kF8E4M3) : 2 * unit_roundoff(DType::kBF16);
 }
 
-TEST_F(FastOpsTest, Linear) {
+TEST_P(FastOpsTest, Linear) {
   for (DType dtype : {DType::kBF16, DType::kF16, DType::kF8E4M3})
     for (auto [n, k] : std::vector<std::pair<int64_t, int64_t>>{{256, 512}, {136, 256}, {200, 384}, {67, 80}, {9, 70}})
       for (bool with_bias : {false, true}) {
@@ -63,7 +65,7 @@ TEST_F(FastOpsTest, Linear) {
           std::vector<Bounded> expected;
           for (int64_t r = 0; r < rows; ++r)
             for (int64_t i = 0; i < n; ++i) {
-              RoundedDot dot(product_roundoff(dtype, true));
+              RoundedDot dot(product_roundoff(dtype, portable()));
               for (int64_t j = 0; j < k; ++j) dot.add({double(x[size_t(r * k + j)]), 0}, values[size_t(i * k + j)]);
               expected.push_back(dot.result() + Bounded{with_bias ? double(bias[size_t(i)]) : 0.0, 0.0});
             }
@@ -73,7 +75,7 @@ TEST_F(FastOpsTest, Linear) {
 }
 
 // One operand for several weights, then other numbers in its place: no copy outlives what it was made of.
-TEST_F(FastOpsTest, OperandsAreReadAnew) {
+TEST_P(FastOpsTest, OperandsAreReadAnew) {
   Ops& gpu = static_cast<MirrorOps&>(ops()).device();
   constexpr int64_t kRows = 16, kN = 256, kK = 256;
   const Matrix m = random_matrix(DType::kF8E4M3, kN, kK, 1), other = random_matrix(DType::kBF16, kN, kK, 2);
@@ -102,7 +104,7 @@ TEST_F(FastOpsTest, OperandsAreReadAnew) {
   EXPECT_TRUE(same_bits(product(v), v_first));
 }
 
-TEST_F(FastOpsTest, Experts) {
+TEST_P(FastOpsTest, Experts) {
   for (DType dtype : {DType::kBF16, DType::kF8E4M3})
     for (auto [hidden, intermediate] : std::vector<std::pair<int64_t, int64_t>>{{256, 128}, {128, 384}, {160, 48}})
       for (bool special : {false, true})
@@ -141,7 +143,7 @@ TEST_F(FastOpsTest, Experts) {
             a.row_scale = View<const float>(scale.data(), {rows});
           }
           ops().moe_experts(a, {});
-          const double u = product_roundoff(dtype, true);
+          const double u = product_roundoff(dtype, portable());
           std::vector<Bounded> expected;
           for (int64_t e = 0; e < num; ++e)
             for (int64_t r = offsets[size_t(e)]; r < offsets[size_t(e) + 1]; ++r) {
@@ -180,6 +182,9 @@ TEST_F(FastOpsTest, Experts) {
           ASSERT_TRUE(close(out, expected, {offsets.back(), hidden}));
         }
 }
+
+INSTANTIATE_TEST_SUITE_P(Kernels, FastOpsTest, testing::Bool(),
+                         [](const auto& info) { return info.param ? "portable" : "own"; });
 
 }  // namespace
 }  // namespace moectl::test

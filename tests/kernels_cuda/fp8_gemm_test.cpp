@@ -111,7 +111,8 @@ class Fp8GemmTest : public GpuTest {
  protected:
   void SetUp() override {
     GpuTest::SetUp();
-    if (!IsSkipped() && !is_hopper()) GTEST_SKIP() << device().name << " is no Hopper GPU; fp8_gemm is for 9.0a";
+    if (!IsSkipped() && !takes_hopper_kernels())
+      GTEST_SKIP() << device().name << " is no Hopper GPU; fp8_gemm is for 9.0a";
   }
 
   // The operands of one case, made once for all the tilings that are tried.

@@ -24,7 +24,7 @@ class GpuTest : public testing::Test {
     if (const std::string why = cuda::why_unusable(0); !why.empty()) GTEST_SKIP() << why;
   }
   // For tests of *_sm90.cu.
-  bool is_hopper() const { return cuda::is_hopper(); }
+  bool takes_hopper_kernels() const { return cuda::takes_hopper_kernels(); }
   const cudaDeviceProp& device() const { return device_; }
 
  private:

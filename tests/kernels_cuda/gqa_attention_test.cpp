@@ -174,7 +174,7 @@ TEST_F(GqaAttentionGpuTest, Plain) {
 }
 
 TEST_F(GqaAttentionGpuTest, Hopper) {
-  if (!is_hopper()) GTEST_SKIP() << "no Hopper";
+  if (!takes_hopper_kernels()) GTEST_SKIP() << "no Hopper";
   for (const Shape& s : std::vector<Shape>{{8, 1, 64},
                                            {16, 2, 64, 128, 0, true},
                                            {32, 4, 128},
@@ -189,7 +189,7 @@ TEST_F(GqaAttentionGpuTest, Hopper) {
 
 // Prompt rows: tiles that lie in one sequence, and tiles that do not.
 TEST_F(GqaAttentionGpuTest, HopperPrefill) {
-  if (!is_hopper()) GTEST_SKIP() << "no Hopper";
+  if (!takes_hopper_kernels()) GTEST_SKIP() << "no Hopper";
   for (const Shape& s : std::vector<Shape>{{16, 2, 64, 128, 0, true},
                                            {8, 1, 128},
                                            {12, 1, 128, 0, 0, true},

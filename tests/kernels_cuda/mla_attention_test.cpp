@@ -146,7 +146,7 @@ TEST_F(MlaAttentionGpuTest, Plain) {
 // Heads that fill tiles of 64, one tile, and parts; lengths around pages, pairs of pages, and places where rows are
 // cut.
 TEST_F(MlaAttentionGpuTest, Hopper) {
-  if (!is_hopper()) GTEST_SKIP() << "no Hopper";
+  if (!takes_hopper_kernels()) GTEST_SKIP() << "no Hopper";
   for (auto [heads, longest] : {std::array<int64_t, 2>{128, 700}, {64, 1500}, {16, 1500}, {96, 400}, {192, 300}}) {
     SCOPED_TRACE(fmt::format("{} heads, {}", heads, longest));
     Attention a(heads, 512, 64, DType::kBF16, {0, 1, 63, 64, 126, 127, 128, 129, 191, int32_t(longest)});

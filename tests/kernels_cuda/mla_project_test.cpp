@@ -63,7 +63,7 @@ class MlaProjectTest : public GpuTest {
   void SetUp() override {
     GpuTest::SetUp();
     if (IsSkipped()) return;
-    if (!is_hopper()) GTEST_SKIP() << device().name << " is no Hopper GPU; these kernels are for 9.0a";
+    if (!takes_hopper_kernels()) GTEST_SKIP() << device().name << " is no Hopper GPU; these kernels are for 9.0a";
     ops_ = make_ops({.device = "cuda"});
   }
 
