@@ -70,12 +70,14 @@ void load(WorkerService& service, EngineConfig config, const Signals& signals) {
   progress.finish();
 }
 
-// Until a signal comes (returned) or the engine fails (thrown).
+// Until a signal comes (returned) or the engine fails (thrown, when the open requests have been told).
 int wait_for_end(WorkerService& service, const Signals& signals) {
   for (;;) {
     if (const auto signal = signals.wait(milliseconds(250))) return *signal;
-    if (const auto failure = service.failure())
-      throw Error(Code::kInternal, "the engine failed, the instance ends: " + *failure);
+    const auto failure = service.failure();
+    if (!failure) continue;
+    service.stop(milliseconds(5000));  // as long as slow readers need
+    throw Error(Code::kInternal, "the engine failed, the instance ends: " + *failure);
   }
 }
 

@@ -246,7 +246,7 @@ void Dispatcher::prefill_done(Assignment& assignment, TimePoint) {
   }
 }
 
-void Dispatcher::finished(Assignment& assignment, Outcome outcome, bool refused, TimePoint now) {
+void Dispatcher::finished(Assignment& assignment, Outcome outcome, std::string_view out_because, TimePoint now) {
   std::lock_guard lock(mutex_);
   if (Worker* prefill = find(std::exchange(assignment.prefill, 0))) {
     --prefill->in_flight;
@@ -258,9 +258,9 @@ void Dispatcher::finished(Assignment& assignment, Outcome outcome, bool refused,
   decode->tokens -= assignment.tokens;
   if (outcome == Outcome::kSuccess) decode->breaker.on_success(options_.breaker);
   if (outcome == Outcome::kFailure) decode->breaker.on_failure(options_.breaker, now);
-  if (refused) {  // until the next probe
+  if (!out_because.empty()) {  // until the next probe
     decode->state = WorkerState::kUnhealthy;
-    decode->reason = "connection refused";
+    decode->reason = out_because;
   }
   serve_waiting(now);
 }

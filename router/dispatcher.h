@@ -91,8 +91,8 @@ class Dispatcher {
   bool withdraw(Ticket ticket);
   // The prompt is computed: its prefill worker is free again. Once.
   void prefill_done(Assignment& assignment, TimePoint now);
-  // The request has left the worker. `refused`: nobody listens there.
-  void finished(Assignment& assignment, Outcome outcome, bool refused, TimePoint now);
+  // The request has left the worker, which until its next probe is taken for unhealthy when `out_because` says why.
+  void finished(Assignment& assignment, Outcome outcome, std::string_view out_because, TimePoint now);
 
   std::vector<WorkerView> view(TimePoint now) const;
   size_t num_waiting() const;

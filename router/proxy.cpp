@@ -42,9 +42,9 @@ class Lease {
   void prefill_done() {
     if (assignment_.prefill) dispatcher_.prefill_done(assignment_, Clock::now());
   }
-  void end(Outcome outcome, bool refused = false) {
+  void end(Outcome outcome, const char* out_because = "") {
     if (std::exchange(ended_, true)) return;
-    dispatcher_.finished(assignment_, outcome, refused, Clock::now());
+    dispatcher_.finished(assignment_, outcome, out_because, Clock::now());
   }
 
  private:
@@ -288,7 +288,9 @@ Task<Failed> attempt(Flight& flight, http::Exchange& exchange, Forwarding forwar
   }
 
   if (departure->gone || code == Code::kCancelled) throw_departed();
-  if (code == Code::kUsage) {
+  const bool last_words = code == Code::kUsage && api::says_engine_failed(failed.response.body);
+  if (last_words) message = failed.response.body;
+  if (code == Code::kUsage && !last_words) {
     const int status = failed.response.status;
     if (status == 502 || status == 503 || status == 504 || status == 429) {
       lease.end(status == 502 || status == 504 ? Outcome::kFailure : Outcome::kNeutral);
@@ -317,13 +319,15 @@ Task<Failed> attempt(Flight& flight, http::Exchange& exchange, Forwarding forwar
   // The worker failed this request.
   const bool refused = !connected && message.starts_with("cannot connect");
   const bool told = code == Code::kInternal && message.starts_with("{");  // its own error object
-  lease.end(Outcome::kFailure, refused);
+  const bool engine_failed = last_words || (told && api::says_engine_failed(message));
+  lease.end(Outcome::kFailure, refused ? "connection refused" : engine_failed ? "its engine failed" : "");
   failed.cause = refused ? "connect" : "died";
   failed.message = fmt::format("{}: {}", worker_name, message);
-  failed.response = refused ? unavailable("The decode worker cannot be reached: " + message)
-                            : error_response(api::from_status(502, "The decode worker failed: " + message));
+  if (!last_words)
+    failed.response = refused ? unavailable("The decode worker cannot be reached: " + message)
+                              : error_response(api::from_status(502, "The decode worker failed: " + message));
   if (told) failed.response.body = message;
-  if (!refused && !told) context.quarantine.on_death(flight.body_key, worker_id, Clock::now());
+  if (engine_failed || (!refused && !told)) context.quarantine.on_death(flight.body_key, worker_id, Clock::now());
   if (streaming.events > 0) {  // the client has part of the answer: nobody else can go on from there
     co_await break_off(flight, exchange, failed.response.body, failed.message);
     failed.final = true;

@@ -39,6 +39,12 @@ if(TARGET moectl)
     moectl_script(e2e_${name} bash tests/scripts/if_installed.sh ${CMAKE_BINARY_DIR}/venv/bin/python ${script})
   endforeach()
 
+  # For e2e/cuda_fault_test.py: stands before NVIDIA's driver and breaks on demand. Compiles without CUDA.
+  add_library(cuda_fault_driver MODULE tests/faults/cuda_driver.cpp)
+  set_target_properties(cuda_fault_driver PROPERTIES PREFIX "" OUTPUT_NAME libcuda SUFFIX .so.1
+                        LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/fault_driver)
+  target_link_libraries(cuda_fault_driver PRIVATE ${CMAKE_DL_LIBS})
+
   # Processes that are killed and stopped at chosen moments: these tests get the machine for themselves.
   set_tests_properties(e2e_router_test e2e_pd_test e2e_deploy_test PROPERTIES RUN_SERIAL ON)
 

@@ -95,6 +95,21 @@ ApiError draining() {
   return error;
 }
 
+namespace {
+constexpr std::string_view kEngineFailed = "engine_failed";
+}
+
+ApiError engine_failed(std::string_view message) {
+  ApiError error = from_status(503, message);
+  error.code = kEngineFailed;
+  return error;
+}
+
+// Our own form, without spaces; inside a message its quotes would be escaped.
+bool says_engine_failed(std::string_view error_body) {
+  return error_body.find(fmt::format("\"code\":\"{}\"", kEngineFailed)) != std::string_view::npos;
+}
+
 std::string error_body(const ApiError& error) {
   nlohmann::ordered_json object = {
       {"message", error.message}, {"type", error.type}, {"param", nullptr}, {"code", nullptr}};

@@ -24,6 +24,9 @@ ApiError context_length_exceeded(size_t num_prompt_tokens, int max_model_len, st
 ApiError invalid_api_key();
 ApiError loading();  // 503 in the form that clients of other servers already wait on
 ApiError draining();
+ApiError engine_failed(std::string_view message);  // while it computed this request; a router must know that
+// Of an error body: whether it is engine_failed().
+bool says_engine_failed(std::string_view error_body);
 
 std::string error_body(const ApiError& error);  // {"error":{"message","type","param","code"}}
 

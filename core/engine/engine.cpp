@@ -371,7 +371,7 @@ void EngineImpl::fail(const std::string& reason) {
     if (first) stats_.failure = reason;
   }
   if (first) log::error("the engine failed: {}", reason);
-  end_everything(FinishReason::kError, "the engine failed: " + reason);
+  end_everything(FinishReason::kError, reason);
 }
 
 // Every sink hears the end, also of requests that never reached the scheduler.

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <limits>
 #include <thread>
+#include <utility>
 
 #include "core/base/log.h"
 #include "core/engine/memory_plan.h"
@@ -55,9 +56,9 @@ void check_cuda(const EngineConfig& engine) {
           "--ep-size {} with --device cuda: exchange between GPUs is not there yet; use --ep-size 1 "
           "or --device cpu",
           engine.ep_size);
-  require(!engine.prefill_role && !engine.prefill_source,
-          "--device cuda: KV transfer between GPU workers is not there yet; serve aggregated (serve-decode without "
-          "--cluster-secret-file) or use --device cpu");
+  require(!engine.prefill_role,
+          "--device cuda: KV transfer between GPU workers is not there yet; serve with serve-decode, which computes "
+          "prompts itself, or use --device cpu");
 }
 
 // Bytes of the GPU's KV cache, in whole pages. Says what goes where, before anything is loaded.
@@ -173,6 +174,8 @@ std::unique_ptr<Engine> Engine::create(EngineConfig config) {
               config.model_dir, absent);
   const OpsOptions backend = plan_ops(config, model, int(std::max(1u, std::thread::hardware_concurrency())));
   std::unique_ptr<Ops> first_ops = make_ops(backend);
+  if (!first_ops->host_memory() && std::exchange(config.prefill_source, nullptr))
+    log::info("prompts are computed here: KV transfer between GPU workers is not there yet");
   const GenerationDefaults defaults = made_up ? GenerationDefaults{} : read_generation_defaults(config.model_dir);
   const EngineSetup setup =
       plan_setup(config, model, eos_token_ids(model, defaults), *first_ops, checkpoint.total_bytes());

@@ -31,6 +31,12 @@ std::string random_id(const char* prefix) {
   return fmt::format("{}{:016x}{:016x}", prefix, generator(), generator());
 }
 
+// The engine failed while it computed this request, and the instance ends.
+class EngineFailed : public Error {
+ public:
+  explicit EngineFailed(const std::string& why) : Error(Code::kUnavailable, "the engine failed: " + why) {}
+};
+
 // The engine requests of one job; those that still run are cancelled when it goes out of scope, whatever the reason.
 class Submission {
  public:
@@ -152,6 +158,7 @@ class Generation {
   void check_finish(const GenerateOutput& output) const {
     if (output.finish == FinishReason::kError && record_.context().deadline_passed(Clock::now()))
       throw Error(Code::kUnavailable, kDeadlinePassed);
+    if (output.finish == FinishReason::kError && instance_.engine->stats().failed) throw EngineFailed(output.error);
     if (output.finish == FinishReason::kError) throw Error(Code::kInternal, "the engine failed: " + output.error);
     if (output.finish == FinishReason::kCancelled) throw Error(Code::kUnavailable, "the server is going down");
   }
@@ -258,6 +265,7 @@ api::ApiError to_api_error(const std::exception& e, const RequestContext& contex
   const auto* error = dynamic_cast<const Error*>(&e);
   if (error && error->code() == Code::kUnavailable && context.deadline_passed(Clock::now()))
     return api::from_status(504, e.what());
+  if (dynamic_cast<const EngineFailed*>(&e)) return api::engine_failed(e.what());
   if (error) return api::from_error(*error);
   return api::from_status(500, e.what());
 }

@@ -227,8 +227,8 @@ class Signals(unittest.TestCase):
 
 
 class NotStarting(unittest.TestCase):
-    def refused(self, status, *arguments):
-        result = run("serve-decode", str(DEMO), *CUDA, "--port", "0", *arguments)
+    def refused(self, status, *arguments, command="serve-decode"):
+        result = run(command, str(DEMO), *CUDA, "--port", "0", *arguments)
         self.assertEqual(result.returncode, status, result.stderr)
         self.assertEqual(result.stdout, "")
         errors = [line for line in result.stderr.splitlines() if "moectl: error: " in line]
@@ -255,7 +255,7 @@ class NotStarting(unittest.TestCase):
         with tempfile.NamedTemporaryFile("w") as secret:
             secret.write("s" * 32)
             secret.flush()
-            self.assertIn("KV transfer between GPU workers", self.refused(78, "--cluster-secret-file", secret.name))
+            self.assertIn("KV transfer between GPU workers", self.refused(78, "--cluster-secret-file", secret.name, command="serve-prefill"))
 
     def test_a_shape_that_is_not_there(self):
         result = run("serve-decode", "--shape", "qwen3-30b", *CUDA, "--port", "0")

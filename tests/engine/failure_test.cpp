@@ -7,54 +7,18 @@
 #include <thread>
 
 #include "core/base/error.h"
-#include "core/engine/engine_setup.h"
-#include "core/engine/rank_worker.h"
-#include "core/model/weights.h"
 #include "tests/engine/engine_client.h"
-#include "tests/harness/wrapped_ops.h"
+#include "tests/harness/tampered_engine.h"
 
 namespace moectl::test {
 namespace {
-
-// Real operations; `after_linear` sees every matrix product and may spoil it, throw or wait.
-class TamperedOps final : public WrappedOps {
- public:
-  using Tamper = std::function<void(const LinearArgs&)>;
-  TamperedOps(std::unique_ptr<Ops> real, Tamper after_linear)
-      : WrappedOps(std::move(real)), after_linear_(std::move(after_linear)) {}
-  void linear(const LinearArgs& a, Stream s) override {
-    real().linear(a, s);
-    after_linear_(a);
-  }
-
- private:
-  Tamper after_linear_;
-};
 
 // The demo model over `ep_size` ranks, the last of which is tampered with.
 std::unique_ptr<Engine> tampered_engine(int ep_size, TamperedOps::Tamper tamper, int max_num_batched_tokens = 512) {
   EngineConfig flags = demo_config();
   flags.ep_size = ep_size;
   flags.max_num_batched_tokens = max_num_batched_tokens;
-  const Config config = read_config(flags.model_dir);
-  const OpsOptions backend = plan_ops(flags, config, 1);
-  const Checkpoint checkpoint = Checkpoint::open(flags.model_dir);
-  const EngineSetup setup =
-      plan_setup(flags, config, config.eos_token_ids, *make_ops(backend), checkpoint.total_bytes());
-  std::vector<RankSetup> ranks;
-  std::shared_ptr<const ModelWeights> weights;
-  for (auto& comm : make_local_communicators(ep_size)) {
-    auto ops = make_ops(backend);
-    if (!weights) weights = load_weights(config, checkpoint, *ops);
-    if (comm->rank() == ep_size - 1) ops = std::make_unique<TamperedOps>(std::move(ops), tamper);
-    ranks.push_back({.weights = weights,
-                     .ops = std::move(ops),
-                     .comm = std::move(comm),
-                     .num_pages = setup.scheduler.num_pages,
-                     .limits = setup.limits,
-                     .eos_token_ids = setup.scheduler.eos_token_ids});
-  }
-  return start_engine({}, config, setup.scheduler, std::move(ranks));
+  return test::tampered_engine(flags, std::move(tamper));
 }
 
 bool is_head(const LinearArgs& a) {

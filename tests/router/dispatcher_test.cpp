@@ -145,7 +145,7 @@ TEST_F(DispatcherTest, WorkerOfTheOtherRoleTakesNothing) {
 TEST_F(DispatcherTest, RefusedRequestMakesAWorkerUnhealthyUntilTheNextProbe) {
   start(1, 0);
   Assignment a = assigned();
-  dispatcher->finished(a, Outcome::kFailure, true, now);
+  dispatcher->finished(a, Outcome::kFailure, "connection refused", now);
   EXPECT_EQ(refused().kind, RefusalKind::kNoWorker);
   dispatcher->on_probe(1, ready(Role::kDecode), now);
   assigned();
@@ -159,8 +159,8 @@ TEST_F(DispatcherTest, ReloadKeepsAddsAndRemoves) {
   EXPECT_TRUE(dispatcher->has_worker(2));
   EXPECT_EQ(view(2).state, WorkerState::kReady);
   EXPECT_EQ(dispatcher->workers().back().second.url, "http://d3");
-  EXPECT_EQ(dispatcher->workers().back().first, 4);              // ids are not used again
-  dispatcher->finished(running, Outcome::kSuccess, false, now);  // of a worker that is gone
+  EXPECT_EQ(dispatcher->workers().back().first, 4);           // ids are not used again
+  dispatcher->finished(running, Outcome::kSuccess, "", now);  // of a worker that is gone
   EXPECT_EQ(assigned().decode_url, "http://d2");
 }
 
@@ -193,12 +193,12 @@ TEST_F(DispatcherTest, LoadIsTheReportAndWhatWasSentSince) {
   Assignment second = assigned(request);
   EXPECT_EQ(view(1).load_requests, 4);
   EXPECT_EQ(view(1).load_tokens, 510);
-  dispatcher->finished(first, Outcome::kSuccess, false, now);
-  dispatcher->finished(second, Outcome::kSuccess, false, now);
+  dispatcher->finished(first, Outcome::kSuccess, "", now);
+  dispatcher->finished(second, Outcome::kSuccess, "", now);
   EXPECT_EQ(view(1).in_flight, 0);
   EXPECT_EQ(view(1).load_requests, 2);
   EXPECT_NEAR(view(1).load_tokens, 500. * 2 / 3, 1e-9);
-  dispatcher->finished(second, Outcome::kSuccess, false, now);  // given back once only
+  dispatcher->finished(second, Outcome::kSuccess, "", now);  // given back once only
   EXPECT_EQ(view(1).in_flight, 0);
 }
 
@@ -212,7 +212,7 @@ TEST_F(DispatcherTest, LoadThatWasOursIsGoneWhenItEnds) {
   probe.report.num_tokens_in_flight = 500;  // more than was estimated
   dispatcher->on_probe(1, probe, now);
   EXPECT_EQ(view(1).load_tokens, 500);
-  dispatcher->finished(running, Outcome::kSuccess, false, now);
+  dispatcher->finished(running, Outcome::kSuccess, "", now);
   EXPECT_EQ(view(1).load_tokens, 0);
   EXPECT_EQ(view(1).load_requests, 0);
 }
@@ -292,7 +292,7 @@ TEST_F(DispatcherTest, BreakerOpensHalfOpensAndCloses) {
   start(1, 0, options);
   for (int i = 0; i < 3; ++i) {
     Assignment a = assigned();
-    dispatcher->finished(a, Outcome::kFailure, false, now);
+    dispatcher->finished(a, Outcome::kFailure, "", now);
   }
   EXPECT_THAT(refused().message, HasSubstr("circuit breaker"));
   EXPECT_EQ(dispatcher->num_ready(Role::kDecode, now), 0);
@@ -302,14 +302,14 @@ TEST_F(DispatcherTest, BreakerOpensHalfOpensAndCloses) {
   EXPECT_EQ(dispatcher->num_ready(Role::kDecode, now), 1);
   Assignment trial = assigned();
   EXPECT_THAT(refused().message, HasSubstr("circuit breaker"));  // one at a time
-  dispatcher->finished(trial, Outcome::kSuccess, false, now);
+  dispatcher->finished(trial, Outcome::kSuccess, "", now);
   trial = assigned();
-  dispatcher->finished(trial, Outcome::kFailure, false, now);  // open again
+  dispatcher->finished(trial, Outcome::kFailure, "", now);  // open again
   EXPECT_THAT(refused().message, HasSubstr("circuit breaker"));
   now += seconds(60);
   for (int i = 0; i < 2; ++i) {
     trial = assigned();
-    dispatcher->finished(trial, Outcome::kSuccess, false, now);
+    dispatcher->finished(trial, Outcome::kSuccess, "", now);
   }
   assigned();
   assigned();  // closed: several at a time
@@ -321,10 +321,10 @@ TEST_F(DispatcherTest, OnlyFailuresInARowOpenTheBreaker) {
   start(1, 0, options);
   for (const Outcome outcome : {Outcome::kFailure, Outcome::kSuccess, Outcome::kFailure, Outcome::kNeutral}) {
     Assignment a = assigned();
-    dispatcher->finished(a, outcome, false, now);
+    dispatcher->finished(a, outcome, "", now);
   }
   Assignment a = assigned();
-  dispatcher->finished(a, Outcome::kFailure, false, now);
+  dispatcher->finished(a, Outcome::kFailure, "", now);
   refused();
 }
 
@@ -346,9 +346,9 @@ TEST_F(QueueTest, ServedInOrderWhenCapacityReturns) {
   wait("a");
   wait("b");
   EXPECT_EQ(dispatcher->num_waiting(), 2u);
-  dispatcher->finished(running, Outcome::kSuccess, false, now);
+  dispatcher->finished(running, Outcome::kSuccess, "", now);
   EXPECT_THAT(decisions, ElementsAre("a"));
-  dispatcher->finished(granted[0], Outcome::kSuccess, false, now);
+  dispatcher->finished(granted[0], Outcome::kSuccess, "", now);
   EXPECT_THAT(decisions, ElementsAre("a", "b"));
   EXPECT_EQ(dispatcher->num_waiting(), 0u);
 }
@@ -360,7 +360,7 @@ TEST_F(QueueTest, NobodyOvertakes) {
   dispatcher->on_probe(2, ready(Role::kDecode), now);  // capacity for one
   EXPECT_THAT(decisions, ElementsAre("a"));
   wait("c");
-  dispatcher->finished(running, Outcome::kSuccess, false, now);
+  dispatcher->finished(running, Outcome::kSuccess, "", now);
   EXPECT_THAT(decisions, ElementsAre("a", "b"));
 }
 
@@ -376,7 +376,7 @@ TEST_F(QueueTest, WithdrawnRequestsAreSkipped) {
   wait("b");
   EXPECT_TRUE(dispatcher->withdraw(a));
   EXPECT_FALSE(dispatcher->withdraw(a));
-  dispatcher->finished(running, Outcome::kSuccess, false, now);
+  dispatcher->finished(running, Outcome::kSuccess, "", now);
   EXPECT_THAT(decisions, ElementsAre("b"));
 }
 

@@ -407,17 +407,59 @@ TEST_F(RouterTest, AfterTheFirstTextTheStreamBreaksOffWithAnError) {
   }
 }
 
+// A worker whose engine fails says so before it ends: in the answer, or in the stream.
+void fail_with_last_words(RawConnection& c, const std::string&, int) {
+  const std::string body = api::error_body(api::engine_failed("the engine failed: on purpose"));
+  c.send(
+      fmt::format("HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nRetry-After: 1\r\nContent-Type: "
+                  "application/json\r\nContent-Length: {}\r\n\r\n{}",
+                  body.size(), body));
+}
+void fail_amid_stream(RawConnection& c, const std::string&, int) {
+  c.start_stream();
+  c.chunk("data: {\"role\":1}\n\ndata: " + api::error_body(api::engine_failed("the engine failed")) + "\n\n");
+}
+
 TEST_F(RouterTest, PromptThatKillsWorkersIsGivenToTwoAtMost) {
-  RawWorker a(die), b(die), c(die);
-  options.decode_urls = {a.url(), b.url(), c.url()};
-  start(3);
+  for (const RawWorker::Behaviour& death : {RawWorker::Behaviour(die), RawWorker::Behaviour(fail_with_last_words),
+                                            RawWorker::Behaviour(fail_amid_stream)}) {
+    RawWorker a(death), b(death), c(death);
+    options.decode_urls = {a.url(), b.url(), c.url()};
+    start(3);
+    const Answer answer = post(kChat);
+    EXPECT_EQ(answer.status, 500);
+    EXPECT_EQ(answer.error("code"), "worker_died");
+    EXPECT_EQ(answer.header("x-should-retry"), "false");
+    EXPECT_EQ(a.num_posts() + b.num_posts() + c.num_posts(), 2);
+    EXPECT_EQ(post(kChat).status, 500);  // again: to nobody
+    EXPECT_EQ(a.num_posts() + b.num_posts() + c.num_posts(), 2);
+    router.reset();
+  }
+}
+
+TEST_F(RouterTest, AnEngineThatFailedIsWorkedAround) {
+  for (const RawWorker::Behaviour& death :
+       {RawWorker::Behaviour(fail_with_last_words), RawWorker::Behaviour(fail_amid_stream)}) {
+    RawWorker failing(death), other(answer_ok);
+    options.decode_urls = {failing.url(), other.url()};
+    options.dispatcher.decode_policy = "round-robin";
+    start(2);
+    for (int i = 0; i < 3; ++i) EXPECT_EQ(post(kChat).status, 200);
+    EXPECT_EQ(failing.num_posts(), 1);
+    EXPECT_THAT(ops("/workers").body, HasSubstr("its engine failed"));
+    EXPECT_EQ(metric("moectl_router_retries_total{cause=\"died\"}"), "1");
+    router.reset();
+  }
+}
+
+TEST_F(RouterTest, LastWordsOfAFailedEngineReachTheClient) {
+  RawWorker failing(fail_with_last_words);
+  options.decode_urls = {failing.url()};
+  start(1);
   const Answer answer = post(kChat);
-  EXPECT_EQ(answer.status, 500);
-  EXPECT_EQ(answer.error("code"), "worker_died");
-  EXPECT_EQ(answer.header("x-should-retry"), "false");
-  EXPECT_EQ(a.num_posts() + b.num_posts() + c.num_posts(), 2);
-  EXPECT_EQ(post(kChat).status, 500);  // again: to nobody
-  EXPECT_EQ(a.num_posts() + b.num_posts() + c.num_posts(), 2);
+  EXPECT_EQ(answer.status, 503);
+  EXPECT_EQ(answer.error("code"), "engine_failed");
+  EXPECT_EQ(answer.header("retry-after"), "1");
 }
 
 TEST_F(RouterTest, LastWordsWhenNobodyIsLeft) {

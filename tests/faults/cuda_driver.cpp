@@ -1,0 +1,174 @@
+// A libcuda.so.1 that breaks on demand, for tests/e2e/cuda_fault_test.py: put before NVIDIA's driver library in
+// LD_LIBRARY_PATH, it hands every call on to the real one until a file appears; then the next launch goes wrong.
+// Knows the driver's interface by its documented signatures alone, so that it compiles without CUDA's headers.
+//
+//   FAULT_DRIVER    path of the real driver library
+//   FAULT_TRIGGER   path of the file, whose first word says what happens, once:
+//     wild          a kernel that writes to an unmapped address goes into the stream before it
+//     refuse        the launch returns CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES and starts nothing
+//
+// The runtime (cudart, linked statically) takes every function through cuGetProcAddress; the few that are watched are
+// replaced there. Calls may come from any thread.
+#include <dlfcn.h>
+
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <mutex>
+#include <string_view>
+
+namespace {
+
+using Result = int;    // CUresult
+using Handle = void*;  // CUfunction, CUstream, CUgraphExec
+constexpr Result kSuccess = 0, kOutOfResources = 701, kNotFound = 500;
+constexpr uint64_t kPerThreadStreams = 2;  // of cuGetProcAddress' flags
+
+[[noreturn]] void die(const char* what, const char* why) {
+  std::fprintf(stderr, "fault driver: %s: %s\n", what, why);
+  std::_Exit(99);
+}
+
+const char* variable(const char* name) {
+  const char* value = std::getenv(name);
+  return value ? value : "";
+}
+
+void* real_library() {
+  static void* const library = [] {
+    void* opened = dlopen(variable("FAULT_DRIVER"), RTLD_NOW | RTLD_LOCAL);
+    if (!opened) die("FAULT_DRIVER", dlerror());
+    return opened;
+  }();
+  return library;
+}
+
+template <class F>
+F real_function(const char* name) {
+  return reinterpret_cast<F>(dlsym(real_library(), name));
+}
+
+// What was replaced.
+struct Real {
+  Result (*launch)(Handle, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, Handle, void**,
+                   void**) = nullptr;
+  Result (*launch_ex)(const void*, Handle, void**, void**) = nullptr;
+  Result (*graph_launch)(Handle, Handle) = nullptr;
+} real;
+
+std::mutex mutex;
+bool is_over = false;  // the fault has happened
+
+constexpr const char* kWildKernel = R"(
+.version 7.0
+.target sm_80
+.address_size 64
+.visible .entry wild() {
+  .reg .b64 %address;
+  mov.u64 %address, 0x400000000000;
+  st.global.u64 [%address], %address;
+  ret;
+}
+)";
+
+void launch_wild(Handle stream) {
+  const auto load = real_function<Result (*)(Handle*, const void*)>("cuModuleLoadData");
+  const auto get = real_function<Result (*)(Handle*, Handle, const char*)>("cuModuleGetFunction");
+  Handle module = nullptr, kernel = nullptr;
+  Result result = load(&module, kWildKernel);
+  if (result == kSuccess) result = get(&kernel, module, "wild");
+  if (result == kSuccess) result = real.launch(kernel, 1, 1, 1, 1, 1, 1, 0, stream, nullptr, nullptr);
+  std::fprintf(stderr, "fault driver: launched a wild kernel, status %d\n", result);
+}
+
+// Whether a launch may go on. Never amid the recording of a graph: loading a kernel would end it.
+bool may_launch(Handle stream) {
+  std::lock_guard lock(mutex);
+  if (is_over) return true;
+  std::FILE* file = std::fopen(variable("FAULT_TRIGGER"), "r");
+  if (!file) return true;
+  char word[16] = "";
+  const bool written = std::fscanf(file, "%15s", word) == 1;
+  std::fclose(file);
+  static const auto is_capturing = real_function<Result (*)(Handle, int*)>("cuStreamIsCapturing");
+  int capturing = 0;
+  if (!written || is_capturing(stream, &capturing) != kSuccess || capturing) return true;
+  is_over = true;
+  if (std::string_view(word) == "wild") return launch_wild(stream), true;
+  if (std::string_view(word) != "refuse") die("FAULT_TRIGGER names no fault", word);
+  std::fprintf(stderr, "fault driver: refused a launch\n");
+  return false;
+}
+
+Result launch(Handle f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared,
+              Handle stream, void** params, void** extra) {
+  if (!may_launch(stream)) return kOutOfResources;
+  return real.launch(f, gx, gy, gz, bx, by, bz, shared, stream, params, extra);
+}
+
+// CUlaunchConfig: seven sizes of four bytes, a gap, then the stream.
+Result launch_ex(const void* config, Handle f, void** params, void** extra) {
+  Handle stream;
+  std::memcpy(&stream, static_cast<const char*>(config) + 8 * sizeof(unsigned), sizeof stream);
+  if (!may_launch(stream)) return kOutOfResources;
+  return real.launch_ex(config, f, params, extra);
+}
+
+Result graph_launch(Handle graph, Handle stream) {
+  if (!may_launch(stream)) return kOutOfResources;
+  return real.graph_launch(graph, stream);
+}
+
+template <class F>
+void replace(F& original, F ours, void** function) {
+  original = reinterpret_cast<F>(*function);
+  *function = reinterpret_cast<void*>(ours);
+}
+
+}  // namespace
+
+// ------------------------------------------------------------------------------------------------ what cudart looks up
+
+extern "C" {
+
+Result cuGetProcAddress_v2(const char* symbol, void** function, int version, uint64_t flags, void* status);
+Result cuGetProcAddress(const char* symbol, void** function, int version, uint64_t flags);
+
+static void replace_watched(const char* symbol, void** function, int version, uint64_t flags) {
+  if (!function || !*function || (flags & kPerThreadStreams)) return;
+  const std::string_view name = symbol;
+  std::lock_guard lock(mutex);
+  if (name == "cuLaunchKernel")
+    replace(real.launch, launch, function);
+  else if (name == "cuLaunchKernelEx")
+    replace(real.launch_ex, launch_ex, function);
+  else if (name == "cuGraphLaunch")
+    replace(real.graph_launch, graph_launch, function);
+  else if (name == "cuGetProcAddress")
+    *function =
+        version >= 12000 ? reinterpret_cast<void*>(cuGetProcAddress_v2) : reinterpret_cast<void*>(cuGetProcAddress);
+}
+
+Result cuGetProcAddress_v2(const char* symbol, void** function, int version, uint64_t flags, void* status) {
+  static const auto original = real_function<decltype(&cuGetProcAddress_v2)>("cuGetProcAddress_v2");
+  if (!original) return kNotFound;
+  const Result result = original(symbol, function, version, flags, status);
+  if (result == kSuccess) replace_watched(symbol, function, version, flags);
+  return result;
+}
+
+Result cuGetProcAddress(const char* symbol, void** function, int version, uint64_t flags) {
+  static const auto original = real_function<decltype(&cuGetProcAddress)>("cuGetProcAddress");
+  if (!original) return kNotFound;
+  const Result result = original(symbol, function, version, flags);
+  if (result == kSuccess) replace_watched(symbol, function, version, flags);
+  return result;
+}
+
+Result cuGetExportTable(const void** table, const void* id) {
+  static const auto original = real_function<decltype(&cuGetExportTable)>("cuGetExportTable");
+  return original(table, id);
+}
+
+}  // extern "C"
