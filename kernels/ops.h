@@ -205,6 +205,21 @@ struct MlaOutputArgs {
   View<float> out;   // [num_tokens, num_heads, v_head_dim]
 };
 
+// mla_query, mla_attention and mla_output in one, for rows at consecutive positions of one sequence (a prompt's chunk),
+// whose latents are in the cache, theirs included. Expanded form: the heads' keys and values are made from the latents
+// first (W_UK c, W_UV c), for all rows together.
+struct MlaPrefillArgs {
+  View<const float> q;         // [num_tokens, num_heads, qk_nope_head_dim + qk_rope_head_dim]
+  Weight w_uk, w_uv;           // of MlaQueryArgs and MlaOutputArgs
+  View<const float> cos_sin;   // [num_tokens, qk_rope_head_dim]
+  KvView cache;                // [num_pages, page_size, kv_lora_rank + qk_rope_head_dim] of one layer
+  View<const int32_t> pages;   // [max_pages] of the sequence
+  int64_t first_position = 0;  // of row 0
+  float scale = 1.0f;
+  bool interleaved = true;
+  View<float> out;  // [num_tokens, num_heads, v_head_dim]
+};
+
 // Top-k routing. Sigmoid: DeepSeek-V3 report, section 2.1.2: the bias picks experts; it never weights them.
 struct MoeGateArgs {
   View<const float> logits;   // [num_tokens, num_experts]
@@ -406,6 +421,8 @@ class Ops {
   virtual void mla_cache_write(const MlaCacheWriteArgs&, Stream) = 0;
   virtual void mla_attention(const MlaAttentionArgs&, Stream) = 0;
   virtual void mla_output(const MlaOutputArgs&, Stream) = 0;
+  // False: nothing was done, and the three operations before are to do it; always so on the CPU backend.
+  virtual bool mla_prefill(const MlaPrefillArgs&, Stream) { return false; }
   virtual void moe_gate(const MoeGateArgs&, Stream) = 0;
   virtual void moe_permute(const MoePermuteArgs&, Stream) = 0;
   virtual void moe_experts(const MoeExpertsArgs&, Stream) = 0;

@@ -57,11 +57,12 @@ __device__ __forceinline__ void rescale(float (&o)[N], RowPair& l, RowPair from,
   }
 }
 
-// The largest of 64 columns.
-__device__ __forceinline__ RowPair row_max(const float (&s)[32]) {
+// The largest of the 2 N columns.
+template <int N>
+__device__ __forceinline__ RowPair row_max(const float (&s)[N]) {
   float a = s[0], b = s[2];
 #pragma unroll
-  for (int i = 0; i < 32; i += 4) {
+  for (int i = 0; i < N; i += 4) {
     a = fmaxf(a, fmaxf(s[i], s[i + 1]));
     b = fmaxf(b, fmaxf(s[i + 2], s[i + 3]));
   }
@@ -69,9 +70,10 @@ __device__ __forceinline__ RowPair row_max(const float (&s)[32]) {
 }
 
 // Scores become weights, which are added to this thread's part of the sums.
-__device__ __forceinline__ void exponentials(float (&s)[32], float scale_a, float scale_b, RowPair m, RowPair& l) {
+template <int N>
+__device__ __forceinline__ void exponentials(float (&s)[N], float scale_a, float scale_b, RowPair m, RowPair& l) {
 #pragma unroll
-  for (int i = 0; i < 32; i += 4) {
+  for (int i = 0; i < N; i += 4) {
     s[i] = exp2_approx(fmaf(s[i], scale_a, -m.a));
     s[i + 1] = exp2_approx(fmaf(s[i + 1], scale_a, -m.a));
     s[i + 2] = exp2_approx(fmaf(s[i + 2], scale_b, -m.b));
@@ -81,10 +83,11 @@ __device__ __forceinline__ void exponentials(float (&s)[32], float scale_a, floa
   }
 }
 
-// The same weights as the A operand of four slices of 16 keys.
-__device__ __forceinline__ void pack_weights(const float (&s)[32], uint32_t (&w)[4][4]) {
+// The same weights as the A operand of slices of 16 keys.
+template <int N>
+__device__ __forceinline__ void pack_weights(const float (&s)[N], uint32_t (&w)[N / 8][4]) {
 #pragma unroll
-  for (int i = 0; i < 32; i += 4) {
+  for (int i = 0; i < N; i += 4) {
     w[i / 8][i % 8 / 2] = pack_bf16(s[i], s[i + 1]);
     w[i / 8][i % 8 / 2 + 1] = pack_bf16(s[i + 2], s[i + 3]);
   }

@@ -11,12 +11,13 @@
 #include "kernels/cuda/cublaslt.h"
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/kernels.h"
+#include "kernels/cuda/mla_prefill_sm90.h"
 #include "kernels/cuda/sample.h"
 
 namespace moectl::cuda {
 
 // Raise when any kernel changes a bit of its results.
-inline constexpr int kKernelVersion = 2;
+inline constexpr int kKernelVersion = 3;
 
 std::unique_ptr<Ops> make_cuda_ops(const OpsOptions& options) {
   return std::make_unique<CudaOps>(options);
@@ -218,6 +219,11 @@ CudaOps::Regions CudaOps::regions(const ScratchShape& shape) const {
   r.counters = take(r.num_counters * 4);
   r.attention_bytes = attention_scratch_bytes(shape.max_tokens, shape.num_heads, shape.out_head_size);
   r.attention = take(r.attention_bytes);
+  // Not where a row's bits must not depend on its chunk, nor where sizes or formats rule it out.
+  if (hopper_ && !precise_ && !deterministic_ && mla_prefill_sm90_fits(shape)) {
+    r.prefill_bytes = mla_prefill_sm90_scratch_bytes(shape.max_tokens, shape.num_heads);
+    r.prefill = take(r.prefill_bytes);
+  }
   r.counts = take(shape.num_experts * 4);
   if (shape.vocab_size > 0) r.sampling = take(sample_scratch_bytes(shape.max_sampled_rows, shape.vocab_size));
   if (!precise_) {
@@ -345,6 +351,15 @@ void CudaOps::mla_output(const MlaOutputArgs& a, Stream s) {
   run("mla_output", s, a.out.data, bytes_of(a.out), [&](Stream stream) {
     if (!fast_mla_output(a, stream)) cuda::mla_output(a, numerics(), stream);
   });
+}
+
+bool CudaOps::mla_prefill(const MlaPrefillArgs& a, Stream s) {
+  const int64_t n = a.q.dim(0), heads = a.q.dim(1);
+  if (!regions_ || mla_prefill_sm90_scratch_bytes(n, heads) > regions_->prefill_bytes) return false;
+  if (!mla_prefill_sm90_fits(a) || !mla_prefill_sm90_pays(n, heads, a.first_position + n)) return false;
+  run("mla_prefill", s, a.out.data, bytes_of(a.out),
+      [&](Stream stream) { mla_prefill_sm90(a, scratch_.get() + regions_->prefill, stream); });
+  return true;
 }
 
 void CudaOps::moe_gate(const MoeGateArgs& a, Stream s) {

@@ -57,6 +57,7 @@ class CudaOps final : public Ops {
   void mla_cache_write(const MlaCacheWriteArgs&, Stream) override;
   void mla_attention(const MlaAttentionArgs&, Stream) override;
   void mla_output(const MlaOutputArgs&, Stream) override;
+  bool mla_prefill(const MlaPrefillArgs&, Stream) override;
   void moe_gate(const MoeGateArgs&, Stream) override;
   void moe_permute(const MoePermuteArgs&, Stream) override;
   void moe_experts(const MoeExpertsArgs&, Stream) override;
@@ -111,7 +112,8 @@ class CudaOps final : public Ops {
   struct Regions {
     int64_t counters = 0, num_counters = 0;  // of attention
     int64_t attention = 0, attention_bytes = 0;
-    int64_t counts = 0;  // of moe_permute
+    int64_t prefill = 0, prefill_bytes = 0;  // of mla_prefill; no bytes: it is not used
+    int64_t counts = 0;                      // of moe_permute
     int64_t sampling = 0;
     int64_t lt_workspace = 0;
     int64_t operands[2] = {}, operand_bytes[2] = {};  // by pool: begin, and of one place

@@ -6,6 +6,7 @@
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/bench/bench.h"
 #include "kernels/cuda/kernels.h"
+#include "kernels/cuda/mla_prefill_sm90.h"
 #include "kernels/cuda/mla_project_sm90.h"
 
 namespace moectl::cuda::bench {
@@ -218,6 +219,70 @@ Case output_case(const KernelShape& s, int64_t tokens) {
   return c;
 }
 
+// A prompt's chunk from queries to results, expanded, beside the three operations of the absorbed form.
+Case prefill_case(const KernelShape& s, int64_t context, int64_t n) {
+  const int64_t heads = s.num_heads, nope = s.qk_nope_head_dim, rope = s.qk_rope_head_dim, rank = s.kv_lora_rank,
+                dim = s.v_head_dim;
+  const Load load = {1, context, n};
+  Case c{.kernel = "mla_prefill",
+         .shape = fmt::format("{} {} rows, context {}", s.name, n, context),
+         .bytes = double(n * heads) * double(4 * (nope + rope + dim)) + double(context * (rank + rope)) * 2,
+         .flops = 2.0 * double(heads) *
+                  (load.pairs() * double(nope + rope + dim) + double(context) * double(rank * (nope + dim))),
+         .unit = Unit::kBf16,
+         .peers = {"absorbed"}};
+  c.make = [=](Memory& memory) {
+    MlaAttentionArgs rows;
+    set_rows(memory, load, rows);
+    MlaPrefillArgs args;
+    args.q = {memory.floats(n * heads * (nope + rope)), {n, heads, nope + rope}};
+    args.w_uk = random_weight(memory, s.f8, heads, rank, nope);
+    args.w_uv = random_weight(memory, s.f8, heads, dim, rank);
+    args.cos_sin = {memory.floats(n * rope, 0.5f), {n, rope}};
+    args.cache = KvView(memory.bf16(load.num_pages() * kPageSize * (rank + rope)), DType::kBF16,
+                        {load.num_pages(), kPageSize, rank + rope});
+    args.pages = {rows.page_table.data, {load.pages_per_seq()}};
+    args.first_position = context - n;
+    args.scale = 0.05f;
+    args.out = {memory.alloc<float>(n * heads * dim), {n, heads, dim}};
+    rows.q = bf16_latents(memory, n, heads, rank + rope);
+    rows.cache = args.cache;
+    rows.kv_lora_rank = int(rank);
+    rows.scale = args.scale;
+    rows.out = bf16_latents(memory, n, heads, rank);
+    const AttentionScratch scratch = scratch_of(memory, n, heads, rank);
+    void* const memory_of_ours = memory.alloc<std::byte>(mla_prefill_sm90_scratch_bytes(n, heads));
+    const MlaProject in = {.w = matrix_of(args.w_uk),
+                           .x = args.q.data,
+                           .x_row = heads * (nope + rope),
+                           .x_head = nope + rope,
+                           .out = rows.q.data,
+                           .out_row = heads * (rank + rope),
+                           .out_head = rank + rope,
+                           .num_tokens = n,
+                           .num_heads = heads};
+    const MlaProject out = {.w = matrix_of(args.w_uv),
+                            .x = rows.out.data,
+                            .x_row = heads * rank,
+                            .x_head = rank,
+                            .out = args.out.data,
+                            .out_row = heads * dim,
+                            .out_head = dim,
+                            .num_tokens = n,
+                            .num_heads = heads};
+    Work work;
+    work.run = [=](Stream stream) { mla_prefill_sm90(args, memory_of_ours, stream); };
+    work.peers = {[=](Stream stream) {
+      mla_project_in(in, {args.cos_sin.data, rope, true}, stream);
+      mla_attention(rows, scratch, stream);
+      mla_project_out(out, {}, stream);
+    }};
+    set_out(work, args.out);
+    return work;
+  };
+  return c;
+}
+
 }  // namespace
 
 void add_attention_cases(const KernelShape& s, Cases& cases) {
@@ -227,6 +292,9 @@ void add_attention_cases(const KernelShape& s, Cases& cases) {
     cases.push_back(query_case(s, tokens));
     cases.push_back(output_case(s, tokens));
   }
+  for (const auto& [context, n] : std::vector<std::pair<int64_t, int64_t>>{
+           {4096, 256}, {4096, 2048}, {4096, 4096}, {16384, 256}, {16384, 2048}, {16384, 4096}})
+    cases.push_back(prefill_case(s, context, n));
 }
 
 }  // namespace moectl::cuda::bench
