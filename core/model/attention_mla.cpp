@@ -1,9 +1,18 @@
-// Multi-head latent attention (DeepSeek-V2 report, section 2.1) in absorbed form for every token: keys and values are
-// read only from the latent cache, the own chunk included, so prefill in any chunking and decode are the same
-// arithmetic.
+// Multi-head latent attention (DeepSeek-V2 report, section 2.1) in absorbed form: keys and values are read only from
+// the latent cache, the own chunk included, so prefill in any chunking and decode are the same arithmetic. A backend
+// may take long chunks of prompts in expanded form instead (Ops::mla_prefill), which is other arithmetic.
 #include "core/model/step.h"
 
 namespace moectl {
+namespace {
+
+template <class T>
+View<T> rows(View<T> v, int64_t begin, int64_t end) {
+  v.data = v.row(begin);
+  return v.first(end - begin);
+}
+
+}  // namespace
 
 void mla_cache(Step& step, const MlaWeights& w, int layer_idx, View<const float> x) {
   const int64_t n = step.num_tokens;
@@ -34,13 +43,28 @@ void mla_layer(Step& step, const MlaWeights& w, int layer_idx, View<const float>
   const View<float> cos_sin = b.cos_sin.first(n);
   const KvView cache = step.cache.layer(layer_idx);
   const View<float> heads = b.heads.first(n);
-  TypedView q_latent = b.q_latent.first(n), latent = b.latent.first(n);
-  q_latent.dtype = latent.dtype = ops.latent_dtype(w.w_uk, w.w_uv, cache);
-  ops.mla_query({q, w.w_uk, cos_sin, q_latent, c.rope.interleaved}, step.stream);
-  ops.mla_attention({q_latent, cache, step.in.page_table, step.in.seq_idx, step.in.positions, c.mla.kv_lora_rank,
-                     c.softmax_scale, latent},
-                    step.stream);
-  ops.mla_output({latent, w.w_uv, heads}, step.stream);
+  const auto absorbed = [&](int64_t begin, int64_t end) {
+    if (begin == end) return;
+    TypedView q_latent = b.q_latent.first(end - begin), latent = b.latent.first(end - begin);
+    q_latent.dtype = latent.dtype = ops.latent_dtype(w.w_uk, w.w_uv, cache);
+    ops.mla_query({rows(q, begin, end), w.w_uk, rows(cos_sin, begin, end), q_latent, c.rope.interleaved}, step.stream);
+    ops.mla_attention({q_latent, cache, step.in.page_table, rows(step.in.seq_idx, begin, end),
+                       rows(step.in.positions, begin, end), c.mla.kv_lora_rank, c.softmax_scale, latent},
+                      step.stream);
+    ops.mla_output({latent, w.w_uv, rows(heads, begin, end)}, step.stream);
+  };
+  int64_t begin = 0;  // rows before it are done
+  for (const Chunk& chunk : step.in.long_chunks) {
+    const int64_t end = chunk.row + chunk.num_rows;
+    const View<const int32_t> pages(step.in.page_table.row(chunk.seq), {step.in.page_table.dim(1)});
+    if (!ops.mla_prefill({rows(q, chunk.row, end), w.w_uk, w.w_uv, rows(cos_sin, chunk.row, end), cache, pages,
+                          chunk.first_position, c.softmax_scale, c.rope.interleaved, rows(heads, chunk.row, end)},
+                         step.stream))
+      continue;
+    absorbed(begin, chunk.row);
+    begin = end;
+  }
+  absorbed(begin, n);
   ops.linear({View<const float>(heads.data, {n, heads.row_size()}), w.o, out, w.o_bias}, step.stream);
 }
 

@@ -12,6 +12,17 @@ int64_t max_pages(const ModelLimits& limits) {
   return (limits.max_model_len + kPageSize - 1) / kPageSize;
 }
 
+void find_long_chunks(const Batch& batch, std::vector<Chunk>& out) {
+  const int64_t n = batch.num_tokens();
+  out.clear();
+  for (int64_t begin = 0, end = 0; begin < n; begin = end) {
+    const int32_t seq = batch.seq_idx[size_t(begin)], position = batch.positions[size_t(begin)];
+    for (end = begin + 1; end < n && batch.seq_idx[size_t(end)] == seq; ++end)
+      if (batch.positions[size_t(end)] - position != end - begin) break;
+    if (end - begin >= kLongChunk) out.push_back({begin, end - begin, seq, position});
+  }
+}
+
 }  // namespace
 
 int64_t StepInputs::page_stride(int64_t max_pages) {
@@ -71,6 +82,7 @@ void StepInputs::set(const Batch& batch, int64_t num_rows, int64_t num_logits, i
     for (int64_t s = 0; s < seqs; ++s)
       std::copy_n(batch.page_table.begin() + s * batch.max_pages, batch.max_pages, to + s * page_stride);
   });
+  find_long_chunks(batch, long_chunks);
   ops_.copy(device_.get(), host, used, stream);
 }
 
