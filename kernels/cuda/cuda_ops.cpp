@@ -266,7 +266,7 @@ void CudaOps::run(const char* name, Stream stream, const void* out, int64_t out_
     const cudaError_t status = cudaDeviceSynchronize();
     const bool recording = status >= cudaErrorStreamCaptureUnsupported && status <= cudaErrorStreamCaptureWrongThread;
     if (status != cudaSuccess && !recording) throw lost(status, name);
-    throw Error(e.code(), fmt::format("GPU {}: {}: {}", device_, name, e.what()));
+    throw Error(e.code(), fmt::format("GPU {}: {}: {}; restart this instance", device_, name, e.what()));
   }
   last_operation_ = name;
 }
