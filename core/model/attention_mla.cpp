@@ -54,7 +54,7 @@ void mla_layer(Step& step, const MlaWeights& w, int layer_idx, View<const float>
     ops.mla_output({latent, w.w_uv, rows(heads, begin, end)}, step.stream);
   };
   int64_t begin = 0;  // rows before it are done
-  for (const Chunk& chunk : step.in.long_chunks) {
+  for (const LongChunk& chunk : step.in.long_chunks) {
     const int64_t end = chunk.row + chunk.num_rows;
     const View<const int32_t> pages(step.in.page_table.row(chunk.seq), {step.in.page_table.dim(1)});
     if (!ops.mla_prefill({rows(q, chunk.row, end), w.w_uk, w.w_uv, rows(cos_sin, chunk.row, end), cache, pages,

@@ -12,7 +12,7 @@ int64_t max_pages(const ModelLimits& limits) {
   return (limits.max_model_len + kPageSize - 1) / kPageSize;
 }
 
-void find_long_chunks(const Batch& batch, std::vector<Chunk>& out) {
+void find_long_chunks(const Batch& batch, std::vector<LongChunk>& out) {
   const int64_t n = batch.num_tokens();
   out.clear();
   for (int64_t begin = 0, end = 0; begin < n; begin = end) {

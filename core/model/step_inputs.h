@@ -12,7 +12,7 @@
 namespace moectl {
 
 // Rows [row, row + num_rows) of a step, at consecutive positions of one sequence.
-struct Chunk {
+struct LongChunk {
   int64_t row = 0, num_rows = 0, seq = 0, first_position = 0;
 };
 inline constexpr int64_t kLongChunk = 128;  // rows, at least
@@ -33,7 +33,7 @@ class StepInputs {
   View<const int32_t> logits_rows;                    // [num_logits]
   View<const int32_t> one_expert;                     // [2]: offsets {0, num_rows} of a dense feed-forward
   View<const int32_t> page_table;                     // [max(num_seqs, 1), page_stride]
-  std::vector<Chunk> long_chunks;                     // by row; none in a recorded step
+  std::vector<LongChunk> long_chunks;                 // by row; none in a recorded step
 
  private:
   Ops& ops_;
