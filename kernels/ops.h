@@ -382,6 +382,10 @@ class Ops {
   virtual bool host_memory() const { return true; }
   // The stream of the rank that owns this object; operations given Stream{} use it.
   virtual Stream stream() { return {}; }
+  // Issues what `work` does beside the operations that follow, up to rejoin(): neither side may write what the other
+  // reads or writes. A backend may as well do one after the other.
+  virtual void beside(const std::function<void()>& work) { work(); }
+  virtual void rejoin() {}
   // Records what `work` puts into `stream()`, for replay(); null: this backend computes at once and records nothing.
   // Arguments are recorded too: a replay reads and writes the same memory.
   virtual Graph capture(const std::function<void()>& work) {

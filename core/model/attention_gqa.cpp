@@ -39,9 +39,10 @@ void gqa_layer(Step& step, const GqaWeights& w, int layer_idx, View<const float>
   const LayerConfig& layer = c.layers[size_t(layer_idx)];
   Ops& ops = step.ops;
   const View<float> q = step.buffers.q.first(step.num_tokens), heads = step.buffers.heads.first(step.num_tokens);
-  gqa_cache(step, w, layer_idx, x);
   ops.linear({x, w.q, flat(q), w.q_bias}, step.stream);
+  ops.beside([&] { gqa_cache(step, w, layer_idx, x); });
   norm_and_rotate(step, q, w.q_norm, layer.rope);
+  ops.rejoin();
   ops.gqa_attention({.q = q,
                      .cache = step.cache.layer(layer_idx),
                      .page_table = step.in.page_table,

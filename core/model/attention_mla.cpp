@@ -30,15 +30,17 @@ void mla_layer(Step& step, const MlaWeights& w, int layer_idx, View<const float>
   const int64_t n = step.num_tokens;
   const View<float> q = b.q.first(n);
   const View<float> q_flat(q.data, {n, q.row_size()});
+  const auto cache_x = [&] { mla_cache(step, w, layer_idx, x); };
   if (w.q_a) {
     const View<float> q_a = b.q_a.first(n);
     ops.linear({x, w.q_a, q_a, w.q_a_bias}, step.stream);
+    ops.beside(cache_x);
     ops.rms_norm({.x = q_a, .weight = w.q_a_norm, .out = q_a, .eps = c.mla.latent_norm_eps}, step.stream);
     ops.linear({q_a, w.q_b, q_flat}, step.stream);
   } else {
     ops.linear({x, w.q_b, q_flat}, step.stream);
+    ops.beside(cache_x);
   }
-  mla_cache(step, w, layer_idx, x);
 
   const View<float> cos_sin = b.cos_sin.first(n);
   const KvView cache = step.cache.layer(layer_idx);
@@ -48,6 +50,7 @@ void mla_layer(Step& step, const MlaWeights& w, int layer_idx, View<const float>
     TypedView q_latent = b.q_latent.first(end - begin), latent = b.latent.first(end - begin);
     q_latent.dtype = latent.dtype = ops.latent_dtype(w.w_uk, w.w_uv, cache);
     ops.mla_query({rows(q, begin, end), w.w_uk, rows(cos_sin, begin, end), q_latent, c.rope.interleaved}, step.stream);
+    ops.rejoin();
     ops.mla_attention({q_latent, cache, step.in.page_table, rows(step.in.seq_idx, begin, end),
                        rows(step.in.positions, begin, end), c.mla.kv_lora_rank, c.softmax_scale, latent},
                       step.stream);
@@ -56,6 +59,7 @@ void mla_layer(Step& step, const MlaWeights& w, int layer_idx, View<const float>
   int64_t begin = 0;  // rows before it are done
   for (const LongChunk& chunk : step.in.long_chunks) {
     const int64_t end = chunk.row + chunk.num_rows;
+    ops.rejoin();
     const View<const int32_t> pages(step.in.page_table.row(chunk.seq), {step.in.page_table.dim(1)});
     if (!ops.mla_prefill({rows(q, chunk.row, end), w.w_uk, w.w_uv, rows(cos_sin, chunk.row, end), cache, pages,
                           chunk.first_position, c.softmax_scale, c.rope.interleaved, rows(heads, chunk.row, end)},

@@ -57,8 +57,8 @@ void Buffers::visit(const Config& config, const ModelLimits& limits, int64_t exp
     make(k, {tokens, kv_heads, head_dim});
     make(v, {tokens, kv_heads, head_dim});
   }
-  const int64_t dense_size = std::max(config.intermediate_size, moe.shared_intermediate_size);
-  make(mlp_hidden, {std::max(dense_size * tokens, expert_rows * moe.moe_intermediate_size)});
+  make(mlp_hidden, {std::max(config.intermediate_size * tokens, expert_rows * moe.moe_intermediate_size)});
+  make(shared_hidden, {tokens, std::max(moe.shared_intermediate_size, 1)});
   make(gate_logits, {tokens, std::max(moe.num_experts, 1)});
   make(expert_idx, {tokens, std::max(moe.num_experts_per_tok, 1)});
   make(expert_weight, {tokens, std::max(moe.num_experts_per_tok, 1)});

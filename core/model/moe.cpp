@@ -5,16 +5,16 @@
 namespace moectl {
 namespace {
 
-void dense(Step& step, const MlpWeights& w, View<const float> x, View<float> out) {
+void dense(Step& step, const MlpWeights& w, View<const float> x, View<float> hidden_rows, View<float> out) {
   if (step.num_tokens == 0) return;
-  const View<float> hidden(step.buffers.mlp_hidden.data, {step.num_tokens, w.gate.n});
+  const View<float> hidden(hidden_rows.data, {step.num_tokens, w.gate.n});
   step.ops.moe_experts({x, step.in.one_expert, w.gate, w.up, w.down, 0, hidden, out}, step.stream);
 }
 
 }  // namespace
 
 void feed_forward(Step& step, const LayerWeights& w, FeedForwardKind kind, View<const float> x, View<float> out) {
-  if (kind == FeedForwardKind::kDense) return dense(step, w.mlp, x, out);
+  if (kind == FeedForwardKind::kDense) return dense(step, w.mlp, x, step.buffers.mlp_hidden, out);
 
   const MoeConfig& moe = step.config.moe;
   Buffers& b = step.buffers;
@@ -23,6 +23,16 @@ void feed_forward(Step& step, const LayerWeights& w, FeedForwardKind kind, View<
                     shared = b.shared.first(n);
   const View<int32_t> expert_idx = b.expert_idx.first(n);
   step.ops.linear({x, w.gate, logits, w.gate_bias}, step.stream);
+  MoeCombineArgs combine = {.out = out};
+  if (w.shared_gate) {
+    const View<float> gate = b.shared_gate.first(n);
+    step.ops.linear({x, w.shared_gate, gate}, step.stream);
+    combine.shared_gate = View<const float>(gate.data, {n});
+  }
+  if (moe.num_shared_experts > 0) {
+    step.ops.beside([&] { dense(step, w.shared, x, b.shared_hidden, shared); });
+    combine.shared = shared;
+  }
   step.ops.moe_gate({.logits = logits,
                      .bias = w.correction_bias,
                      .expert_idx = expert_idx,
@@ -52,18 +62,9 @@ void feed_forward(Step& step, const LayerWeights& w, FeedForwardKind kind, View<
                         .down_bias = w.experts.down_bias,
                         .row_scale = rows.scale},
                        step.stream);
-  MoeCombineArgs combine = {.out = out};
   if (!moe.scale_input) combine.expert_weight = expert_weight;
-  if (moe.num_shared_experts > 0) {
-    dense(step, w.shared, x, shared);
-    combine.shared = shared;
-  }
-  if (w.shared_gate) {
-    const View<float> gate = b.shared_gate.first(n);
-    step.ops.linear({x, w.shared_gate, gate}, step.stream);
-    combine.shared_gate = View<const float>(gate.data, {n});
-  }
   combine.expert_rows = step.exchange->collect();
+  step.ops.rejoin();
   step.ops.moe_combine(combine, step.stream);
 }
 

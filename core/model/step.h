@@ -30,6 +30,7 @@ struct Buffers {
   View<float> k, v;  // [max_tokens, num_kv_heads, head_dim]
   // Feed-forward
   View<float> mlp_hidden;     // [max rows of dense or experts * intermediate]
+  View<float> shared_hidden;  // [max_tokens, shared_intermediate_size]
   View<float> gate_logits;    // [max_tokens, num_experts]
   View<int32_t> expert_idx;   // [max_tokens, top_k]
   View<float> expert_weight;  // [max_tokens, top_k]

@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <string_view>
+#include <utility>
 
 #include "core/base/check.h"
 #include "kernels/cuda/cublaslt.h"
@@ -37,13 +38,15 @@ CudaOps::CudaOps(const OpsOptions& options)
   load_threads_ = std::max(1, options.num_threads);
   const char* blocking = std::getenv("CUDA_LAUNCH_BLOCKING");
   blocking_ = blocking && std::string_view(blocking) == "1";
-  CUDA_CHECK(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
+  for (cudaStream_t* stream : {&stream_, &side_}) CUDA_CHECK(cudaStreamCreateWithFlags(stream, cudaStreamNonBlocking));
+  for (cudaEvent_t* event : {&parted_, &met_}) CUDA_CHECK(cudaEventCreateWithFlags(event, cudaEventDisableTiming));
   flag_ = alloc(sizeof(int));
 }
 
 CudaOps::~CudaOps() {
   cudaSetDevice(device_);
-  cudaStreamDestroy(stream_);
+  for (cudaEvent_t event : {parted_, met_}) cudaEventDestroy(event);
+  for (cudaStream_t stream : {side_, stream_}) cudaStreamDestroy(stream);
 }
 
 void CudaOps::activate() const {
@@ -171,6 +174,35 @@ Error CudaOps::lost(cudaError_t status, const char* operation) const {
                            cudaGetErrorString(status), where));
 }
 
+void CudaOps::beside(const std::function<void()>& work) {
+  rejoin();
+  activate();
+  check_done(cudaEventRecord(parted_, stream_));
+  check_done(cudaStreamWaitEvent(side_, parted_));
+  apart_ = true;
+  set_side(true);
+  try {
+    work();
+  } catch (...) {
+    set_side(false);
+    throw;
+  }
+  set_side(false);
+  check_done(cudaEventRecord(met_, side_));
+}
+
+void CudaOps::set_side(bool on_side) {
+  on_side_ = on_side;
+  operands_.set_side(on_side);
+}
+
+void CudaOps::rejoin() {
+  if (!std::exchange(apart_, false)) return;
+  operands_.meet();
+  activate();
+  check_done(cudaStreamWaitEvent(stream_, met_));
+}
+
 Graph CudaOps::capture(const std::function<void()>& work) {
   if (blocking_) return nullptr;  // recorded kernels would not be waited for
   activate();
@@ -228,7 +260,8 @@ CudaOps::Regions CudaOps::regions(const ScratchShape& shape) const {
   if (shape.vocab_size > 0) r.sampling = take(sample_scratch_bytes(shape.max_sampled_rows, shape.vocab_size));
   if (!precise_) {
     const int64_t expert_k = shape.max_expert_k ? shape.max_expert_k : shape.max_linear_k;
-    r.lt_workspace = take(CublasLt::get().is_present() && !deterministic_ ? int64_t{kLtWorkspaceBytes} : 0);
+    for (int64_t& workspace : r.lt_workspace)
+      workspace = take(CublasLt::get().is_present() && !deterministic_ ? int64_t{kLtWorkspaceBytes} : 0);
     r.operand_bytes[OperandCache::kTokens] = operand_bytes(shape.max_tokens, shape.max_linear_k);
     r.operand_bytes[OperandCache::kExperts] = operand_bytes(shape.max_expert_rows, expert_k);
     for (int pool = 0; pool < 2; ++pool)
@@ -260,7 +293,7 @@ void CudaOps::run(const char* name, Stream stream, const void* out, int64_t out_
     activate();
     if (out_bytes > 0) operands_.forget(out, out_bytes);
     const PortableLaunches portable(portable_);
-    launch(stream.handle ? stream : Stream{stream_});
+    launch(on_side_ ? Stream{side_} : stream.handle ? stream : Stream{stream_});
   } catch (const Error& e) {
     if (e.code() != Code::kUnavailable) throw;
     const cudaError_t status = cudaDeviceSynchronize();
@@ -370,7 +403,11 @@ void CudaOps::moe_permute(const MoePermuteArgs& a, Stream s) {
   CHECK(regions_ && a.expert_offsets.dim(0) - 1 <= scratch_shape_.num_experts, "moe_permute of {} experts: no scratch",
         a.expert_offsets.dim(0) - 1);
   run("moe_permute", s, a.x.data, bytes_of(a.x), [&](Stream stream) {
-    cuda::moe_permute(a, reinterpret_cast<int32_t*>(scratch_.get() + regions_->counts), expert_copy(a), stream);
+    bool aligned = true;  // what copies ask for
+    for (const MoeSource& s : a.sources) aligned = aligned && reinterpret_cast<uintptr_t>(s.x.data) % 16 == 0;
+    const RowCopies copies =
+        aligned ? copies_of(OperandCache::kExperts, a.x.data, a.x.dim(0), a.x.row_size()) : RowCopies{};
+    cuda::moe_permute(a, reinterpret_cast<int32_t*>(scratch_.get() + regions_->counts), copies, stream);
   });
 }
 

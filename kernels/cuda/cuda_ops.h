@@ -4,7 +4,6 @@
 #pragma once
 
 #include <memory>
-#include <optional>
 #include <string>
 #include <vector>
 
@@ -35,6 +34,8 @@ class CudaOps final : public Ops {
   double seconds_between(const Mark& begin, const Mark& end) override;
   bool host_memory() const override { return false; }
   Stream stream() override { return {stream_}; }
+  void beside(const std::function<void()>& work) override;
+  void rejoin() override;
   Graph capture(const std::function<void()>& work) override;
   void replay(const Graph&, Stream) override;
   Memory memory() const override;
@@ -68,6 +69,7 @@ class CudaOps final : public Ops {
  private:
   // Makes the card the calling thread's.
   void activate() const;
+  void set_side(bool on_side);
   void check_done(cudaError_t status) const;
   Error lost(cudaError_t status, const char* operation) const;
   Buffer allocate(int64_t num_bytes);  // not cleared
@@ -87,7 +89,7 @@ class CudaOps final : public Ops {
                       const int32_t* num_rows, Stream stream);
   const void* bf16_operand(OperandCache::Pool pool, const float* x, int64_t rows, int64_t k, const int32_t* num_rows,
                            Stream stream);
-  RowCopy expert_copy(const MoePermuteArgs&);
+  RowCopies copies_of(OperandCache::Pool pool, const float* x, int64_t rows, int64_t k);
   static int64_t operand_bytes(int64_t rows, int64_t k);  // that either copy takes
 
   // Runs launch(stream) and puts the operation's name before what fails. What is at `out` is no cached operand any
@@ -102,6 +104,10 @@ class CudaOps final : public Ops {
   bool blocking_ = false;  // CUDA_LAUNCH_BLOCKING=1: every launch waits for its kernel
   int load_threads_ = 1;
   cudaStream_t stream_ = nullptr;
+  // beside(): its stream, where the two part and where they meet again, and whether it is issuing or not yet met.
+  cudaStream_t side_ = nullptr;
+  cudaEvent_t parted_ = nullptr, met_ = nullptr;
+  bool on_side_ = false, apart_ = false;
   std::unique_ptr<Staging> staging_;
   Buffer flag_;  // of has_f8_nan
   const char* last_operation_ = "none";
@@ -115,16 +121,13 @@ class CudaOps final : public Ops {
     int64_t prefill = 0, prefill_bytes = 0;  // of mla_prefill; no bytes: it is not used
     int64_t counts = 0;                      // of moe_permute
     int64_t sampling = 0;
-    int64_t lt_workspace = 0;
+    int64_t lt_workspace[2] = {};                     // of each stream
     int64_t operands[2] = {}, operand_bytes[2] = {};  // by pool: begin, and of one place
     int64_t num_bytes = 0;
   };
   Regions regions(const ScratchShape& shape) const;
   std::unique_ptr<Regions> regions_;
   OperandCache operands_;
-  // What the last experts were multiplied with: the copy that the next rows of experts get as they are gathered. A
-  // guess costs time at most: either way the copies have the same bits.
-  std::optional<OperandCache::Kind> expert_operand_;
 };
 
 }  // namespace moectl::cuda

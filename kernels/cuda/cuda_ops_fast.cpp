@@ -19,6 +19,8 @@ namespace {
 
 using Kind = OperandCache::Kind;
 
+constexpr int64_t kFewRows = 64;
+
 bool aligned(const void* p) {
   return reinterpret_cast<uintptr_t>(p) % 16 == 0;
 }
@@ -60,19 +62,26 @@ const void* CudaOps::bf16_operand(OperandCache::Pool pool, const float* x, int64
   return copy.memory;
 }
 
-// Rows of hidden states leave their FP8 copy behind: what follows a norm is a product. Never by what kind of weights
-// came before, so that equal steps have equal bits.
+// Copies of x [rows, k], for who writes it to make: those that products have asked for.
+RowCopies CudaOps::copies_of(OperandCache::Pool pool, const float* x, int64_t rows, int64_t k) {
+  RowCopies copies;
+  if (precise_ || !regions_ || !hopper_ || rows == 0 || k % kFp8Block != 0 || !aligned(x)) return copies;
+  if (operands_.is_wanted(pool, k, Kind::kFp8))
+    if (void* memory = operands_.put(pool, x, rows, k, Kind::kFp8, fp8_rows_bytes(rows, k)))
+      copies.fp8 = fp8_rows_at(memory, rows, k);
+  if (operands_.is_wanted(pool, k, Kind::kBf16))
+    copies.bf16 = operands_.put(pool, x, rows, k, Kind::kBf16, rows * k * 2);
+  return copies;
+}
+
+// Rows of hidden states leave their copies behind: what follows a norm is a product.
 bool CudaOps::fast_norm(const RmsNormArgs& a, Stream stream) {
   constexpr int64_t kLeast = 1024, kMost = 16384;  // shorter: of heads
-  const int64_t rows = a.x.dim(0), size = a.x.row_size(),
-                num_bytes = fp8_rows_bytes(rows, size / kFp8Block * kFp8Block);
+  const int64_t rows = a.x.dim(0), size = a.x.row_size();
   if (precise_ || !regions_ || !hopper_ || rows == 0 || size < kLeast || size > kMost || size % kFp8Block != 0)
     return false;
-  if (!aligned(a.x.data) || !aligned(a.residual.data) || !aligned(a.weight.data) || !aligned(a.out.data) ||
-      num_bytes > regions_->operand_bytes[OperandCache::kTokens])
-    return false;
-  const auto copy = operands_.get(OperandCache::kTokens, a.out.data, rows, size, Kind::kFp8, num_bytes);
-  rms_norm_quantize(a, fp8_rows_at(copy.memory, rows, size), stream);
+  if (!aligned(a.x.data) || !aligned(a.residual.data) || !aligned(a.weight.data) || !aligned(a.out.data)) return false;
+  rms_norm_copies(a, copies_of(OperandCache::kTokens, a.out.data, rows, size), stream);
   return true;
 }
 
@@ -90,9 +99,11 @@ bool CudaOps::fast_linear(const LinearArgs& a, Stream stream) {
     LtMatmulArgs lt = {.m = rows, .n = w.n, .k = w.k, .out_dtype = DType::kF32};
     lt.w = w.data;
     lt.out = a.out.data;
-    lt.workspace = scratch_.get() + regions_->lt_workspace;
+    lt.workspace = scratch_.get() + regions_->lt_workspace[on_side_];
     CublasLt& library = CublasLt::get();
-    const bool by_library = !deterministic_ && library.is_present() && library.why_unsupported(lt).empty();
+    // For few rows our own product is the faster one, and may start early.
+    const bool by_library = !deterministic_ && !(hopper_ && rows <= kFewRows) && library.is_present() &&
+                            library.why_unsupported(lt).empty();
     if (!by_library && !hopper_) return false;
     lt.x = bf16_operand(OperandCache::kTokens, a.x.data, rows, w.k, nullptr, stream);
     if (by_library)
@@ -113,19 +124,6 @@ bool CudaOps::fast_linear(const LinearArgs& a, Stream stream) {
   return true;
 }
 
-RowCopy CudaOps::expert_copy(const MoePermuteArgs& a) {
-  const int64_t rows = a.x.dim(0), size = a.x.row_size();
-  bool fits = expert_operand_ && rows > 0 && size % kFp8Block == 0 && aligned(a.x.data) &&
-              operand_bytes(rows, size) <= regions_->operand_bytes[OperandCache::kExperts];
-  for (const MoeSource& s : a.sources) fits = fits && aligned(s.x.data);
-  if (!fits) return {};
-  const bool fp8 = *expert_operand_ == Kind::kFp8;
-  const int64_t num_bytes = fp8 ? fp8_rows_bytes(rows, size) : rows * size * 2;
-  void* memory = operands_.get(OperandCache::kExperts, a.x.data, rows, size, *expert_operand_, num_bytes).memory;
-  if (fp8) return {.fp8 = fp8_rows_at(memory, rows, size)};
-  return {.bf16 = memory};
-}
-
 bool CudaOps::fast_experts(const MoeExpertsArgs& a, Stream stream) {
   const Matrix &gate = matrix_of(a.w_gate), &up = matrix_of(a.w_up), &down = matrix_of(a.w_down);
   const int64_t rows = a.x.dim(0), num_experts = a.expert_offsets.dim(0) - 1;
@@ -140,7 +138,6 @@ bool CudaOps::fast_experts(const MoeExpertsArgs& a, Stream stream) {
   const OperandCache::Pool pool = num_experts == 1 && most <= regions_->operand_bytes[OperandCache::kTokens]
                                       ? OperandCache::kTokens
                                       : OperandCache::kExperts;
-  if (pool == OperandCache::kExperts) expert_operand_ = fp8 ? Kind::kFp8 : Kind::kBf16;
   // Hidden values are bf16 in the room of f32 ones: rounding them to FP8 next costs sixteen times more.
   operands_.forget(a.hidden.data, rows * down.k * int64_t(sizeof(float)));
   if (bf16) {
@@ -222,7 +219,6 @@ bool CudaOps::fast_mla_query(const MlaQueryArgs& a, Stream stream) {
   return true;
 }
 
-// Leaves the result's FP8 copy behind where the output projection probably has FP8 weights, too.
 bool CudaOps::fast_mla_output(const MlaOutputArgs& a, Stream stream) {
   if (a.latent.dtype != DType::kBF16) return false;
   const Matrix& w = matrix_of(a.w_uv);
@@ -230,11 +226,6 @@ bool CudaOps::fast_mla_output(const MlaOutputArgs& a, Stream stream) {
   CHECK(a.w_uv.batch == heads && w.k == rank && a.out.dim(2) == w.n,
         "mla_output: {} heads of {}, a weight of {} x [{}, {}], values of {}", heads, rank, a.w_uv.batch, w.n, w.k,
         a.out.dim(2));
-  Fp8Rows copy;
-  const int64_t num_bytes = fp8_rows_bytes(tokens, size);
-  if (w.is_fp8_block() && regions_ && num_bytes <= regions_->operand_bytes[OperandCache::kTokens])
-    copy = fp8_rows_at(operands_.get(OperandCache::kTokens, a.out.data, tokens, size, Kind::kFp8, num_bytes).memory,
-                       tokens, size);
   mla_project_out({.w = w,
                    .x = a.latent.data,
                    .x_row = heads * rank,
@@ -244,7 +235,7 @@ bool CudaOps::fast_mla_output(const MlaOutputArgs& a, Stream stream) {
                    .out_head = w.n,
                    .num_tokens = tokens,
                    .num_heads = heads},
-                  copy, stream);
+                  copies_of(OperandCache::kTokens, a.out.data, tokens, size), stream);
   return true;
 }
 

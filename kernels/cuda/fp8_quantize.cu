@@ -68,26 +68,26 @@ constexpr int kNormThreads = 512, kNormWarps = kNormThreads / 32, kMaxPieces = 8
 
 // One block a row. Warp w takes pieces w, w + 16, ..., up to kEach of them; the sum of squares meets in a fixed tree.
 template <int kEach>
-__global__ void __launch_bounds__(kNormThreads)
-    rms_norm_quantize(const float* x, float* residual, const float* weight, float* norm, Fp8Rows out, float eps) {
+__global__ void __launch_bounds__(kNormThreads) rms_norm_copies(const float* x, float* residual, const float* weight,
+                                                                float* norm, int size, RowCopies copies, float eps) {
   __shared__ float partial[kNormWarps];
   wait_for_earlier();
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const int64_t row = blockIdx.x;
-  const int pieces = int(out.k / kFp8Block);
+  const int64_t begin = int64_t{blockIdx.x} * size;
+  const int pieces = size / kFp8Block;
   float4 v[kEach], w[kEach];
 #pragma unroll
   for (int i = 0; i < kEach; ++i) {
     const int kb = warp + i * kNormWarps;
     const int at = kb * kFp8Block + lane * 4;
-    v[i] = kb < pieces ? load4(x + row * out.k + at) : float4{};
+    v[i] = kb < pieces ? load4(x + begin + at) : float4{};
     w[i] = weight && kb < pieces ? load4(weight + at) : float4{1.0f, 1.0f, 1.0f, 1.0f};
   }
   if (residual) {
 #pragma unroll
     for (int i = 0; i < kEach; ++i) {
       const int kb = warp + i * kNormWarps;
-      const float4 r = kb < pieces ? load4(residual + row * out.k + kb * kFp8Block + lane * 4) : float4{};
+      const float4 r = kb < pieces ? load4(residual + begin + kb * kFp8Block + lane * 4) : float4{};
       v[i] = {r.x + v[i].x, r.y + v[i].y, r.z + v[i].z, r.w + v[i].w};
     }
   }
@@ -95,7 +95,7 @@ __global__ void __launch_bounds__(kNormThreads)
 #pragma unroll
   for (int i = 0; i < kEach; ++i) {
     const int kb = warp + i * kNormWarps;
-    if (residual && kb < pieces) *reinterpret_cast<float4*>(residual + row * out.k + kb * kFp8Block + lane * 4) = v[i];
+    if (residual && kb < pieces) *reinterpret_cast<float4*>(residual + begin + kb * kFp8Block + lane * 4) = v[i];
     squares += v[i].x * v[i].x + v[i].y * v[i].y + v[i].z * v[i].z + v[i].w * v[i].w;
   }
   for (int offset = 16; offset > 0; offset /= 2) squares += __shfl_xor_sync(0xffffffffu, squares, offset);
@@ -104,19 +104,22 @@ __global__ void __launch_bounds__(kNormThreads)
   float sum = 0.0f;
 #pragma unroll
   for (int i = 0; i < kNormWarps; ++i) sum += partial[i];
-  const float inv = 1.0f / sqrtf(sum / float(out.k) + eps);
-  Fp8Piece piece[kEach];
+  const float inv = 1.0f / sqrtf(sum / float(size) + eps);
 #pragma unroll
-  for (int i = 0; i < kEach; ++i) {
+  for (int i = 0; i < kEach; ++i)
     v[i] = {v[i].x * inv * w[i].x, v[i].y * inv * w[i].y, v[i].z * inv * w[i].z, v[i].w * inv * w[i].w};
-    piece[i] = quantize(v[i]);
-  }
+  Fp8Piece piece[kEach];
+  if (copies.fp8.data)
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) piece[i] = quantize(v[i]);
 #pragma unroll
   for (int i = 0; i < kEach; ++i) {
     const int kb = warp + i * kNormWarps;
     if (kb >= pieces) break;
-    if (norm) *reinterpret_cast<float4*>(norm + row * out.k + kb * kFp8Block + lane * 4) = v[i];
-    store_piece(piece[i], out, row, kb);
+    const int64_t at = begin + kb * kFp8Block + lane * 4;
+    if (norm) *reinterpret_cast<float4*>(norm + at) = v[i];
+    if (copies.fp8.data) store_piece(piece[i], copies.fp8, blockIdx.x, kb);
+    if (copies.bf16) store_bf16(static_cast<__nv_bfloat16*>(copies.bf16) + at, v[i]);
   }
 }
 
@@ -163,22 +166,23 @@ void swiglu_quantize(const SwigluQuantizeArgs& a, Stream stream) {
   CUDA_CHECK(cudaGetLastError());
 }
 
-void rms_norm_quantize(const RmsNormArgs& a, const Fp8Rows& out, Stream stream) {
+void rms_norm_copies(const RmsNormArgs& a, const RowCopies& copies, Stream stream) {
   const int64_t rows = a.x.dim(0), k = a.x.row_size();
-  CHECK(out.rows == rows && out.k == k, "rms_norm_quantize: [{}, {}] into a copy of [{}, {}]", rows, k, out.rows,
-        out.k);
+  const Fp8Rows& out = copies.fp8;
+  CHECK(!out.data || (out.rows == rows && out.k == k), "rms_norm_copies: [{}, {}] into a copy of [{}, {}]", rows, k,
+        out.rows, out.k);
   CHECK(k > 0 && k % kFp8Block == 0 && k <= int64_t{kFp8Block} * kernel::kNormWarps * kernel::kMaxPieces &&
             rows <= INT_MAX,
-        "rms_norm_quantize: [{}, {}]: k must be a multiple of 128, at most 16384", rows, k);
-  CHECK(!a.weight || a.weight.size() == k, "rms_norm_quantize: rows of {}, a weight of {}", k, a.weight.size());
-  CHECK(!a.residual || a.residual.size() == rows * k, "rms_norm_quantize: a residual of {} for {} values",
+        "rms_norm_copies: [{}, {}]: k must be a multiple of 128, at most 16384", rows, k);
+  CHECK(!a.weight || a.weight.size() == k, "rms_norm_copies: rows of {}, a weight of {}", k, a.weight.size());
+  CHECK(!a.residual || a.residual.size() == rows * k, "rms_norm_copies: a residual of {} for {} values",
         a.residual.size(), rows * k);
-  CHECK(!a.out || a.out.size() == rows * k, "rms_norm_quantize: {} values into {}", rows * k, a.out.size());
+  CHECK(!a.out || a.out.size() == rows * k, "rms_norm_copies: {} values into {}", rows * k, a.out.size());
   if (rows == 0) return;
   const bool few = k <= int64_t{kFp8Block} * kernel::kNormWarps * kernel::kMaxPieces / 2;
-  launch_early(few ? kernel::rms_norm_quantize<kernel::kMaxPieces / 2> : kernel::rms_norm_quantize<kernel::kMaxPieces>,
+  launch_early(few ? kernel::rms_norm_copies<kernel::kMaxPieces / 2> : kernel::rms_norm_copies<kernel::kMaxPieces>,
                unsigned(rows), kernel::kNormThreads, 0, handle(stream), a.x.data, a.residual.data, a.weight.data,
-               a.out.data, out, a.eps);
+               a.out.data, int(k), copies, a.eps);
 }
 
 }  // namespace moectl::cuda

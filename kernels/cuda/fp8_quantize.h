@@ -31,7 +31,13 @@ struct SwigluQuantizeArgs {
 };
 void swiglu_quantize(const SwigluQuantizeArgs& args, Stream stream);
 
-// RmsNormArgs with a second, FP8 copy of its output; args.out may be empty.
-void rms_norm_quantize(const RmsNormArgs& args, const Fp8Rows& out, Stream stream);
+// Copies of rows of f32 [rows, k] (k a multiple of 128, 16-byte aligned) that who writes the rows makes, too.
+struct RowCopies {
+  Fp8Rows fp8;           // data null: none
+  void* bf16 = nullptr;  // [rows, k]; null: none
+};
+
+// RmsNormArgs with copies of its output; args.out may be empty.
+void rms_norm_copies(const RmsNormArgs& args, const RowCopies& copies, Stream stream);
 
 }  // namespace moectl::cuda

@@ -4,7 +4,7 @@
 // the weight fits.
 #pragma once
 
-#include "kernels/cuda/fp8_gemm.h"
+#include "kernels/cuda/fp8_quantize.h"
 #include "kernels/cuda/plain_gemm.h"
 #include "kernels/cuda/rms_norm.h"
 #include "kernels/ops.h"
@@ -21,14 +21,8 @@ void mla_query(const MlaQueryArgs& args, Numerics numerics, Stream stream);
 void mla_cache_write(const MlaCacheWriteArgs& args, Stream stream);
 void mla_output(const MlaOutputArgs& args, Numerics numerics, Stream stream);
 void moe_gate(const MoeGateArgs& args, Stream stream);
-// A second copy of rows of f32 (whole 128s of numbers, 16-byte aligned, the sources' too): FP8, bf16 [rows, size], or
-// none.
-struct RowCopy {
-  Fp8Rows fp8;
-  void* bf16 = nullptr;
-};
-// `counts` [num_local_experts]: scratch. `copy`: of args.x.
-void moe_permute(const MoePermuteArgs& args, int32_t* counts, const RowCopy& copy, Stream stream);
+// `counts` [num_local_experts]: scratch. `copies`: of args.x, whose sources are 16-byte aligned then.
+void moe_permute(const MoePermuteArgs& args, int32_t* counts, const RowCopies& copies, Stream stream);
 void moe_experts(const MoeExpertsArgs& args, Numerics numerics, Stream stream);
 void moe_locate(const MoeLocateArgs& args, Stream stream);
 void moe_combine(const MoeCombineArgs& args, Stream stream);

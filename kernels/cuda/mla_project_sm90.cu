@@ -32,7 +32,7 @@ constexpr int kThreads = 256, kWarps = kThreads / kWarp, kTileN = 128, kBlockK =
 struct ProjectParams {
   MlaProject p;
   MlaRotation rotation;
-  Fp8Rows copy;
+  RowCopies copies;
   int tiles_each;  // tiles of W a block
 };
 
@@ -237,14 +237,21 @@ __device__ __forceinline__ void store_results(const ProjectParams& q, const uint
       v[i] = *reinterpret_cast<const float4*>(from + row * S::kOutPitch + lane * 16);
       if (row < rows) *reinterpret_cast<float4*>(out + row * q.p.out_row) = v[i];
     }
-    if (!q.copy.data) return;
+    if (q.copies.bf16) {  // rows of out stand one behind the other then
+      auto* copy =
+          static_cast<__nv_bfloat16*>(q.copies.bf16) + token * q.p.out_row + head * q.p.out_head + column + lane * 4;
+#pragma unroll
+      for (int i = 0; i < kEach; ++i)
+        if (const int row = i * kWarps + warp; row < rows) store_bf16(copy + row * q.p.out_row, v[i]);
+    }
+    if (!q.copies.fp8.data) return;
     const int64_t kb = (head * q.p.out_head + column) / kTileN;
     Fp8Piece piece[kEach];
 #pragma unroll
     for (int i = 0; i < kEach; ++i) piece[i] = quantize(v[i]);
 #pragma unroll
     for (int i = 0; i < kEach; ++i)
-      if (i * kWarps + warp < rows) store_piece(piece[i], q.copy, token + i * kWarps + warp, kb);
+      if (i * kWarps + warp < rows) store_piece(piece[i], q.copies.fp8, token + i * kWarps + warp, kb);
   }
 }
 
@@ -389,11 +396,14 @@ void mla_project_in(const MlaProject& p, const MlaRotation& rotation, Stream str
   launch_any<true, kInputs>({.p = p, .rotation = rotation}, stream);
 }
 
-void mla_project_out(const MlaProject& p, const Fp8Rows& copy, Stream stream) {
+void mla_project_out(const MlaProject& p, const RowCopies& copies, Stream stream) {
+  const Fp8Rows& copy = copies.fp8;
   CHECK(mla_project_out_fits(p.w), "mla_project_out: weights [{}, {}]", p.w.n, p.w.k);
   CHECK(!copy.data || (copy.rows == p.num_tokens && copy.k == p.num_heads * p.w.n && p.out_head == p.w.n),
         "mla_project_out: [{}, {} x {}] into a copy of [{}, {}]", p.num_tokens, p.num_heads, p.w.n, copy.rows, copy.k);
-  launch_any<false, kLatent>({.p = p, .copy = copy}, stream);
+  CHECK(!copies.bf16 || p.out_row == p.num_heads * p.w.n, "mla_project_out: a copy of rows that are {} apart",
+        p.out_row);
+  launch_any<false, kLatent>({.p = p, .copies = copies}, stream);
 }
 
 }  // namespace moectl::cuda

@@ -2,7 +2,7 @@
 // of 512), f32 on the model's side and bf16 on the latent one. Launchers of kernels/cuda/mla_project_sm90.cu.
 #pragma once
 
-#include "kernels/cuda/fp8_gemm.h"
+#include "kernels/cuda/fp8_quantize.h"
 #include "kernels/cuda/weight.h"
 
 namespace moectl::cuda {
@@ -29,8 +29,7 @@ struct MlaRotation {
 };
 void mla_project_in(const MlaProject& p, const MlaRotation& rotation, Stream stream);
 
-// x bf16, out f32 [num_tokens, num_heads, n]; `copy`: an FP8 copy of out's rows [num_tokens, num_heads * n], whose data
-// is null where none is wanted.
-void mla_project_out(const MlaProject& p, const Fp8Rows& copy, Stream stream);
+// x bf16, out f32 [num_tokens, num_heads, n]; `copies`: of out's rows [num_tokens, num_heads * n].
+void mla_project_out(const MlaProject& p, const RowCopies& copies, Stream stream);
 
 }  // namespace moectl::cuda

@@ -133,7 +133,7 @@ __global__ void moe_offsets(const int32_t* counts, int num, int32_t* offsets) {
 // Grid: (choices of the largest source, ranks).
 __global__ void __launch_bounds__(kThreads)
     moe_copy_rows(const __grid_constant__ Sources sources, int expert_begin, int num_experts, const int32_t* offsets,
-                  int size, float* x, float* scale, RowCopy copy) {
+                  int size, float* x, float* scale, RowCopies copies) {
   wait_for_earlier();
   const Source& s = sources.of[blockIdx.y];
   const int choice = int(blockIdx.x);
@@ -148,16 +148,14 @@ __global__ void __launch_bounds__(kThreads)
   }
   const float* from = s.x + int64_t{choice / sources.top_k} * size;
   float* to = x + int64_t{row} * size;
-  if (copy.fp8.data || copy.bf16) {  // a warp 128 numbers
+  if (copies.fp8.data || copies.bf16) {  // a warp 128 numbers
     const int lane = int(threadIdx.x) % kWarp;
     for (int kb = int(threadIdx.x) / kWarp; kb < size / kFp8Block; kb += kWarps) {
       const int at = kb * kFp8Block + lane * 4;
       const float4 v = *reinterpret_cast<const float4*>(from + at);
       *reinterpret_cast<float4*>(to + at) = v;
-      if (copy.fp8.data)
-        quantize_piece(v, copy.fp8, row, kb);
-      else
-        store_bf16(static_cast<__nv_bfloat16*>(copy.bf16) + int64_t{row} * size + at, v);
+      if (copies.fp8.data) quantize_piece(v, copies.fp8, row, kb);
+      if (copies.bf16) store_bf16(static_cast<__nv_bfloat16*>(copies.bf16) + int64_t{row} * size + at, v);
     }
     return;
   }
@@ -184,12 +182,12 @@ __global__ void moe_locate(const __grid_constant__ Owners owners, const int32_t*
 
 }  // namespace kernel
 
-void moe_permute(const MoePermuteArgs& a, int32_t* counts, const RowCopy& copy, Stream stream) {
+void moe_permute(const MoePermuteArgs& a, int32_t* counts, const RowCopies& copies, Stream stream) {
   const int64_t num_experts = a.expert_offsets.dim(0) - 1, size = a.x.row_size();
   CHECK(!a.sources.empty() && a.sources.size() <= size_t{kernel::kMaxRanks}, "{} ranks; at most {}", a.sources.size(),
         kernel::kMaxRanks);
   kernel::Sources sources = {.num_ranks = int(a.sources.size()), .top_k = int(a.sources[0].expert_idx.dim(1))};
-  CHECK((!copy.fp8.data && !copy.bf16) || size % kFp8Block == 0, "moe_permute: a copy of rows of {}", size);
+  CHECK((!copies.fp8.data && !copies.bf16) || size % kFp8Block == 0, "moe_permute: a copy of rows of {}", size);
   int64_t most = 0, all = 0;
   for (size_t i = 0; i < a.sources.size(); ++i) {
     const MoeSource& s = a.sources[i];
@@ -216,7 +214,7 @@ void moe_permute(const MoePermuteArgs& a, int32_t* counts, const RowCopy& copy, 
   if (most == 0) return;
   launch_early(kernel::moe_copy_rows, dim3(unsigned(most), unsigned(a.sources.size())), kernel::kThreads, 0, cuda,
                sources, int(a.expert_begin), int(num_experts), a.expert_offsets.data, int(size), a.x.data, a.scale.data,
-               copy);
+               copies);
 }
 
 void moe_locate(const MoeLocateArgs& a, Stream stream) {

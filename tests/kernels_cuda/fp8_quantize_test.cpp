@@ -1,6 +1,7 @@
 // FP8 copies of activations against their definition (kernels/cuda/fp8_quantize.h): scales exactly, numbers to the
 // nearest e4m3, the fused forms within the error of what they are fused with.
 #include "kernels/cuda/fp8_quantize.h"
+#include "kernels/cuda/bf16_copy.h"
 
 #include "tests/kernels_cuda/gpu_test.h"
 
@@ -140,7 +141,10 @@ TEST_F(Fp8QuantizeTest, RmsNorm) {
         if (with_residual) args.residual = View<float>(dr.data(), {rows, k});
         args.weight = View<const float>(dw.data(), {k});
         args.out = View<float>(out.data(), {rows, k});
-        cuda::rms_norm_quantize(args, a, {});
+        DeviceArray<uint16_t> bf16(rows * k), expected_bf16(rows * k);
+        cuda::rms_norm_copies(args, {.fp8 = a, .bf16 = bf16.data()}, {});
+        cuda::bf16_copy(out.data(), rows, k, expected_bf16.data(), k, nullptr, {});
+        ASSERT_EQ(bf16.host(), expected_bf16.host());
         expect_copy(read(memory, a), expected, rows, k, error);
         ASSERT_TRUE(close(out.host(), bounded, {rows, k}));
         if (with_residual) {

@@ -1,6 +1,7 @@
 // The products by head of latent attention on Hopper against sums in f64, rows alone against rows in company, and the
 // FP8 copy against fp8_quantize. Products of operands are exact in f32; the tensor core adds the 16 of one instruction
 // and the running sum after aligning them to the largest and cuts off below about 2^-22 of it (bf16_gemm_test.cpp).
+#include "kernels/cuda/bf16_copy.h"
 #include "kernels/cuda/mla_project_sm90.h"
 
 #include "kernels/cuda/fp8_quantize.h"
@@ -88,12 +89,16 @@ class MlaProjectTest : public GpuTest {
   struct Values {
     std::vector<float> out;
     std::vector<uint8_t> copy, expected_copy;  // memory of Fp8Rows
+    std::vector<uint16_t> bf16, expected_bf16;
   };
-  Values values(const Weight& w_uv, const std::vector<uint16_t>& latent, bool with_copy) {
+  Values values(const Weight& w_uv, const std::vector<uint16_t>& latent, bool with_copies) {
     const int64_t heads = w_uv.batch, tokens = int64_t(latent.size()) / (heads * kRank), size = heads * w_uv.n;
     DeviceArray<uint16_t> x(latent);
     DeviceArray<float> out(tokens * size);
     DeviceArray<uint8_t> copy(cuda::fp8_rows_bytes(tokens, size)), expected(cuda::fp8_rows_bytes(tokens, size));
+    DeviceArray<uint16_t> bf16(tokens * size), expected_bf16(tokens * size);
+    cuda::RowCopies copies;
+    if (with_copies) copies = {.fp8 = cuda::fp8_rows_at(copy.data(), tokens, size), .bf16 = bf16.data()};
     cuda::mla_project_out({.w = cuda::matrix_of(w_uv),
                            .x = x.data(),
                            .x_row = heads * kRank,
@@ -103,9 +108,10 @@ class MlaProjectTest : public GpuTest {
                            .out_head = w_uv.n,
                            .num_tokens = tokens,
                            .num_heads = heads},
-                          with_copy ? cuda::fp8_rows_at(copy.data(), tokens, size) : cuda::Fp8Rows{}, {});
+                          copies, {});
     cuda::fp8_quantize({.x = out.data(), .out = cuda::fp8_rows_at(expected.data(), tokens, size)}, {});
-    return {out.host(), copy.host(), expected.host()};
+    cuda::bf16_copy(out.data(), tokens, size, expected_bf16.data(), size, nullptr, {});
+    return {out.host(), copy.host(), expected.host(), bf16.host(), expected_bf16.host()};
   }
   Ops& ops() { return *ops_; }
 
@@ -173,6 +179,7 @@ TEST_F(MlaProjectTest, Values) {
         ASSERT_TRUE(close(all.out, expected, {tokens, heads, v_dim}));
         // Both were poisoned alike, so the bytes between rows are equal, too.
         ASSERT_EQ(all.copy, all.expected_copy);
+        ASSERT_EQ(all.bf16, all.expected_bf16);
         for (int64_t part : {int64_t{1}, tokens / 3, tokens - 1}) {
           if (part < 1) continue;
           const Values some = values(w_uv, rows_of(latent, tokens - part, tokens, heads * kRank), false);
@@ -193,6 +200,7 @@ TEST_F(MlaProjectTest, FullSize) {
     const auto queries = query(w_uk, q, cos_sin, true);
     const Values all = values(w_uv, latent, true);
     EXPECT_EQ(all.copy, all.expected_copy);
+    EXPECT_EQ(all.bf16, all.expected_bf16);
     for (int64_t t = 0, n = 0; t < kTokens; t += n) {
       n = std::min<int64_t>(t < 16 ? 7 : 50, kTokens - t);
       EXPECT_EQ(query(w_uk, rows_of(q, t, t + n, kHeads * kQuery), rows_of(cos_sin, t, t + n, kRope), true),

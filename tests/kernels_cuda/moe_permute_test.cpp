@@ -24,7 +24,7 @@ TEST_F(MoePermuteGpuTest, CopiesOfRows) {
       DeviceArray<int32_t> experts(idx), row_of(rows), offsets(kExperts + 1), counts(kExperts);
       DeviceArray<uint8_t> fp8(cuda::fp8_rows_bytes(rows, size)), expected_fp8(cuda::fp8_rows_bytes(rows, size));
       DeviceArray<uint16_t> bf16(rows * size), expected_bf16(rows * size);
-      auto permute = [&](const DeviceArray<float>& to, const cuda::RowCopy& copy) {
+      auto permute = [&](const DeviceArray<float>& to, const cuda::RowCopies& copy) {
         const MoeSource source = {View<const float>(x.data(), {tokens, size}),
                                   View<const int32_t>(experts.data(), {tokens, kTopK}),
                                   {},

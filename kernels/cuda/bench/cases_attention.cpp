@@ -211,7 +211,7 @@ Case output_case(const KernelShape& s, int64_t tokens) {
     Fp8Rows copy;
     if (s.f8) copy = fp8_rows_at(memory.alloc<std::byte>(fp8_rows_bytes(tokens, heads * dim)), tokens, heads * dim);
     Work work;
-    work.run = [=](Stream stream) { mla_project_out(project, copy, stream); };
+    work.run = [=](Stream stream) { mla_project_out(project, {.fp8 = copy}, stream); };
     work.peers = {[args](Stream stream) { mla_output(args, {.tensor_cores = true}, stream); }};
     set_out(work, args.out);
     return work;

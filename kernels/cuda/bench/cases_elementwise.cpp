@@ -90,7 +90,7 @@ Case swiglu_case(const KernelShape& s, int64_t rows) {
 
 Case norm_quantize_case(const KernelShape& s, int64_t rows) {
   const int64_t k = s.hidden_size;
-  Case c{.kernel = "rms_norm_quantize",
+  Case c{.kernel = "rms_norm_copies",
          .shape = fmt::format("{} {}x{}, residual", s.name, rows, k),
          .bytes = double(rows * k) * (3 * 4 + 1 + 4.0 / 128),
          .peers = copy_peer()};
@@ -101,7 +101,7 @@ Case norm_quantize_case(const KernelShape& s, int64_t rows) {
     args.weight = {memory.floats(k), {k}};
     const Fp8Rows out = f8_rows(memory, rows, k);
     Work work;
-    work.run = [=](Stream stream) { rms_norm_quantize(args, out, stream); };
+    work.run = [=](Stream stream) { rms_norm_copies(args, {.fp8 = out}, stream); };
     work.peers = {copy_of(memory, bytes)};
     set_out(work, out);
     return work;
