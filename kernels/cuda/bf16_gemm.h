@@ -17,6 +17,7 @@ struct Bf16GemmArgs {
   const void* w_up = nullptr;      // given: out = silu(A w^T) * (A w_up^T)
   int64_t batch = 1;
   const int32_t* expert_offsets = nullptr;  // device, [num_experts + 1]; null: dense
+  bool offsets_settled = false;             // they may be read while the kernel launched before this one runs
   int64_t num_experts = 1;
   int64_t expert_begin = 0;
   void* out = nullptr;           // [max_rows, n]

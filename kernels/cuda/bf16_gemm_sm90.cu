@@ -58,6 +58,7 @@ void bf16_gemm(const Bf16GemmArgs& a, const GemmConfig& c, Stream stream) {
                                                .n = int(a.n),
                                                .num_kb = int(a.k / kBlock),
                                                .offsets = a.expert_offsets,
+                                               .offsets_settled = a.offsets_settled,
                                                .num_experts = int(a.num_experts),
                                                .expert_begin = int(a.expert_begin)},
                             a.rows, [&](int rows, bool up) { return weight_map(a, up ? a.w_up : a.w, rows); },

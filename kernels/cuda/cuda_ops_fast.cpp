@@ -124,6 +124,8 @@ bool CudaOps::fast_linear(const LinearArgs& a, Stream stream) {
   return true;
 }
 
+// The offsets come from a copy or from moe_permute, whose last kernel lets no other past it before they are written: so
+// weights are read while rows are still gathered, and the second product's while the first one ends.
 bool CudaOps::fast_experts(const MoeExpertsArgs& a, Stream stream) {
   const Matrix &gate = matrix_of(a.w_gate), &up = matrix_of(a.w_up), &down = matrix_of(a.w_down);
   const int64_t rows = a.x.dim(0), num_experts = a.expert_offsets.dim(0) - 1;
@@ -149,6 +151,7 @@ bool CudaOps::fast_experts(const MoeExpertsArgs& a, Stream stream) {
                             .w_up = up.data,
                             .batch = a.w_gate.batch,
                             .expert_offsets = a.expert_offsets.data,
+                            .offsets_settled = true,
                             .num_experts = num_experts,
                             .expert_begin = a.expert_begin,
                             .out = a.hidden.data,
@@ -170,6 +173,7 @@ bool CudaOps::fast_experts(const MoeExpertsArgs& a, Stream stream) {
                          .w = fp8_weight(a.w_gate),
                          .w_up = fp8_weight(a.w_up),
                          .expert_offsets = a.expert_offsets.data,
+                         .offsets_settled = true,
                          .num_experts = num_experts,
                          .expert_begin = a.expert_begin,
                          .out = a.hidden.data,

@@ -53,6 +53,14 @@ __device__ __forceinline__ void wait_for_earlier() {
 #endif
 }
 
+// The same, but the next one comes only when the kernels before this one are done: what they wrote it may read at once.
+__device__ __forceinline__ void wait_for_earlier_before_next() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+  asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+
 inline constexpr int kWarp = 32;
 inline constexpr unsigned kAll = 0xffffffffu;
 

@@ -48,6 +48,7 @@ struct Fp8GemmArgs {
   Fp8Weight w;                              // [n, k]
   Fp8Weight w_up = {};                      // given: out = silu(A w^T) * (A w_up^T), the gated half of a feed-forward
   const int32_t* expert_offsets = nullptr;  // device, [num_experts + 1]; null: dense, one expert of a.rows rows
+  bool offsets_settled = false;             // they may be read while the kernel launched before this one runs
   int64_t num_experts = 1;                  // at most kMaxFp8Experts; empty ones cost nothing
   int64_t expert_begin = 0;                 // batch index in w of expert 0
   void* out = nullptr;           // [max_rows, n] row-major, 16-byte aligned; rows of no expert are not written

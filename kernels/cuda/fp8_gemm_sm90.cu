@@ -69,6 +69,7 @@ void fp8_gemm(const Fp8GemmArgs& a, const GemmConfig& c, Stream stream) {
                                                .a_scale_stride = int(a.a.scale_stride),
                                                .w_scale_stride = int(a.w.scale_stride),
                                                .offsets = a.expert_offsets,
+                                               .offsets_settled = a.offsets_settled,
                                                .num_experts = int(a.num_experts),
                                                .expert_begin = int(a.expert_begin)},
                             a.a.rows, [&](int rows, bool up) { return weight_map(up ? a.w_up : a.w, rows); },

@@ -16,7 +16,7 @@ int64_t round_up(int64_t a, int64_t b) {
 // Few tiles share k among the blocks of a cluster, so that every multiprocessor has work. A cluster lies in one GPC,
 // and GPCs differ in size: somewhat more than so many clusters of a size run at once (66, 39, 30, 22, 17, 15, 15).
 int split_of(const GemmSize& s, int64_t tiles, int most) {
-  constexpr int64_t kRoom[] = {0, 132, 64, 33, 25, 18, 14, 12, 12};
+  constexpr int64_t kRoom[] = {0, 132, 66, 33, 25, 18, 14, 12, 12};
   constexpr int64_t kLeastBlocks = 3;  // of k, for each
   if (s.deterministic) return 1;
   int split = 1;
@@ -33,7 +33,7 @@ GemmConfig for_few_rows(const GemmSize& s, int64_t rows, int64_t active) {
   c.sub = s.gated ? 2 : 1;
   const int64_t tiles = active * round_up(s.n, 128), last_round = tiles % kMultiprocessors;
   c.split = split_of(s, tiles, c.tile_n == 16 && tiles > 8 ? 4 : 8);
-  if (!c.swap && c.split == 2 && tiles > 40) c.multicast = 4;
+  if (!c.swap && c.split == 2 && tiles > 40 && tiles <= 60) c.multicast = 4;  // 15 clusters of eight
   // Many tiles: whole ones; sharing pays for the last round alone, when that is much of the whole and k is long.
   const bool short_last_round = tiles > kMultiprocessors && tiles < 4 * kMultiprocessors && last_round > 0 &&
                                 last_round <= kMultiprocessors / 2 && s.num_kb >= 32;

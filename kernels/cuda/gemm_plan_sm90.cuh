@@ -22,6 +22,7 @@ struct GemmParams {
   const float *a_scales, *w_scales, *w_up_scales;
   int a_scale_stride, w_scale_stride;
   const int32_t* offsets;  // null: dense
+  bool offsets_settled;    // they may be read before the kernel in front is done
   int num_experts, expert_begin;
   int multicast, split, stages, group_m;
   bool one_tile;                         // a cluster has at most one tile

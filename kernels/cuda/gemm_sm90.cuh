@@ -62,7 +62,7 @@ __global__ void __launch_bounds__(kGemmThreads, 1)
     }
     fence_mbarrier_init();
     __syncwarp();
-    if (p.offsets) grid_dependency_wait();
+    if (p.offsets && !p.offsets_settled) grid_dependency_wait();
     fill_tile_table(tile_begin, row_begin, p, S::kTokens, col_groups);
   }
   if (p.multicast * p.split > 1)
@@ -89,7 +89,7 @@ __global__ void __launch_bounds__(kGemmThreads, 1)
     };
     if (elect_one()) {
       if (warp == 0) {
-        // Weights need not wait for the kernel before this one; only in the grouped case it tells which.
+        // Weights need not wait for the kernel before this one, unless it tells which.
         grid_dependency_launch();
         produce([&](const TileAt& tile) {
           const int batch = p.expert_begin + tile.expert;

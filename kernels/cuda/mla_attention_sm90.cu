@@ -322,8 +322,12 @@ void launch(const MlaParams& p, const CUtensorMap& values_map, const CUtensorMap
   config.numAttrs = 2;
   CUDA_CHECK(cudaLaunchKernelEx(&config, mla_attention<kCluster>, p, values_map, rope_map));
   if (!p.pieces) return;
-  mla_combine<<<dim3(32 / kCombined * 2, kCluster, unsigned(p.num_tokens * p.groups)), 128, 0, stream>>>(p);
-  CUDA_CHECK(cudaGetLastError());
+  config.gridDim = dim3(32 / kCombined * 2, kCluster, unsigned(p.num_tokens * p.groups));
+  config.blockDim = dim3(128);
+  config.dynamicSmemBytes = 0;
+  config.attrs = attributes + 1;
+  config.numAttrs = 1;
+  CUDA_CHECK(cudaLaunchKernelEx(&config, mla_combine, p));
 }
 
 constexpr int64_t kSlotBytes = int64_t{kTile} * (kRank + 2) * 4;

@@ -310,6 +310,8 @@ constexpr int kCombined = 4;  // groups of eight columns a block
 __global__ void __launch_bounds__(128) mla_combine(const __grid_constant__ MlaParams p) {
   const int row = blockIdx.z, rank = blockIdx.y, cluster_size = gridDim.y, half = blockIdx.x % 2, tid = threadIdx.x;
   const int first = blockIdx.x / 2 * kCombined, r = tid / 32 * 16 + tid % 32 / 4;
+  grid_dependency_launch();
+  grid_dependency_wait();
   const int32_t* slots = p.pieces + row * (1 + kMaxShares);
   const int parts = *slots++;
   if (parts == 0) return;

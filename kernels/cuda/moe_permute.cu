@@ -134,7 +134,7 @@ __global__ void moe_offsets(const int32_t* counts, int num, int32_t* offsets) {
 __global__ void __launch_bounds__(kThreads)
     moe_copy_rows(const __grid_constant__ Sources sources, int expert_begin, int num_experts, const int32_t* offsets,
                   int size, float* x, float* scale, RowCopies copies) {
-  wait_for_earlier();
+  wait_for_earlier_before_next();  // expert_offsets are read early (fast_experts)
   const Source& s = sources.of[blockIdx.y];
   const int choice = int(blockIdx.x);
   if (choice >= s.num_choices) return;

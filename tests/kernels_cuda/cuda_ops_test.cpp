@@ -104,6 +104,63 @@ TEST_F(CudaOpsTest, CaptureAndReplay) {
   }
 }
 
+// Work of the side sees what was there when they parted; what follows rejoin() sees the side's; in streams and recorded.
+TEST_F(CudaOpsTest, BesideAndRejoin) {
+  for (DType dtype : {DType::kF8E4M3, DType::kBF16, DType::kF32}) {
+    const auto ops = make_ops({.device = "cuda"});
+    constexpr int64_t kRows = 48, kK = 2048;
+    const int64_t scratch = ops->scratch_bytes({.max_tokens = kRows,
+                                                .max_expert_rows = kRows,
+                                                .max_linear_k = kK,
+                                                .max_linear_n = kK,
+                                                .num_heads = 1,
+                                                .num_experts = 1});
+    ops->set_scratch(ops->alloc(scratch), scratch);
+    const Matrix m = random_matrix(dtype, kK, kK, 1);
+    const MatrixSpec spec = m.whole();
+    const Weight w = ops->pack({&spec, 1});
+    std::vector<Buffer> memory;
+    const auto rows = [&] {
+      memory.push_back(ops->alloc(kRows * kK * 4));
+      return View<float>(floats(memory.back()), {kRows, kK});
+    };
+    const View<float> x = rows(), a = rows(), b = rows(), c = rows(), d = rows(), out = rows();
+    const auto product = [&](const View<float>& from, const View<float>& to) {
+      ops->rms_norm({.x = from, .out = to}, {});  // values stay of one size
+      ops->linear({to, w, to}, {});
+    };
+    const auto step = [&](bool beside) {
+      product(x, a);
+      const auto side = [&] {
+        product(a, b);
+        product(b, b);
+      };
+      if (beside)
+        ops->beside(side);
+      else
+        side();
+      product(a, c);
+      product(c, c);
+      if (beside) ops->rejoin();
+      ops->rms_norm({.x = b, .residual = c, .out = d}, {});
+      product(d, out);
+    };
+    Graph graph = ops->capture([&] { step(true); });
+    for (uint64_t seed = 1; seed <= 12; ++seed) {
+      SCOPED_TRACE(fmt::format("{}, input {}", dtype_name(dtype), seed));
+      const auto values = Random(seed).floats(kRows * kK);
+      ops->upload(x.data, values.data(), kRows * kK * 4);
+      step(false);
+      const auto expected = download(*ops, out.data, kRows * kK);
+      for (int i = 0; i < 3; ++i) step(true);
+      ASSERT_TRUE(same_bits(download(*ops, out.data, kRows * kK), expected)) << "in streams";
+      for (int i = 0; i < 3; ++i) ops->replay(graph, {});
+      ASSERT_TRUE(same_bits(download(*ops, out.data, kRows * kK), expected)) << "recorded";
+      graph = ops->capture([&] { step(true); });  // with what products have asked for by now
+    }
+  }
+}
+
 // A kernel that reads an address which is not mapped, in a process of its own: nothing after it works there.
 void read_what_is_not_there(bool blocking) {
   if (blocking) setenv("CUDA_LAUNCH_BLOCKING", "1", 1);
