@@ -104,7 +104,8 @@ TEST_F(CudaOpsTest, CaptureAndReplay) {
   }
 }
 
-// Work of the side sees what was there when they parted; what follows rejoin() sees the side's; in streams and recorded.
+// Work of the side sees what was there when they parted; what follows rejoin() sees the side's; in streams and
+// recorded.
 TEST_F(CudaOpsTest, BesideAndRejoin) {
   for (DType dtype : {DType::kF8E4M3, DType::kBF16, DType::kF32}) {
     const auto ops = make_ops({.device = "cuda"});
@@ -125,15 +126,16 @@ TEST_F(CudaOpsTest, BesideAndRejoin) {
       return View<float>(floats(memory.back()), {kRows, kK});
     };
     const View<float> x = rows(), a = rows(), b = rows(), c = rows(), d = rows(), out = rows();
-    const auto product = [&](const View<float>& from, const View<float>& to) {
-      ops->rms_norm({.x = from, .out = to}, {});  // values stay of one size
-      ops->linear({to, w, to}, {});
+    const View<float> normed[] = {rows(), rows()};  // of each side
+    const auto product = [&](const View<float>& from, const View<float>& to, bool side = false) {
+      ops->rms_norm({.x = from, .out = normed[side]}, {});  // so that values stay of one size
+      ops->linear({normed[side], w, to}, {});
     };
     const auto step = [&](bool beside) {
       product(x, a);
       const auto side = [&] {
-        product(a, b);
-        product(b, b);
+        product(a, b, true);
+        product(b, b, true);
       };
       if (beside)
         ops->beside(side);
