@@ -250,6 +250,8 @@ struct MoeSource {
                                     // expert is the caller's
 };
 
+struct MoeExpertsArgs;
+
 // Gathers the rows that the caller's experts must compute, sorted by expert, then source rank, token and slot.
 struct MoePermuteArgs {
   std::span<const MoeSource> sources;  // by rank; the caller's own among them
@@ -257,6 +259,9 @@ struct MoePermuteArgs {
   View<int32_t> expert_offsets;        // [num_local_experts + 1] out
   View<float> x;                       // [max_rows, hidden_size] out: max_rows >= sum of num_tokens * min(top_k, local)
   View<float> scale;                   // [max_rows] out: the rows' weights; empty: not wanted
+  // What alone reads x, next; its rows may be empty yet. A backend may leave the rows in the number format that this
+  // multiplies, and x unwritten. Null: unknown.
+  const MoeExpertsArgs* for_experts = nullptr;
 };
 
 // What a rank made of the rows of one peer: `out` is [max_rows, hidden_size], `row_of` that peer's MoeSource::row_of.

@@ -57,7 +57,7 @@ void ExpertExchange::meet() {
 }
 
 ExpertExchange::Received ExpertExchange::dispatch(View<const float> x, View<const int32_t> expert_idx,
-                                                  View<const float> expert_weight) {
+                                                  View<const float> expert_weight, const MoeExpertsArgs* for_experts) {
   CHECK(x.dim(0) <= max_tokens_, "{} tokens in an exchange for {}", x.dim(0), max_tokens_);
   mine_.x = x;
   mine_.expert_idx = expert_idx;
@@ -75,7 +75,7 @@ ExpertExchange::Received ExpertExchange::dispatch(View<const float> x, View<cons
   const View<float> rows(as<float>(x_), {num_rows, hidden_size_}), out(as<float>(out_), {num_rows, hidden_size_});
   const View<float> scale = expert_weight ? View<float>(as<float>(scale_), {num_rows}) : View<float>();
   const View<int32_t> offsets(as<int32_t>(offsets_), {num_local_experts_ + 1});
-  ops_.moe_permute({sources_, expert_begin_, offsets, rows, scale}, ops_.stream());
+  ops_.moe_permute({sources_, expert_begin_, offsets, rows, scale, for_experts}, ops_.stream());
   return {rows, offsets, out, scale};
 }
 

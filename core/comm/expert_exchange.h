@@ -33,7 +33,9 @@ class ExpertExchange {
   };
   // x [num_tokens, hidden_size], expert_idx and expert_weight [num_tokens, top_k] must stay as they are until collect()
   // has returned. Weights travel with the rows where the experts need them: all ranks give some, or none does.
-  Received dispatch(View<const float> x, View<const int32_t> expert_idx, View<const float> expert_weight = {});
+  // `for_experts`: MoePermuteArgs.
+  Received dispatch(View<const float> x, View<const int32_t> expert_idx, View<const float> expert_weight = {},
+                    const MoeExpertsArgs* for_experts = nullptr);
   // After the results were written: for each (token, slot) of this rank the row of its expert's result. The rows are
   // valid until the next dispatch of the group.
   View<const float* const> collect();

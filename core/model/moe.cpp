@@ -46,22 +46,22 @@ void feed_forward(Step& step, const LayerWeights& w, FeedForwardKind kind, View<
                      .norm_min = moe.norm_min},
                     step.stream);
 
-  ExpertExchange::Received rows =
-      step.exchange->dispatch(x, expert_idx, moe.scale_input ? expert_weight : View<const float>());
-  step.ops.moe_experts({.x = rows.x,
-                        .expert_offsets = rows.expert_offsets,
-                        .w_gate = w.experts.gate,
-                        .w_up = w.experts.up,
-                        .w_down = w.experts.down,
-                        .expert_begin = step.exchange->expert_begin(),
-                        .hidden = View<float>(b.mlp_hidden.data, {rows.x.dim(0), moe.moe_intermediate_size}),
-                        .out = rows.out,
-                        .activation = moe.activation,
-                        .gate_bias = w.experts.gate_bias,
-                        .up_bias = w.experts.up_bias,
-                        .down_bias = w.experts.down_bias,
-                        .row_scale = rows.scale},
-                       step.stream);
+  MoeExpertsArgs experts = {.w_gate = w.experts.gate,
+                            .w_up = w.experts.up,
+                            .w_down = w.experts.down,
+                            .expert_begin = step.exchange->expert_begin(),
+                            .activation = moe.activation,
+                            .gate_bias = w.experts.gate_bias,
+                            .up_bias = w.experts.up_bias,
+                            .down_bias = w.experts.down_bias};
+  const ExpertExchange::Received rows = moe.scale_input ? step.exchange->dispatch(x, expert_idx, expert_weight)
+                                                        : step.exchange->dispatch(x, expert_idx, {}, &experts);
+  experts.x = rows.x;
+  experts.expert_offsets = rows.expert_offsets;
+  experts.hidden = View<float>(b.mlp_hidden.data, {rows.x.dim(0), moe.moe_intermediate_size});
+  experts.out = rows.out;
+  experts.row_scale = rows.scale;
+  step.ops.moe_experts(experts, step.stream);
   if (!moe.scale_input) combine.expert_weight = expert_weight;
   combine.expert_rows = step.exchange->collect();
   step.ops.rejoin();

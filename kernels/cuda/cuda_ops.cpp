@@ -403,18 +403,19 @@ void CudaOps::moe_permute(const MoePermuteArgs& a, Stream s) {
   CHECK(regions_ && a.expert_offsets.dim(0) - 1 <= scratch_shape_.num_experts, "moe_permute of {} experts: no scratch",
         a.expert_offsets.dim(0) - 1);
   run("moe_permute", s, a.x.data, bytes_of(a.x), [&](Stream stream) {
-    bool aligned = true;  // what copies ask for
-    for (const MoeSource& s : a.sources) aligned = aligned && reinterpret_cast<uintptr_t>(s.x.data) % 16 == 0;
-    const RowCopies copies =
-        aligned ? copies_of(OperandCache::kExperts, a.x.data, a.x.dim(0), a.x.row_size()) : RowCopies{};
-    cuda::moe_permute(a, reinterpret_cast<int32_t*>(scratch_.get() + regions_->counts), copies, stream);
+    const RowCopies copies = expert_copies(a);
+    const bool only_copies = copies.fp8.data || copies.bf16;
+    unwritten_ = only_copies ? a.x.data : nullptr;
+    cuda::moe_permute(a, reinterpret_cast<int32_t*>(scratch_.get() + regions_->counts), copies, only_copies, stream);
   });
 }
 
 void CudaOps::moe_experts(const MoeExpertsArgs& a, Stream s) {
   operands_.forget(a.hidden.data, bytes_of(a.hidden));
   run("moe_experts", s, a.out.data, bytes_of(a.out), [&](Stream stream) {
-    if (!fast_experts(a, stream)) cuda::moe_experts(a, numerics(), stream);
+    if (fast_experts(a, stream)) return;
+    CHECK(a.x.data != unwritten_, "moe_experts: of its rows there is a copy alone");
+    cuda::moe_experts(a, numerics(), stream);
   });
 }
 

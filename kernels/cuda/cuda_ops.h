@@ -4,6 +4,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -82,6 +83,8 @@ class CudaOps final : public Ops {
   bool fast_norm(const RmsNormArgs&, Stream);
   bool fast_linear(const LinearArgs&, Stream);
   bool fast_experts(const MoeExpertsArgs&, Stream);
+  // What fast_experts multiplies with; none: they are not its.
+  std::optional<OperandCache::Kind> expert_operand(const MoeExpertsArgs&) const;
   bool fast_mla_query(const MlaQueryArgs&, Stream);
   bool fast_mla_output(const MlaOutputArgs&, Stream);
   // The copy of x [rows, k], made now unless it is there; num_rows as in Fp8QuantizeArgs.
@@ -89,6 +92,7 @@ class CudaOps final : public Ops {
                       const int32_t* num_rows, Stream stream);
   const void* bf16_operand(OperandCache::Pool pool, const float* x, int64_t rows, int64_t k, const int32_t* num_rows,
                            Stream stream);
+  RowCopies expert_copies(const MoePermuteArgs&);
   RowCopies copies_of(OperandCache::Pool pool, const float* x, int64_t rows, int64_t k);
   static int64_t operand_bytes(int64_t rows, int64_t k);  // that either copy takes
 
@@ -128,6 +132,7 @@ class CudaOps final : public Ops {
   Regions regions(const ScratchShape& shape) const;
   std::unique_ptr<Regions> regions_;
   OperandCache operands_;
+  const float* unwritten_ = nullptr;  // rows of experts of which there is a copy alone
 };
 
 }  // namespace moectl::cuda

@@ -50,6 +50,7 @@ Fp8Rows CudaOps::fp8_operand(OperandCache::Pool pool, const void* x, DType type,
   const OperandCache::Copy copy = operands_.get(pool, x, rows, k, Kind::kFp8, fp8_rows_bytes(rows, k));
   CHECK(copy.memory, "an FP8 copy of [{}, {}] has no room: ScratchShape was smaller", rows, k);
   const Fp8Rows out = fp8_rows_at(copy.memory, rows, k);
+  CHECK(!copy.missing || x != unwritten_, "rows of experts are not there");
   if (copy.missing) fp8_quantize({.x = x, .type = type, .out = out, .num_rows = num_rows}, stream);
   return out;
 }
@@ -58,6 +59,7 @@ const void* CudaOps::bf16_operand(OperandCache::Pool pool, const float* x, int64
                                   const int32_t* num_rows, Stream stream) {
   const OperandCache::Copy copy = operands_.get(pool, x, rows, k, Kind::kBf16, rows * k * 2);
   CHECK(copy.memory, "a bf16 copy of [{}, {}] has no room: ScratchShape was smaller", rows, k);
+  CHECK(!copy.missing || x != unwritten_, "rows of experts are not there");
   if (copy.missing) bf16_copy(x, rows, k, copy.memory, k, num_rows, stream);
   return copy.memory;
 }
@@ -124,15 +126,39 @@ bool CudaOps::fast_linear(const LinearArgs& a, Stream stream) {
   return true;
 }
 
+std::optional<Kind> CudaOps::expert_operand(const MoeExpertsArgs& a) const {
+  const Matrix &gate = matrix_of(a.w_gate), &up = matrix_of(a.w_up), &down = matrix_of(a.w_down);
+  if (precise_ || !regions_ || !hopper_ || a.activation.kind != Activation::Kind::kSwiGlu || a.gate_bias || a.up_bias ||
+      a.down_bias || a.row_scale)
+    return std::nullopt;
+  if (is_fp8(gate) && is_fp8(up) && is_fp8(down)) return Kind::kFp8;
+  if (is_bf16(gate) && is_bf16(up) && is_bf16(down)) return Kind::kBf16;
+  return std::nullopt;
+}
+
+// The copy of x that the experts will read.
+RowCopies CudaOps::expert_copies(const MoePermuteArgs& a) {
+  const int64_t rows = a.x.dim(0), size = a.x.row_size(), num_experts = a.expert_offsets.dim(0) - 1;
+  if (!a.for_experts || rows == 0 || num_experts == 1 || num_experts > kMaxGemmExperts || size % kFp8Block != 0)
+    return {};
+  bool fits = aligned(a.x.data);
+  for (const MoeSource& s : a.sources) fits = fits && aligned(s.x.data);
+  const std::optional<Kind> kind = expert_operand(*a.for_experts);
+  if (!fits || !kind) return {};
+  const bool fp8 = *kind == Kind::kFp8;
+  void* memory = operands_.put(OperandCache::kExperts, a.x.data, rows, size, *kind,
+                               fp8 ? fp8_rows_bytes(rows, size) : rows * size * 2);
+  if (!memory) return {};
+  return fp8 ? RowCopies{.fp8 = fp8_rows_at(memory, rows, size)} : RowCopies{.bf16 = memory};
+}
+
 // The offsets come from a copy or from moe_permute, whose last kernel lets no other past it before they are written: so
 // weights are read while rows are still gathered, and the second product's while the first one ends.
 bool CudaOps::fast_experts(const MoeExpertsArgs& a, Stream stream) {
   const Matrix &gate = matrix_of(a.w_gate), &up = matrix_of(a.w_up), &down = matrix_of(a.w_down);
   const int64_t rows = a.x.dim(0), num_experts = a.expert_offsets.dim(0) - 1;
-  const bool fp8 = is_fp8(gate) && is_fp8(up) && is_fp8(down), bf16 = is_bf16(gate) && is_bf16(up) && is_bf16(down);
-  if (precise_ || !regions_ || !hopper_ || (!fp8 && !bf16) || rows == 0 || num_experts > kMaxGemmExperts) return false;
-  if (a.activation.kind != Activation::Kind::kSwiGlu || a.gate_bias || a.up_bias || a.down_bias || a.row_scale)
-    return false;
+  const std::optional<Kind> kind = expert_operand(a);
+  if (!kind || rows == 0 || num_experts > kMaxGemmExperts) return false;
   if (!aligned(a.x.data) || !aligned(a.hidden.data) || !aligned(a.out.data)) return false;
   const int32_t* num_rows = a.expert_offsets.data + num_experts;
   // A dense feed-forward reads what other products read, too.
@@ -142,7 +168,7 @@ bool CudaOps::fast_experts(const MoeExpertsArgs& a, Stream stream) {
                                       : OperandCache::kExperts;
   // Hidden values are bf16 in the room of f32 ones: rounding them to FP8 next costs sixteen times more.
   operands_.forget(a.hidden.data, rows * down.k * int64_t(sizeof(float)));
-  if (bf16) {
+  if (*kind == Kind::kBf16) {
     Bf16GemmArgs product = {.a = bf16_operand(pool, a.x.data, rows, gate.k, num_rows, stream),
                             .rows = rows,
                             .n = gate.n,

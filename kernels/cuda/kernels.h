@@ -21,8 +21,9 @@ void mla_query(const MlaQueryArgs& args, Numerics numerics, Stream stream);
 void mla_cache_write(const MlaCacheWriteArgs& args, Stream stream);
 void mla_output(const MlaOutputArgs& args, Numerics numerics, Stream stream);
 void moe_gate(const MoeGateArgs& args, Stream stream);
-// `counts` [num_local_experts]: scratch. `copies`: of args.x, whose sources are 16-byte aligned then.
-void moe_permute(const MoePermuteArgs& args, int32_t* counts, const RowCopies& copies, Stream stream);
+// `counts` [num_local_experts]: scratch. `copies`: of args.x, in its place where `only_copies`; the sources are 16-byte
+// aligned then.
+void moe_permute(const MoePermuteArgs& args, int32_t* counts, const RowCopies& copies, bool only_copies, Stream stream);
 void moe_experts(const MoeExpertsArgs& args, Numerics numerics, Stream stream);
 void moe_locate(const MoeLocateArgs& args, Stream stream);
 void moe_combine(const MoeCombineArgs& args, Stream stream);

@@ -130,7 +130,7 @@ __global__ void moe_offsets(const int32_t* counts, int num, int32_t* offsets) {
   if (threadIdx.x == 0) offsets[0] = 0;
 }
 
-// Grid: (choices of the largest source, ranks).
+// Grid: (choices of the largest source, ranks). x: null where copies are all that is wanted.
 __global__ void __launch_bounds__(kThreads)
     moe_copy_rows(const __grid_constant__ Sources sources, int expert_begin, int num_experts, const int32_t* offsets,
                   int size, float* x, float* scale, RowCopies copies) {
@@ -153,7 +153,7 @@ __global__ void __launch_bounds__(kThreads)
     for (int kb = int(threadIdx.x) / kWarp; kb < size / kFp8Block; kb += kWarps) {
       const int at = kb * kFp8Block + lane * 4;
       const float4 v = *reinterpret_cast<const float4*>(from + at);
-      *reinterpret_cast<float4*>(to + at) = v;
+      if (x) *reinterpret_cast<float4*>(to + at) = v;
       if (copies.fp8.data) quantize_piece(v, copies.fp8, row, kb);
       if (copies.bf16) store_bf16(static_cast<__nv_bfloat16*>(copies.bf16) + int64_t{row} * size + at, v);
     }
@@ -182,12 +182,13 @@ __global__ void moe_locate(const __grid_constant__ Owners owners, const int32_t*
 
 }  // namespace kernel
 
-void moe_permute(const MoePermuteArgs& a, int32_t* counts, const RowCopies& copies, Stream stream) {
+void moe_permute(const MoePermuteArgs& a, int32_t* counts, const RowCopies& copies, bool only_copies, Stream stream) {
   const int64_t num_experts = a.expert_offsets.dim(0) - 1, size = a.x.row_size();
   CHECK(!a.sources.empty() && a.sources.size() <= size_t{kernel::kMaxRanks}, "{} ranks; at most {}", a.sources.size(),
         kernel::kMaxRanks);
   kernel::Sources sources = {.num_ranks = int(a.sources.size()), .top_k = int(a.sources[0].expert_idx.dim(1))};
-  CHECK((!copies.fp8.data && !copies.bf16) || size % kFp8Block == 0, "moe_permute: a copy of rows of {}", size);
+  CHECK((!copies.fp8.data && !copies.bf16) ? !only_copies : size % kFp8Block == 0, "moe_permute: a copy of rows of {}",
+        size);
   int64_t most = 0, all = 0;
   for (size_t i = 0; i < a.sources.size(); ++i) {
     const MoeSource& s = a.sources[i];
@@ -213,8 +214,8 @@ void moe_permute(const MoePermuteArgs& a, int32_t* counts, const RowCopies& copi
   }
   if (most == 0) return;
   launch_early(kernel::moe_copy_rows, dim3(unsigned(most), unsigned(a.sources.size())), kernel::kThreads, 0, cuda,
-               sources, int(a.expert_begin), int(num_experts), a.expert_offsets.data, int(size), a.x.data, a.scale.data,
-               copies);
+               sources, int(a.expert_begin), int(num_experts), a.expert_offsets.data, int(size),
+               only_copies ? nullptr : a.x.data, a.scale.data, copies);
 }
 
 void moe_locate(const MoeLocateArgs& a, Stream stream) {

@@ -299,33 +299,5 @@ TEST_F(CudaOpsTest, LatentsOfDeepSeek) {
   }
 }
 
-TEST(OperandCacheTest, ForgetsWhatWasWritten) {
-  using cuda::OperandCache;
-  OperandCache cache;
-  std::vector<std::byte> memory(5 * 1024);
-  cache.set_memory(OperandCache::kTokens, memory.data(), 1024);
-  cache.set_memory(OperandCache::kExperts, memory.data() + 3 * 1024, 1024);
-  std::vector<float> x(64), y(64);
-  const auto fp8 = OperandCache::Kind::kFp8;
-  auto missing = [&](const std::vector<float>& of, int64_t rows = 2,
-                     OperandCache::Kind kind = OperandCache::Kind::kFp8) {
-    return cache.get(OperandCache::kTokens, of.data(), rows, 32, kind, 1000).missing;
-  };
-  EXPECT_TRUE(missing(x));
-  EXPECT_FALSE(missing(x));
-  EXPECT_TRUE(missing(x, 2, OperandCache::Kind::kBf16)) << "another format";
-  EXPECT_FALSE(missing(x));
-  cache.forget(x.data() + 63, 4);
-  EXPECT_TRUE(missing(x)) << "its last number was written";
-  cache.forget(x.data() + 64, 4);
-  EXPECT_FALSE(missing(x)) << "what lies behind it was written";
-  EXPECT_TRUE(missing(x, 1)) << "other rows";
-  for (int i = 0; i < 4; ++i) cache.get(OperandCache::kExperts, y.data() + i, 2, 32, fp8, 1000);
-  EXPECT_FALSE(missing(x, 1)) << "experts have places of their own";
-  EXPECT_EQ(cache.get(OperandCache::kTokens, y.data(), 2, 32, fp8, 1025).memory, nullptr) << "too large";
-  cache.clear();
-  EXPECT_TRUE(missing(x, 1));
-}
-
 }  // namespace
 }  // namespace moectl::test

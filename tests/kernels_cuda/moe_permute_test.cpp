@@ -24,7 +24,7 @@ TEST_F(MoePermuteGpuTest, CopiesOfRows) {
       DeviceArray<int32_t> experts(idx), row_of(rows), offsets(kExperts + 1), counts(kExperts);
       DeviceArray<uint8_t> fp8(cuda::fp8_rows_bytes(rows, size)), expected_fp8(cuda::fp8_rows_bytes(rows, size));
       DeviceArray<uint16_t> bf16(rows * size), expected_bf16(rows * size);
-      auto permute = [&](const DeviceArray<float>& to, const cuda::RowCopies& copy) {
+      auto permute = [&](const DeviceArray<float>& to, const cuda::RowCopies& copies, bool only_copies = false) {
         const MoeSource source = {View<const float>(x.data(), {tokens, size}),
                                   View<const int32_t>(experts.data(), {tokens, kTopK}),
                                   {},
@@ -33,7 +33,7 @@ TEST_F(MoePermuteGpuTest, CopiesOfRows) {
         a.sources = std::span(&source, 1);
         a.expert_offsets = View<int32_t>(offsets.data(), {kExperts + 1});
         a.x = View<float>(to.data(), {rows, size});
-        cuda::moe_permute(a, counts.data(), copy, {});
+        cuda::moe_permute(a, counts.data(), copies, only_copies, {});
         return to.host();
       };
       const auto expected = permute(plain, {});
@@ -45,6 +45,11 @@ TEST_F(MoePermuteGpuTest, CopiesOfRows) {
       ASSERT_EQ(fp8.host(), expected_fp8.host());  // both were poisoned alike
       ASSERT_TRUE(same_bits(permute(out, {.bf16 = bf16.data()}), expected));
       ASSERT_EQ(bf16.host(), expected_bf16.host());
+      const DeviceArray<float> untouched(rows * size);
+      const DeviceArray<uint8_t> fp8_alone(fp8.size());
+      permute(untouched, {.fp8 = cuda::fp8_rows_at(fp8_alone.data(), rows, size)}, true);
+      ASSERT_EQ(fp8_alone.host(), expected_fp8.host());
+      ASSERT_TRUE(same_bits(untouched.host(), DeviceArray<float>(rows * size).host()));
     }
 }
 

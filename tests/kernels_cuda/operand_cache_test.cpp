@@ -17,7 +17,7 @@ constexpr int64_t kPlace = 256, kRows = 2, kK = 64;
 
 class OperandCacheTest : public testing::Test {
  protected:
-  OperandCacheTest() : memory_(size_t(kPlace * OperandCache::kNumPlaces[OperandCache::kTokens])), x_(1024) {
+  OperandCacheTest() : memory_(size_t(kPlace * OperandCache::kNumPlaces[OperandCache::kTokens])), x_(8 * kRows * kK) {
     cache_.set_memory(OperandCache::kTokens, memory_.data(), kPlace);
   }
   const float* x(int64_t i) const { return x_.data() + i * kRows * kK; }
@@ -42,8 +42,17 @@ TEST_F(OperandCacheTest, ACopyIsMadeOnceUntilItsRowsAreWritten) {
   EXPECT_TRUE(get(0, Kind::kFp8).missing);
   cache_.forget(x(1), 4);  // the neighbour's first
   EXPECT_FALSE(get(0).missing);
+  EXPECT_TRUE(cache_.get(OperandCache::kTokens, x(0), 1, kK, Kind::kBf16, kPlace).missing) << "other rows";
   cache_.clear();
   EXPECT_TRUE(get(0).missing);
+}
+
+TEST_F(OperandCacheTest, ExpertsHavePlacesOfTheirOwn) {
+  std::vector<std::byte> memory(size_t(kPlace * OperandCache::kNumPlaces[OperandCache::kExperts]));
+  cache_.set_memory(OperandCache::kExperts, memory.data(), kPlace);
+  get(0);
+  for (int64_t i = 1; i < 8; ++i) cache_.get(OperandCache::kExperts, x(i), kRows, kK, Kind::kFp8, kPlace);
+  EXPECT_FALSE(get(0).missing);
 }
 
 TEST_F(OperandCacheTest, WhoWritesRowsLearnsWhatProductsAskFor) {

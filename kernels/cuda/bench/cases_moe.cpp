@@ -66,7 +66,7 @@ Case permute_case(const KernelShape& s, int64_t tokens) {
       args.sources = std::span(&source, 1);
       args.expert_offsets = offsets;
       args.x = x;
-      moe_permute(args, counts, {}, stream);
+      moe_permute(args, counts, {}, false, stream);
     };
     work.peers = {copy_of(memory, bytes)};
     work.out = x.data;
