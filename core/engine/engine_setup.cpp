@@ -18,8 +18,9 @@ namespace moectl {
 namespace {
 
 constexpr int64_t kDefaultKvBytes = 256ll << 20;  // on CPU
-constexpr int64_t kGraphBytes = 512ll << 20;      // room for recorded decode steps, measured: docs/gpu.md
-constexpr int kPromptLogitsRows = 64;  // prompt-logprob rows a step: bounds the logits buffer, not the requests
+constexpr int kDefaultStepTokens = 512, kDefaultGpuStepTokens = 2048;
+constexpr int64_t kGraphBytes = 512ll << 20;  // room for recorded decode steps, measured: docs/gpu.md
+constexpr int kPromptLogitsRows = 64;         // prompt-logprob rows a step: bounds the logits buffer, not the requests
 
 template <class... Args>
 void require(bool ok, fmt::format_string<Args...> format, Args&&... args) {
@@ -116,10 +117,12 @@ EngineSetup plan_setup(const EngineConfig& engine, const Config& model, std::vec
           "--max-model-len must be between 2 and the checkpoint's {} (max_position_embeddings), not {}",
           model.max_position_embeddings, max_len);
 
-  setup.limits = {.max_tokens = engine.max_num_batched_tokens, .max_model_len = max_len};
+  const int max_tokens = engine.max_num_batched_tokens != 0 ? engine.max_num_batched_tokens
+                         : ops.host_memory()                ? kDefaultStepTokens
+                                                            : kDefaultGpuStepTokens;
+  setup.limits = {.max_tokens = max_tokens, .max_model_len = max_len};
   setup.limits.max_seqs = (engine.max_num_seqs + engine.ep_size - 1) / engine.ep_size;
-  setup.limits.max_logits =
-      setup.limits.max_seqs + std::min(kPromptLogitsRows, std::max(engine.max_num_batched_tokens, 1));
+  setup.limits.max_logits = setup.limits.max_seqs + std::min(kPromptLogitsRows, std::max(max_tokens, 1));
   setup.kv_bytes_per_token = KvCache::bytes_per_token(model, setup.kv_dtype);
   const int64_t page_bytes = setup.kv_bytes_per_token * kPageSize;
   const int64_t needed_pages = (max_len + kPageSize - 1) / kPageSize;
@@ -142,8 +145,8 @@ EngineSetup plan_setup(const EngineConfig& engine, const Config& model, std::vec
       .num_pages = int(num_pages),
       .page_size = kPageSize,
       .max_num_seqs = engine.max_num_seqs,
-      .max_num_batched_tokens = engine.max_num_batched_tokens,
-      .max_prompt_logits = std::min(kPromptLogitsRows, std::max(engine.max_num_batched_tokens, 1)),
+      .max_num_batched_tokens = max_tokens,
+      .max_prompt_logits = std::min(kPromptLogitsRows, std::max(max_tokens, 1)),
       .max_model_len = max_len,
       .vocab_size = model.vocab_size,
       .enable_prefix_caching = engine.enable_prefix_caching,
@@ -154,11 +157,11 @@ EngineSetup plan_setup(const EngineConfig& engine, const Config& model, std::vec
           engine.compute_mtp_kv && model.num_mtp_layers > 0 && (engine.prefill_role || engine.prefill_source),
       .max_steps_in_flight =
           engine.overlap_schedule && !ops.host_memory() && !engine.prefill_role && !engine.prefill_source ? 2 : 1};
-  require(engine.max_num_batched_tokens >= setup.scheduler.max_seqs_per_rank(),
+  require(max_tokens >= setup.scheduler.max_seqs_per_rank(),
           "--max-num-batched-tokens {} is less than the {} sequences a rank may run (--max-num-seqs {} over {} "
           "rank(s)); each needs a "
           "token a step",
-          engine.max_num_batched_tokens, setup.scheduler.max_seqs_per_rank(), engine.max_num_seqs, engine.ep_size);
+          max_tokens, setup.scheduler.max_seqs_per_rank(), engine.max_num_seqs, engine.ep_size);
   setup.limits.max_seqs = setup.scheduler.max_seqs_per_rank();
   setup.limits.max_logits = setup.scheduler.max_logits_per_rank();
   return setup;
