@@ -12,6 +12,7 @@
 #include "core/base/check.h"
 #include "kernels/cuda/attention_schedule.cuh"
 #include "kernels/cuda/check.h"
+#include "kernels/cuda/device.cuh"
 #include "kernels/cuda/gqa_attention_sm90.h"
 #include "kernels/cuda/gqa_prefill.cuh"
 #include "kernels/cuda/hopper.cuh"
@@ -246,10 +247,10 @@ __device__ __forceinline__ void finish(const GqaParams& p, const GqaSchedule& s,
   if (threadIdx.x < 32) {  // a row's m and l: even pieces and odd ones by a lane each
     const int r = threadIdx.x % kTileRows, first = threadIdx.x / kTileRows;
     float m = -INFINITY, l = 0.0f;
-#pragma unroll 4
+#pragma unroll 8
     for (int k = first; k < parts; k += 2) m = fmaxf(m, __ldcg(stats_of(k) + r));
     m = fmaxf(m, __shfl_xor_sync(0xffffffffu, m, 16));
-#pragma unroll 4
+#pragma unroll 8
     for (int k = first; k < parts; k += 2)
       l += exp2_approx(__ldcg(stats_of(k) + r) - m) * __ldcg(stats_of(k) + kTileRows + r);
     l += __shfl_xor_sync(0xffffffffu, l, 16);
@@ -261,7 +262,7 @@ __device__ __forceinline__ void finish(const GqaParams& p, const GqaSchedule& s,
   named_barrier_sync(1, kConsumers);
   constexpr int kUnits = kTileRows * kDim / 4 / kConsumers;  // of four numbers
   float4 sum[kUnits] = {};
-#pragma unroll 2
+#pragma unroll 8
   for (int k = 0; k < parts; ++k)
 #pragma unroll
     for (int u = 0; u < kUnits; ++u) {
@@ -298,6 +299,8 @@ __global__ void __launch_bounds__(kThreads, Config<kDim>::kBlocksPerSm)
     }
     fence_mbarrier_init();
   }
+  grid_dependency_launch();
+  grid_dependency_wait();
   GqaSchedule s = {{p}, p.num_tokens, p.num_kv_heads, p.whole_rows};
   s.make<kThreads>(shared.schedule, blockIdx.x, gridDim.x);
   int stage = 0;
@@ -371,9 +374,8 @@ void launch(const GqaParams& p, const CUtensorMap& map, cudaStream_t stream) {
   CUDA_CHECK(cudaGetDevice(&device));
   CUDA_CHECK(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device));
   CUDA_CHECK(cudaFuncSetAttribute(gqa_attention<kDim>, cudaFuncAttributeMaxDynamicSharedMemorySize, C::kSharedBytes));
-  gqa_attention<kDim>
-      <<<unsigned(std::min(count * C::kBlocksPerSm, kMaxBlocks)), kThreads, C::kSharedBytes, stream>>>(p, map);
-  CUDA_CHECK(cudaGetLastError());
+  launch_early(gqa_attention<kDim>, unsigned(std::min(count * C::kBlocksPerSm, kMaxBlocks)), kThreads, C::kSharedBytes,
+               stream, p, map);
 }
 
 }  // namespace
