@@ -88,7 +88,7 @@ struct Work {
 // before expert e; row_begin[e]: its first row; both in shared memory. The blocks of a cluster that divide k take whole
 // tiles as long as every block of the grid gets one, and share the tiles of the last, partial round.
 template <class S>
-struct Schedule {
+struct GemmSchedule {
   const GemmParams& p;
   const int *tile_begin, *row_begin;
   int col_groups, multicast_idx, split_idx;

@@ -70,7 +70,7 @@ __global__ void __launch_bounds__(kGemmThreads, 1)
   else
     __syncthreads();
 
-  Schedule<S> schedule{p, tile_begin, row_begin, col_groups, multicast_idx, split_idx};
+  GemmSchedule<S> schedule{p, tile_begin, row_begin, col_groups, multicast_idx, split_idx};
 
   if (warp < kProducerWarps) {
     setmaxnreg_dec<40>();
