@@ -63,19 +63,7 @@ void bf16_gemm(const Bf16GemmArgs& a, const GemmConfig& c, Stream stream) {
                                                .expert_begin = int(a.expert_begin)},
                             a.rows, [&](int rows, bool up) { return weight_map(a, up ? a.w_up : a.w, rows); },
                             [&](int rows) { return token_map(a, rows); }};
-#define MOECTL_TRY(SWAP, SUB, TILE_N, GATED)                                        \
-  if (c.swap == SWAP && c.sub == SUB && c.tile_n == TILE_N && gated == GATED)       \
-  return launch_gemm<kernel::GemmShape<SWAP, SUB, TILE_N, GATED, true>>(problem, c, \
-                                                                        static_cast<cudaStream_t>(stream.handle))
-  MOECTL_TRY(false, 2, 128, false);
-  MOECTL_TRY(false, 1, 128, false);
-  MOECTL_TRY(false, 2, 128, true);
-  MOECTL_TRY(true, 1, 16, false);
-  MOECTL_TRY(true, 1, 64, false);
-  MOECTL_TRY(true, 2, 16, true);
-  MOECTL_TRY(true, 2, 64, true);
-#undef MOECTL_TRY
-  CHECK(false, "bf16_gemm: no kernel for swap {} sub {} tile_n {} gated {}", c.swap, c.sub, c.tile_n, gated);
+  launch_tiling<true>(problem, c, gated, static_cast<cudaStream_t>(stream.handle));
 }
 
 void bf16_gemm(const Bf16GemmArgs& a, Stream stream) {

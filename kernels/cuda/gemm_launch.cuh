@@ -7,6 +7,7 @@
 #include <map>
 #include <mutex>
 #include <tuple>
+#include <type_traits>
 
 #include "core/base/check.h"
 #include "kernels/cuda/check.h"
@@ -100,6 +101,26 @@ void launch_gemm(const Problem& problem, const GemmConfig& c, cudaStream_t strea
                     map_a8 = problem.token_map(8);
 
   CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, map_w, map_w_up, map_a, map_a8, p));
+}
+
+// The product by the tiling `c`: one of those for which there is a kernel.
+template <bool kBf16, class Problem>
+void launch_tiling(const Problem& problem, const GemmConfig& c, bool gated, cudaStream_t stream) {
+  bool launched = false;
+  const auto take = [&]<class S>(std::type_identity<S>) {
+    if (launched || c.swap != S::kSwap || c.sub != S::kSub || c.tile_n != S::kTileN || gated != S::kGated) return;
+    launch_gemm<S>(problem, c, stream);
+    launched = true;
+  };
+  take(std::type_identity<kernel::GemmShape<false, 2, 128, false, kBf16>>());
+  take(std::type_identity<kernel::GemmShape<false, 1, 128, false, kBf16>>());
+  if constexpr (!kBf16) take(std::type_identity<kernel::GemmShape<false, 1, 176, false>>());
+  take(std::type_identity<kernel::GemmShape<false, 2, 128, true, kBf16>>());
+  take(std::type_identity<kernel::GemmShape<true, 1, 16, false, kBf16>>());
+  take(std::type_identity<kernel::GemmShape<true, 1, 64, false, kBf16>>());
+  take(std::type_identity<kernel::GemmShape<true, 2, 16, true, kBf16>>());
+  take(std::type_identity<kernel::GemmShape<true, 2, 64, true, kBf16>>());
+  CHECK(launched, "{}: no kernel for swap {} sub {} tile_n {} gated {}", problem.name, c.swap, c.sub, c.tile_n, gated);
 }
 
 }  // namespace moectl::cuda
