@@ -387,8 +387,8 @@ class Ops {
   virtual bool host_memory() const { return true; }
   // The stream of the rank that owns this object; operations given Stream{} use it.
   virtual Stream stream() { return {}; }
-  // Issues what `work` does beside the operations that follow, up to rejoin(): neither side may write what the other
-  // reads or writes. A backend may as well do one after the other.
+  // Issues what `work` puts into stream() beside the operations that follow there, up to rejoin(): neither side may
+  // write what the other reads or writes. A backend may as well do one after the other.
   virtual void beside(const std::function<void()>& work) { work(); }
   virtual void rejoin() {}
   // Records what `work` puts into `stream()`, for replay(); null: this backend computes at once and records nothing.

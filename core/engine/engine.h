@@ -36,7 +36,7 @@ struct EngineConfig {
   int num_threads = 0;                  // compute threads in total; 0: one a core
   int max_model_len = 0;                // 0: the checkpoint's max_position_embeddings
   int max_num_seqs = 64;                // running requests, all ranks together
-  int max_num_batched_tokens = 0;       // a rank computes in one step (prefill chunk size); 0: 512 on CPU, 2048 on CUDA
+  int max_num_batched_tokens = 0;       // tokens of a rank's step (prefill chunk size); 0: 512 on CPU, 2048 on CUDA
   int64_t kv_cache_bytes = 0;           // all ranks together; 0: 256 MiB on CPU, what the GPU's memory leaves on CUDA
   double gpu_memory_utilization = 0.9;  // share of a GPU's memory that weights, workspace and cache may take
   std::string kv_cache_dtype = "auto";  // auto | f32 | bf16; auto = f32 on CPU, bf16 on CUDA

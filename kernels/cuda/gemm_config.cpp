@@ -7,8 +7,6 @@
 namespace moectl::cuda {
 namespace {
 
-constexpr int64_t kMultiprocessors = 132;
-
 int64_t round_up(int64_t a, int64_t b) {
   return (a + b - 1) / b;
 }
@@ -16,7 +14,7 @@ int64_t round_up(int64_t a, int64_t b) {
 // Few tiles share k among the blocks of a cluster, so that every multiprocessor has work. A cluster lies in one GPC,
 // and GPCs differ in size: somewhat more than so many clusters of a size run at once (66, 39, 30, 22, 17, 15, 15).
 int split_of(const GemmSize& s, int64_t tiles, int most) {
-  constexpr int64_t kRoom[] = {0, 132, 66, 33, 25, 18, 14, 12, 12};
+  constexpr int64_t kRoom[] = {0, kMultiprocessors, 66, 33, 25, 18, 14, 12, 12};
   constexpr int64_t kLeastBlocks = 3;  // of k, for each
   if (s.deterministic) return 1;
   int split = 1;

@@ -18,6 +18,7 @@ struct GemmConfig {
 };
 
 constexpr int64_t kMaxGemmExperts = 512;
+constexpr int64_t kMultiprocessors = 132;  // of the card that the choices were measured on
 
 // What the choice depends on. rows: of all experts together, at most. num_kb: 128 bytes of k each.
 struct GemmSize {

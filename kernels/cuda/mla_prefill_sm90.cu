@@ -98,7 +98,7 @@ namespace {
 using namespace kernel;
 using Shape = MlaPrefill;
 
-constexpr int64_t kKeyValueBytes = int64_t{128} << 20, kMaxPart = 16384, kMultiprocessors = 132;
+constexpr int64_t kKeyValueBytes = int64_t{128} << 20, kMaxPart = 16384;
 
 // What lies where in scratch; bytes from its beginning.
 struct Layout {

@@ -49,14 +49,8 @@ struct Bf16Values {
   std::vector<double> values;
 };
 
-class Bf16GemmTest : public GpuTest {
+class Bf16GemmTest : public HopperTest {
  protected:
-  void SetUp() override {
-    GpuTest::SetUp();
-    if (!IsSkipped() && !takes_hopper_kernels())
-      GTEST_SKIP() << device().name << " is no Hopper GPU; bf16_gemm is for 9.0a";
-  }
-
   struct Operands {
     Operands(const Case& c, uint64_t seed)
         : c(c),

@@ -107,14 +107,8 @@ TEST(GemmConfigTest, ChoiceFitsClustersAndDeterminism) {
           }
 }
 
-class Fp8GemmTest : public GpuTest {
+class Fp8GemmTest : public HopperTest {
  protected:
-  void SetUp() override {
-    GpuTest::SetUp();
-    if (!IsSkipped() && !takes_hopper_kernels())
-      GTEST_SKIP() << device().name << " is no Hopper GPU; fp8_gemm is for 9.0a";
-  }
-
   // The operands of one case, made once for all the tilings that are tried.
   struct Operands {
     Operands(const Case& c, uint64_t seed)

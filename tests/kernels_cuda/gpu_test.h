@@ -1,4 +1,5 @@
-// GpuTest: a fixture that skips, with the reason, on a machine without a usable GPU. DeviceArray: typed device memory
+// GpuTest: a fixture that skips, with the reason, on a machine without a usable GPU; HopperTest: where the *_sm90.cu
+// kernels are not taken, too. DeviceArray: typed device memory
 // of a test, poisoned (all bits set: NaN) unless it is given contents. Owns nothing else.
 #pragma once
 
@@ -23,12 +24,20 @@ class GpuTest : public testing::Test {
     CUDA_CHECK(cudaGetDeviceProperties(&device_, 0));
     if (const std::string why = cuda::why_unusable(0); !why.empty()) GTEST_SKIP() << why;
   }
-  // For tests of *_sm90.cu.
   bool takes_hopper_kernels() const { return cuda::takes_hopper_kernels(); }
   const cudaDeviceProp& device() const { return device_; }
 
  private:
   cudaDeviceProp device_ = {};
+};
+
+class HopperTest : public GpuTest {
+ protected:
+  void SetUp() override {
+    GpuTest::SetUp();
+    if (!IsSkipped() && !takes_hopper_kernels())
+      GTEST_SKIP() << device().name << ": these kernels are for 9.0a (Hopper) alone";
+  }
 };
 
 template <class T>

@@ -241,13 +241,11 @@ double worst_row(const std::vector<float>& a, const std::vector<float>& b) {
   return worst;
 }
 
-class MlaPrefillTest : public GpuTest {
+class MlaPrefillTest : public HopperTest {
  protected:
   void SetUp() override {
-    GpuTest::SetUp();
-    if (IsSkipped()) return;
-    if (!takes_hopper_kernels()) GTEST_SKIP() << device().name << " is no Hopper GPU; these kernels are for 9.0a";
-    ops_ = make_ops({.device = "cuda"});
+    HopperTest::SetUp();
+    if (!IsSkipped()) ops_ = make_ops({.device = "cuda"});
   }
   Ops& ops() { return *ops_; }
 

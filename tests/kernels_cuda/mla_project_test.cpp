@@ -59,13 +59,11 @@ Bounded to_bf16(Bounded b) {
   return {b.value, b.error + unit_roundoff(DType::kBF16) * (std::abs(b.value) + b.error)};
 }
 
-class MlaProjectTest : public GpuTest {
+class MlaProjectTest : public HopperTest {
  protected:
   void SetUp() override {
-    GpuTest::SetUp();
-    if (IsSkipped()) return;
-    if (!takes_hopper_kernels()) GTEST_SKIP() << device().name << " is no Hopper GPU; these kernels are for 9.0a";
-    ops_ = make_ops({.device = "cuda"});
+    HopperTest::SetUp();
+    if (!IsSkipped()) ops_ = make_ops({.device = "cuda"});
   }
 
   std::vector<uint16_t> query(const Weight& w_uk, const std::vector<float>& q, const std::vector<float>& cos_sin,

@@ -151,6 +151,19 @@ std::vector<std::string> tiles_peer() {
   return {"mma.sync tiles, f32 latents"};
 }
 
+// x [tokens, heads, x_size] by each head's weight to out [tokens, heads, out_size].
+MlaProject by_head(const Weight& w, const void* x, int64_t x_size, void* out, int64_t out_size, int64_t tokens) {
+  return {.w = matrix_of(w),
+          .x = x,
+          .x_row = w.batch * x_size,
+          .x_head = x_size,
+          .out = out,
+          .out_row = w.batch * out_size,
+          .out_head = out_size,
+          .num_tokens = tokens,
+          .num_heads = w.batch};
+}
+
 Case query_case(const KernelShape& s, int64_t tokens) {
   const int64_t heads = s.num_heads, nope = s.qk_nope_head_dim, rope = s.qk_rope_head_dim, rank = s.kv_lora_rank;
   Case c{.kernel = "mla_query",
@@ -167,15 +180,7 @@ Case query_case(const KernelShape& s, int64_t tokens) {
     args.cos_sin = {memory.floats(tokens * rope, 0.5f), {tokens, rope}};
     args.out = f32_latents(memory, tokens, heads, rank + rope);
     const TypedView out = bf16_latents(memory, tokens, heads, rank + rope);
-    const MlaProject project = {.w = matrix_of(args.w_uk),
-                                .x = args.q.data,
-                                .x_row = heads * (nope + rope),
-                                .x_head = nope + rope,
-                                .out = out.data,
-                                .out_row = heads * (rank + rope),
-                                .out_head = rank + rope,
-                                .num_tokens = tokens,
-                                .num_heads = heads};
+    const MlaProject project = by_head(args.w_uk, args.q.data, nope + rope, out.data, rank + rope, tokens);
     Work work;
     work.run = [=](Stream stream) { mla_project_in(project, {args.cos_sin.data, rope, true}, stream); };
     work.peers = {[args](Stream stream) { mla_query(args, {.tensor_cores = true}, stream); }};
@@ -199,15 +204,8 @@ Case output_case(const KernelShape& s, int64_t tokens) {
     args.latent = f32_latents(memory, tokens, heads, rank);
     args.w_uv = random_weight(memory, s.f8, heads, dim, rank);
     args.out = {memory.alloc<float>(tokens * heads * dim), {tokens, heads, dim}};
-    const MlaProject project = {.w = matrix_of(args.w_uv),
-                                .x = bf16_latents(memory, tokens, heads, rank).data,
-                                .x_row = heads * rank,
-                                .x_head = rank,
-                                .out = args.out.data,
-                                .out_row = heads * dim,
-                                .out_head = dim,
-                                .num_tokens = tokens,
-                                .num_heads = heads};
+    const MlaProject project =
+        by_head(args.w_uv, bf16_latents(memory, tokens, heads, rank).data, rank, args.out.data, dim, tokens);
     Fp8Rows copy;
     if (s.f8) copy = fp8_rows_at(memory.alloc<std::byte>(fp8_rows_bytes(tokens, heads * dim)), tokens, heads * dim);
     Work work;
@@ -252,24 +250,8 @@ Case prefill_case(const KernelShape& s, int64_t context, int64_t n) {
     rows.out = bf16_latents(memory, n, heads, rank);
     const AttentionScratch scratch = scratch_of(memory, n, heads, rank);
     void* const memory_of_ours = memory.alloc<std::byte>(mla_prefill_sm90_scratch_bytes(n, heads));
-    const MlaProject in = {.w = matrix_of(args.w_uk),
-                           .x = args.q.data,
-                           .x_row = heads * (nope + rope),
-                           .x_head = nope + rope,
-                           .out = rows.q.data,
-                           .out_row = heads * (rank + rope),
-                           .out_head = rank + rope,
-                           .num_tokens = n,
-                           .num_heads = heads};
-    const MlaProject out = {.w = matrix_of(args.w_uv),
-                            .x = rows.out.data,
-                            .x_row = heads * rank,
-                            .x_head = rank,
-                            .out = args.out.data,
-                            .out_row = heads * dim,
-                            .out_head = dim,
-                            .num_tokens = n,
-                            .num_heads = heads};
+    const MlaProject in = by_head(args.w_uk, args.q.data, nope + rope, rows.q.data, rank + rope, n);
+    const MlaProject out = by_head(args.w_uv, rows.out.data, rank, args.out.data, dim, n);
     Work work;
     work.run = [=](Stream stream) { mla_prefill_sm90(args, memory_of_ours, stream); };
     work.peers = {[=](Stream stream) {
