@@ -36,6 +36,7 @@ struct ApiOptions {
   std::vector<std::string> api_keys;      // any of them is accepted; empty: no authentication. Never log or print them
   std::string ssl_certfile, ssl_keyfile;  // both or none
   std::chrono::seconds shutdown_timeout{30};
+  std::chrono::seconds stall_timeout{30};
   std::string reasoning_parser = "auto";  // auto (by checkpoint) | none | a name of core/api/output_formats.h
   std::string tool_call_parser = "auto";
   bool skip_tokenizer_init = false;  // prompts and answers as token ids only

@@ -347,6 +347,16 @@ std::vector<Flag> server_flags() {
        .doc = "A second signal ends the server at once.",
        .min = 0,
        .max = 86400},
+      {.name = "stall-timeout",
+       .metavar = "SECONDS",
+       .group = kServer,
+       .commands = kServe,
+       .target = MEMBER(std::chrono::seconds, api.stall_timeout),
+       .help = "Time without a completed step, while there is work, after which the server counts as stalled",
+       .doc = "/health, /readiness and /load say so then: a router sends its requests elsewhere, and `moectl deploy` "
+              "starts the worker again.",
+       .min = 1,
+       .max = 86400},
   };
 }
 

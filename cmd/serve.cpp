@@ -39,6 +39,7 @@ ServiceOptions service_options(const ServeOptions& given, Role role) {
   options.reasoning_parser = api.reasoning_parser;
   options.tool_call_parser = api.tool_call_parser;
   options.skip_tokenizer_init = api.skip_tokenizer_init;
+  options.stall_timeout = api.stall_timeout;
   return options;
 }
 

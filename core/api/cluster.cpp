@@ -149,13 +149,23 @@ std::string choice_field(const nlohmann::json& object, const char* name, std::ve
   return value;
 }
 
+// Counts are added up by whoever reads them: no true one is near this bound, and no sum of a few wraps.
+constexpr uint64_t kMaxCount = uint64_t(1) << 48;
+
 int64_t count_field(const nlohmann::json& object, const char* name) {
   const auto it = object.find(name);
   if (it == object.end()) return 0;
-  // A non-negative integer is unsigned to nlohmann; a value over int64 would wrap.
-  if (!it->is_number_unsigned() || it->get<uint64_t>() > uint64_t(std::numeric_limits<int64_t>::max()))
-    bad_report(fmt::format("`{}` must be a whole number, not negative", name));
+  if (!it->is_number_unsigned() || it->get<uint64_t>() > kMaxCount)
+    bad_report(fmt::format("`{}` must be a whole number from 0 to 2^48", name));
   return it->get<int64_t>();
+}
+
+double seconds_field(const nlohmann::json& object, const char* name) {
+  const auto it = object.find(name);
+  if (it == object.end()) return 0;
+  if (!it->is_number() || !(it->get<double>() >= 0 && it->get<double>() < 1e9))
+    bad_report(fmt::format("`{}` must be a number of seconds, not negative", name));
+  return it->get<double>();
 }
 
 }  // namespace
@@ -169,6 +179,7 @@ HeaderList sign_cluster_headers(const ClusterHeaders& headers, std::string_view 
                          {"deadline", fmt::format("{}", headers.deadline_unix_ms)},
                          {"prefill", fmt::format("{}", fmt::join(headers.prefill, ","))},
                          {"time", fmt::format("{}", now_unix_ms)}};
+  if (!headers.client.empty()) fields.emplace("client", headers.client);
   HeaderList result;
   for (const auto& [name, value] : fields) result.emplace_back(header_name(name), value);
   result.emplace_back(header_name("signature"), signature_of(fields, body, secret));
@@ -205,7 +216,28 @@ std::optional<ClusterHeaders> verify_cluster_headers(const HeaderList& lower_cas
   result.attempt = int(number(fields, "attempt", 1, kMaxAttempt));
   result.deadline_unix_ms = number(fields, "deadline", 0, std::numeric_limits<int64_t>::max());
   result.prefill = endpoints(required(fields, "prefill"));
+  if (const auto client = fields.find("client"); client != fields.end()) {
+    if (!is_id(client->second)) refuse("client", "expected 1 to 128 letters, digits, `.`, `_` or `-`");
+    result.client = client->second;
+  }
   return result;
+}
+
+std::string cluster_problem(const HeaderList& lower_case_headers, std::string_view body, std::string_view secret,
+                            int64_t now_unix_ms) {
+  try {
+    verify_cluster_headers(lower_case_headers, body, secret, now_unix_ms);
+    return "";
+  } catch (const Error& e) {
+    const std::string_view field = std::string_view(e.param()).substr(kClusterHeaderPrefix.size());
+    if (field == "signature") return secret.empty() ? "it has no --cluster-secret-file" : "other secret";
+    if (field == "version") return "another version of the cluster protocol";
+    if (field != "time") return e.what();
+    for (const auto& [name, value] : lower_case_headers)
+      if (name == e.param())
+        return fmt::format("clock differs by {} s", (now_unix_ms - std::strtoll(value.c_str(), nullptr, 10)) / 1000);
+    return e.what();
+  }
 }
 
 std::string token_comment(int choice, const std::vector<int32_t>& ids, int64_t position) {
@@ -252,7 +284,10 @@ std::string to_json(const LoadReport& report) {
                      {"num_tokens_in_flight", report.num_tokens_in_flight},
                      {"kv_pages_total", report.kv_pages_total},
                      {"kv_pages_used", report.kv_pages_used},
-                     {"max_model_len", report.max_model_len}});
+                     {"max_model_len", report.max_model_len},
+                     {"instance_id", report.instance_id},
+                     {"seconds_since_progress", report.seconds_since_progress},
+                     {"cluster_problem", report.cluster_problem}});
 }
 
 LoadReport parse_load_report(std::string_view json) {
@@ -262,7 +297,7 @@ LoadReport parse_load_report(std::string_view json) {
   LoadReport report;
   report.role = choice_field(object, "role", {"prefill", "decode"});
   report.model = text_field(object, "model", true);
-  report.state = choice_field(object, "state", {"loading", "ready", "draining", "failed"});
+  report.state = choice_field(object, "state", {"loading", "ready", "draining", "stalled", "failed"});
   report.kv_endpoint = text_field(object, "kv_endpoint");
   if (!report.kv_endpoint.empty() && !is_endpoint(report.kv_endpoint)) bad_report("`kv_endpoint` must be HOST:PORT");
   report.numerics_id = text_field(object, "numerics_id");
@@ -273,6 +308,9 @@ LoadReport parse_load_report(std::string_view json) {
   report.kv_pages_total = count_field(object, "kv_pages_total");
   report.kv_pages_used = count_field(object, "kv_pages_used");
   report.max_model_len = count_field(object, "max_model_len");
+  report.instance_id = text_field(object, "instance_id");
+  report.seconds_since_progress = seconds_field(object, "seconds_since_progress");
+  report.cluster_problem = text_field(object, "cluster_problem");
   return report;
 }
 

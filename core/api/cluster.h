@@ -21,6 +21,7 @@ struct ClusterHeaders {
   int attempt = 1;                   // 1, 2, ... of one client request
   int64_t deadline_unix_ms = 0;      // 0: none
   std::vector<std::string> prefill;  // KV endpoints "host:port", best first, at most 3; empty: prefill locally
+  std::string client;                // who asks, for fair admission: an id that says nothing else; empty: not told
 };
 
 using HeaderList = std::vector<std::pair<std::string, std::string>>;
@@ -79,15 +80,25 @@ std::string to_json(const Timeline& timeline);  // one line, ASCII only
 struct LoadReport {
   std::string role;         // "prefill" | "decode"
   std::string model;        // served model name
-  std::string state;        // "loading" | "ready" | "draining" | "failed"
+  std::string state;        // "loading" | "ready" | "draining" | "stalled" | "failed" (core/worker/health.h)
   std::string kv_endpoint;  // prefill: "host:port"; else empty
   std::string numerics_id, model_hash;
   int64_t num_running = 0, num_waiting = 0;
   int64_t num_tokens_in_flight = 0;  // prompt tokens not yet computed + tokens held by running requests
   int64_t kv_pages_total = 0, kv_pages_used = 0;
   int64_t max_model_len = 0;
+  std::string instance_id;              // drawn when the process starts: a restarted worker reports another one
+  double seconds_since_progress = 0.0;  // while there is work and no step completes; 0 when idle
+  // Why this worker refuses what the asking router signs: "other secret", "clock differs by 3600 s". Empty: it does
+  // not, or the question was not signed.
+  std::string cluster_problem;
 };
 std::string to_json(const LoadReport& report);
 LoadReport parse_load_report(std::string_view json);  // throws Error{kBadData}
+
+// Why verify_cluster_headers() would refuse these headers, in few words, for LoadReport::cluster_problem. Empty: it
+// accepts them, or there are none.
+std::string cluster_problem(const HeaderList& lower_case_headers, std::string_view body, std::string_view secret,
+                            int64_t now_unix_ms);
 
 }  // namespace moectl::api

@@ -12,14 +12,12 @@
 #include "core/worker/generation.h"
 #include "core/worker/job.h"
 #include "core/worker/kv_role.h"
+#include "core/worker/request_context.h"
 
 namespace moectl {
 namespace {
 
 using Json = nlohmann::ordered_json;
-
-// No step for this long while there is work: the engine hangs.
-constexpr double kWatchdogSeconds = 30.0;
 
 // A handler that computes its answer at once, on the I/O thread.
 http::Handler immediate(http::Response (*answer)(Instance&, const http::Request&), Instance& instance) {
@@ -88,13 +86,9 @@ http::Response no_generation(Instance&, const http::Request&) {
 // ------------------------------------------------------------------------------------------------ operations
 
 http::Response health(Instance& instance, const http::Request&) {
-  if (!instance.loaded()) return error_response(api::loading());
-  const EngineStats stats = instance.engine->stats();
-  if (stats.failed) return error_response(api::from_status(503, "The engine has failed: " + stats.failure));
-  if (stats.seconds_since_progress > kWatchdogSeconds)
-    return error_response(api::from_status(
-        503,
-        fmt::format("The engine makes no progress: no step completed for {:.0f} s", stats.seconds_since_progress)));
+  const Health health = health_of(instance);
+  if (health.state == Health::State::kLoading) return error_response(api::loading());
+  if (!health.works()) return error_response(api::from_status(503, health.reason));
   return json_response(R"({"status":"ok"})");
 }
 
@@ -103,7 +97,7 @@ http::Response liveness(Instance&, const http::Request&) {
 }
 
 http::Response readiness(Instance& instance, const http::Request& request) {
-  if (instance.phase == InstancePhase::kDraining) return error_response(api::draining());
+  if (health_of(instance).state == Health::State::kDraining) return error_response(api::draining());
   http::Response response = health(instance, request);
   if (response.status == 200) response.body = R"({"status":"ready"})";
   return response;
@@ -111,7 +105,7 @@ http::Response readiness(Instance& instance, const http::Request& request) {
 
 http::Response metrics(Instance& instance, const http::Request&) {
   http::Response response{.content_type = "text/plain; version=0.0.4; charset=utf-8"};
-  InstanceFacts facts{.role = name_of(instance.options.role), .phase = name_of(instance.phase)};
+  InstanceFacts facts{.role = name_of(instance.options.role), .phase = std::string(name_of(health_of(instance).state))};
   EngineStats stats;
   KvTransferTotals transfers;
   if (instance.loaded()) {
@@ -144,13 +138,18 @@ std::string kv_endpoint(const Instance& instance, const http::Request& request) 
 }
 
 http::Response load(Instance& instance, const http::Request& request) {
+  const Health health = health_of(instance);
   api::LoadReport report{.role = name_of(instance.options.role),
                          .model = instance.options.served_model_name,
-                         .state = name_of(instance.phase)};
+                         .state = std::string(name_of(health.state)),
+                         .instance_id = instance.id,
+                         .seconds_since_progress = health.seconds_since_progress};
+  const int64_t unix_ms = read_clocks().unix_ms;
+  report.cluster_problem =
+      api::cluster_problem(request.headers, request.body, instance.options.cluster_secret, unix_ms);
   if (instance.loaded()) {
     const EngineStats stats = instance.engine->stats();
     const ModelInfo& info = instance.engine->info();
-    if (stats.failed) report.state = name_of(InstancePhase::kFailed);
     if (instance.kv_server) report.kv_endpoint = kv_endpoint(instance, request);
     report.numerics_id = info.numerics_id;
     report.model_hash = info.model_hash;
@@ -171,7 +170,7 @@ http::Response server_info(Instance& instance, const http::Request&) {
   return json_response(api::to_text(
       {{"version", instance.options.version},
        {"role", name_of(instance.options.role)},
-       {"state", name_of(instance.phase)},
+       {"state", name_of(health_of(instance).state)},
        {"model", instance.options.served_model_name},
        {"architecture", info.architecture},
        {"vocab_size", info.vocab_size},

@@ -5,6 +5,7 @@
 #include <optional>
 #include <utility>
 
+#include "core/base/hmac.h"
 #include "core/base/log.h"
 
 namespace moectl {
@@ -19,17 +20,24 @@ bool is_json(std::string_view content_type) {
 }
 
 std::optional<api::ApiError> refusal(const Instance& instance, bool generates, const http::Request& request) {
-  const InstancePhase phase = instance.phase;
-  if (phase == InstancePhase::kLoading) return api::loading();
-  if (generates && phase == InstancePhase::kDraining) return api::draining();
-  if (generates && phase == InstancePhase::kFailed)
-    return api::from_status(503, "The engine has failed; the server is going down");
+  if (!instance.loaded()) return api::loading();
+  if (generates) {
+    const Health health = health_of(instance);
+    if (health.state == Health::State::kDraining) return api::draining();
+    if (!health.works()) return api::from_status(503, health.reason);
+  }
   if (!request.body.empty() && !is_json(request.header("content-type")))
     return api::from_status(415, "Send the header `Content-Type: application/json`");
   return std::nullopt;
 }
 
 }  // namespace
+
+std::string random_instance_id() {
+  uint8_t random[8];
+  random_bytes(random, sizeof random);
+  return to_hex(random, sizeof random);
+}
 
 void start_draining(Instance& instance) {
   InstancePhase expected = InstancePhase::kReady;
@@ -39,20 +47,6 @@ void start_draining(Instance& instance) {
 
 const char* name_of(Role role) {
   return role == Role::kPrefill ? "prefill" : "decode";
-}
-
-const char* name_of(InstancePhase phase) {
-  switch (phase) {
-    case InstancePhase::kLoading:
-      return "loading";
-    case InstancePhase::kReady:
-      return "ready";
-    case InstancePhase::kDraining:
-      return "draining";
-    case InstancePhase::kFailed:
-      return "failed";
-  }
-  return "failed";
 }
 
 int Instance::num_in_flight() const {

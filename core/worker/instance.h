@@ -13,6 +13,7 @@
 #include "core/engine/engine.h"
 #include "core/model/config.h"
 #include "core/service/service.h"
+#include "core/worker/health.h"
 #include "core/worker/kv_client.h"
 #include "core/worker/kv_server.h"
 #include "core/worker/model_text.h"
@@ -36,18 +37,21 @@ struct ServiceOptions {
   std::string ssl_certfile, ssl_keyfile;
   std::string reasoning_parser = "auto", tool_call_parser = "auto";
   bool skip_tokenizer_init = false;
-  std::string cluster_secret;  // empty: no router is trusted and no prefill worker asked. Never logged
-  int kv_port = 0;             // prefill: where decode workers ask, on `host`; 0: the system picks one
+  std::string cluster_secret;              // empty: no router is trusted and no prefill worker asked. Never logged
+  std::chrono::seconds stall_timeout{30};  // work without a completed step for so long: health.h
+  int kv_port = 0;                         // prefill: where decode workers ask, on `host`; 0: the system picks one
 };
+
+std::string random_instance_id();  // 16 hex digits
 
 enum class InstancePhase { kLoading, kReady, kDraining, kFailed };
 
 const char* name_of(Role role);
-const char* name_of(InstancePhase phase);
 
 struct Instance {
   ServiceOptions options;
-  std::string url;  // of the data port; set before it serves
+  std::string url;                              // of the data port; set before it serves
+  const std::string id = random_instance_id();  // of this process, for GET /load
   std::atomic<InstancePhase> phase{InstancePhase::kLoading};
   std::atomic<int> in_flight{0};  // generation requests
   const int64_t started =

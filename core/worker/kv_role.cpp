@@ -18,8 +18,8 @@ class MeasuredProducer {
   explicit MeasuredProducer(Instance& instance) : instance_(instance) {}
 
   uint64_t prefill(PrefillJob job, PrefillSink sink) {
-    if (instance_.phase != InstancePhase::kReady)
-      throw Error(Code::kUnavailable, fmt::format("the prefill worker is {}", name_of(instance_.phase)));
+    if (const Health health = health_of(instance_); health.state != Health::State::kReady)
+      throw Error(Code::kUnavailable, fmt::format("the prefill worker is {}", name_of(health.state)));
     auto times = std::make_shared<Times>();
     PrefillSink measured = [&metrics = instance_.metrics, times, sink = std::move(sink)](const PrefillProgress& p) {
       {

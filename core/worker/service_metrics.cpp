@@ -110,7 +110,7 @@ void ServiceMetrics::show_transfers(const KvTransferTotals& totals) {
 
 std::string ServiceMetrics::text(const InstanceFacts& facts) {
   ready_.set(facts.phase == "ready");
-  for (const char* state : {"loading", "ready", "draining", "failed"})
+  for (const char* state : {"loading", "ready", "draining", "stalled", "failed"})
     registry_.gauge("moectl_worker_state", "1 for the state the worker is in", {{"role", facts.role}, {"state", state}})
         .set(facts.phase == state);
   if (facts.stats) show_engine(*facts.stats);

@@ -154,7 +154,8 @@ TEST(Timeline, IsOneAsciiLineWithTheWorkersInside) {
 }
 
 TEST(LoadReport, ComesBack) {
-  const LoadReport report{"prefill", "demo", "ready", "127.0.0.1:8102", "avx512-f32-1", "abc", 1, 2, 3, 4, 5, 6};
+  const LoadReport report{"prefill", "demo", "ready", "127.0.0.1:8102", "avx512-f32-1", "abc", 1, 2, 3, 4, 5,
+                          6,         "0f",   1.5,     "other secret"};
   const LoadReport back = parse_load_report(to_json(report));
   EXPECT_EQ(back.role, "prefill");
   EXPECT_EQ(back.model, "demo");
@@ -168,6 +169,9 @@ TEST(LoadReport, ComesBack) {
   EXPECT_EQ(back.kv_pages_total, 4);
   EXPECT_EQ(back.kv_pages_used, 5);
   EXPECT_EQ(back.max_model_len, 6);
+  EXPECT_EQ(back.instance_id, "0f");
+  EXPECT_EQ(back.seconds_since_progress, 1.5);
+  EXPECT_EQ(back.cluster_problem, "other secret");
 }
 
 TEST(LoadReport, UnknownFieldsAreSkipped) {
@@ -180,6 +184,7 @@ TEST(LoadReport, AnythingElseIsRefused) {
        {std::string(), std::string("[]"), std::string("{"), std::string("{}"), "{" + good + "} x",
         "{" + good + R"(,"num_running":-1})", "{" + good + R"(,"num_running":1.5})",
         "{" + good + R"(,"num_running":"1"})", "{" + good + R"(,"num_running":9223372036854775808})",
+        "{" + good + R"(,"num_running":9223372036854775807})", "{" + good + R"(,"seconds_since_progress":-1})",
         "{" + good + R"(,"kv_endpoint":"nowhere"})", "{" + good + R"(,"kv_endpoint":5})",
         std::string(R"({"role":"router","model":"m","state":"ready"})"),
         std::string(R"({"role":"decode","model":"m","state":"fine"})"),
