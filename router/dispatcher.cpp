@@ -70,15 +70,17 @@ std::vector<std::string> Dispatcher::on_probe(int id, const ProbeResult& probe, 
   Worker* worker = find(id);
   if (!worker) return lines;
   const WorkerState before = worker->state;
+  const int epoch_before = worker->epoch;
   const std::string hash_before = worker->report.model_hash;
   apply_probe(*worker, probe);
   if (worker->state != before)
     lines.push_back(fmt::format("{} worker {} is {}{}", name_of(worker->address.role), worker->address.url,
                                 name_of(worker->state), worker->reason.empty() ? "" : ": " + worker->reason));
-  // Another model under the old address: what was known of its cache is void.
-  if (!hash_before.empty() && worker->report.model_hash != hash_before)
+  // A restarted process, or another model, under the old address: what was known of its cache is void.
+  if (worker->epoch != epoch_before || (!hash_before.empty() && worker->report.model_hash != hash_before))
     (worker->address.role == Role::kPrefill ? prefill_policy_ : decode_policy_)->on_worker_removed(id);
   if (worker->state == WorkerState::kReady) log_pairs(*worker, lines);
+  if (worker->state == WorkerState::kUnhealthy) tell_unhealthy(*worker);
   serve_waiting(now);
   return lines;
 }
@@ -123,9 +125,16 @@ std::variant<Assignment, RouteRefusal, std::monostate> Dispatcher::pick(const Ro
       problem = "serves another model";
     } else if (problem.empty()) {
       any_of_model = true;
-      if (request.tried.contains(worker.id)) {
+      const int most = options_.max_requests_per_worker;
+      if (request.tried.contains({worker.id, worker.epoch})) {
         problem = "failed this request already";
-      } else if (options_.max_requests_per_worker > 0 && worker.in_flight >= options_.max_requests_per_worker) {
+      } else if (worker.alone_lease != 0) {
+        problem = "kept for a request that workers ended with";
+        any_full = true;
+      } else if (request.alone && worker.in_flight > 0) {
+        problem = "has other requests, and this one is tried alone";
+        any_full = true;
+      } else if (most > 0 && worker.in_flight > 0 && worker.in_flight + request.choices > most) {
         problem = fmt::format("full: {} requests", worker.in_flight);
         any_full = true;
       }
@@ -157,12 +166,16 @@ Assignment Dispatcher::assign(const RouteRequest& request, std::vector<Worker*> 
     if (c.chosen) c.why = choice.why;
   }
   decode_policy_->on_routed(decode.id, request.prompt);
-  assignment.decode = decode.id;
+  assignment.lease = next_lease_++;
+  assignment.decode = {decode.id, decode.epoch};
   assignment.decode_url = decode.address.url;
   assignment.tokens = request.tokens;
+  assignment.choices = request.choices;
+  assignment.pulse = decode.pulse;
   assignment.why = choice.why;
-  ++decode.in_flight;
+  decode.in_flight += request.choices;
   decode.tokens += request.tokens;
+  if (request.alone) decode.alone_lease = assignment.lease;
   if (request.generates) choose_prefill(request, decode, assignment, now);
   return assignment;
 }
@@ -194,7 +207,7 @@ void Dispatcher::choose_prefill(const RouteRequest& request, const Worker& decod
     }
     if (first) {
       assignment.prefill = worker.id;
-      ++worker.in_flight;
+      worker.in_flight += request.choices;
       worker.tokens += request.tokens;
       prefill_policy_->on_routed(worker.id, request.prompt);
     }
@@ -206,63 +219,157 @@ std::variant<Assignment, RouteRefusal, Ticket> Dispatcher::submit(RouteRequest r
                                                                   std::function<void(RouteResult)> decided,
                                                                   TimePoint now) {
   std::lock_guard lock(mutex_);
-  // Nobody overtakes those who wait, but one that was admitted before and lost its worker.
+  // No request overtakes those who wait, but one that was admitted before and lost its worker.
   const bool may_go = waiting_.empty() || !request.tried.empty();
   auto picked = may_go ? pick(request, now) : std::variant<Assignment, RouteRefusal, std::monostate>(std::monostate{});
   if (auto* assignment = std::get_if<Assignment>(&picked)) return std::move(*assignment);
   if (auto* refusal = std::get_if<RouteRefusal>(&picked)) return std::move(*refusal);
-  if (waiting_.size() >= options_.max_queue_size)
+  if (!make_room(request))
     return RouteRefusal{RefusalKind::kQueueFull,
-                        fmt::format("{} requests are waiting already; try again later", waiting_.size())};
+                        fmt::format("{} requests are waiting already; try again later", waiting_choices_)};
   const Ticket ticket = next_ticket_++;
-  waiting_.push_back({ticket, std::move(request), std::move(decided)});
+  WaitingClient& client = waiting_of(request.client);
+  client.choices += size_t(request.choices);
+  waiting_choices_ += size_t(request.choices);
+  client.requests.push_back({ticket, std::move(request), std::move(decided)});
   return ticket;
+}
+
+Dispatcher::WaitingClient& Dispatcher::waiting_of(const std::string& client) {
+  const auto it = std::find_if(waiting_.begin(), waiting_.end(), [&](const auto& w) { return w.client == client; });
+  if (it != waiting_.end()) return *it;
+  waiting_.push_back({client, {}, 0});
+  return waiting_.back();
+}
+
+bool Dispatcher::make_room(const RouteRequest& request) {
+  const size_t choices = size_t(request.choices), most = options_.max_queue_size;
+  if (most == 0) return false;
+  if (waiting_.empty() || waiting_choices_ + choices <= most) return true;
+  const auto own = std::find_if(waiting_.begin(), waiting_.end(),
+                                [&](const WaitingClient& w) { return w.client == request.client; });
+  const bool is_new = own == waiting_.end();
+  // Within its share of the queue a client finds room: then another has more than its share, and gives way.
+  const size_t share = most / (waiting_.size() + (is_new ? 1 : 0));
+  if ((is_new ? 0 : own->choices) + choices > share) return false;
+  while (waiting_choices_ + choices > most) {
+    const auto largest = std::max_element(waiting_.begin(), waiting_.end(),
+                                          [](const auto& a, const auto& b) { return a.choices < b.choices; });
+    const Waiting& youngest = largest->requests.back();
+    const size_t freed = size_t(youngest.request.choices);
+    youngest.decided(RouteRefusal{RefusalKind::kQueueFull,
+                                  "this client has most of the requests in it, and others wait too; try again later"});
+    largest->choices -= freed;
+    waiting_choices_ -= freed;
+    largest->requests.pop_back();
+    if (largest->requests.empty()) waiting_.erase(largest);
+  }
+  return true;
 }
 
 bool Dispatcher::withdraw(Ticket ticket) {
   std::lock_guard lock(mutex_);
-  return std::erase_if(waiting_, [&](const Waiting& w) { return w.ticket == ticket; }) > 0;
+  for (auto client = waiting_.begin(); client != waiting_.end(); ++client) {
+    auto& requests = client->requests;
+    const auto it = std::find_if(requests.begin(), requests.end(), [&](const Waiting& w) { return w.ticket == ticket; });
+    if (it == requests.end()) continue;
+    client->choices -= size_t(it->request.choices);
+    waiting_choices_ -= size_t(it->request.choices);
+    requests.erase(it);
+    if (requests.empty()) waiting_.erase(client);
+    return true;
+  }
+  return false;
 }
 
+// The oldest request of the client whose turn it is goes next. One that must be alone waits without holding up others.
 void Dispatcher::serve_waiting(TimePoint now) {
-  while (!waiting_.empty()) {
-    auto picked = pick(waiting_.front().request, now);
-    if (std::holds_alternative<std::monostate>(picked)) return;
-    const auto decided = std::move(waiting_.front().decided);
-    waiting_.pop_front();
-    if (auto* assignment = std::get_if<Assignment>(&picked)) {
-      decided(std::move(*assignment));
+  for (auto client = waiting_.begin(); client != waiting_.end();) {
+    auto& requests = client->requests;
+    auto picked = pick(requests.front().request, now);
+    if (std::holds_alternative<std::monostate>(picked)) {
+      if (!requests.front().request.alone) return;
+      ++client;
+      continue;
+    }
+    const Waiting next = std::move(requests.front());
+    requests.pop_front();
+    client->choices -= size_t(next.request.choices);
+    waiting_choices_ -= size_t(next.request.choices);
+    const auto done = client;
+    ++client;
+    if (requests.empty()) {
+      waiting_.erase(done);
     } else {
-      decided(std::get<RouteRefusal>(std::move(picked)));
+      waiting_.splice(waiting_.end(), waiting_, done);
+      if (client == waiting_.end()) client = done;
+    }
+    if (auto* assignment = std::get_if<Assignment>(&picked)) {
+      next.decided(std::move(*assignment));
+    } else {
+      next.decided(std::get<RouteRefusal>(std::move(picked)));
     }
   }
 }
 
-void Dispatcher::prefill_done(Assignment& assignment, TimePoint) {
+// ------------------------------------------------------------------------------------------------ leases
+
+void Dispatcher::watch(const Assignment& assignment, std::function<void(const std::string& reason)> unhealthy) {
   std::lock_guard lock(mutex_);
+  const Worker* worker = find(assignment.decode.id);
+  if (worker && worker->state == WorkerState::kUnhealthy) unhealthy(worker->reason);
+  watched_[assignment.lease] = {assignment.decode.id, std::move(unhealthy)};
+}
+
+void Dispatcher::tell_unhealthy(const Worker& worker) {
+  for (const auto& [lease, watched] : watched_)
+    if (watched.worker == worker.id) watched.unhealthy(worker.reason);
+}
+
+void Dispatcher::release_prefill(Assignment& assignment) {
   if (Worker* worker = find(std::exchange(assignment.prefill, 0))) {
-    --worker->in_flight;
+    worker->in_flight -= assignment.choices;
     worker->tokens -= assignment.tokens;
   }
 }
 
-void Dispatcher::finished(Assignment& assignment, Outcome outcome, std::string_view out_because, TimePoint now) {
+void Dispatcher::first_text(Assignment& assignment, TimePoint now) {
   std::lock_guard lock(mutex_);
-  if (Worker* prefill = find(std::exchange(assignment.prefill, 0))) {
-    --prefill->in_flight;
-    prefill->tokens -= assignment.tokens;
-  }
-  Worker* decode = find(std::exchange(assignment.decode, 0));
-  if (!decode) return;
-  --decode->in_flight;
+  release_prefill(assignment);
+  Worker* decode = find(assignment.decode.id);
+  if (!decode || decode->alone_lease != assignment.lease) return;
+  decode->alone_lease = 0;
+  serve_waiting(now);
+}
+
+bool Dispatcher::finished(Assignment& assignment, Outcome outcome, std::string_view out_because, TimePoint now) {
+  std::lock_guard lock(mutex_);
+  release_prefill(assignment);
+  watched_.erase(assignment.lease);
+  const WorkerLife life = std::exchange(assignment.decode, {});
+  Worker* decode = find(life.id);
+  if (!decode) return false;
+  const bool alone = life.epoch == decode->epoch && decode->in_flight == assignment.choices;
+  decode->in_flight -= assignment.choices;
   decode->tokens -= assignment.tokens;
-  if (outcome == Outcome::kSuccess) decode->breaker.on_success(options_.breaker);
-  if (outcome == Outcome::kFailure) decode->breaker.on_failure(options_.breaker, now);
-  if (!out_because.empty()) {  // until the next probe
-    decode->state = WorkerState::kUnhealthy;
-    decode->reason = out_because;
+  if (decode->alone_lease == assignment.lease) decode->alone_lease = 0;
+  if (life.epoch == decode->epoch) {  // else it says something about a process that is gone
+    if (outcome == Outcome::kSuccess) decode->breaker.on_success(options_.breaker);
+    if (outcome == Outcome::kFailure || outcome == Outcome::kEnded) decode->breaker.on_failure(options_.breaker, now);
+    if (outcome == Outcome::kEnded) ++decode->epoch;  // its other requests will say the same
+    if (!out_because.empty()) {                       // until the next probe
+      decode->state = WorkerState::kUnhealthy;
+      decode->reason = out_because;
+    }
   }
   serve_waiting(now);
+  return alone;
+}
+
+void Dispatcher::charge(const WorkerLife& worker, TimePoint now) {
+  std::lock_guard lock(mutex_);
+  Worker* found = find(worker.id);
+  if (found && found->epoch == worker.epoch) found->breaker.on_failure(options_.breaker, now);
 }
 
 // ------------------------------------------------------------------------------------------------ views
@@ -278,7 +385,9 @@ std::vector<WorkerView> Dispatcher::view(TimePoint) const {
 
 size_t Dispatcher::num_waiting() const {
   std::lock_guard lock(mutex_);
-  return waiting_.size();
+  size_t count = 0;
+  for (const WaitingClient& client : waiting_) count += client.requests.size();
+  return count;
 }
 
 int Dispatcher::num_ready(Role role, TimePoint now) const {

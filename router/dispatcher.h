@@ -3,6 +3,8 @@
 // thread. Any thread may call.
 #pragma once
 
+#include <compare>
+#include <deque>
 #include <functional>
 #include <list>
 #include <memory>
@@ -23,8 +25,15 @@ struct DispatcherOptions {
   std::string prefill_policy = "prefix-cache", decode_policy = "least-token";
   PolicyOptions policy;
   BreakerOptions breaker;
+  // Both count choices: what n and a list of prompts ask for.
   size_t max_queue_size = 512;
   int max_requests_per_worker = 256;  // on one decode worker, from this router; more wait
+};
+
+// One life of a worker's process.
+struct WorkerLife {
+  int id = 0, epoch = 0;
+  friend auto operator<=>(const WorkerLife&, const WorkerLife&) = default;
 };
 
 // What routing needs to know of a request.
@@ -33,16 +42,23 @@ struct RouteRequest {
   std::vector<BlockHash> prompt;  // prompt_blocks
   int64_t tokens = 0;             // estimate
   bool generates = true;          // else no prefill worker is needed
-  std::set<int> tried;            // decode workers that failed it already
+  int choices = 1;                // that it asks for
+  std::string client;             // who asks; those who wait take turns
+  bool alone = false;             // on a worker that has nothing else, and gets nothing else before the first text
+  std::set<WorkerLife> tried;     // decode workers that failed it already
 };
 
 struct Assignment {
-  int decode = 0, prefill = 0;  // ids; prefill is the first of the list, 0: none
+  uint64_t lease = 0;
+  WorkerLife decode;
+  int prefill = 0;  // id of the first of the list; 0: none
   std::string decode_url;
   std::vector<std::string> prefill_endpoints, prefill_urls;
   std::vector<api::Candidate> decode_candidates, prefill_candidates;
   std::string why;
   int64_t tokens = 0;
+  int choices = 1;
+  std::shared_ptr<Pulse> pulse;  // of the decode worker
 };
 
 enum class RefusalKind { kNoWorker, kQueueFull, kUnknownModel };
@@ -54,11 +70,12 @@ struct RouteRefusal {
 using RouteResult = std::variant<Assignment, RouteRefusal>;
 using Ticket = uint64_t;
 
-// How a request on a worker ended.
+// What the end of a request says about its worker.
 enum class Outcome {
-  kSuccess,  // the worker answered, be it with a refusal of the request
-  kFailure,  // it broke, vanished, or answered with an internal error
-  kNeutral,  // says nothing about the worker: the client left, it was busy
+  kSuccess,  // it answered, be it with a refusal of the request
+  kFailure,  // it failed this request and goes on
+  kEnded,    // it ended; all requests that it had say so, and count once
+  kNeutral,  // nothing: the client left, it was busy
 };
 
 struct WorkerView {  // for GET /workers and metrics
@@ -89,10 +106,17 @@ class Dispatcher {
                                                         TimePoint now);
   // False: it was decided already.
   bool withdraw(Ticket ticket);
-  // The prompt is computed: its prefill worker is free again. Once.
-  void prefill_done(Assignment& assignment, TimePoint now);
+  // `unhealthy` is called with the reason when the decode worker of this lease turns out to be unhealthy, now or later,
+  // until finished(). From any thread, under the dispatcher's lock: it must not call back.
+  void watch(const Assignment& assignment, std::function<void(const std::string& reason)> unhealthy);
+  // The first text has come: the prefill worker is free again, and the decode worker takes others beside a request that
+  // had to be alone. Once.
+  void first_text(Assignment& assignment, TimePoint now);
   // The request has left the worker, which until its next probe is taken for unhealthy when `out_because` says why.
-  void finished(Assignment& assignment, Outcome outcome, std::string_view out_because, TimePoint now);
+  // Returns whether the worker had no other request of this router.
+  bool finished(Assignment& assignment, Outcome outcome, std::string_view out_because, TimePoint now);
+  // A failure whose blame was open until now.
+  void charge(const WorkerLife& worker, TimePoint now);
 
   std::vector<WorkerView> view(TimePoint now) const;
   size_t num_waiting() const;
@@ -105,11 +129,22 @@ class Dispatcher {
     RouteRequest request;
     std::function<void(RouteResult)> decided;
   };
+  // Those who wait, by client, oldest first. Clients take turns.
+  struct WaitingClient {
+    std::string client;
+    std::deque<Waiting> requests;
+    size_t choices = 0;
+  };
   // Assignment, refusal, or nothing: wait.
   std::variant<Assignment, RouteRefusal, std::monostate> pick(const RouteRequest& request, TimePoint now);
   Assignment assign(const RouteRequest& request, std::vector<Worker*> eligible, Assignment assignment, TimePoint now);
   void choose_prefill(const RouteRequest& request, const Worker& decode, Assignment& assignment, TimePoint now);
   void serve_waiting(TimePoint now);
+  WaitingClient& waiting_of(const std::string& client);
+  // Room for `request` in the queue, if need be by refusing the youngest requests of the client that has most in it.
+  bool make_room(const RouteRequest& request);
+  void release_prefill(Assignment& assignment);
+  void tell_unhealthy(const Worker& worker);
   Worker* find(int id);
   std::string why_not(const Worker& worker, TimePoint now) const;
   void log_pairs(const Worker& changed, std::vector<std::string>& lines);
@@ -119,8 +154,15 @@ class Dispatcher {
   std::unique_ptr<Policy> prefill_policy_, decode_policy_;
   std::list<Worker> workers_;
   int next_id_ = 1;
-  std::list<Waiting> waiting_;  // in order of arrival
+  std::list<WaitingClient> waiting_;  // whose turn it is first; none is empty
+  size_t waiting_choices_ = 0;
   Ticket next_ticket_ = 1;
+  uint64_t next_lease_ = 1;
+  struct Watched {
+    int worker = 0;
+    std::function<void(const std::string&)> unhealthy;
+  };
+  std::unordered_map<uint64_t, Watched> watched_;  // by lease
   std::set<std::pair<int, int>> bad_pairs_;  // (prefill, decode), logged
 };
 

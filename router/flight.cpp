@@ -24,7 +24,7 @@ Flight::~Flight() {
   const double seconds = seconds_between(start, Clock::now());
   context.metrics.count_request(outcome, seconds);
   if (overhead_seconds > 0) context.metrics.observe_overhead(overhead_seconds);
-  if (call.stream && first_event != TimePoint{})
+  if (body.call.stream && first_event != TimePoint{})
     context.metrics.observe_first_token(seconds_between(start, first_event));
   const std::string first =
       first_event == TimePoint{} ? "" : fmt::format(" first {:.1f} ms", seconds_between(start, first_event) * 1e3);

@@ -25,8 +25,8 @@ struct Flight {
   const http::Request& request;
   std::string path;
   TimePoint start = Clock::now();
-  ClientCall call;
-  BlockHash body_key;
+  ClientBody body;
+  std::string client;  // client_id()
   std::string traceparent;
   bool debug = false;
 

@@ -3,6 +3,7 @@
 #include <sys/stat.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "core/base/error.h"
 #include "core/base/log.h"
@@ -19,9 +20,14 @@ std::vector<WorkerAddress> configured(const RouterOptions& options) {
   return addresses;
 }
 
+// Signed, so that a worker with another secret or another clock says so here and not to clients.
 Task<api::LoadReport> ask(RouterContext& context, std::string url) {
   const RouterOptions& options = context.options;
   http::ClientRequest request;
+  api::ClusterHeaders cluster;
+  cluster.request_id = "probe";
+  for (auto& header : api::sign_cluster_headers(cluster, api::digest_of(""), options.cluster_secret, api::unix_ms()))
+    request.headers.push_back(std::move(header));
   request.url = std::move(url);
   request.connect_timeout = request.header_timeout = request.idle_timeout = options.probe_timeout;
   if (!options.api_keys.empty()) request.headers.emplace_back("authorization", "Bearer " + options.api_keys[0]);
@@ -54,6 +60,13 @@ void Prober::stop() {
   thread_.stop();
 }
 
+void Prober::probe_now(int id) {
+  std::lock_guard lock(mutex_);
+  const auto it = watched_.find(id);
+  if (it == watched_.end() || std::exchange(it->second.pending, true)) return;
+  it->second.channel.push(true);
+}
+
 std::string Prober::file_stamp() const {
   struct stat info {};
   if (::stat(context_.options.workers_file.c_str(), &info) != 0) return "";
@@ -80,7 +93,7 @@ Task<void> Prober::supervise() {
     try {
       if (!context_.options.workers_file.empty()) read_file_again();
       for (auto& [id, address] : context_.dispatcher.workers())
-        if (watched_.insert(id).second) co_await http::spawn("the probe of a worker", watch(id, address));
+        if (is_new(id)) co_await http::spawn("the probe of a worker", watch(id, address));
     } catch (const std::exception& e) {
       log::error("the router's prober goes on after: {}", e.what());
     }
@@ -88,22 +101,45 @@ Task<void> Prober::supervise() {
   }
 }
 
+bool Prober::is_new(int id) {
+  std::lock_guard lock(mutex_);
+  return watched_.try_emplace(id).second;
+}
+
 Task<void> Prober::watch(int id, WorkerAddress address) {
   while (context_.dispatcher.has_worker(id)) {
+    Channel<bool> wake = begin_probe(id);
     ProbeResult probe;
+    probe.started = Clock::now();
+    bool ours = false;  // the failure is this process's
     try {
       probe.report = co_await ask(context_, address.url + "/load");
       probe.ok = true;
-    } catch (const std::exception& e) {
+    } catch (const Error& e) {
       probe.error = e.what();
       probe.refused = probe.error.ends_with(": refused");
+      ours = e.code() == Code::kResourceExhausted;
+    } catch (const std::exception& e) {
+      probe.error = e.what();
     }
-    for (const std::string& line : context_.dispatcher.on_probe(id, probe, Clock::now())) log::info("{}", line);
+    if (ours) {
+      log::warn("{} is not probed: {}", address.url, probe.error);
+    } else {
+      for (const std::string& line : context_.dispatcher.on_probe(id, probe, Clock::now())) log::info("{}", line);
+    }
     // A worker that starts is found soon.
     const bool ready = probe.ok && probe.report.state == "ready";
-    co_await sleep_for(ready ? context_.options.probe_interval : context_.options.probe_interval / 4);
+    co_await wake.pop(ready ? context_.options.probe_interval : context_.options.probe_interval / 4);
   }
+  std::lock_guard lock(mutex_);
   watched_.erase(id);
+}
+
+Channel<bool> Prober::begin_probe(int id) {
+  std::lock_guard lock(mutex_);
+  Wake& wake = watched_[id];
+  wake.pending = false;
+  return wake.channel;
 }
 
 }  // namespace moectl::router

@@ -2,7 +2,8 @@
 // Runs on a thread of its own.
 #pragma once
 
-#include <set>
+#include <map>
+#include <mutex>
 #include <string>
 
 #include "core/http/spawn.h"
@@ -16,16 +17,25 @@ class Prober {
   explicit Prober(RouterContext& context);
   void start();
   void stop();
+  // From any thread: the next probe of this worker comes now.
+  void probe_now(int id);
 
  private:
   Task<void> supervise();
   Task<void> watch(int id, WorkerAddress address);
+  bool is_new(int id);
+  Channel<bool> begin_probe(int id);
   void read_file_again();
   std::string file_stamp() const;
 
   RouterContext& context_;
   std::string stamp_;      // of the workers file as it was read last
-  std::set<int> watched_;  // on the thread
+  std::mutex mutex_;
+  struct Wake {
+    Channel<bool> channel;
+    bool pending = false;
+  };
+  std::map<int, Wake> watched_;  // by worker
   http::IoThread thread_;
 };
 

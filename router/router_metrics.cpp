@@ -40,7 +40,7 @@ RouterMetrics::RouterMetrics()
   using enum RequestOutcome;
   for (const RequestOutcome outcome : {kSuccess, kRefused, kCancelled, kFailed})
     registry_.counter(kRequests, kRequestsHelp, {{"outcome", std::string(name_of(outcome))}});
-  for (const char* cause : {"connect", "died", "busy"}) registry_.counter(kRetries, kRetriesHelp, {{"cause", cause}});
+  for (const char* cause : {"connect", "died", "busy", "error", "misconfigured", "nonsense", "unhealthy"}) registry_.counter(kRetries, kRetriesHelp, {{"cause", cause}});
 }
 
 void RouterMetrics::count_request(RequestOutcome outcome, double seconds) {
@@ -62,6 +62,15 @@ std::string RouterMetrics::text(const Dispatcher& dispatcher, int in_flight, Tim
   for (const Role role : {Role::kPrefill, Role::kDecode})
     gauge("moectl_router_workers_ready", "Workers that take requests", {{"role", std::string(name_of(role))}},
           dispatcher.num_ready(role, now));
+  return registry_.text() + text_of_workers(dispatcher, now);
+}
+
+// Anew each time, so that the series of a worker go with it.
+std::string RouterMetrics::text_of_workers(const Dispatcher& dispatcher, TimePoint now) {
+  metrics::Registry registry;
+  const auto gauge = [&](const char* name, const char* help, const metrics::Labels& labels, double value) {
+    registry.gauge(name, help, labels).set(value);
+  };
   for (const WorkerView& worker : dispatcher.view(now)) {
     const metrics::Labels labels = {{"role", std::string(name_of(worker.address.role))},
                                     {"worker", worker.address.url}};
@@ -71,11 +80,12 @@ std::string RouterMetrics::text(const Dispatcher& dispatcher, int in_flight, Tim
       with_state["state"] = name_of(state);
       gauge("moectl_worker_state", "1 for the state a worker is in", with_state, worker.state == state);
     }
-    gauge("moectl_router_worker_requests", "This router's requests on a worker", labels, worker.in_flight);
+    gauge("moectl_router_worker_requests", "This router's requests on a worker, each choice counted", labels,
+          worker.in_flight);
     gauge("moectl_router_worker_tokens", "Tokens on a worker, estimated", labels, worker.load_tokens);
     gauge("moectl_router_breaker_open", "1 while a worker's circuit breaker is open", labels, worker.breaker_open);
   }
-  return registry_.text();
+  return registry.text();
 }
 
 }  // namespace moectl::router

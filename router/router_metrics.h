@@ -23,6 +23,8 @@ class RouterMetrics {
   std::string text(const Dispatcher& dispatcher, int in_flight, TimePoint now);
 
  private:
+  static std::string text_of_workers(const Dispatcher& dispatcher, TimePoint now);
+
   metrics::Registry registry_;
   metrics::Histogram queue_, first_token_, overhead_, request_;
 };

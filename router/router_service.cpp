@@ -36,6 +36,7 @@ RouterService::RouterService(RouterOptions options) : context_(checked(std::move
     ops_server_ = make_server(std::move(ops), ops_routes(context_));
   }
   context_.url = service_url(!o.ssl_certfile.empty(), o.host, data_server_->port());
+  context_.probe_now = [this](int id) { prober_.probe_now(id); };
   prober_.start();
   data_server_->start();
   if (ops_server_) ops_server_->start();

@@ -60,6 +60,7 @@ double Worker::load_tokens() const {
 
 void apply_probe(Worker& worker, const ProbeResult& probe) {
   if (!probe.ok) {
+    if (!probe.refused && worker.pulse->last_bytes >= probe.started.time_since_epoch().count()) return;
     ++worker.failed_probes;
     worker.reason = probe.error;
     if (probe.refused || worker.failed_probes >= kFailedProbes || worker.state != WorkerState::kReady)
@@ -67,6 +68,11 @@ void apply_probe(Worker& worker, const ProbeResult& probe) {
     return;
   }
   worker.failed_probes = 0;
+  const bool restarted = !worker.report.instance_id.empty() && worker.report.instance_id != probe.report.instance_id;
+  if (restarted) {  // what failed was another process
+    ++worker.epoch;
+    worker.breaker = {};
+  }
   worker.report = probe.report;
   worker.in_flight_at_report = worker.in_flight;
   worker.tokens_at_report = worker.tokens;
@@ -75,6 +81,9 @@ void apply_probe(Worker& worker, const ProbeResult& probe) {
     worker.state = WorkerState::kUnhealthy;
     worker.reason =
         fmt::format("it is a {} worker and was given as --{}", probe.report.role, name_of(worker.address.role));
+  } else if (!probe.report.cluster_problem.empty()) {
+    worker.state = WorkerState::kUnhealthy;
+    worker.reason = probe.report.cluster_problem;
   } else if (probe.report.state == "ready") {
     worker.state = WorkerState::kReady;
   } else if (probe.report.state == "draining") {
@@ -83,6 +92,8 @@ void apply_probe(Worker& worker, const ProbeResult& probe) {
   } else {
     worker.state = probe.report.state == "loading" ? WorkerState::kUnknown : WorkerState::kUnhealthy;
     worker.reason = probe.report.state;
+    if (probe.report.state == "stalled")
+      worker.reason = fmt::format("stalled: no step for {:.0f} s", probe.report.seconds_since_progress);
   }
 }
 

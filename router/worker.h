@@ -2,8 +2,10 @@
 // and pure functions; time is passed in.
 #pragma once
 
+#include <atomic>
 #include <chrono>
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <string_view>
 
@@ -44,16 +46,25 @@ class Breaker {
   int failures_ = 0, successes_ = 0;  // in a row
 };
 
+// When bytes last came from a worker, written by the attempts that get them: as good as an answered probe.
+struct Pulse {
+  std::atomic<TimePoint::rep> last_bytes{0};
+};
+
 struct Worker {
-  int id = 0;  // never reused
+  int id = 0;     // never reused
+  int epoch = 1;  // counts the lives of its process: one more when it ended, or was found restarted
   WorkerAddress address;
   WorkerState state = WorkerState::kUnknown;
   std::string reason = "not probed yet";  // why it is not ready
   api::LoadReport report;                 // the last one
   int failed_probes = 0;                  // in a row
   Breaker breaker;
-  // What this router has on it now, and had when the last report came: reports are a second old.
+  std::shared_ptr<Pulse> pulse = std::make_shared<Pulse>();
+  // What this router has on it now, and had when the last report came: reports are a second old. Choices, as the worker
+  // counts them: a request with n 16 is 16.
   int in_flight = 0, in_flight_at_report = 0;
+  uint64_t alone_lease = 0;  // of a request that must not have neighbors; 0: none
   int64_t tokens = 0, tokens_at_report = 0;
 
   // Requests and tokens on the worker now, this router's own and others': the last report, corrected by what this
@@ -65,10 +76,11 @@ struct Worker {
 struct ProbeResult {
   bool ok = false;
   api::LoadReport report;  // when ok
-  bool refused = false;    // nobody listens there: believed at once
+  bool refused = false;    // nothing listens there: believed at once
   std::string error;       // when not ok
+  TimePoint started;       // when it was asked
 };
-// The new state of the worker; a single probe without an answer is forgiven.
+// The new state of the worker. A single probe without an answer is forgiven, and so is any while answers keep coming.
 void apply_probe(Worker& worker, const ProbeResult& probe);
 
 // Why this prefill worker cannot serve this decode worker; empty: it can. Both have reported.

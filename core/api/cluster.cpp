@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <algorithm>
 #include <charconv>
+#include <chrono>
 #include <cmath>
 #include <limits>
 #include <map>
@@ -34,10 +35,10 @@ std::string header_name(std::string_view field) {
 // Every cluster header but the signature, sorted: a field that a later version adds is signed like the known ones.
 using SortedFields = std::map<std::string, std::string, std::less<>>;
 
-std::string signature_of(const SortedFields& fields, std::string_view body, std::string_view secret) {
+std::string signature_of(const SortedFields& fields, const BodyDigest& body, std::string_view secret) {
   std::string text = "moectl-cluster\n";
   for (const auto& [name, value] : fields) text.append(name).append(":").append(value).append("\n");
-  text += to_hex(sha256(body));
+  text += body.hex;
   return to_hex(hmac_sha256(secret, text));
 }
 
@@ -170,7 +171,16 @@ double seconds_field(const nlohmann::json& object, const char* name) {
 
 }  // namespace
 
-HeaderList sign_cluster_headers(const ClusterHeaders& headers, std::string_view body, std::string_view secret,
+BodyDigest digest_of(std::string_view body) {
+  return {to_hex(sha256(body))};
+}
+
+int64_t unix_ms() {
+  using std::chrono::duration_cast, std::chrono::milliseconds, std::chrono::system_clock;
+  return duration_cast<milliseconds>(system_clock::now().time_since_epoch()).count();
+}
+
+HeaderList sign_cluster_headers(const ClusterHeaders& headers, const BodyDigest& body, std::string_view secret,
                                 int64_t now_unix_ms) {
   if (secret.empty()) throw Error(Code::kBadConfig, "cluster headers cannot be signed without a secret");
   SortedFields fields = {{"version", std::string(kVersion)},
@@ -201,7 +211,7 @@ std::optional<ClusterHeaders> verify_cluster_headers(const HeaderList& lower_cas
   fields.erase("signature");
   if (required(fields, "version") != kVersion) refuse("version", fmt::format("expected {}", kVersion));
   for (const char* field : {"attempt", "deadline", "prefill", "request-id", "time"}) required(fields, field);
-  if (!constant_time_equal(signature, signature_of(fields, body, secret)))
+  if (!constant_time_equal(signature, signature_of(fields, digest_of(body), secret)))
     refuse("signature",
            "does not belong to this request under the cluster's secret; do the router and this server "
            "read the same --cluster-secret-file?");

@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 
 #include "core/api/json.h"
+#include "core/base/json_depth.h"
 
 namespace moectl::api {
 namespace {
@@ -95,19 +96,50 @@ ApiError draining() {
   return error;
 }
 
-namespace {
-constexpr std::string_view kEngineFailed = "engine_failed";
-}
-
 ApiError engine_failed(std::string_view message) {
   ApiError error = from_status(503, message);
   error.code = kEngineFailed;
   return error;
 }
 
-// Our own form, without spaces; inside a message its quotes would be escaped.
-bool says_engine_failed(std::string_view error_body) {
-  return error_body.find(fmt::format("\"code\":\"{}\"", kEngineFailed)) != std::string_view::npos;
+namespace {
+
+constexpr size_t kMaxErrorBytes = 256 << 10;
+
+int status_of_type(std::string_view type) {
+  if (type == "invalid_request_error") return 400;
+  if (type == "authentication_error") return 401;
+  if (type == "not_found_error") return 404;
+  if (type == "rate_limit_error") return 429;
+  if (type == "service_unavailable_error" || type == "unavailable_error") return 503;
+  return 500;
+}
+
+}  // namespace
+
+ApiError parse_error(std::string_view body, int status) {
+  ApiError error;
+  error.status = status > 0 ? status : 500;
+  error.type = type_of_status(error.status);
+  if (body.size() > kMaxErrorBytes) return error;
+  try {
+    check_json_depth(body, kMaxJsonDepth, "error");
+  } catch (const Error&) {
+    return error;
+  }
+  const auto json = nlohmann::json::parse(body, nullptr, false);
+  const auto object = json.is_object() ? json.find("error") : json.end();
+  if (!json.is_object() || object == json.end() || !object->is_object()) return error;
+  const auto text = [&object](const char* name) {
+    const auto it = object->find(name);
+    return it != object->end() && it->is_string() ? it->get<std::string>() : std::string();
+  };
+  error.message = text("message");
+  error.param = text("param");
+  error.code = text("code");
+  if (const std::string type = text("type"); !type.empty()) error.type = type;
+  if (status == 0) error.status = error.code == kEngineFailed ? 503 : status_of_type(error.type);
+  return error;
 }
 
 std::string error_body(const ApiError& error) {

@@ -25,8 +25,11 @@ ApiError invalid_api_key();
 ApiError loading();  // 503 in the form that clients of other servers already wait on
 ApiError draining();
 ApiError engine_failed(std::string_view message);  // while it computed this request; a router must know that
-// Of an error body: whether it is engine_failed().
-bool says_engine_failed(std::string_view error_body);
+inline constexpr std::string_view kEngineFailed = "engine_failed";  // its code
+
+// The error object of an answer or of a stream's event; `status` is the answer's, 0: by the object's type. A body that
+// is none gives an error that has the status alone.
+ApiError parse_error(std::string_view body, int status);
 
 std::string error_body(const ApiError& error);  // {"error":{"message","type","param","code"}}
 

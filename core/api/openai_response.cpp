@@ -217,6 +217,13 @@ std::string chat_role_chunk(const AnswerHead& head, int index, const std::vector
   return to_text(json);
 }
 
+// Inside a text the quotes would be escaped: what is searched for is ours.
+bool is_role_chunk(std::string_view event) {
+  const auto has = [event](std::string_view text) { return event.find(text) != std::string_view::npos; };
+  return (has(R"("delta":{"role":"assistant","content":""})") || has(R"("delta":{"role":"assistant","content":null})")) &&
+         has(R"("finish_reason":null)");
+}
+
 std::string chat_chunk(const AnswerHead& head, const Choice& delta) {
   Json fields = Json::object();
   if (!delta.reasoning.empty()) {

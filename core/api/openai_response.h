@@ -64,6 +64,8 @@ std::string completion_response(const AnswerHead& head, const std::vector<Choice
 
 // The data of one SSE event each.
 std::string chat_role_chunk(const AnswerHead& head, int index, const std::vector<int32_t>& prompt_token_ids);
+// Whether an event is a chat_role_chunk(): it names a role and carries no text yet.
+bool is_role_chunk(std::string_view event);
 std::string chat_chunk(const AnswerHead& head, const Choice& delta);
 std::string completion_chunk(const AnswerHead& head, const Choice& delta);
 std::string usage_chunk(const AnswerHead& head, bool chat, const Usage& usage);

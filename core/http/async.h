@@ -29,6 +29,16 @@ using Task = boost::asio::awaitable<T>;
 using WorkerPool = boost::asio::thread_pool;
 using Clock = std::chrono::steady_clock;
 
+using Executor = boost::asio::any_io_executor;
+inline Task<Executor> this_executor() {
+  co_return co_await boost::asio::this_coro::executor;
+}
+// Runs `f` there, later; from any thread.
+template <class F>
+void post_to(const Executor& executor, F f) {
+  boost::asio::post(executor, std::move(f));
+}
+
 inline Task<void> sleep_for(Clock::duration d) {
   boost::asio::steady_timer timer(co_await boost::asio::this_coro::executor, d);
   co_await timer.async_wait(boost::asio::use_awaitable);

@@ -1,5 +1,7 @@
 #include "core/service/service.h"
 
+#include <algorithm>
+#include <cctype>
 #include <utility>
 
 #include "core/base/error.h"
@@ -71,6 +73,17 @@ http::Response error_response(const api::ApiError& error) {
   if (error.status == 504) response.headers.emplace_back("x-should-retry", "false");
   if (error.status == 401) response.headers.emplace_back("WWW-Authenticate", "Bearer");
   return response;
+}
+
+bool is_json_type(std::string_view content_type) {
+  std::string type(content_type.substr(0, content_type.find(';')));
+  while (!type.empty() && type.back() == ' ') type.pop_back();
+  std::transform(type.begin(), type.end(), type.begin(), [](unsigned char c) { return char(std::tolower(c)); });
+  return type.empty() || type == "application/json" || (type.starts_with("application/") && type.ends_with("+json"));
+}
+
+api::ApiError unsupported_type() {
+  return api::from_status(415, "Send the header `Content-Type: application/json`");
 }
 
 http::Response json_response(std::string body) {

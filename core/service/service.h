@@ -18,6 +18,10 @@ struct Route {
 };
 
 http::Response error_response(const api::ApiError& error);
+// Whether a request's Content-Type says JSON: "application/json" or "application/anything+json", with or without
+// parameters; none is taken for JSON.
+bool is_json_type(std::string_view content_type);
+api::ApiError unsupported_type();  // 415
 http::Response json_response(std::string body);
 
 // A server of these routes that answers every failure with an error object and bounds bodies. With `api_keys`, every

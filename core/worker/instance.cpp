@@ -1,7 +1,5 @@
 #include "core/worker/instance.h"
 
-#include <algorithm>
-#include <cctype>
 #include <optional>
 #include <utility>
 
@@ -11,14 +9,6 @@
 namespace moectl {
 namespace {
 
-// "application/json" with or without parameters, "application/anything+json"; absent is taken for JSON.
-bool is_json(std::string_view content_type) {
-  std::string type(content_type.substr(0, content_type.find(';')));
-  while (!type.empty() && type.back() == ' ') type.pop_back();
-  std::transform(type.begin(), type.end(), type.begin(), [](unsigned char c) { return char(std::tolower(c)); });
-  return type.empty() || type == "application/json" || (type.starts_with("application/") && type.ends_with("+json"));
-}
-
 std::optional<api::ApiError> refusal(const Instance& instance, bool generates, const http::Request& request) {
   if (!instance.loaded()) return api::loading();
   if (generates) {
@@ -26,8 +16,7 @@ std::optional<api::ApiError> refusal(const Instance& instance, bool generates, c
     if (health.state == Health::State::kDraining) return api::draining();
     if (!health.works()) return api::from_status(503, health.reason);
   }
-  if (!request.body.empty() && !is_json(request.header("content-type")))
-    return api::from_status(415, "Send the header `Content-Type: application/json`");
+  if (!request.body.empty() && !is_json_type(request.header("content-type"))) return unsupported_type();
   return std::nullopt;
 }
 
