@@ -2,7 +2,9 @@
 #pragma once
 
 #include <functional>
+#include <optional>
 #include <string>
+#include <string_view>
 
 #include "core/http/connection.h"
 #include "core/http/response_head.h"
@@ -15,6 +17,7 @@ class ConnectionExchange final : public Exchange {
 
   const Request& request() const override { return request_; }
   Task<void> respond(Response response) override;
+  Task<void> start_body(Response head, std::optional<size_t> content_length) override;
   Task<void> start_stream(Headers extra) override;
   Task<void> write(std::string data) override;
   Task<void> finish() override;
@@ -34,13 +37,23 @@ class ConnectionExchange final : public Exchange {
   void client_gone();
 
  private:
-  enum class State { kOpen, kStreaming, kComplete, kAborted };
-  Task<void> send(std::string_view data);  // of a stream; throws kCancelled
+  enum class State { kOpen, kStreaming, kComplete, kAborted };  // kStreaming: a body in pieces, too
+  std::string format_head(const Response& response, BodyFraming framing, size_t content_length) const;
+  bool sends_no_body() const { return framing_ == BodyFraming::kNone || request_.method == "HEAD"; }
+  // Of an answer in pieces; throws kCancelled.
+  void check_writable();
+  Task<void> send(std::string_view data);
   [[noreturn]] void throw_cancelled();
+  [[noreturn]] void fail_length(std::string_view problem);
 
   Connection& connection_;
   Request request_;
   State state_ = State::kOpen;
+  // Of an answer in pieces.
+  BodyFraming framing_ = BodyFraming::kChunked;
+  bool is_stream_ = false;    // a client that shut down its sending side ends it
+  size_t bytes_missing_ = 0;  // of a body with Content-Length
+  std::string unsent_head_;   // of a body: goes with the first piece
   int minor_version_ = 1;
   bool keep_alive_ = false;
   bool handler_running_ = true, gone_told_ = false;

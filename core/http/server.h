@@ -21,18 +21,25 @@ class Exchange {
  public:
   virtual ~Exchange() = default;
   virtual const Request& request() const = 0;
-  // A whole answer. Exactly one of respond() and start_stream() is called. Does not throw when the client is gone.
+  // A whole answer. Exactly one of respond(), start_body() and start_stream() is called. Does not throw when the client
+  // is gone.
   virtual Task<void> respond(Response response) = 0;
-  // Chunked text/event-stream. write() throws Error{kCancelled} when the client is gone or reads too slowly
-  // (`write_stall_timeout`); finish() ends the stream cleanly, abort() closes without the final chunk.
+  // A whole answer in pieces: write() each, then finish(). `head.body` is empty. Framed by Content-Length when the
+  // length is known, else chunked (HTTP/1.0: by the end of the connection). The head is sent with the first piece.
+  // Bytes that are more or fewer than `content_length` are a defect of the handler: write() or finish() throws
+  // Error{kInternal}, and the client sees the connection close before the answer is complete.
+  virtual Task<void> start_body(Response head, std::optional<size_t> content_length) = 0;
+  // Chunked text/event-stream.
   virtual Task<void> start_stream(Headers extra = {}) = 0;
+  // Of a body or stream. write() throws Error{kCancelled} when the client is gone or reads too slowly
+  // (`write_stall_timeout`); finish() ends the answer cleanly, abort() closes so that the client sees it cut off.
   virtual Task<void> write(std::string data) = 0;
   virtual Task<void> finish() = 0;
   virtual void abort() = 0;
-  virtual bool responded() const = 0;  // respond() or start_stream() was called
+  virtual bool responded() const = 0;  // respond(), start_body() or start_stream() was called
   // Called once, on the I/O thread, when the client closes its side before the answer is complete, reads too slowly, or
   // is cut by stop(). Never called inside on_client_gone itself, nor after the handler returned. A client that shuts
-  // down only its sending side counts as gone: its streams end, though respond() still tries to reach it.
+  // down only its sending side counts as gone: its streams end, though whole answers still try to reach it.
   virtual void on_client_gone(std::function<void()> callback) = 0;
 };
 

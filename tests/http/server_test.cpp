@@ -1,8 +1,10 @@
 // The server from outside, over loopback: framing, limits, timeouts, streams, departures, shutdown.
 #include <sys/resource.h>
 
+#include <algorithm>
 #include <atomic>
 #include <random>
+#include <sstream>
 #include <thread>
 
 #include "tests/http/test_client.h"
@@ -222,6 +224,96 @@ TEST_F(ServerTest, StreamsOfManyClients) {
   RawClient old(server->port());
   EXPECT_EQ(old.status_then_close("GET /stream?o HTTP/1.0\r\n\r\n"), 200);
   EXPECT_TRUE(old.text.ends_with("data: [DONE]\n\n")) << "HTTP/1.0 knows no chunks";
+}
+
+TEST_F(ServerTest, BodiesInPieces) {
+  make();
+  // The query gives the promised length ("-": unknown) and the sizes of the pieces.
+  auto handler = [](Exchange& x) -> Task<void> {
+    std::istringstream query(x.request().query);
+    std::string length, size;
+    std::getline(query, length, ',');
+    Response head;
+    head.status = 203;
+    head.content_type = "text/plain";
+    head.headers.emplace_back("X-Extra", "1");
+    std::optional<size_t> content_length;
+    if (length != "-") content_length = std::stoul(length);
+    co_await x.start_body(std::move(head), content_length);
+    while (std::getline(query, size, ',')) {
+      std::string piece(std::stoul(size), 'p');
+      co_await x.write(std::move(piece));
+    }
+    co_await x.finish();
+  };
+  server->route("GET", "/pieces", handler);
+  server->start(2);
+  RawClient client(server->port());
+  const auto ask = [&](const std::string& query, const std::string& method = "GET") {
+    client.send(method + " /pieces?" + query + " HTTP/1.1\r\nHost: x\r\n\r\n");
+    return client.answer(method == "HEAD");
+  };
+  for (const auto& [query, bytes] : std::vector<std::pair<std::string, size_t>>{{"0", 0},
+                                                                                {"7,3,0,4", 7},
+                                                                                {"1000003,3,1000000", 1'000'003},
+                                                                                {"-", 0},
+                                                                                {"-,3,0,4", 7},
+                                                                                {"-,3,1000000", 1'000'003}}) {
+    auto a = ask(query);
+    EXPECT_EQ(a.status, 203) << query;
+    EXPECT_EQ(a.body, std::string(bytes, 'p')) << query;
+    const bool known = query[0] != '-';
+    EXPECT_EQ(a.head.find("Content-Length: ") != std::string::npos, known) << query;
+    EXPECT_EQ(a.head.find("Transfer-Encoding: chunked") != std::string::npos, !known) << query;
+    EXPECT_NE(a.head.find("X-Extra: 1\r\n"), std::string::npos);
+    EXPECT_NE(a.head.find("Content-Type: text/plain\r\n"), std::string::npos);
+  }
+  EXPECT_NE(ask("7,3,4", "HEAD").head.find("Content-Length: 7\r\n"), std::string::npos);
+  EXPECT_EQ(ask("-,3", "HEAD").status, 203);
+  EXPECT_EQ(ask("7,7").body, "ppppppp") << "an answer to HEAD has no body";
+  RawClient old(server->port());
+  EXPECT_EQ(old.status_then_close("GET /pieces?-,3,4 HTTP/1.0\r\n\r\n"), 203);
+  EXPECT_TRUE(old.text.ends_with("\r\n\r\nppppppp")) << "HTTP/1.0 knows no chunks";
+  RawClient kept(server->port());
+  kept.send("GET /pieces?7,3,4 HTTP/1.0\r\nConnection: keep-alive\r\n\r\n" + kHello);
+  EXPECT_EQ(kept.answer().body, "ppppppp");
+  EXPECT_EQ(kept.answer().body, "hello");
+  RawClient half_closed(server->port());
+  half_closed.send("GET /pieces?1000003,3,1000000 HTTP/1.1\r\nHost: x\r\n\r\n");
+  half_closed.half_close();
+  EXPECT_EQ(half_closed.answer().body.size(), 1'000'003u);
+}
+
+// What the handler promised and what it wrote differ: the client must not take the answer for complete.
+TEST_F(ServerTest, BodiesInPiecesThatMissTheirLengthAreCutOff) {
+  make();
+  for (size_t bytes : {6, 8})
+    server->route("GET", fmt::format("/{}", bytes), [bytes](Exchange& x) -> Task<void> {
+      Response head;
+      co_await x.start_body(std::move(head), 7);
+      for (size_t i = 0; i < bytes; ++i) {
+        std::string piece = "p";
+        co_await x.write(std::move(piece));
+      }
+      co_await x.finish();
+    });
+  server->route("GET", "/abort", [](Exchange& x) -> Task<void> {
+    Response head;
+    co_await x.start_body(std::move(head), std::nullopt);
+    std::string piece = "pppppp";
+    co_await x.write(std::move(piece));
+    x.abort();
+  });
+  server->start(1);
+  for (std::string path : {"/6", "/8", "/abort"}) {
+    RawClient client(server->port());
+    EXPECT_EQ(client.status_then_close("GET " + path + " HTTP/1.1\r\nHost: x\r\n\r\n" + kHello), 200);
+    EXPECT_EQ(client.text.find("hello"), std::string::npos) << path;
+    const size_t body = client.text.find("\r\n\r\n") + 4;
+    EXPECT_EQ(std::count(client.text.begin() + ptrdiff_t(body), client.text.end(), 'p'), path == "/8" ? 7 : 6);
+    EXPECT_FALSE(client.text.ends_with("0\r\n\r\n"));
+  }
+  expect_alive();
 }
 
 // A stream fed from a Channel by another thread, as the engine does.
