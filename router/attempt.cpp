@@ -1,11 +1,10 @@
 #include "router/attempt.h"
 
-#include <simdjson.h>
-
 #include <array>
 #include <charconv>
 #include <utility>
 
+#include "core/api/routing.h"
 #include "core/base/error.h"
 #include "core/base/log.h"
 #include "core/http/sse.h"
@@ -100,17 +99,6 @@ bool is_json(const http::ClientResponse& worker) {
 }
 bool is_stream(const http::ClientResponse& worker) {
   return worker.status() == 200 && worker.header("content-type").starts_with("text/event-stream");
-}
-
-// What is wrong with a whole answer of status 200; empty: nothing. `body` is all of it.
-std::string problem_of(const http::ClientResponse& worker, std::string_view body, Forwarding forwarding) {
-  if (!is_json(worker)) return "it answered 200 with something that is not JSON";
-  simdjson::dom::parser parser;
-  simdjson::dom::object object;
-  if (parser.parse(body.data(), body.size()).get(object)) return "it answered 200 without a JSON object";
-  simdjson::dom::array choices;
-  if (forwarding == Forwarding::kGenerate && object["choices"].get(choices)) return "it answered 200 without `choices`";
-  return "";
 }
 
 http::Response head_of(const http::ClientResponse& worker) {
@@ -219,7 +207,9 @@ class Relay {
     }
     if (worker_.status() != 200) throw error_answer(std::move(body), !piece);
     if (!piece) {
-      if (std::string problem = problem_of(worker_, body, forwarding_); !problem.empty()) nonsense(std::move(problem));
+      const std::string problem = is_json(worker_) ? api::answer_problem(body, forwarding_ == Forwarding::kGenerate)
+                                                   : "its Content-Type is not application/json";
+      if (!problem.empty()) nonsense(fmt::format("it answered 200, but {}", problem));
       if (progress_.started) nonsense("it answered a stream with a whole answer");
     } else if (!is_json(worker_) || !body.starts_with('{') || progress_.started) {
       nonsense("it answered 200 with something that is not a JSON object");
