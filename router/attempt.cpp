@@ -86,8 +86,8 @@ http::ClientRequest request_for_worker(const Flight& flight, Forwarding forwardi
   cluster.attempt = flight.attempt;
   cluster.prefill = flight.assignment.prefill_endpoints;
   cluster.client = flight.client;
-  for (auto& header : api::sign_cluster_headers(cluster, flight.body.digest, flight.context.options.cluster_secret,
-                                                api::unix_ms()))
+  for (auto& header :
+       api::sign_cluster_headers(cluster, flight.body.digest, flight.context.options.cluster_secret, api::unix_ms()))
     request.headers.push_back(std::move(header));
   return request;
 }
@@ -345,8 +345,7 @@ Task<AttemptOutcome> attempt(Flight& flight, http::Exchange& exchange, Forwardin
   const Executor home = co_await this_executor();
   watch_worker(context.dispatcher, flight.assignment, ejection, home);
   if (flight.attempt == 1)
-    flight.overhead_seconds =
-        std::chrono::duration<double>(Clock::now() - flight.start).count() - flight.queue_seconds;
+    flight.overhead_seconds = std::chrono::duration<double>(Clock::now() - flight.start).count() - flight.queue_seconds;
 
   AttemptOutcome outcome;
   Ended ended;
@@ -372,14 +371,15 @@ Task<AttemptOutcome> attempt(Flight& flight, http::Exchange& exchange, Forwardin
   }
 
   if (departure->gone) throw_departed();
-  if (ended.message.empty()) ended.message = fmt::format("{} {}", ended.result.error.status, ended.result.error.message);
+  if (ended.message.empty())
+    ended.message = fmt::format("{} {}", ended.result.error.status, ended.result.error.message);
   outcome.verdict = judge(ended.result);
   outcome.response = response_for(outcome.verdict, ended);
   outcome.message = fmt::format("{}: {}", flight.assignment.decode_url, ended.message);
   const bool alone = lease.end(outcome_for(outcome.verdict), outcome.verdict.out_because);
   if (!outcome.verdict.out_because.empty()) context.probe_now(life.id);
   if (outcome.verdict.worker_ended && forwarding == Forwarding::kGenerate)
-    context.quarantine.on_worker_ended(flight.body.key, alone, Clock::now());
+    context.quarantine.on_worker_ended(flight.body.key, life, alone, Clock::now());
   co_return outcome;
 }
 

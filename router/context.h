@@ -42,9 +42,9 @@ struct RouterContext {
   RouterMetrics metrics;
   Quarantine quarantine;
   std::unique_ptr<http::Client> client = http::Client::create();
-  WorkerPool pool{1};  // reads large bodies and answers
+  WorkerPool pool{1};                  // reads large bodies and answers
   std::function<void(int)> probe_now;  // asks a worker for its load before its turn; set before the servers start
-  std::string url;     // of the data port
+  std::string url;                     // of the data port
   std::atomic<int> in_flight{0};
   std::atomic<bool> draining{false};
   std::atomic<TimePoint::rep> last_probe_round{0};

@@ -271,7 +271,8 @@ bool Dispatcher::withdraw(Ticket ticket) {
   std::lock_guard lock(mutex_);
   for (auto client = waiting_.begin(); client != waiting_.end(); ++client) {
     auto& requests = client->requests;
-    const auto it = std::find_if(requests.begin(), requests.end(), [&](const Waiting& w) { return w.ticket == ticket; });
+    const auto it =
+        std::find_if(requests.begin(), requests.end(), [&](const Waiting& w) { return w.ticket == ticket; });
     if (it == requests.end()) continue;
     client->choices -= size_t(it->request.choices);
     waiting_choices_ -= size_t(it->request.choices);

@@ -3,7 +3,6 @@
 // thread. Any thread may call.
 #pragma once
 
-#include <compare>
 #include <deque>
 #include <functional>
 #include <list>
@@ -28,12 +27,6 @@ struct DispatcherOptions {
   // Both count choices: what n and a list of prompts ask for.
   size_t max_queue_size = 512;
   int max_requests_per_worker = 256;  // on one decode worker, from this router; more wait
-};
-
-// One life of a worker's process.
-struct WorkerLife {
-  int id = 0, epoch = 0;
-  friend auto operator<=>(const WorkerLife&, const WorkerLife&) = default;
 };
 
 // What routing needs to know of a request.
@@ -163,7 +156,7 @@ class Dispatcher {
     std::function<void(const std::string&)> unhealthy;
   };
   std::unordered_map<uint64_t, Watched> watched_;  // by lease
-  std::set<std::pair<int, int>> bad_pairs_;  // (prefill, decode), logged
+  std::set<std::pair<int, int>> bad_pairs_;        // (prefill, decode), logged
 };
 
 }  // namespace moectl::router

@@ -29,7 +29,7 @@ class Prober {
   std::string file_stamp() const;
 
   RouterContext& context_;
-  std::string stamp_;      // of the workers file as it was read last
+  std::string stamp_;  // of the workers file as it was read last
   std::mutex mutex_;
   struct Wake {
     Channel<bool> channel;

@@ -93,9 +93,8 @@ Task<RouteResult> route(Flight& flight, Forwarding forwarding, std::shared_ptr<D
     if (decision) co_return std::move(*decision);
     if (!std::exchange(request.alone, false)) break;
   }
-  co_return RouteResult(
-      RouteRefusal{RefusalKind::kNoWorker,
-                   fmt::format("all are busy; it waited {} s in the queue", queue_timeout.count())});
+  co_return RouteResult(RouteRefusal{RefusalKind::kNoWorker,
+                                     fmt::format("all are busy; it waited {} s in the queue", queue_timeout.count())});
 }
 
 // ------------------------------------------------------------------------------------------------ the whole way

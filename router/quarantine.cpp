@@ -4,7 +4,7 @@
 
 namespace moectl::router {
 
-void Quarantine::on_worker_ended(const BlockHash& request, bool alone, TimePoint now) {
+void Quarantine::on_worker_ended(const BlockHash& request, const WorkerLife& worker, bool alone, TimePoint now) {
   std::lock_guard lock(mutex_);
   if (succeeded_.contains(request)) return;
   auto [it, inserted] = entries_.try_emplace(request);
@@ -15,6 +15,8 @@ void Quarantine::on_worker_ended(const BlockHash& request, bool alone, TimePoint
     entry.ends = std::min(entry.ends, kEnds);
     entry.quarantined = false;
   }
+  if (entry.last == worker) return;  // two requests of one body
+  entry.last = worker;
   ++entry.ends;
   entry.quarantined |= alone && entry.ends >= kEnds;
   entry.until = now + kDuration;

@@ -31,13 +31,14 @@ class Quarantine {
   // Hash of a request body.
   static BlockHash key_of(std::string_view body) { return root_hash(body); }
   // `alone`: the worker had no other request of this router.
-  void on_worker_ended(const BlockHash& request, bool alone, TimePoint now);
+  void on_worker_ended(const BlockHash& request, const WorkerLife& worker, bool alone, TimePoint now);
   void on_success(const BlockHash& request);
   Standing standing(const BlockHash& request, TimePoint now);
 
  private:
   struct Entry {
-    int ends = 0;
+    int ends = 0;     // of different lives of workers
+    WorkerLife last;  // of them
     bool quarantined = false;
     TimePoint until;
   };

@@ -40,7 +40,8 @@ RouterMetrics::RouterMetrics()
   using enum RequestOutcome;
   for (const RequestOutcome outcome : {kSuccess, kRefused, kCancelled, kFailed})
     registry_.counter(kRequests, kRequestsHelp, {{"outcome", std::string(name_of(outcome))}});
-  for (const char* cause : {"connect", "died", "busy", "error", "misconfigured", "nonsense", "unhealthy"}) registry_.counter(kRetries, kRetriesHelp, {{"cause", cause}});
+  for (const char* cause : {"connect", "died", "busy", "error", "misconfigured", "nonsense", "unhealthy"})
+    registry_.counter(kRetries, kRetriesHelp, {{"cause", cause}});
 }
 
 void RouterMetrics::count_request(RequestOutcome outcome, double seconds) {

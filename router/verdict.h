@@ -32,10 +32,10 @@ enum class Blame { kNobody, kRequest, kWorker, kUnproven, kRouter };
 
 struct Verdict {
   Blame blame = Blame::kNobody;
-  bool retry = false;              // on another worker, while the client has no text of the answer
-  bool worker_ended = false;       // the worker, or its engine, ended while it had the request
-  std::string_view out_because;    // the worker takes nothing until its next probe; empty: it may go on
-  const char* retry_cause = "";    // moectl_router_retries_total{cause}
+  bool retry = false;            // on another worker, while the client has no text of the answer
+  bool worker_ended = false;     // the worker, or its engine, ended while it had the request
+  std::string_view out_because;  // the worker takes nothing until its next probe; empty: it may go on
+  const char* retry_cause = "";  // moectl_router_retries_total{cause}
 };
 
 Verdict judge(const AttemptResult& result);

@@ -60,7 +60,7 @@ double Worker::load_tokens() const {
 
 void apply_probe(Worker& worker, const ProbeResult& probe) {
   if (!probe.ok) {
-    if (!probe.refused && worker.pulse->last_bytes >= probe.started.time_since_epoch().count()) return;
+    if (!probe.refused && worker.pulse->last_bytes > probe.started.time_since_epoch().count()) return;
     ++worker.failed_probes;
     worker.reason = probe.error;
     if (probe.refused || worker.failed_probes >= kFailedProbes || worker.state != WorkerState::kReady)

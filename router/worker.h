@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <chrono>
+#include <compare>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -24,6 +25,12 @@ struct WorkerAddress {
   Role role = Role::kDecode;
   std::string url;  // "http://host:port", without a slash at its end
   friend bool operator==(const WorkerAddress&, const WorkerAddress&) = default;
+};
+
+// One life of a worker's process: Worker::id and epoch.
+struct WorkerLife {
+  int id = 0, epoch = 0;
+  friend auto operator<=>(const WorkerLife&, const WorkerLife&) = default;
 };
 
 struct BreakerOptions {

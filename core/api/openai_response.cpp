@@ -220,7 +220,8 @@ std::string chat_role_chunk(const AnswerHead& head, int index, const std::vector
 // Inside a text the quotes would be escaped: what is searched for is ours.
 bool is_role_chunk(std::string_view event) {
   const auto has = [event](std::string_view text) { return event.find(text) != std::string_view::npos; };
-  return (has(R"("delta":{"role":"assistant","content":""})") || has(R"("delta":{"role":"assistant","content":null})")) &&
+  return (has(R"("delta":{"role":"assistant","content":""})") ||
+          has(R"("delta":{"role":"assistant","content":null})")) &&
          has(R"("finish_reason":null)");
 }
 

@@ -100,8 +100,7 @@ int num_choices(const Fields& fields) {
 
 [[noreturn]] void refuse_json(simdjson::error_code error) {
   if (error == simdjson::DEPTH_ERROR)
-    throw Error(Code::kInvalidArgument,
-                fmt::format("the request body nests deeper than {} levels", kMaxJsonDepth));
+    throw Error(Code::kInvalidArgument, fmt::format("the request body nests deeper than {} levels", kMaxJsonDepth));
   throw Error(Code::kInvalidArgument,
               fmt::format("the request body is not valid JSON: {}", simdjson::error_message(error)));
 }

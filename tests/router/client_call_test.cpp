@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "core/api/openai_response.h"
 #include "core/base/error.h"
 #include "router/context.h"
 #include "router/prefix_index.h"
@@ -27,6 +28,25 @@ TEST(ReadCall, ModelStreamAndPrompt) {
   EXPECT_GT(call.tokens, 250);
   EXPECT_FALSE(read_call(R"({"prompt":"x","stream":null})").stream);
   EXPECT_EQ(read_call(R"({"prompt":[[1,2],[3]]})").model, "");
+}
+
+TEST(ReadCall, ChoicesAreCounted) {
+  EXPECT_EQ(read_call(R"({"prompt":"x"})").choices, 1);
+  EXPECT_EQ(read_call(R"({"messages":[],"n":4})").choices, 4);
+  EXPECT_EQ(read_call(R"({"prompt":["a","b","c"],"n":4})").choices, 12);
+  EXPECT_EQ(read_call(R"({"prompt":[[1,2],[3]],"n":4.0})").choices, 8);
+  EXPECT_EQ(read_call(R"({"prompt":[1,2,3]})").choices, 1);
+  EXPECT_EQ(read_call(R"({"prompt":[],"n":-5})").choices, 1);
+  EXPECT_EQ(read_call(R"({"prompt":"x","n":9223372036854775807})").choices, 4096);
+  EXPECT_EQ(read_call(R"({"prompt":"x","n":1e300})").choices, 4096);
+  EXPECT_EQ(read_call(R"({"prompt":["a","b"],"n":"many"})").choices, 2);
+}
+
+TEST(ClientId, SaysNothingButWho) {
+  EXPECT_EQ(client_id("key", "1.2.3.4:5"), client_id("key", "5.6.7.8:9"));
+  EXPECT_NE(client_id("key", "1.2.3.4:5"), client_id("other", "1.2.3.4:5"));
+  EXPECT_NE(client_id("", "1.2.3.4:5"), client_id("", "1.2.3.4:6"));
+  EXPECT_THAT(client_id("key", ""), MatchesRegex("[0-9a-f]{16}"));
 }
 
 TEST(ReadCall, OneBeginningGivesTheSameFirstBlocks) {
@@ -112,7 +132,7 @@ TEST(SseFilter, StripsTheWorkersCommentsAndKeepsPings) {
       ": moectl-timeline {\"role\":\"decode\"}\n\ndata: [DONE]\n\n";
   for (size_t piece = 1; piece <= stream.size(); ++piece) {
     SseFilter filter;
-    EXPECT_EQ(filtered(stream, filter, piece), ": ping\n\ndata: {\"a\":1}\n\ndata: {\"b\":2}\n\n") << piece;
+    EXPECT_EQ(filtered(stream, filter, piece), "data: {\"a\":1}\n\n: ping\n\ndata: {\"b\":2}\n\n") << piece;
     EXPECT_TRUE(filter.done());
     EXPECT_EQ(filter.error(), "");
     EXPECT_EQ(filter.num_events(), 2);
@@ -128,16 +148,62 @@ TEST(SseFilter, HalfAnEventIsNotPassedOn) {
   EXPECT_FALSE(filter.done());
 }
 
-TEST(SseFilter, TheFirstEventWaitsForText) {
+std::string role_chunk(int index, bool tools = false) {
+  const api::AnswerHead head{.id = "i", .model = "m", .tools = tools};
+  return "data: " + api::chat_role_chunk(head, index, {}) + "\n\n";
+}
+
+TEST(SseFilter, RolesWaitForText) {
+  for (const bool tools : {false, true}) {
+    SseFilter filter;
+    std::string out;
+    const std::string roles = role_chunk(0, tools) + role_chunk(1, tools) + role_chunk(2, tools);
+    filter.feed(roles + ": ping\n\n", out);
+    EXPECT_EQ(out, ": ping\n\n");
+    EXPECT_EQ(filter.num_events(), 0);
+    out.clear();
+    filter.feed(": moectl {}\n\ndata: {\"text\":1}\n\n", out);
+    EXPECT_EQ(out, roles + "data: {\"text\":1}\n\n");
+    EXPECT_EQ(filter.num_events(), 4);
+  }
+}
+
+TEST(SseFilter, TextThatLooksLikeARoleIsText) {
   SseFilter filter;
   std::string out;
-  filter.feed("data: {\"role\":1}\n\n: ping\n\n", out);
-  EXPECT_EQ(out, ": ping\n\n");
-  EXPECT_EQ(filter.num_events(), 0);
-  out.clear();
-  filter.feed(": moectl {}\n\ndata: {\"text\":1}\n\n", out);
-  EXPECT_EQ(out, "data: {\"role\":1}\n\ndata: {\"text\":1}\n\n");
-  EXPECT_EQ(filter.num_events(), 2);
+  const api::AnswerHead head{.id = "i", .model = "m"};
+  const api::Choice delta{.content = R"("delta":{"role":"assistant","content":""} "finish_reason":null)"};
+  const std::string event = "data: " + api::chat_chunk(head, delta) + "\n\n";
+  filter.feed(event, out);
+  EXPECT_EQ(out, event);
+}
+
+TEST(SseFilter, RolesWithoutTextComeAtTheEnd) {
+  SseFilter filter;
+  std::string out;
+  filter.feed(role_chunk(0) + "data: [DONE]\n\n", out);
+  EXPECT_EQ(out, role_chunk(0));
+}
+
+TEST(SseFilter, AVeryLargeEventPassesInPieces) {
+  const std::string large = "data: {\"x\":\"" + std::string(3 << 20, 'x') + "\"}\n\n";
+  const std::string stream = role_chunk(0) + large + ": moectl {}\n\ndata: {\"b\":2}\n\ndata: [DONE]\n\n";
+  for (const size_t piece : {size_t(1000), size_t(65536), stream.size()}) {
+    SseFilter filter;
+    std::string out;
+    size_t most_kept = 0;
+    for (size_t i = 0; i < stream.size(); i += piece) {
+      const size_t before = out.size(), given = std::min(stream.size(), i + piece);
+      filter.feed(std::string_view(stream).substr(i, piece), out);
+      most_kept = std::max(most_kept, given - std::min(given, out.size()));
+      if (out.size() > before && given < role_chunk(0).size() + large.size()) EXPECT_TRUE(filter.amid_event());
+    }
+    EXPECT_TRUE(out == role_chunk(0) + large + "data: {\"b\":2}\n\n") << piece;
+    EXPECT_TRUE(filter.done());
+    EXPECT_FALSE(filter.amid_event());
+    EXPECT_EQ(filter.num_events(), 3);
+    if (piece < stream.size()) EXPECT_LE(most_kept, SseFilter::kMaxWholeEvent + 2 * piece + 100);
+  }
 }
 
 TEST(SseFilter, AnAnswerOfOneEvent) {
@@ -164,13 +230,16 @@ TEST(SseFilter, NothingAfterTheEndCounts) {
   EXPECT_EQ(out, "");
 }
 
-TEST(SseFilter, AnEventWithoutAnEndIsBounded) {
-  SseFilter filter;
-  std::string out;
-  const std::string piece(64 << 10, 'x');
-  for (int i = 0; i < 1000 && !filter.overflow(); ++i) filter.feed(piece, out);
-  EXPECT_TRUE(filter.overflow());
-  EXPECT_EQ(out, "");
+TEST(SseFilter, WhatIsNoEventIsBounded) {
+  for (const char* begin : {"x", ": moectl ", "data: {\"error\":"}) {
+    SseFilter filter;
+    std::string out;
+    filter.feed(begin, out);
+    const std::string piece(64 << 10, 'x');
+    for (int i = 0; i < 1000 && !filter.nonsense(); ++i) filter.feed(piece, out);
+    EXPECT_TRUE(filter.nonsense());
+    EXPECT_EQ(out, "");
+  }
 }
 
 }  // namespace

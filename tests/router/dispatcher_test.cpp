@@ -170,9 +170,9 @@ TEST_F(DispatcherTest, DecodeByLeastTokensWithReasons) {
   start(2, 0);
   RouteRequest request;
   request.tokens = 100;
-  EXPECT_EQ(assigned(request).decode, 1);
+  EXPECT_EQ(assigned(request).decode.id, 1);
   const Assignment second = assigned(request);
-  EXPECT_EQ(second.decode, 2);
+  EXPECT_EQ(second.decode.id, 2);
   ASSERT_EQ(second.decode_candidates.size(), 2u);
   EXPECT_FALSE(second.decode_candidates[0].chosen);
   EXPECT_EQ(second.decode_candidates[0].load, 100);
@@ -225,7 +225,7 @@ TEST_F(DispatcherTest, UpToThreePrefillWorkersBestFirst) {
   ASSERT_EQ(first.prefill_endpoints.size(), 3u);
   EXPECT_EQ(std::set<std::string>(first.prefill_endpoints.begin(), first.prefill_endpoints.end()).size(), 3u);
   Assignment again = assigned(request);
-  dispatcher->prefill_done(again, now);
+  dispatcher->first_text(again, now);
   EXPECT_EQ(first.prefill_candidates.size(), 5u);
 }
 
@@ -237,7 +237,7 @@ TEST_F(DispatcherTest, PrefillGoesWhereThePrefixIsOnceItIsFree) {
   Assignment first = assigned(request);
   const std::string endpoint = first.prefill_endpoints[0];
   EXPECT_NE(assigned(request).prefill_endpoints[0], endpoint);  // it computes that very prompt: too much load
-  dispatcher->prefill_done(first, now);
+  dispatcher->first_text(first, now);
   const Assignment third = assigned(request);
   EXPECT_EQ(third.prefill_endpoints[0], endpoint);
 }
@@ -278,9 +278,9 @@ TEST_F(DispatcherTest, UnknownModel) {
 TEST_F(DispatcherTest, TriedWorkersAreNotTriedAgain) {
   start(2, 0);
   RouteRequest request;
-  request.tried = {1};
-  EXPECT_EQ(assigned(request).decode, 2);
-  request.tried = {1, 2};
+  request.tried = {{1, 1}};
+  EXPECT_EQ(assigned(request).decode.id, 2);
+  request.tried = {{1, 1}, {2, 1}};
   EXPECT_THAT(refused(request).message, HasSubstr("failed this request already"));
 }
 
@@ -390,40 +390,206 @@ TEST_F(QueueTest, WhenTheLastWorkerGoesTheWaitingAreRefused) {
 TEST_F(QueueTest, OneThatLostItsWorkerDoesNotQueueAgainWhenAnotherIsFree) {
   wait("a");
   RouteRequest retry;
-  retry.tried = {7};
+  retry.tried = {{7, 1}};
   wait("retry, nobody is free", retry);
   EXPECT_TRUE(decisions.empty());
 }
 
-// ------------------------------------------------------------------------------------------------ quarantine
-
-TEST(Quarantine, TwoDifferentWorkersThenNoMore) {
-  Quarantine quarantine;
-  const BlockHash key = Quarantine::key_of("body"), other = Quarantine::key_of("other");
-  quarantine.on_death(key, 1, kStart);
-  quarantine.on_death(key, 1, kStart);  // the same worker, with another request of the same text
-  EXPECT_FALSE(quarantine.holds(key, kStart));
-  quarantine.on_death(key, 2, kStart);
-  EXPECT_TRUE(quarantine.holds(key, kStart));
-  EXPECT_FALSE(quarantine.holds(other, kStart));
-  EXPECT_TRUE(quarantine.holds(key, kStart + seconds(59)));
-  EXPECT_FALSE(quarantine.holds(key, kStart + seconds(60)));
-  quarantine.on_death(key, 3, kStart + seconds(61));  // long ago does not count
-  EXPECT_FALSE(quarantine.holds(key, kStart + seconds(61)));
+TEST_F(QueueTest, ClientsTakeTurns) {
+  const auto of = [](const char* client) {
+    RouteRequest request;
+    request.client = client;
+    return request;
+  };
+  wait("a1", of("a"));
+  wait("a2", of("a"));
+  wait("b1", of("b"));
+  dispatcher->finished(running, Outcome::kSuccess, "", now);
+  for (size_t i = 0; i < 2; ++i) dispatcher->finished(granted[i], Outcome::kSuccess, "", now);
+  EXPECT_THAT(decisions, ElementsAre("a1", "b1", "a2"));
 }
 
-TEST(Quarantine, SuccessClearsAndSizeIsBounded) {
+TEST_F(QueueTest, WhoHasMostInAFullQueueGivesWay) {
+  const auto of = [](const char* client) {
+    RouteRequest request;
+    request.client = client;
+    return request;
+  };
+  for (const char* name : {"a1", "a2", "a3"}) wait(name, of("a"));
+  EXPECT_EQ(refused(of("a")).kind, RefusalKind::kQueueFull);
+  wait("b1", of("b"));
+  EXPECT_THAT(decisions, ElementsAre(HasSubstr("a3: this client has most")));
+  EXPECT_EQ(refused(of("b")).kind, RefusalKind::kQueueFull);  // more than its share of 3 / 2
+  wait("c1", of("c"));
+  EXPECT_THAT(decisions, ElementsAre(HasSubstr("a3:"), HasSubstr("a2:")));
+  EXPECT_EQ(dispatcher->num_waiting(), 3u);
+}
+
+TEST_F(QueueTest, ChoicesCount) {
+  RouteRequest many;
+  many.choices = 2;
+  wait("two", many);
+  EXPECT_EQ(refused(many).kind, RefusalKind::kQueueFull);  // 2 + 2 > 3
+  wait("one");
+  dispatcher->finished(running, Outcome::kSuccess, "", now);
+  EXPECT_THAT(decisions, ElementsAre("two"));  // more than a worker may have, but it has nothing else
+  EXPECT_EQ(view(1).in_flight, 2);
+  dispatcher->finished(granted[0], Outcome::kSuccess, "", now);
+  EXPECT_THAT(decisions, ElementsAre("two", "one"));
+  EXPECT_EQ(view(1).in_flight, 1);
+}
+
+// ------------------------------------------------------------------------------------------------ lives of workers
+
+TEST_F(DispatcherTest, TheEndOfAWorkerCountsOnce) {
+  DispatcherOptions options;
+  options.breaker = {2, 1, seconds(60)};
+  start(1, 0, options);
+  std::vector<Assignment> running;
+  for (int i = 0; i < 12; ++i) running.push_back(assigned());
+  for (Assignment& a : running) EXPECT_FALSE(dispatcher->finished(a, Outcome::kEnded, "it broke off", now));
+  EXPECT_THAT(refused().message, HasSubstr("unhealthy: it broke off"));
+  dispatcher->on_probe(1, ready(Role::kDecode), now);
+  Assignment next = assigned();  // one failure of two
+  EXPECT_TRUE(dispatcher->finished(next, Outcome::kEnded, "", now));
+  EXPECT_THAT(refused().message, HasSubstr("circuit breaker"));
+}
+
+TEST_F(DispatcherTest, ARestartedWorkerStartsAnew) {
+  DispatcherOptions options;
+  options.breaker = {1, 3, seconds(60)};
+  start(1, 0, options);
+  ProbeResult first = ready(Role::kDecode), second = first;
+  first.report.instance_id = "1";
+  second.report.instance_id = "2";
+  dispatcher->on_probe(1, first, now);
+  Assignment late = assigned();
+  Assignment a = assigned();
+  dispatcher->finished(a, Outcome::kFailure, "", now);
+  EXPECT_THAT(refused().message, HasSubstr("circuit breaker"));
+  dispatcher->on_probe(1, first, now);
+  EXPECT_THAT(refused().message, HasSubstr("circuit breaker"));
+  dispatcher->on_probe(1, second, now);
+  assigned();
+  dispatcher->finished(late, Outcome::kEnded, "connection refused", now);  // of the process that is gone
+  RouteRequest request;
+  request.tried = {{1, 1}};  // it failed there, in its former life
+  assigned(request);
+}
+
+TEST_F(DispatcherTest, RequestsHearOfAnUnhealthyWorker) {
+  start(2, 0);
+  std::vector<std::string> told;
+  Assignment a = assigned(), b = assigned(), c = assigned();
+  for (const auto& [name, assignment] : {std::pair("a", &a), std::pair("b", &b), std::pair("c", &c)})
+    dispatcher->watch(*assignment,
+                      [&told, name = std::string(name)](const std::string& why) { told.push_back(name + " " + why); });
+  dispatcher->finished(c, Outcome::kSuccess, "", now);
+  ProbeResult stalled = ready(Role::kDecode);
+  stalled.report.state = "stalled";
+  stalled.report.seconds_since_progress = 31;
+  dispatcher->on_probe(1, stalled, now);
+  EXPECT_THAT(told, ElementsAre("a stalled: no step for 31 s"));
+  EXPECT_EQ(b.decode.id, 2);
+  RouteRequest rest;
+  EXPECT_EQ(assigned(rest).decode.id, 2);
+}
+
+TEST_F(DispatcherTest, ProbesGoUnansweredWhileAnswersFlow) {
+  start(1, 0);
+  Assignment a = assigned();
+  ProbeResult probe = failed("no answer");
+  probe.started = now;
+  a.pulse->last_bytes = (now + seconds(1)).time_since_epoch().count();
+  for (int i = 0; i < 5; ++i) dispatcher->on_probe(1, probe, now + seconds(2));
+  EXPECT_EQ(view(1).state, WorkerState::kReady);
+  probe.started = now + seconds(2);
+  for (int i = 0; i < 2; ++i) dispatcher->on_probe(1, probe, now + seconds(4));
+  EXPECT_EQ(view(1).state, WorkerState::kUnhealthy);
+}
+
+TEST_F(DispatcherTest, WhatAWorkerDoesNotAcceptMakesItUnhealthy) {
+  start(1, 0);
+  ProbeResult probe = ready(Role::kDecode);
+  probe.report.cluster_problem = "other secret";
+  EXPECT_THAT(dispatcher->on_probe(1, probe, now), ElementsAre("decode worker http://d1 is unhealthy: other secret"));
+}
+
+TEST_F(DispatcherTest, ARequestThatMustBeAloneIs) {
+  start(2, 0);
+  Assignment one = assigned(), two = assigned();
+  RouteRequest alone;
+  alone.alone = true;
+  wait("alone", alone);
+  dispatcher->finished(one, Outcome::kSuccess, "", now);
+  EXPECT_THAT(decisions, ElementsAre("alone"));
+  EXPECT_EQ(granted[0].decode.id, 1);
+  EXPECT_EQ(assigned().decode.id, 2);  // although it has more to do
+  dispatcher->first_text(granted[0], now);
+  EXPECT_EQ(assigned().decode.id, 1);
+}
+
+TEST_F(DispatcherTest, ARequestThatWaitsToBeAloneHoldsUpNoOther) {
+  DispatcherOptions options;
+  options.max_requests_per_worker = 2;
+  start(1, 0, options);
+  Assignment one = assigned(), two = assigned();
+  RouteRequest alone;
+  alone.alone = true;
+  alone.client = "x";
+  wait("alone", alone);
+  wait("other");
+  dispatcher->finished(one, Outcome::kSuccess, "", now);
+  EXPECT_THAT(decisions, ElementsAre("other"));
+}
+
+// ------------------------------------------------------------------------------------------------ quarantine
+
+using Standing = Quarantine::Standing;
+
+TEST(Quarantine, NeedsEvidence) {
+  Quarantine quarantine;
+  const BlockHash key = Quarantine::key_of("body"), other = Quarantine::key_of("other");
+  quarantine.on_worker_ended(key, {1, 1}, false, kStart);
+  quarantine.on_worker_ended(key, {1, 1}, false, kStart);  // the same worker, with another request of the same body
+  EXPECT_EQ(quarantine.standing(key, kStart), Standing::kClear);
+  quarantine.on_worker_ended(key, {2, 1}, false, kStart);
+  quarantine.on_worker_ended(key, {1, 2}, false, kStart);
+  EXPECT_EQ(quarantine.standing(key, kStart), Standing::kSuspect);  // with neighbors: no proof
+  quarantine.on_worker_ended(key, {2, 2}, true, kStart);
+  EXPECT_EQ(quarantine.standing(key, kStart), Standing::kQuarantined);
+  EXPECT_EQ(quarantine.standing(other, kStart), Standing::kClear);
+  EXPECT_EQ(quarantine.standing(key, kStart + seconds(59)), Standing::kQuarantined);
+  EXPECT_EQ(quarantine.standing(key, kStart + seconds(60)), Standing::kSuspect);
+  quarantine.on_worker_ended(key, {3, 1}, true, kStart + seconds(61));  // one more end is enough
+  EXPECT_EQ(quarantine.standing(key, kStart + seconds(61)), Standing::kQuarantined);
+}
+
+TEST(Quarantine, AloneTwiceIsEnough) {
   Quarantine quarantine;
   const BlockHash key = Quarantine::key_of("body");
-  quarantine.on_death(key, 1, kStart);
+  quarantine.on_worker_ended(key, {1, 1}, true, kStart);
+  EXPECT_EQ(quarantine.standing(key, kStart), Standing::kClear);
+  quarantine.on_worker_ended(key, {2, 1}, true, kStart);
+  EXPECT_EQ(quarantine.standing(key, kStart), Standing::kQuarantined);
+}
+
+TEST(Quarantine, WhatHasSucceededNever) {
+  Quarantine quarantine;
+  const BlockHash key = Quarantine::key_of("health check");
   quarantine.on_success(key);
-  quarantine.on_death(key, 2, kStart);
-  EXPECT_FALSE(quarantine.holds(key, kStart));
-  quarantine.on_death(key, 3, kStart);
-  EXPECT_TRUE(quarantine.holds(key, kStart));
+  for (int i = 0; i < 10; ++i) quarantine.on_worker_ended(key, {i, 1}, true, kStart);
+  EXPECT_EQ(quarantine.standing(key, kStart), Standing::kClear);
+}
+
+TEST(Quarantine, SizeIsBounded) {
+  Quarantine quarantine;
+  const BlockHash key = Quarantine::key_of("body");
+  for (int i = 0; i < 2; ++i) quarantine.on_worker_ended(key, {i, 1}, true, kStart);
+  EXPECT_EQ(quarantine.standing(key, kStart), Standing::kQuarantined);
   for (size_t i = 0; i < Quarantine::kMaxEntries; ++i)
-    quarantine.on_death(Quarantine::key_of(fmt::format("{}", i)), 1, kStart);
-  EXPECT_FALSE(quarantine.holds(key, kStart));
+    quarantine.on_worker_ended(Quarantine::key_of(fmt::format("{}", i)), {1, 1}, true, kStart);
+  EXPECT_EQ(quarantine.standing(key, kStart), Standing::kClear);
 }
 
 }  // namespace

@@ -21,11 +21,12 @@
 
 namespace moectl::router {
 
-inline std::string load_report(const char* role, std::string state = "ready") {
+inline std::string load_report(const char* role, std::string state = "ready", std::string instance_id = "") {
   api::LoadReport report;
   report.role = role;
   report.model = "demo";
   report.state = std::move(state);
+  report.instance_id = std::move(instance_id);
   report.model_hash = "h";
   report.numerics_id = "n";
   if (report.role == "prefill") report.kv_endpoint = "127.0.0.1:9";
@@ -119,6 +120,10 @@ class RawWorker {
   std::string url() const { return fmt::format("http://127.0.0.1:{}", port_); }
   int num_posts() const { return num_posts_; }
 
+  // What GET /load says; `silent`: nothing.
+  std::atomic<const char*> state{"ready"}, instance_id{""};
+  std::atomic<bool> silent{false};
+
  private:
   void accept_loop() {
     for (;;) {
@@ -142,7 +147,8 @@ class RawWorker {
       const std::string request = connection.next_request();
       if (request.empty()) return;
       if (request.starts_with("GET /load ")) {
-        connection.answer(load_report(role_), "keep-alive");
+        if (silent) return connection.wait_for_close();
+        connection.answer(load_report(role_, state.load(), instance_id.load()), "keep-alive");
         continue;
       }
       behaviour_(connection, request, ++num_posts_);

@@ -31,7 +31,7 @@ std::unique_ptr<http::Server> instant_worker() {
   });
   server->route("POST", "/v1/chat/completions", [](http::Exchange& exchange) -> Task<void> {
     co_await exchange.start_stream();
-    std::string events = "data: {\"role\":1}\n\n: moectl {}\n\ndata: {\"text\":1}\n\ndata: [DONE]\n\n";
+    std::string events = ": moectl {}\n\ndata: {\"text\":1}\n\ndata: {\"text\":2}\n\ndata: [DONE]\n\n";
     co_await exchange.write(std::move(events));
     co_await exchange.finish();
   });
