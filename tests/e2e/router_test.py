@@ -223,12 +223,15 @@ class Refusing(RouterCase):
         with secret_file("the secret of some other cluster") as other:
             stranger = self.start(prefill_worker(secrets=other))
         other_model = self.start(prefill_worker("--skip-tokenizer-init", model=ROOT / "tests/golden/deepseek_v3_a"))
-        entry = self.router(decode, stranger, other_model)
+        entry = self.start(router(decode, stranger, other_model))
+        self.sees(entry, prefill=1, decode=1)
+        entry.wait_until(lambda: "unhealthy: other secret" in entry.logged(), "the other secret is named")
         for reply in self.all_right(entry, [completion(prompt(400, start)) for start in range(4)]):
-            told = timeline(reply)["inner"]
-            self.assertEqual(told["prefill_worker"], "")
-            self.assertIn("secret", told["prefill_reason"])
-            self.assertNotIn(other_model.kv, told["prefill_reason"])
+            told = timeline(reply)
+            self.assertEqual(told["inner"]["prefill_worker"], "")
+            reasons = {c["worker"]: c["why"] for c in told["prefill_candidates"]}
+            self.assertEqual(reasons[stranger.url], "unhealthy: other secret")
+            self.assertIn("another model", reasons[other_model.url])
         self.assertIn(f"prefill worker {other_model.url} cannot serve decode worker {decode.url}", entry.logged())
         self.assertEqual([w.metric("moectl_kv_transfer_bytes_total") for w in (stranger, other_model)], [0, 0])
         self.returns_to_baseline(decode, stranger, other_model)
