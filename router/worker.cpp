@@ -93,7 +93,7 @@ void apply_probe(Worker& worker, const ProbeResult& probe) {
     worker.state = probe.report.state == "loading" ? WorkerState::kUnknown : WorkerState::kUnhealthy;
     worker.reason = probe.report.state;
     if (probe.report.state == "stalled")
-      worker.reason = fmt::format("stalled: no step for {:.0f} s", probe.report.seconds_since_progress);
+      worker.reason = fmt::format("stalled: nothing computed for {:.0f} s", probe.report.seconds_since_progress);
   }
 }
 

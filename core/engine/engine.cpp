@@ -101,6 +101,7 @@ class EngineImpl final : public Engine {
   const ModelInfo info_;
   const Config config_;
   const std::shared_ptr<PrefillSource> source_;  // may be null
+  std::atomic<int64_t> layers_done_{0};  // by all ranks; goes after them
   std::vector<std::unique_ptr<RankWorker>> workers_;
 
   // Scheduler thread.
@@ -122,7 +123,8 @@ class EngineImpl final : public Engine {
   bool draining_ = false, stop_ = false;
   EngineStats stats_;  // as of the last step
   bool working_ = false;
-  Clock::time_point last_progress_;  // while working
+  mutable Clock::time_point last_progress_;  // while working
+  mutable int64_t layers_seen_ = 0;          // of layers_done_, by the last stats()
 
   std::thread thread_;
 };
@@ -136,6 +138,7 @@ EngineImpl::EngineImpl(ModelInfo info, Config config, SchedulerConfig scheduler,
                                                : std::function<void(uint64_t)>()) {
   for (RankSetup& rank : ranks) {
     rank.config = &config_;
+    rank.layers_done = &layers_done_;
     workers_.push_back(std::make_unique<RankWorker>(std::move(rank)));
   }
   std::string failure;
@@ -216,6 +219,9 @@ EngineStats EngineImpl::stats() const {
   std::lock_guard lock(mail_->mutex);
   EngineStats stats = stats_;
   stats.num_waiting += int64_t(mail_->inbox.submissions.size());
+  // A layer is progress too: one step of a large model may take minutes on a CPU.
+  const int64_t layers = layers_done_;
+  if (std::exchange(layers_seen_, layers) != layers) last_progress_ = Clock::now();
   if (working_) stats.seconds_since_progress = std::chrono::duration<double>(Clock::now() - last_progress_).count();
   return stats;
 }

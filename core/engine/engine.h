@@ -135,7 +135,7 @@ struct EngineStats {
   int64_t num_preemptions_total = 0, num_steps_total = 0;
   // On the device's clock, rank 0: in steps, and between two of them that followed each other without a pause.
   double busy_seconds_total = 0.0, idle_seconds_total = 0.0;
-  double seconds_since_progress = 0.0;  // 0 when idle; grows while there is work and no step completes
+  double seconds_since_progress = 0.0;  // 0 when idle; grows while there is work and no layer of a step completes
   bool failed = false;                  // a step threw: the instance must end
   std::string failure;
 };

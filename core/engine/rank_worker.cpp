@@ -130,6 +130,7 @@ void RankWorker::run() {
 void RankWorker::build() {
   cache_ = std::make_unique<KvCache>(*setup_.config, *setup_.ops, setup_.num_pages, setup_.kv_dtype);
   model_ = std::make_unique<Model>(*setup_.config, setup_.weights, *setup_.ops, *setup_.comm, *cache_, setup_.limits);
+  model_->count_layers(setup_.layers_done);
   sampler_ = std::make_unique<Sampler>(setup_.config->vocab_size);
   if (!setup_.ops->host_memory())
     device_sampler_ = std::make_unique<DeviceSampler>(setup_.limits, setup_.config->vocab_size, *setup_.ops);

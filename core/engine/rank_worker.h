@@ -4,6 +4,7 @@
 // device that works by itself the next one may begin before one ends.
 #pragma once
 
+#include <atomic>
 #include <condition_variable>
 #include <deque>
 #include <memory>
@@ -30,6 +31,7 @@ struct RankSetup {
   ModelLimits limits;
   std::vector<int32_t> eos_token_ids;
   bool compute_mtp_kv = false;  // plans may ask for it
+  std::atomic<int64_t>* layers_done = nullptr;  // counts layers as they are computed; outlives the worker
 };
 
 class RankWorker {

@@ -234,6 +234,8 @@ struct Model::Impl {
                    step.stream);
   }
 
+  std::atomic<int64_t>* layers_done = nullptr;
+
   // Inputs to logits: all that a step computes on the device.
   View<const float> layers(Step& step) {
     const ModelWeights& w = *weights;
@@ -245,6 +247,7 @@ struct Model::Impl {
     for (int i = 0; i < config.num_layers; ++i) {
       decoder_layer(step, w.layers[size_t(i)], i, delta);
       delta = buffers.delta.first(step.num_tokens);
+      if (layers_done) ++*layers_done;
     }
     ops.rms_norm({delta, residual, w.norm, hidden, config.rms_norm_eps}, step.stream);
     return logits(step, hidden, w.head);
@@ -303,6 +306,10 @@ Model::Model(const Config& config, std::shared_ptr<const ModelWeights> weights, 
              KvCache& cache, ModelLimits limits)
     : impl_(std::make_unique<Impl>(config, std::move(weights), ops, comm, cache, limits)) {}
 Model::~Model() = default;
+
+void Model::count_layers(std::atomic<int64_t>* done) {
+  impl_->layers_done = done;
+}
 
 View<const float> Model::forward(const Batch& batch) {
   Impl& m = *impl_;

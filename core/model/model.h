@@ -3,6 +3,7 @@
 // needed).
 #pragma once
 
+#include <atomic>
 #include <functional>
 #include <memory>
 
@@ -53,6 +54,8 @@ class Model {
   Model(const Config& config, std::shared_ptr<const ModelWeights> weights, Ops& ops, Communicator& comm, KvCache& cache,
         ModelLimits limits);
   ~Model();
+  // `done` counts layers as their computation is issued: a sign of life within long steps. It outlives the model.
+  void count_layers(std::atomic<int64_t>* done);
 
   // Device memory that a model takes beside weights and cache; the constructor takes it all.
   static int64_t workspace_bytes(const Config& config, const ModelLimits& limits, int num_ranks, const Ops& ops);

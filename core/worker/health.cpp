@@ -15,7 +15,7 @@ Health health_of(const Instance& instance) {
     return {kFailed, "The engine has failed: " + stats.failure, stats.seconds_since_progress};
   if (stats.seconds_since_progress > double(instance.options.stall_timeout.count()))
     return {kStalled,
-            fmt::format("The engine makes no progress: no step completed for {:.0f} s", stats.seconds_since_progress),
+            fmt::format("The engine makes no progress: nothing computed for {:.0f} s", stats.seconds_since_progress),
             stats.seconds_since_progress};
   if (phase == InstancePhase::kDraining)
     return {kDraining, "The server is shutting down and takes no new requests", stats.seconds_since_progress};

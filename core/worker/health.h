@@ -14,7 +14,7 @@ struct Health {
     kLoading,
     kReady,
     kDraining,  // finishes what it has, takes nothing new
-    kStalled,   // there is work and no step completed for --stall-timeout; may recover
+    kStalled,   // there is work and no layer of a step completed for --stall-timeout; may recover
     kFailed,    // the engine has ended, and the process will
   };
   State state = State::kLoading;

@@ -489,7 +489,7 @@ TEST_F(DispatcherTest, RequestsHearOfAnUnhealthyWorker) {
   stalled.report.state = "stalled";
   stalled.report.seconds_since_progress = 31;
   dispatcher->on_probe(1, stalled, now);
-  EXPECT_THAT(told, ElementsAre("a stalled: no step for 31 s"));
+  EXPECT_THAT(told, ElementsAre("a stalled: nothing computed for 31 s"));
   EXPECT_EQ(b.decode.id, 2);
   RouteRequest rest;
   EXPECT_EQ(assigned(rest).decode.id, 2);
