@@ -11,34 +11,12 @@
 #include <set>
 
 #include "core/base/error.h"
-#include "core/base/json_depth.h"
 
 namespace moectl {
 
 using nlohmann::json;
 
-namespace {
-
-// Names seen in the objects that are open, one set a level.
-class DuplicateNames {
- public:
-  explicit DuplicateNames(const std::string& origin) : origin_(origin) {}
-
-  bool operator()(int, json::parse_event_t event, json& parsed) {
-    if (event == json::parse_event_t::object_start) open_.emplace_back();
-    if (event == json::parse_event_t::object_end) open_.pop_back();
-    if (event == json::parse_event_t::key && !open_.back().insert(parsed.get_ref<const std::string&>()).second)
-      throw Error(Code::kBadData, fmt::format("{}: the name {} stands twice in one object; write it once", origin_,
-                                              brief_json(parsed)));
-    return true;
-  }
-
- private:
-  const std::string& origin_;
-  std::vector<std::set<std::string>> open_;
-};
-
-std::string read_regular_file(const std::filesystem::path& file, int64_t max_bytes) {
+std::string read_untrusted_text(const std::filesystem::path& file, int64_t max_bytes) {
   // Non-blocking, so that a FIFO in the folder cannot hang the load before fstat tells what it is.
   int fd = ::open(file.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
   if (fd < 0) {
@@ -67,19 +45,8 @@ std::string read_regular_file(const std::filesystem::path& file, int64_t max_byt
   return text;
 }
 
-}  // namespace
-
-json parse_untrusted_json(std::string_view text, const std::string& origin) {
-  check_json_depth(text, kMaxJsonDepth, origin);
-  try {
-    return json::parse(text, DuplicateNames(origin));
-  } catch (const json::exception& e) {
-    throw Error(Code::kBadData, fmt::format("{}: is not valid JSON: {}", origin, e.what()));
-  }
-}
-
 json read_untrusted_json(const std::filesystem::path& file, int64_t max_bytes) {
-  return parse_untrusted_json(read_regular_file(file, max_bytes), file.string());
+  return parse_untrusted_json(read_untrusted_text(file, max_bytes), file.string());
 }
 
 void require_checkpoint_dir(const std::filesystem::path& dir) {
@@ -96,6 +63,8 @@ std::string brief_json(const json& value) {
   // A large value is not dumped whole only to be cut.
   if (value.is_object() && value.size() > 8) return fmt::format("an object of {} fields", value.size());
   if (value.is_array() && value.size() > 16) return fmt::format("a list of {} values", value.size());
+  if (value.is_string() && value.get_ref<const std::string&>().size() > kMax)
+    return brief_json(value.get_ref<const std::string&>().substr(0, kMax));
   std::string s = value.dump(-1, ' ', true, json::error_handler_t::replace);  // ASCII: no control bytes on a terminal
   if (s.size() > kMax) s = s.substr(0, kMax) + "...";
   return s;

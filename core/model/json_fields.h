@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <initializer_list>
 #include <memory>
 #include <nlohmann/json_fwd.hpp>
@@ -22,8 +23,19 @@ inline constexpr int kMaxJsonDepth = 64;
 // twice in one object (parsers disagree on which one counts), a number that no double holds.
 nlohmann::json parse_untrusted_json(std::string_view text, const std::string& origin);
 
-// The same for a file of at most `max_bytes`. Throws Error{kNotFound} when there is none, Error{kBadData} when it is
+// The members of the object `text`, in order, each handed over as soon as it is complete and then dropped: the memory
+// in use is that of one member and of the names. Time is linear in the text. Throws Error{kBadData} as above, when
+// `text` is no object (`expected` says of what), and when a member holds more than `max_values` values.
+using TakeMember = std::function<void(const std::string& name, const nlohmann::json& value)>;
+void for_each_untrusted_member(std::string_view text, const std::string& origin, const std::string& expected,
+                               size_t max_values, const TakeMember& take);
+
+// The bytes of a file of at most `max_bytes`. Throws Error{kNotFound} when there is none, Error{kBadData} when it is
 // not a regular file or too large.
+std::string read_untrusted_text(const std::filesystem::path& file, int64_t max_bytes);
+
+// parse_untrusted_json() of a file of at most `max_bytes`. Throws Error{kNotFound} when there is none, Error{kBadData}
+// when it is not a regular file or too large.
 nlohmann::json read_untrusted_json(const std::filesystem::path& file, int64_t max_bytes);
 
 // Throws Error{kNotFound} unless `dir` is a folder.

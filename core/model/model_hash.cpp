@@ -34,7 +34,7 @@ class PartHash {
   XXH3_state_t state_;
 };
 
-std::string read_config(const std::filesystem::path& path) {
+std::string config_text(const std::filesystem::path& path) {
   std::ifstream in(path, std::ios::binary);
   if (!in) throw Error(Code::kNotFound, fmt::format("{}: cannot be read; a checkpoint needs it", path.string()));
   std::string text(size_t(kMaxConfigBytes) + 1, '\0');
@@ -50,7 +50,7 @@ std::string read_config(const std::filesystem::path& path) {
 std::string model_hash(const Checkpoint& checkpoint) {
   PartHash hash;
   hash.add("moectl model 1");
-  hash.add(read_config(checkpoint.dir() / "config.json"));
+  hash.add(config_text(checkpoint.dir() / "config.json"));
   for (const auto& [name, tensor] : checkpoint.tensors()) {
     hash.add(name);
     hash.add(dtype_name(tensor.dtype));

@@ -28,6 +28,9 @@ namespace {
 constexpr uint64_t kMaxHeaderBytes = 100'000'000;  // as the reference implementation
 constexpr int64_t kMaxIndexBytes = 100'000'000;
 constexpr size_t kMaxRank = 8;
+// JSON values in one member: an entry of a header has about ten, `__metadata__` one for each of its texts.
+constexpr size_t kMaxHeaderMemberValues = 100'000;
+constexpr size_t kMaxIndexValues = 1'000'000;  // tensors of a checkpoint; the largest published ones have 150,000
 constexpr const char* kSingleFile = "model.safetensors";
 constexpr const char* kIndexFile = "model.safetensors.index.json";
 
@@ -88,17 +91,18 @@ std::optional<int64_t> as_size(const json& value) {
   return value.get<int64_t>();
 }
 
-// One entry of a header, checked against the bytes there are. `where` is "FILE: tensor `name`".
+// One entry of a header, checked against the bytes there are.
 struct Entry {
   TensorInfo info;
   int64_t begin = 0, end = 0;
 };
 
-Entry parse_entry(const std::string& name, const json& value, int64_t data_bytes, const std::string& where) {
-  if (!value.is_object()) bad(fmt::format("{} is {}; expected an object", where, brief_json(value)));
+Entry parse_entry(const std::string& name, const json& value, int64_t data_bytes, const std::string& file) {
+  const auto where = [&] { return fmt::format("{}: tensor {}", file, brief_json(name)); };  // of messages only
+  if (!value.is_object()) bad(fmt::format("{} is {}; expected an object", where(), brief_json(value)));
   auto field = [&](const char* key) -> const json& {
     auto it = value.find(key);
-    if (it == value.end()) bad(fmt::format("{} has no `{}`", where, key));
+    if (it == value.end()) bad(fmt::format("{} has no `{}`", where(), key));
     return *it;
   };
   Entry e;
@@ -108,19 +112,19 @@ Entry parse_entry(const std::string& name, const json& value, int64_t data_bytes
   std::optional<DType> known = dtype.is_string() ? dtype_of(dtype.get_ref<const std::string&>()) : std::nullopt;
   if (!known)
     bad(fmt::format(
-        "{} has dtype {}; supported are F32, BF16, F16, F8_E4M3, F8_E5M2, F8_E8M0, I8, U8, I16, I32, I64, BOOL", where,
-        brief_json(dtype)));
+        "{} has dtype {}; supported are F32, BF16, F16, F8_E4M3, F8_E5M2, F8_E8M0, I8, U8, I16, I32, I64, BOOL",
+        where(), brief_json(dtype)));
   e.info.dtype = *known;
 
   const json& shape = field("shape");
   if (!shape.is_array() || shape.size() > kMaxRank)
-    bad(fmt::format("{} has shape {}; expected a list of at most {} sizes", where, brief_json(shape), kMaxRank));
+    bad(fmt::format("{} has shape {}; expected a list of at most {} sizes", where(), brief_json(shape), kMaxRank));
   int64_t num_bytes = dtype_bytes(e.info.dtype);
   for (const json& dim : shape) {
     std::optional<int64_t> d = as_size(dim);
-    if (!d) bad(fmt::format("{} has shape {}; every size must be an integer from 0", where, brief_json(shape)));
+    if (!d) bad(fmt::format("{} has shape {}; every size must be an integer from 0", where(), brief_json(shape)));
     if (__builtin_mul_overflow(num_bytes, *d, &num_bytes))
-      bad(fmt::format("{} has shape {}: its size in bytes overflows", where, brief_json(shape)));
+      bad(fmt::format("{} has shape {}: its size in bytes overflows", where(), brief_json(shape)));
     e.info.shape.push_back(*d);
   }
   e.info.num_bytes = num_bytes;
@@ -129,14 +133,14 @@ Entry parse_entry(const std::string& name, const json& value, int64_t data_bytes
   std::optional<int64_t> begin, end;
   if (offsets.is_array() && offsets.size() == 2) begin = as_size(offsets[0]), end = as_size(offsets[1]);
   if (!begin || !end)
-    bad(fmt::format("{} has data_offsets {}; expected two integers [begin, end]", where, brief_json(offsets)));
-  if (*begin > *end) bad(fmt::format("{} has reversed data_offsets [{}, {}]", where, *begin, *end));
+    bad(fmt::format("{} has data_offsets {}; expected two integers [begin, end]", where(), brief_json(offsets)));
+  if (*begin > *end) bad(fmt::format("{} has reversed data_offsets [{}, {}]", where(), *begin, *end));
   if (*end > data_bytes)
     bad(fmt::format("{} ends at data byte {}, but the file holds {}: it is truncated or damaged (download it again)",
-                    where, *end, data_bytes));
+                    where(), *end, data_bytes));
   if (*end - *begin != num_bytes)
-    bad(fmt::format("{} has {} bytes at data_offsets [{}, {}], but dtype {} and shape {} need {}", where, *end - *begin,
-                    *begin, *end, dtype_name(e.info.dtype), brief_json(shape), num_bytes));
+    bad(fmt::format("{} has {} bytes at data_offsets [{}, {}], but dtype {} and shape {} need {}", where(),
+                    *end - *begin, *begin, *end, dtype_name(e.info.dtype), brief_json(shape), num_bytes));
   e.begin = *begin;
   e.end = *end;
   return e;
@@ -176,14 +180,12 @@ std::vector<TensorInfo> read_header(const Mapping& map, const std::string& file)
   const std::byte* data = map.data() + sizeof header_bytes + header_bytes;
 
   const std::string origin = file + ": header";
-  const json header = parse_untrusted_json(
-      {reinterpret_cast<const char*>(map.data()) + sizeof header_bytes, size_t(header_bytes)}, origin);
-  if (!header.is_object()) bad(fmt::format("{} is {}; expected an object", origin, brief_json(header)));
-
   std::vector<Entry> entries;
-  for (const auto& [name, value] : header.items())
-    if (name != "__metadata__")
-      entries.push_back(parse_entry(name, value, data_bytes, fmt::format("{}: tensor {}", file, brief_json(name))));
+  for_each_untrusted_member({reinterpret_cast<const char*>(map.data()) + sizeof header_bytes, size_t(header_bytes)},
+                            origin, "an object", kMaxHeaderMemberValues,
+                            [&](const std::string& name, const json& value) {
+                              if (name != "__metadata__") entries.push_back(parse_entry(name, value, data_bytes, file));
+                            });
   check_coverage(entries, data_bytes, file);
 
   std::vector<TensorInfo> out;
@@ -208,19 +210,23 @@ void check_shard_name(const std::string& shard, const std::string& tensor, const
 
 // file name -> tensors that weight_map says it holds
 std::map<std::string, std::vector<std::string>> read_index(const std::filesystem::path& path) {
-  const json index = read_untrusted_json(path, kMaxIndexBytes);
-  auto it = index.is_object() ? index.find("weight_map") : index.end();
-  if (!index.is_object() || it == index.end() || !it->is_object() || it->empty())
-    bad(fmt::format("{}: has no `weight_map`; expected an object {{tensor: file}}", path.string()));
+  const std::string expected = "an object with `weight_map`: {tensor: file}";
   std::map<std::string, std::vector<std::string>> shards;
-  for (const auto& [tensor, shard] : it->items()) {
-    if (!shard.is_string())
-      bad(fmt::format("{}: weight_map sends tensor {} to {}; expected a file name", path.string(), brief_json(tensor),
-                      brief_json(shard)));
-    const std::string& name = shard.get_ref<const std::string&>();
-    check_shard_name(name, tensor, path.string());
-    shards[name].push_back(tensor);
-  }
+  const auto read_map = [&](const json& map) {
+    for (const auto& [tensor, shard] : map.items()) {
+      if (!shard.is_string())
+        bad(fmt::format("{}: weight_map sends tensor {} to {}; expected a file name", path.string(), brief_json(tensor),
+                        brief_json(shard)));
+      const std::string& name = shard.get_ref<const std::string&>();
+      check_shard_name(name, tensor, path.string());
+      shards[name].push_back(tensor);
+    }
+  };
+  for_each_untrusted_member(read_untrusted_text(path, kMaxIndexBytes), path.string(), expected, kMaxIndexValues,
+                            [&](const std::string& name, const json& value) {
+                              if (name == "weight_map" && value.is_object()) read_map(value);
+                            });
+  if (shards.empty()) bad(fmt::format("{}: has no `weight_map`; expected an object {{tensor: file}}", path.string()));
   return shards;
 }
 

@@ -104,6 +104,8 @@ std::vector<BadFile> bad_files() {
   const std::string w = entry("w", "F32", "[2]", "[0,8]"), data8 = "12345678";
   auto one = [&](const std::string& e, const std::string& data = "12345678") { return safetensors(object(e), data); };
   std::string deep = std::string(5000, '[') + std::string(5000, ']');
+  std::string lists, names;  // a member of many values
+  for (int i = 0; i <= 100'000; ++i) lists += "[],", names += fmt::format("\"{}\":\"\",", i);
   std::string deep_objects;
   for (int i = 0; i < 100; ++i) deep_objects += "{\"a\":";
   deep_objects += '1';
@@ -162,6 +164,14 @@ std::vector<BadFile> bad_files() {
       {"bytes at the end", one(w, "123456789"), {"at its end"}},
       {"data without tensors", safetensors("{}", "abc"), {"at its end"}},
       {"name twice", one(w + "," + w), {"\"w\"", "twice"}},
+      {"name twice, once escaped", one(w + "," + entry("\\u0077", "U8", "[0]", "[8,8]")), {"\"w\"", "twice"}},
+      {"metadata twice", one("\"__metadata__\":{},\"__metadata__\":{}"), {"__metadata__", "twice"}},
+      {"name twice in metadata", one("\"__metadata__\":{\"a\":\"\",\"a\":\"\"}," + w), {"\"a\"", "twice"}},
+      {"name twice inside metadata", one("\"__metadata__\":{\"b\":[{\"a\":1,\"a\":1}]}," + w), {"\"a\"", "twice"}},
+      {"a long list", one("\"w\":[" + lists + "[]]"), {"more than 100000 values"}},
+      {"much metadata", one("\"__metadata__\":{" + names + "\"x\":\"\"}," + w), {"more than 100000 values"}},
+      {"a header of lists", safetensors("[" + lists + "[]]"), {"header is a list", "expected an object"}},
+      {"a header of text", safetensors("\"x\""), {"header is \"x\"", "expected an object"}},
       {"field twice",
        one("\"w\":{\"dtype\":\"F32\",\"dtype\":\"I32\",\"shape\":[2],\"data_offsets\":[0,8]}"),
        {"\"dtype\"", "twice"}},
@@ -177,6 +187,24 @@ TEST(Safetensors, RefusesDamagedFiles) {
     EXPECT_THAT(f.message, HasSubstr(kFile));
     for (const std::string& part : bad.message) EXPECT_THAT(f.message, HasSubstr(part));
   }
+}
+
+// Names of inner objects may repeat those of others, and what is not `dtype`, `shape` or `data_offsets` changes
+// nothing.
+TEST(Safetensors, ReadsMembersOneByOne) {
+  std::string header = "{\"__metadata__\":{\"dtype\":\"x\",\"a\":{\"dtype\":[[],{}]}}";
+  for (int i = 0; i < 1000; ++i)
+    header += "," + entry(fmt::format("t{}", i), "U8", "[1]", fmt::format("[{},{}]", i, i + 1));
+  header += R"(,"last":{"more":{"dtype":"F32"},"shape":[0,3],"data_offsets":[1000,1000],"dtype":"BF16"}})";
+  TempDir dir;
+  std::string data;
+  for (int i = 0; i < 1000; ++i) data += char('a' + i % 26);
+  dir.write(kFile, safetensors(header, data));
+  const Checkpoint c = Checkpoint::open(dir.path());
+  EXPECT_EQ(c.tensors().size(), 1001u);
+  EXPECT_EQ(c.total_bytes(), 1000);
+  EXPECT_EQ(std::to_integer<char>(c.find("t27")->data[0]), 'b');
+  EXPECT_EQ(c.find("last")->dtype, DType::kBF16);
 }
 
 TEST(Safetensors, LongNamesAreCutInMessages) {
