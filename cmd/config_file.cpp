@@ -171,9 +171,12 @@ struct DeployReader {
         *of_role->second = role(value, key + ".");
       else if (key == "port")
         result.port = number(value, where, 65535);
+      else if (key == "unhealthy_timeout")
+        result.unhealthy_timeout = number(value, where, 86400);
       else
         unknown(key, where,
-                {"name", "template", "model", "served_model_name", "host", "port", "router", "prefill", "decode"});
+                {"name", "template", "model", "served_model_name", "host", "port", "unhealthy_timeout", "router",
+                 "prefill", "decode"});
     });
     return result;
   }

@@ -4,11 +4,9 @@
 #include "cmd/deploy.h"
 
 #include <fcntl.h>
-#include <netdb.h>
 #include <signal.h>
 #include <sys/file.h>
 #include <sys/prctl.h>
-#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -67,24 +65,12 @@ int lock_folder(const Plan& plan, const std::string& folder) {
 // A port in use is better said before the model is loaded. The router has the last word when it binds.
 void check_port(const Plan& plan) {
   if (plan.port == 0) return;
-  addrinfo hints{};
-  hints.ai_socktype = SOCK_STREAM;
-  hints.ai_flags = AI_PASSIVE;
-  addrinfo* found = nullptr;
-  if (::getaddrinfo(plan.host.c_str(), std::to_string(plan.port).c_str(), &hints, &found) != 0)
-    throw Error(Code::kInvalidArgument, fmt::format("host {} is no address of this machine", plan.host));
-  const std::unique_ptr<addrinfo, void (*)(addrinfo*)> addresses(found, ::freeaddrinfo);
-  const int fd = ::socket(found->ai_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
-  const int one = 1;
-  ::setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
-  const int bound = ::bind(fd, found->ai_addr, found->ai_addrlen);
-  const int why = errno;
-  ::close(fd);
-  if (bound == 0) return;
+  const int error = try_port(plan.host, plan.port);
+  if (error == 0) return;
   throw Error(Code::kInvalidArgument,
               fmt::format("the router cannot listen on {}:{}: {}. Choose another with --port, or --port 0 for any free "
                           "one",
-                          plan.host, plan.port, std::strerror(why)));
+                          plan.host, plan.port, std::strerror(error)));
 }
 
 void make_secret(const std::string& folder) {
@@ -163,6 +149,7 @@ class Progress {
     for (const InstanceStatus& instance : state.instances) {
       std::string what = instance.state;
       if (instance.state == "ready") what += fmt::format("  {}", instance.url);
+      if (!instance.reason.empty()) what += fmt::format(" ({})", instance.reason);
       if (!instance.last_exit.empty() && instance.state != "ready") what += fmt::format(" ({})", instance.last_exit);
       if (live_) {
         text += fmt::format("\033[K  {:<12} {}\n", instance.id, what);

@@ -13,15 +13,16 @@
 namespace moectl {
 
 struct CommonOptions;
+struct InstanceStatus;
 
-// Everything that flags of the four commands set; -1 and empty: not given.
+// Everything that flags of the four commands set; -1, empty and an unhealthy_timeout of 0: not given.
 struct DeployOptions {
   std::string name;
   // up
   std::string file, template_name, model, host;
   int prefill = -1, decode = -1, port = -1;
   bool yes = false, foreground = false, dry_run = false;
-  std::chrono::seconds ready_timeout{300};
+  std::chrono::seconds ready_timeout{300}, unhealthy_timeout{0};
   // logs
   std::string instance, since, grep;
   bool follow = false, previous = false;
@@ -48,7 +49,7 @@ struct DeployFileRole {
 };
 struct DeployFile {
   std::string name, template_name, model, served_model_name, host;
-  int port = -1;
+  int port = -1, unhealthy_timeout = -1;  // seconds
   DeployFileRole router, prefill, decode;
 };
 // cmd/config_file.cpp. Throws Error{kNotFound, kBadData} that name file, line and key.
@@ -68,8 +69,9 @@ struct Plan {
   std::string name = "demo", template_name = "ep-pd";
   std::string model;  // absolute
   std::string served_model_name;
-  std::string host = "127.0.0.1";  // of the router; workers listen on loopback
-  int port = 8080;                 // of the router; 0: the system picks one
+  std::string host = "127.0.0.1";              // of the router; workers listen on loopback
+  int port = 8080;                             // of the router; 0: the system picks one
+  std::chrono::seconds unhealthy_timeout{30};  // an instance that fails its probes for so long is started again
   PlannedRole prefill, decode, router;
 };
 // Everything that can be known to be wrong is refused here, before a process starts: names, flags and sizes are read by
@@ -84,9 +86,18 @@ struct PlannedInstance {
 std::vector<PlannedInstance> planned_instances(const Plan& plan);  // prefill, decode, router
 const PlannedRole& role_of(const Plan& plan, std::string_view role);
 
-// What one instance is started with. `folder` is the deployment's state folder; the router is given `port`.
+struct InstancePorts {
+  int port = 0, ops = 0, kv = 0;  // 0: the system picks one
+};
+// Where an instance listens: where it did before its restart, as long as nobody else has taken that port.
+InstancePorts ports_of(const Plan& plan, const InstanceStatus& before);
+std::string listen_address(const Plan& plan, std::string_view role);
+// 0 when a server could listen there now, or errno. Throws Error{kInvalidArgument}: not an address of this machine.
+int try_port(const std::string& host, int port);
+
+// What one instance is started with. `folder` is the deployment's state folder.
 std::vector<std::string> instance_arguments(const Plan& plan, std::string_view role, const std::string& folder,
-                                            int port);
+                                            const InstancePorts& ports);
 // The environment of this process without the settings that belong to other commands, and the role's own.
 std::vector<std::string> instance_environment(const PlannedRole& role);
 

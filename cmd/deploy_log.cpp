@@ -84,6 +84,7 @@ void LogWriter::line(std::string_view text) {
 
 // A log that cannot be written (a full disk) is lost; the deployment goes on.
 void LogWriter::put(std::string_view text) {
+  if (fd_ < 0) open();
   if (fd_ < 0) return;
   const std::string line = fmt::format("{} {}\n", unix_ms(), text);
   if (size_ > 0 && size_ + line.size() > max_bytes_) {

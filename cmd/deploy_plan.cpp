@@ -1,9 +1,13 @@
 // From flags and file to a plan, and from the plan to the command line of each instance.
 #include <fmt/format.h>
+#include <netdb.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <filesystem>
+#include <memory>
 
 #include "cmd/deploy.h"
 #include "cmd/deploy_state.h"
@@ -83,7 +87,7 @@ void check_role(PlannedRole& role, const Plan& plan) {
   Environment environment;
   for (const auto& [name, value] : role.environment) environment[name] = value;
   try {
-    const Options options = parse_command_line(instance_arguments(plan, role.role, "/", 0), environment).options;
+    const Options options = parse_command_line(instance_arguments(plan, role.role, "/", {}), environment).options;
     role.ep_size = options.engine.ep_size;
     role.dp_size = std::max(1, options.parallel.dp_size);
     role.tp_size = std::max(1, options.parallel.tp_size);
@@ -133,6 +137,8 @@ Plan make_plan(const DeployOptions& options) {
   plan.served_model_name = first_given(file.served_model_name, fs::path(plan.model).filename().string());
   plan.host = first_given(options.host, file.host, plan.host);
   plan.port = options.port >= 0 ? options.port : file.port >= 0 ? file.port : plan.port;
+  if (file.unhealthy_timeout >= 0) plan.unhealthy_timeout = std::chrono::seconds(file.unhealthy_timeout);
+  if (options.unhealthy_timeout.count() > 0) plan.unhealthy_timeout = options.unhealthy_timeout;
 
   plan.router = read_role(kRouterRole, file.router, -1, 1);
   plan.prefill = read_role(kPrefillRole, file.prefill, options.prefill, 1);
@@ -158,12 +164,48 @@ std::vector<PlannedInstance> planned_instances(const Plan& plan) {
   return instances;
 }
 
+std::string listen_address(const Plan& plan, std::string_view role) {
+  return role == kRouterRole ? plan.host : "127.0.0.1";
+}
+
+int try_port(const std::string& host, int port) {
+  addrinfo hints{};
+  hints.ai_socktype = SOCK_STREAM;
+  hints.ai_flags = AI_PASSIVE;
+  addrinfo* found = nullptr;
+  if (::getaddrinfo(host.c_str(), std::to_string(port).c_str(), &hints, &found) != 0)
+    throw Error(Code::kInvalidArgument, fmt::format("host {} is no address of this machine", host));
+  const std::unique_ptr<addrinfo, void (*)(addrinfo*)> addresses(found, ::freeaddrinfo);
+  const int fd = ::socket(found->ai_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  const int one = 1;
+  ::setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
+  const int error = ::bind(fd, found->ai_addr, found->ai_addrlen) == 0 ? 0 : errno;
+  ::close(fd);
+  return error;
+}
+
+InstancePorts ports_of(const Plan& plan, const InstanceStatus& before) {
+  const auto port_of = [](const std::string& endpoint) {  // "http://127.0.0.1:1234", "127.0.0.1:1234", or empty
+    const size_t colon = endpoint.rfind(':');
+    return colon == std::string::npos ? 0 : std::atoi(endpoint.c_str() + colon + 1);
+  };
+  const auto kept = [](const std::string& host, int port) { return port == 0 || try_port(host, port) != 0 ? 0 : port; };
+  const std::string host = listen_address(plan, before.role);
+  InstancePorts ports{.ops = kept("127.0.0.1", port_of(before.ops)), .kv = kept(host, port_of(before.kv))};
+  if (before.role != kRouterRole) {
+    ports.port = kept(host, port_of(before.url));
+  } else {  // clients know it: another one would not help them, and a taken one may become free
+    ports.port = before.url.empty() ? plan.port : port_of(before.url);
+  }
+  return ports;
+}
+
 std::vector<std::string> instance_arguments(const Plan& plan, std::string_view role, const std::string& folder,
-                                            int port) {
+                                            const InstancePorts& ports) {
   const auto flag = [](std::string_view name, const auto& value) { return fmt::format("--{}={}", name, value); };
   const bool is_router = role == kRouterRole;
-  std::vector<std::string> words = {command_of(role), flag("host", is_router ? plan.host : "127.0.0.1"),
-                                    flag("port", port), flag("ops-port", 0),
+  std::vector<std::string> words = {command_of(role), flag("host", listen_address(plan, role)),
+                                    flag("port", ports.port), flag("ops-port", ports.ops),
                                     flag("cluster-secret-file", folder + "/secret")};
   if (is_router) {
     words.push_back(flag("workers-file", folder + "/workers.json"));
@@ -171,7 +213,7 @@ std::vector<std::string> instance_arguments(const Plan& plan, std::string_view r
     words.push_back(flag("model", plan.model));
     words.push_back(flag("served-model-name", plan.served_model_name));
   }
-  if (role == kPrefillRole) words.push_back(flag("kv-port", 0));
+  if (role == kPrefillRole) words.push_back(flag("kv-port", ports.kv));
   const std::vector<std::string>& more = role_of(plan, role).flags;
   words.insert(words.end(), more.begin(), more.end());
   return words;

@@ -7,7 +7,9 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <cstdlib>
+#include <cstring>
 #include <fstream>
 #include <iterator>
 #include <nlohmann/json.hpp>
@@ -30,14 +32,19 @@ std::string boot_id() {
   return text;
 }
 
-// Field 22 of /proc/PID/stat; 0: there is no such process. The name in field 2 may hold anything, also `)`.
-uint64_t start_ticks(int pid) {
+// /proc/PID/stat from field 3, the state, on; empty: there is no such process. The name in field 2 may hold anything,
+// also `)`.
+std::string stat_fields(int pid) {
   std::ifstream file(fmt::format("/proc/{}/stat", pid));
   std::string text;
   std::getline(file, text);
-  const size_t end = text.rfind(')');
-  if (end == text.npos) return 0;
-  std::istringstream fields(text.substr(end + 1));
+  const size_t end = text.rfind(") ");
+  return end == text.npos ? "" : text.substr(end + 2);
+}
+
+// Field 22; 0: there is no such process.
+uint64_t start_ticks(int pid) {
+  std::istringstream fields(stat_fields(pid));
   std::string skipped;
   for (int i = 3; i < 22; ++i) fields >> skipped;
   uint64_t ticks = 0;
@@ -68,7 +75,8 @@ Json to_json(const InstanceStatus& i) {
           {"ep_size", i.ep_size},
           {"started_unix_ms", i.started_unix_ms},
           {"retry_unix_ms", i.retry_unix_ms},
-          {"last_exit", i.last_exit}};
+          {"last_exit", i.last_exit},
+          {"reason", i.reason}};
 }
 
 InstanceStatus instance_status(const Json& json) {
@@ -85,6 +93,7 @@ InstanceStatus instance_status(const Json& json) {
   i.started_unix_ms = json.at("started_unix_ms").get<int64_t>();
   i.retry_unix_ms = json.at("retry_unix_ms").get<int64_t>();
   i.last_exit = json.at("last_exit").get<std::string>();
+  i.reason = json.value("reason", "");
   return i;
 }
 
@@ -108,6 +117,12 @@ ProcessHandle::ProcessHandle(const ProcessId& id) {
 
 ProcessHandle::~ProcessHandle() {
   if (fd_ >= 0) ::close(fd_);
+}
+
+bool is_stopped(const ProcessId& id) {
+  if (!is_alive(id)) return false;
+  const std::string fields = stat_fields(id.pid);
+  return fields.starts_with('T') || fields.starts_with('t');
 }
 
 bool ProcessHandle::signal(int number) const {
@@ -142,16 +157,19 @@ std::string deploy_folder(const std::string& name) {
 void write_file_atomically(const std::string& path, std::string_view text, int mode) {
   const std::string beside = path + ".new";
   const int fd = ::open(beside.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, mode);
-  bool good = fd >= 0;
-  for (std::string_view rest = text; good && !rest.empty();) {
+  int error = fd >= 0 ? 0 : errno;
+  for (std::string_view rest = text; error == 0 && !rest.empty();) {
     const ssize_t n = ::write(fd, rest.data(), rest.size());
-    if (n < 0 && errno == EINTR) continue;
-    good = n > 0;
-    if (good) rest.remove_prefix(size_t(n));
+    if (n > 0)
+      rest.remove_prefix(size_t(n));
+    else if (errno != EINTR)
+      error = errno;
   }
-  if (fd >= 0) good = ::close(fd) == 0 && good;
-  if (!good || ::rename(beside.c_str(), path.c_str()) != 0)
-    throw Error(Code::kUnavailable, fmt::format("{} cannot be written; is the disk full?", path));
+  if (fd >= 0 && ::close(fd) != 0 && error == 0) error = errno;
+  if (error == 0 && ::rename(beside.c_str(), path.c_str()) != 0) error = errno;
+  if (error == 0) return;
+  if (fd >= 0) ::unlink(beside.c_str());
+  throw Error(Code::kUnavailable, fmt::format("{} cannot be written: {}", path, std::strerror(error)));
 }
 
 std::string state_json(const DeployState& s) {

@@ -35,6 +35,7 @@ class ProcessHandle {
 inline bool is_alive(const ProcessId& id) {
   return ProcessHandle(id).alive();
 }
+bool is_stopped(const ProcessId& id);  // by SIGSTOP or a debugger
 
 struct InstanceStatus {
   std::string id, role, state;  // state: router/supervisor.h
@@ -43,6 +44,7 @@ struct InstanceStatus {
   int restarts = 0, ep_size = 1;
   int64_t started_unix_ms = 0, retry_unix_ms = 0;  // 0: not
   std::string last_exit;                           // "killed by signal 9"; empty: never ended
+  std::string reason;                              // why it is unhealthy: "no answer"
 };
 struct DeployState {
   std::string name;
@@ -65,7 +67,7 @@ std::string state_json(const DeployState& state);
 // Whether all instances are ready and the router finds them so. Asks the router.        cmd/deploy_status.cpp
 bool requests_are_answered(const DeployState& state);
 
-// Writes beside and renames. Throws Error{kUnavailable}.
+// Writes beside and renames; what could not be written whole is removed. Throws Error{kUnavailable}.
 void write_file_atomically(const std::string& path, std::string_view text, int mode);
 
 int64_t unix_ms();

@@ -1,4 +1,4 @@
-// `moectl deploy status`: what the state says, what is really alive, and what the instances say of their load.
+// `moectl deploy status`: what the state says, what is really alive, and what the instances say of themselves.
 #include <algorithm>
 #include <cstdio>
 #include <memory>
@@ -7,6 +7,7 @@
 
 #include "cmd/command.h"
 #include "cmd/deploy.h"
+#include "cmd/deploy_probe.h"
 #include "cmd/deploy_state.h"
 #include "core/base/error.h"
 #include "core/base/json_depth.h"
@@ -18,43 +19,46 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-constexpr std::chrono::milliseconds kTimeout{1000};
-constexpr size_t kMaxAnswer = 1 << 20;
-
-// GET; empty when there is no answer in time, or another one than 200.
-Task<void> get(http::Client& client, std::string url, std::string* body) {
-  http::ClientRequest request;
-  request.url = std::move(url);
-  request.connect_timeout = request.header_timeout = request.idle_timeout = kTimeout;
-  try {
-    const std::unique_ptr<http::ClientResponse> response = co_await client.send(std::move(request));
-    std::string answer = co_await response->read_all(kMaxAnswer);
-    if (response->status() == 200) *body = std::move(answer);
-  } catch (const Error&) {
-  }
-}
-
 struct Answers {
-  std::vector<std::string> load, metrics;  // by instance; empty: none
-  std::string workers;                     // the router's view of them
+  std::vector<std::optional<InstanceHealth>> health;  // by instance; nullopt: not asked
+  std::vector<std::string> metrics;                   // by instance; empty: none
+  std::string workers;                                // the router's view of them
 };
+
+template <class T, class Slot>
+Task<void> store(Task<T> task, Slot* slot) {
+  *slot = co_await std::move(task);
+}
 
 Task<void> ask_all(const DeployState& state, Answers& answers) {
   const auto client = http::Client::create();
   std::vector<Task<void>> tasks;
   for (size_t i = 0; i < state.instances.size(); ++i) {
     const InstanceStatus& instance = state.instances[i];
-    if (instance.state != "ready" || instance.ops.empty()) continue;
-    tasks.push_back(get(*client, instance.ops + "/load", &answers.load[i]));
-    if (instance.role == kDecodeRole) tasks.push_back(get(*client, instance.ops + "/metrics", &answers.metrics[i]));
-    if (instance.role == kRouterRole) tasks.push_back(get(*client, instance.ops + "/workers", &answers.workers));
+    if ((instance.state != "ready" && instance.state != "unhealthy") || instance.ops.empty()) continue;
+    tasks.push_back(store(ask_instance(*client, instance.role, instance.ops), &answers.health[i]));
+    if (instance.role == kDecodeRole)
+      tasks.push_back(store(get_text(*client, instance.ops + "/metrics"), &answers.metrics[i]));
+    if (instance.role == kRouterRole)
+      tasks.push_back(store(get_text(*client, instance.ops + "/workers"), &answers.workers));
   }
   co_await http::run_all(std::move(tasks));
 }
 
+// What the instances say now replaces what the supervisor wrote: it may be stopped itself.
+void take_over(DeployState& state, const Answers& answers) {
+  for (size_t i = 0; i < state.instances.size(); ++i) {
+    if (!answers.health[i]) continue;
+    InstanceStatus& instance = state.instances[i];
+    instance.state = answers.health[i]->state;
+    instance.reason = answers.health[i]->reason;
+    if (!answers.health[i]->healthy() && is_stopped(instance.process)) instance.reason += ": the process is stopped";
+  }
+}
+
 Task<void> ask_router(std::string ops, std::string* workers) {
   const auto client = http::Client::create();
-  co_await get(*client, ops + "/workers", workers);
+  *workers = co_await get_text(*client, ops + "/workers");
 }
 
 Json parse_object(const std::string& text) {
@@ -87,7 +91,8 @@ std::string duration_text(int64_t ms) {
 }
 
 std::string load_text(const InstanceStatus& instance, const Json& load) {
-  if (!load.is_object()) return instance.state == "ready" ? "no answer" : "-";
+  if (!instance.reason.empty()) return instance.reason;
+  if (!load.is_object()) return "-";
   if (instance.role == kRouterRole)
     return fmt::format("{} in flight, {} waiting", number(load, "in_flight"), number(load, "waiting"));
   return fmt::format("{} running, {} waiting, {} tokens, KV {}/{} pages", number(load, "num_running"),
@@ -168,7 +173,9 @@ void print_text(const DeployState& state, const Summary& sum, const std::vector<
     if (!instance.last_exit.empty()) text += fmt::format("; last ended: {}", instance.last_exit);
     text += "\n";
   }
-  if (!supervised) text += "\nThe supervisor is gone: nothing is restarted. `moectl deploy down` ends what is left.\n";
+  if (!supervised)
+    text += fmt::format("\nThe supervisor is {}: nothing is restarted. `moectl deploy down` ends what is left.\n",
+                        is_stopped(state.supervisor) ? "stopped" : "gone");
   if (sum.num_ready == state.instances.size() && !sum.path_ready)
     text += "\nThe router does not find every worker ready yet.\n";
   std::fputs(text.c_str(), stdout);
@@ -188,28 +195,31 @@ bool requests_are_answered(const DeployState& state) {
 int deploy_status(const CommonOptions& common, const DeployOptions& options) {
   const std::string name = options.name.empty() ? Plan().name : options.name;
   std::optional<DeployState> state = read_state(deploy_folder(name));
-  const bool supervised = state && is_alive(state->supervisor);
+  const bool supervisor_alive = state && is_alive(state->supervisor);
+  const bool supervised = supervisor_alive && !is_stopped(state->supervisor);
   size_t num_alive = 0;
   if (state)
     for (InstanceStatus& instance : state->instances) {
       if (is_alive(instance.process)) {
         ++num_alive;
-      } else if (!supervised) {
+      } else if (!supervisor_alive) {
         instance.process = {};
         instance.state = "gone";
       }
     }
-  if (!supervised && num_alive == 0) {
+  if (!supervisor_alive && num_alive == 0) {
     std::string why =
         state && !state->failure.empty() ? fmt::format(" The last start failed: {}.", state->failure) : "";
     throw Error(Code::kUnavailable,
                 fmt::format("deployment {} is not running.{} `moectl deploy up` starts one", name, why));
   }
-  Answers answers{
-      std::vector<std::string>(state->instances.size()), std::vector<std::string>(state->instances.size()), {}};
+  Answers answers;
+  answers.health.resize(state->instances.size());
+  answers.metrics.resize(state->instances.size());
   http::run_blocking(ask_all(*state, answers));
+  take_over(*state, answers);
   std::vector<Json> loads;
-  for (const std::string& text : answers.load) loads.push_back(parse_object(text));
+  for (const auto& health : answers.health) loads.push_back(health ? parse_object(health->load) : Json(nullptr));
   const Summary sum = summarise(*state, loads, answers);
   (common.json ? print_json : print_text)(*state, sum, loads, supervised);
   return supervised && sum.num_ready == state->instances.size() && sum.path_ready ? 0 : 1;

@@ -1,7 +1,8 @@
 // The supervisor's process: starts the instances, reads what they print, writes the state and the logs, and carries out
-// what router/supervisor.h decides. One thread, which also forks: instances ask the kernel for SIGTERM when the thread
-// that started them ends (PR_SET_PDEATHSIG), so that a killed supervisor leaves none behind. It signals its own
-// children only, which it has not reaped: their numbers cannot be anybody else's. Knows no HTTP.
+// what router/supervisor.h decides. All of it on the main thread, which also forks: instances ask the kernel for
+// SIGTERM when the thread that started them ends (PR_SET_PDEATHSIG), so that a killed supervisor leaves none behind.
+// The probes have a thread of their own (deploy_probe.h). It signals its own children only, which it has not reaped:
+// their numbers cannot be anybody else's.
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <poll.h>
@@ -11,14 +12,17 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <climits>
+#include <cstdio>
 #include <cstring>
 #include <memory>
 #include <nlohmann/json.hpp>
 
 #include "cmd/deploy.h"
 #include "cmd/deploy_log.h"
+#include "cmd/deploy_probe.h"
 #include "cmd/deploy_state.h"
 #include "core/base/check.h"
 #include "core/base/error.h"
@@ -29,7 +33,8 @@ namespace {
 
 using router::Action;
 using router::Do;
-using Clock = std::chrono::steady_clock;
+
+constexpr std::chrono::seconds kRetryWrite{1};
 
 // One instance's process and what comes from it.
 struct Child {
@@ -37,6 +42,7 @@ struct Child {
   int out = -1, err = -1;  // its stdout and stderr
   std::string first_line;  // of stdout, until it is whole
   bool had_line = false;
+  std::string killed_because;  // empty: not by the supervisor
   std::unique_ptr<LogWriter> log;
 };
 
@@ -56,13 +62,14 @@ std::vector<char*> pointers(std::vector<std::string>& words) {
 class Deployment {
  public:
   Deployment(const Plan& plan, const std::string& folder, const std::string& program)
-      : plan_(plan), folder_(folder), program_(program), supervisor_(make_instances(plan), {}) {
+      : plan_(plan), folder_(folder), program_(program), supervisor_(make_instances(plan), options_of(plan)) {
     sigset_t set;
     sigemptyset(&set);
     for (const int number : {SIGTERM, SIGINT, SIGHUP, SIGCHLD}) sigaddset(&set, number);
     sigprocmask(SIG_BLOCK, &set, nullptr);
     signals_ = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
     CHECK(signals_ >= 0, "signalfd: errno {}", errno);
+    prober_ = std::make_unique<InstanceProber>();  // now that the signals are blocked
     children_.resize(supervisor_.instances().size());
     state_.name = plan.name;
     state_.model = plan.model;
@@ -102,6 +109,12 @@ class Deployment {
     return instances;
   }
 
+  static router::SupervisorOptions options_of(const Plan& plan) {
+    router::SupervisorOptions options;
+    options.unhealthy_timeout = plan.unhealthy_timeout;
+    return options;
+  }
+
   void carry_out(const Action& action) {
     Child& child = children_[size_t(action.instance)];
     switch (action.what) {
@@ -112,30 +125,38 @@ class Deployment {
         if (child.pid > 0) ::kill(child.pid, SIGTERM);
         break;
       case Do::kKill:
+        child.killed_because = why_killed(action.instance);
         if (child.pid > 0) ::kill(child.pid, SIGKILL);
         break;
     }
   }
 
-  // ---------------------------------------------------------------------------------------------- start
-  // A restarted router keeps its port: clients know it.
-  int port_of(const InstanceStatus& status) const {
-    if (status.role != kRouterRole) return 0;
-    const size_t colon = status.url.rfind(':');
-    return colon == std::string::npos ? plan_.port : std::atoi(status.url.c_str() + colon + 1);
+  std::string why_killed(int index) const {
+    const auto seconds = [](auto duration) {
+      return std::chrono::duration_cast<std::chrono::seconds>(duration).count();
+    };
+    const router::Instance& instance = supervisor_.instances()[size_t(index)];
+    if (instance.state == router::InstanceState::kUnhealthy)
+      return fmt::format("{}, unhealthy for {} s", state_.instances[size_t(index)].reason,
+                         seconds(instance.unhealthy_until - instance.unhealthy_since));
+    if (instance.state == router::InstanceState::kStarting)
+      return fmt::format("not ready after {} s", seconds(Clock::now() - instance.started_at));
+    return "it was told to end and did not";
   }
 
+  // ---------------------------------------------------------------------------------------------- start
   void start(int index) {
     InstanceStatus& status = state_.instances[size_t(index)];
     Child& child = children_[size_t(index)];
     child = {};
     child.log = std::make_unique<LogWriter>(folder_, status.id);
-    std::vector<std::string> arguments = instance_arguments(plan_, status.role, folder_, port_of(status));
+    std::vector<std::string> arguments = instance_arguments(plan_, status.role, folder_, ports_of(plan_, status));
     child.log->line(fmt::format("supervisor: moectl {}", fmt::join(arguments, " ")));
     arguments.insert(arguments.begin(), "moectl");
     std::vector<std::string> environment = instance_environment(role_of(plan_, status.role));
     try {
-      if (status.role == kRouterRole) write_workers();
+      if (status.role == kRouterRole && !save_file(workers_file_, workers_json()) && !supervisor_.was_complete())
+        throw Error(Code::kUnavailable, workers_file_.problem);
       spawn(child, arguments, environment);
     } catch (const Error& error) {
       child.log->line(fmt::format("supervisor: it cannot be started: {}", error.what()));
@@ -164,6 +185,7 @@ class Deployment {
       ::setpgid(0, 0);
       const int null = ::open("/dev/null", O_RDONLY);
       ::dup2(null, 0), ::dup2(out[1], 1), ::dup2(err[1], 2);
+      ::close_range(3, ~0u, 0);  // a probe's connection among them
       sigset_t none;
       sigemptyset(&none);
       sigprocmask(SIG_SETMASK, &none, nullptr);
@@ -181,30 +203,34 @@ class Deployment {
   }
 
   // The router reads this file again when it changes. A worker that is being restarted stays in it.
-  void write_workers() const {
+  std::string workers_json() const {
     nlohmann::ordered_json list = nlohmann::ordered_json::array();
     for (const InstanceStatus& status : state_.instances)
       if (status.role != kRouterRole && !status.url.empty())
         list.push_back({{"role", status.role}, {"url", status.url}});
-    write_file_atomically(folder_ + "/workers.json", list.dump(1) + "\n", 0600);
+    return list.dump(1) + "\n";
   }
 
   // ---------------------------------------------------------------------------------------------- events
   void wait() {
-    std::vector<pollfd> fds = {{signals_, POLLIN, 0}};
-    std::vector<std::pair<int, bool>> sources = {{-1, false}};  // instance, is stdout
+    std::vector<pollfd> fds = {{signals_, POLLIN, 0}, {prober_->fd(), POLLIN, 0}};
+    std::vector<std::pair<int, bool>> sources(fds.size());  // instance, is stdout
     for (size_t i = 0; i < children_.size(); ++i) {
       if (children_[i].out >= 0) fds.push_back({children_[i].out, POLLIN, 0}), sources.push_back({int(i), true});
       if (children_[i].err >= 0) fds.push_back({children_[i].err, POLLIN, 0}), sources.push_back({int(i), false});
     }
     int timeout = -1;
-    if (const auto next = supervisor_.next_wakeup()) {
+    std::optional<Clock::time_point> next = supervisor_.next_wakeup();
+    for (const SavedFile* file : {&workers_file_, &state_file_})
+      if (!file->problem.empty() && (!next || file->retry_at < *next)) next = file->retry_at;
+    if (next) {
       const auto left = std::chrono::ceil<std::chrono::milliseconds>(*next - Clock::now()).count();
       timeout = int(std::clamp<int64_t>(left, 0, 3'600'000));
     }
     if (::poll(fds.data(), fds.size(), timeout) <= 0) return;
-    for (size_t i = 1; i < fds.size(); ++i)
+    for (size_t i = 2; i < fds.size(); ++i)
       if (fds[i].revents != 0) take_output(sources[i].first, sources[i].second);
+    if (fds[1].revents != 0) take_probes();
     if (fds[0].revents != 0) take_signals();
   }
 
@@ -263,11 +289,20 @@ class Deployment {
     status.kv = text("kv");
     if (status.role == kRouterRole) state_.url = status.url;
     supervisor_.ready(index, Clock::now());
-    if (status.role == kRouterRole) return;
-    try {
-      write_workers();
-    } catch (const Error& error) {
-      child.log->line(fmt::format("supervisor: the router is not told: {}", error.what()));
+    prober_->watch(index, status.role, status.ops);
+  }
+
+  void take_probes() {
+    for (const InstanceProber::Result& result : prober_->take()) {
+      const size_t index = size_t(result.instance);
+      const router::InstanceState& state = supervisor_.instances()[index].state;
+      const router::InstanceState before = state;
+      supervisor_.probed(result.instance, result.health.healthy(), Clock::now());
+      const bool unhealthy = state == router::InstanceState::kUnhealthy;
+      state_.instances[index].reason = unhealthy ? result.health.reason : "";
+      if (state != before)
+        children_[index].log->line(unhealthy ? "supervisor: it is unhealthy: " + result.health.reason
+                                             : "supervisor: it is healthy again");
     }
   }
 
@@ -279,8 +314,12 @@ class Deployment {
     for (int* fd : {&child.out, &child.err})
       if (*fd >= 0) ::close(*fd), *fd = -1;
     child.pid = 0;
+    prober_->forget(index);
     status.process = {};
+    status.reason.clear();
     status.last_exit = describe_exit(wait_status);
+    if (!child.killed_because.empty() && WIFSIGNALED(wait_status))
+      status.last_exit = "killed by the supervisor: " + child.killed_because;
     const bool first_failure = !supervisor_.failed();
     supervisor_.exited(index, Clock::now());
     if (supervisor_.failed() == index && first_failure) {
@@ -316,12 +355,32 @@ class Deployment {
         status.retry_unix_ms =
             unix_ms() + std::chrono::duration_cast<std::chrono::milliseconds>(decided.retry_at - Clock::now()).count();
     }
-    std::string text = state_json(state_);
-    if (text == saved_) return;
+    save_file(workers_file_, workers_json());
+    save_file(state_file_, state_json(state_));
+  }
+
+  // A file of the folder as it was last written. What cannot be written, on a full disk, is tried again each second.
+  struct SavedFile {
+    std::string path, written = {};
+    std::string problem = {};  // of the last try; empty: it is up to date
+    Clock::time_point retry_at{};
+  };
+
+  bool save_file(SavedFile& file, const std::string& text) {
+    if (text == file.written) file.problem.clear();
+    if (text == file.written) return true;
+    if (!file.problem.empty() && Clock::now() < file.retry_at) return false;
     try {
-      write_state(folder_, state_);
-      saved_ = std::move(text);
-    } catch (const Error&) {  // tried again after the next event
+      write_file_atomically(file.path, text, 0600);
+      if (!file.problem.empty()) std::fprintf(stderr, "%s is written again\n", file.path.c_str());
+      file.written = text;
+      file.problem.clear();
+      return true;
+    } catch (const Error& error) {
+      if (file.problem.empty()) std::fprintf(stderr, "%s; tried again each second\n", error.what());
+      file.problem = error.what();
+      file.retry_at = Clock::now() + kRetryWrite;
+      return false;
     }
   }
 
@@ -331,7 +390,8 @@ class Deployment {
   DeployState state_;
   std::vector<Child> children_;
   int signals_ = -1;
-  std::string saved_;
+  SavedFile workers_file_{folder_ + "/workers.json"}, state_file_{folder_ + "/state.json"};
+  std::unique_ptr<InstanceProber> prober_;
 };
 
 }  // namespace

@@ -83,7 +83,7 @@ std::vector<Flag> up_flags() {
        .commands = kUp,
        .target = MEMBER(int, deploy.port),
        .help = "Port of the router; 0 lets the system pick one",
-       .doc = "Workers always take free ports.",
+       .doc = "Workers take free ports, and keep them when they are restarted.",
        .min = 0,
        .max = 65535,
        .shown_default = "8080",
@@ -97,6 +97,18 @@ std::vector<Flag> up_flags() {
        .doc = "When it is over everything is ended again.",
        .min = 1,
        .max = 86400,
+       .sources = Sources::kArgvOnly},
+      {.name = "unhealthy-timeout",
+       .metavar = "SECONDS",
+       .group = kDeploy,
+       .commands = kUp,
+       .target = MEMBER(std::chrono::seconds, deploy.unhealthy_timeout),
+       .help = "Restart an instance that fails its probes for so long",
+       .doc = "Each instance is asked once a second whether it can do its work: one that does not answer within 2 "
+              "seconds, or says that its engine stalls or has failed, is unhealthy.",
+       .min = 1,
+       .max = 86400,
+       .shown_default = "30",
        .sources = Sources::kArgvOnly},
       {.name = "dry-run",
        .group = kDeploy,
@@ -210,8 +222,9 @@ std::vector<Command> deploy_commands() {
       {.name = "deploy up",
        .summary = "Start a router, prefill and decode workers here",
        .doc = "Starts a deployment as processes of this machine, from a template or a file, and waits until it answers "
-              "requests. The plan is shown first. A supervisor stays behind: it starts a worker again that ended, with "
-              "growing delays, keeps logs, and ends everything on `moectl deploy down`. Keys for clients are taken "
+              "requests. The plan is shown first. A supervisor stays behind: it restarts an instance that ended or no "
+              "longer works, with growing delays, keeps logs, and ends everything on `moectl deploy down`. Keys for "
+              "clients are taken "
               "from MOECTL_API_KEY.",
        .examples = {{"moectl deploy up", "one worker of each role, on the demo model"},
                     {"moectl deploy up --model /data/model --prefill 1 --decode 2 --port 9000", "a PD ratio of 1 to 2"},

@@ -8,7 +8,7 @@ namespace {
 
 bool has_process(const Instance& instance) {
   return instance.state == InstanceState::kStarting || instance.state == InstanceState::kReady ||
-         instance.state == InstanceState::kStopping;
+         instance.state == InstanceState::kUnhealthy || instance.state == InstanceState::kStopping;
 }
 
 }  // namespace
@@ -21,6 +21,8 @@ std::string_view name_of(InstanceState state) {
       return "starting";
     case InstanceState::kReady:
       return "ready";
+    case InstanceState::kUnhealthy:
+      return "unhealthy";
     case InstanceState::kBackoff:
       return "backoff";
     case InstanceState::kStopping:
@@ -55,10 +57,26 @@ void Supervisor::exited(int index, TimePoint now) {
     stop(now);
     return;
   }
-  const bool was_stable = instance.state == InstanceState::kReady && now - instance.ready_at >= options_.stable_after;
+  const TimePoint last_ready = instance.state == InstanceState::kUnhealthy ? instance.unhealthy_since : now;
+  const bool was_stable =
+      instance.state != InstanceState::kStarting && last_ready - instance.ready_at >= options_.stable_after;
   instance.failures = was_stable ? 1 : instance.failures + 1;
   instance.state = InstanceState::kBackoff;
   instance.retry_at = now + backoff(instance.failures);
+}
+
+void Supervisor::probed(int index, bool healthy, TimePoint now) {
+  Instance& instance = instances_[size_t(index)];
+  if (instance.state == InstanceState::kReady && !healthy) {
+    instance.state = InstanceState::kUnhealthy;
+    instance.unhealthy_since = instance.unhealthy_until = now;
+  } else if (instance.state == InstanceState::kUnhealthy && !healthy) {
+    if (now - instance.unhealthy_until > options_.max_probe_gap) instance.unhealthy_since = now;
+    instance.unhealthy_until = now;
+  } else if (instance.state == InstanceState::kUnhealthy && !instance.killed) {
+    instance.state = InstanceState::kReady;
+    instance.ready_at = now;
+  }
 }
 
 void Supervisor::stop(TimePoint now) {
@@ -97,8 +115,7 @@ std::vector<Action> Supervisor::decide(TimePoint now) {
       instance.started_at = now;
       instance.killed = false;
       actions.push_back({Do::kStart, index});
-    } else if (instance.state == InstanceState::kStarting && !instance.killed &&
-               now >= instance.started_at + options_.start_timeout) {
+    } else if (is_given_up(instance, now)) {
       instance.killed = true;
       actions.push_back({Do::kKill, index});
     }
@@ -131,6 +148,13 @@ std::chrono::milliseconds Supervisor::backoff(int failures) const {
   std::chrono::milliseconds delay = options_.first_backoff;
   for (int i = 1; i < failures && delay < options_.max_backoff; ++i) delay *= 2;
   return std::min(delay, options_.max_backoff);
+}
+
+bool Supervisor::is_given_up(const Instance& instance, TimePoint now) const {
+  if (instance.killed) return false;
+  if (instance.state == InstanceState::kStarting) return now >= instance.started_at + options_.start_timeout;
+  return instance.state == InstanceState::kUnhealthy &&
+         instance.unhealthy_until - instance.unhealthy_since >= options_.unhealthy_timeout;
 }
 
 bool Supervisor::stage_open(int stage) const {

@@ -15,17 +15,21 @@ enum class InstanceState {
   kWaiting,   // not started yet: instances it needs are not ready
   kStarting,  // a process runs and has not said that it is ready
   kReady,
-  kBackoff,   // its process ended; it is started again at retry_at
-  kStopping,  // told to end
-  kStopped,   // no process, and none will be started
+  kUnhealthy,  // its process runs and was ready, and cannot do its work now: no answer, or it says so itself
+  kBackoff,    // its process ended; it is started again at retry_at
+  kStopping,   // told to end
+  kStopped,    // no process, and none will be started
 };
 std::string_view name_of(InstanceState state);
 
 struct SupervisorOptions {
   std::chrono::milliseconds first_backoff{500}, max_backoff{30'000};
-  std::chrono::milliseconds stable_after{60'000};    // ready for so long: its failures are forgotten
-  std::chrono::milliseconds start_timeout{600'000};  // not ready by then: killed and tried again
-  std::chrono::milliseconds stop_timeout{30'000};    // from the request to end until it is killed
+  std::chrono::milliseconds stable_after{60'000};       // ready for so long: its failures are forgotten
+  std::chrono::milliseconds start_timeout{600'000};     // not ready by then: killed and tried again
+  std::chrono::milliseconds unhealthy_timeout{30'000};  // failed probes for so long: killed and started again
+  // No probe for so long: the supervisor itself was stopped, or the machine slept; what came before proves nothing.
+  std::chrono::milliseconds max_probe_gap{15'000};
+  std::chrono::milliseconds stop_timeout{30'000};  // from the request to end until it is killed
 };
 
 struct Instance {
@@ -38,6 +42,7 @@ struct Instance {
   int restarts = 0;
   int failures = 0;  // in a row, since it was last stable
   TimePoint started_at{}, ready_at{}, retry_at{}, stop_at{};
+  TimePoint unhealthy_since{}, unhealthy_until{};  // the first and the last of the failed probes
 };
 
 enum class Do { kStart, kTerminate, kKill };
@@ -55,8 +60,9 @@ class Supervisor {
   // What happened. An instance that exits before the whole deployment was ready once fails the start (see failed()).
   void ready(int instance, TimePoint now);
   void exited(int instance, TimePoint now);
-  void stop(TimePoint now);  // end everything
-  void kill();               // end everything that is left, at once
+  void probed(int instance, bool healthy, TimePoint now);  // of a process that has been ready
+  void stop(TimePoint now);                                // end everything
+  void kill();                                             // end everything that is left, at once
 
   // What to do now. Every action is handed out once and counts as done; a process that could not be started is
   // reported as exited().
@@ -74,6 +80,7 @@ class Supervisor {
 
  private:
   std::chrono::milliseconds backoff(int failures) const;
+  bool is_given_up(const Instance& instance, TimePoint now) const;  // its process is to be killed
   bool stage_open(int stage) const;
 
   std::vector<Instance> instances_;

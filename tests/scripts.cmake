@@ -46,7 +46,7 @@ if(TARGET moectl)
   target_link_libraries(cuda_fault_driver PRIVATE ${CMAKE_DL_LIBS})
 
   # Processes that are killed and stopped at chosen moments: these tests get the machine for themselves.
-  set_tests_properties(e2e_router_test e2e_pd_test e2e_deploy_test e2e_attribution_test PROPERTIES RUN_SERIAL ON)
+  set_tests_properties(e2e_router_test e2e_pd_test e2e_deploy_test e2e_deploy_faults_test e2e_attribution_test PROPERTIES RUN_SERIAL ON)
 
   # References computed anew by the libraries themselves, beside the recorded ones that the unit tests read.
   moectl_script(tokenizer_fuzz bash tests/scripts/if_installed.sh ${CMAKE_BINARY_DIR}/venv/bin/python

@@ -109,6 +109,59 @@ TEST(Supervisor, ARestartThatHangsIsKilledAndTriedAgain) {
   EXPECT_THAT(supervisor.decide(restarted + seconds(602)), ElementsAre(Action{Do::kStart, kRouter}));
 }
 
+TEST(Supervisor, AnUnhealthyInstanceIsKilledAndStartedAgain) {
+  Supervisor supervisor = running();
+  const auto at = [](int s) { return kStart + seconds(s); };
+  for (int s = 1; s <= 30; ++s) {
+    supervisor.probed(kDecode, false, at(s));
+    EXPECT_EQ(supervisor.instances()[kDecode].state, InstanceState::kUnhealthy);
+    EXPECT_FALSE(supervisor.all_ready());
+    EXPECT_THAT(supervisor.decide(at(s)), IsEmpty()) << s;
+  }
+  supervisor.probed(kDecode, false, at(31));
+  EXPECT_THAT(supervisor.decide(at(31)), ElementsAre(Action{Do::kKill, kDecode}));
+  supervisor.probed(kDecode, true, at(32));
+  EXPECT_EQ(supervisor.instances()[kDecode].state, InstanceState::kUnhealthy) << "its exit follows";
+  EXPECT_THAT(supervisor.decide(at(32)), IsEmpty());
+  supervisor.exited(kDecode, at(32));
+  EXPECT_EQ(supervisor.instances()[kDecode].state, InstanceState::kBackoff);
+  EXPECT_THAT(supervisor.decide(at(33)), ElementsAre(Action{Do::kStart, kDecode}));
+  EXPECT_EQ(supervisor.instances()[kDecode].restarts, 1);
+  supervisor.probed(kDecode, false, at(33));
+  EXPECT_EQ(supervisor.instances()[kDecode].state, InstanceState::kStarting) << "it has not been ready";
+}
+
+TEST(Supervisor, AnInstanceThatRecoversLives) {
+  Supervisor supervisor = running();
+  for (int s = 1; s <= 100; ++s) {
+    supervisor.probed(kDecode, s % 30 == 0, kStart + seconds(s));
+    EXPECT_THAT(supervisor.decide(kStart + seconds(s)), IsEmpty()) << s;
+  }
+  supervisor.probed(kDecode, true, kStart + seconds(101));
+  EXPECT_TRUE(supervisor.all_ready());
+}
+
+// The supervisor was stopped, or the machine slept: nobody saw that the instance was unhealthy all the time.
+TEST(Supervisor, AGapBetweenProbesProvesNothing) {
+  Supervisor supervisor = running();
+  supervisor.probed(kDecode, false, kStart + seconds(1));
+  EXPECT_THAT(supervisor.decide(kStart + seconds(100)), IsEmpty()) << "no probe, no evidence";
+  supervisor.probed(kDecode, false, kStart + seconds(100));
+  EXPECT_THAT(supervisor.decide(kStart + seconds(100)), IsEmpty());
+  for (int s = 101; s <= 130; ++s) supervisor.probed(kDecode, false, kStart + seconds(s));
+  EXPECT_THAT(supervisor.decide(kStart + seconds(130)), ElementsAre(Action{Do::kKill, kDecode}));
+}
+
+TEST(Supervisor, EndsAnUnhealthyInstanceInOrder) {
+  Supervisor supervisor = running();
+  supervisor.probed(kDecode, false, kStart);
+  supervisor.stop(kStart);
+  EXPECT_THAT(supervisor.decide(kStart), ElementsAre(Action{Do::kTerminate, kPrefill}, Action{Do::kTerminate, kDecode},
+                                                     Action{Do::kTerminate, kRouter}));
+  supervisor.probed(kDecode, true, kStart);
+  EXPECT_EQ(supervisor.instances()[kDecode].state, InstanceState::kStopping);
+}
+
 TEST(Supervisor, EndsInOrderThenKills) {
   Supervisor supervisor = running();
   supervisor.exited(kPrefill, kStart);  // in back-off: nothing to end
