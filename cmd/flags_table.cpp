@@ -480,6 +480,9 @@ std::vector<Flag> output_flags() {
        .commands = kConfigured,
        .target = MEMBER(std::string, common.log_format),
        .help = "Format of diagnostics on stderr",
+       .doc = "A JSON line about a request has path, status, prompt_tokens, completion_tokens, prepare_seconds, "
+              "ttft_seconds and total_seconds as fields, and error, param and code when it was refused or failed. What "
+              "a client sent is never logged, except the names of fields.",
        .choices = {"text", "json"}},
       {.name = "log-level",
        .metavar = "LEVEL",

@@ -4,6 +4,7 @@
 #include <spdlog/spdlog.h>
 
 #include <atomic>
+#include <cmath>
 #include <string>
 
 namespace moectl::log {
@@ -54,6 +55,22 @@ std::string json_escape(std::string_view text) {
   return out;
 }
 
+std::string json_value(const std::variant<std::string_view, int64_t, double>& value) {
+  if (const auto* text = std::get_if<std::string_view>(&value)) return fmt::format(R"("{}")", json_escape(*text));
+  if (const auto* number = std::get_if<int64_t>(&value)) return fmt::format("{}", *number);
+  const double number = std::get<double>(value);
+  return std::isfinite(number) ? fmt::format("{:.6g}", number) : "null";
+}
+
+// The fields of a JSON line behind time and level.
+std::string json_fields(std::string_view message, const About& about) {
+  std::string text;
+  if (!about.request_id.empty()) text = fmt::format(R"("request_id":"{}",)", json_escape(about.request_id));
+  text += fmt::format(R"("message":"{}")", json_escape(message));
+  for (const Field& field : about.fields) text += fmt::format(R"(,"{}":{})", field.key, json_value(field.value));
+  return text;
+}
+
 }  // namespace
 
 void init(Format format, Level level, bool color) {
@@ -63,14 +80,13 @@ void init(Format format, Level level, bool color) {
   logger()->set_level(to_spdlog(level));
 }
 
-void write(Level level, std::string_view message, std::string_view request_id) {
+void write(Level level, std::string_view message, const About& about) {
   if (!logger()->should_log(to_spdlog(level))) return;
-  if (!g_json)
-    return logger()->log(to_spdlog(level),
-                         request_id.empty() ? std::string(message) : fmt::format("{} {}", request_id, message));
-  std::string fields = request_id.empty() ? "" : fmt::format(R"("request_id":"{}",)", json_escape(request_id));
-  fields += fmt::format(R"("message":"{}")", json_escape(message));
-  logger()->log(to_spdlog(level), fields);
+  if (g_json)
+    logger()->log(to_spdlog(level), json_fields(message, about));
+  else
+    logger()->log(to_spdlog(level),
+                  about.request_id.empty() ? std::string(message) : fmt::format("{} {}", about.request_id, message));
 }
 
 }  // namespace moectl::log

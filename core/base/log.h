@@ -4,7 +4,10 @@
 
 #include <fmt/core.h>
 
+#include <cstdint>
+#include <span>
 #include <string_view>
+#include <variant>
 
 namespace moectl::log {
 
@@ -13,19 +16,26 @@ enum class Format { kText, kJson };
 
 // Once, from cmd/main, before threads start. Colour is used only on a terminal and when NO_COLOR is unset.
 void init(Format format, Level level, bool color);
-void write(Level level, std::string_view message, std::string_view request_id = {});
 
+// A value that a program reads from the line: in JSON a field of its own, in text only what the message says of it.
+struct Field {
+  std::string_view key;  // in snake_case; not time, level, request_id or message
+  std::variant<std::string_view, int64_t, double> value;
+};
 // A line about one request: its id comes first, or in JSON as the field "request_id".
 struct About {
   std::string_view request_id;
+  std::span<const Field> fields = {};
 };
+void write(Level level, std::string_view message, const About& about = {});
+
 template <class... Args>
 void info(About about, fmt::format_string<Args...> f, Args&&... a) {
-  write(Level::kInfo, fmt::format(f, std::forward<Args>(a)...), about.request_id);
+  write(Level::kInfo, fmt::format(f, std::forward<Args>(a)...), about);
 }
 template <class... Args>
 void warn(About about, fmt::format_string<Args...> f, Args&&... a) {
-  write(Level::kWarn, fmt::format(f, std::forward<Args>(a)...), about.request_id);
+  write(Level::kWarn, fmt::format(f, std::forward<Args>(a)...), about);
 }
 
 template <class... Args>

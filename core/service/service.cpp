@@ -4,7 +4,9 @@
 #include <cctype>
 #include <utility>
 
+#include "core/api/loggable.h"
 #include "core/base/error.h"
+#include "core/base/log.h"
 
 namespace moectl {
 namespace {
@@ -13,17 +15,35 @@ constexpr size_t kMaxBodyBytes = 32u << 20;
 constexpr size_t kMaxTotalBodyBytes = 512u << 20;  // of one port
 constexpr std::string_view kEasPrefix = "/api/predict/";
 
-http::Response respond_to_error(const http::Request&, int status, std::string_view message, std::exception_ptr error) {
-  if (error) {
-    try {
-      std::rethrow_exception(error);
-    } catch (const Error& e) {
-      return error_response(api::from_error(e));
-    } catch (...) {
-      return error_response(api::from_status(500, "An internal error; the server's log has more"));
-    }
+api::ApiError to_api_error(int status, std::string_view message, std::exception_ptr error) {
+  if (!error) return api::from_status(status, message);
+  try {
+    std::rethrow_exception(error);
+  } catch (const Error& e) {
+    return api::from_error(e);
+  } catch (...) {
+    return api::from_status(500, "An internal error; the server's log has more");
   }
-  return error_response(api::from_status(status, message));
+}
+
+// A handler that keeps a record of its request (core/worker/request_record.h) answers errors itself.
+void log_refusal(const http::Request& request, const api::ApiError& error) {
+  const api::LoggedError logged = api::loggable(error);
+  const std::string path = api::loggable(request.path);
+  const log::Field fields[] = {{"path", path},
+                               {"status", int64_t(error.status)},
+                               {"error", logged.message},
+                               {"param", logged.param},
+                               {"code", error.code}};
+  log::info(log::About{request.id, fields}, "{} {}{}{}: {}", path, error.status,
+            logged.param.empty() ? "" : " param=", logged.param, logged.message);
+}
+
+http::Response respond_to_error(const http::Request& request, int status, std::string_view message,
+                                std::exception_ptr error) {
+  const api::ApiError answer = to_api_error(status, message, error);
+  if (answer.status < 500) log_refusal(request, answer);
+  return error_response(answer);
 }
 
 // All keys are compared, whatever the outcome, so that the time tells nothing.

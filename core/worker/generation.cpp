@@ -242,14 +242,10 @@ class Generation {
   std::vector<std::vector<int32_t>> unsent_ids_;  // by choice; from the router only
 };
 
-void set_failure(RequestRecord& record, const api::ApiError& error) {
-  record.on_end(error.status >= 500 ? Outcome::kFailed : Outcome::kRefused, error.status);
-}
-
 // A refusal, or what went wrong: a response while that is possible, an event in a stream that has begun. A stream that
 // failed is closed without its end mark, so that nobody takes it for complete.
 Task<void> report(http::Exchange& exchange, RequestRecord& record, const api::ApiError& error) {
-  set_failure(record, error);
+  record.on_error(error);
   if (!exchange.responded()) {
     http::Response response = error_response(error);
     if (record.context().debug) response.headers.emplace_back(api::kTimelineHeader, api::to_json(record.timeline(0)));

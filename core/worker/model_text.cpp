@@ -6,6 +6,7 @@
 #include <sstream>
 
 #include "core/api/harmony.h"
+#include "core/api/loggable.h"
 #include "core/base/error.h"
 #include "core/base/json_depth.h"
 #include "core/model/config.h"
@@ -203,7 +204,7 @@ std::vector<int32_t> ModelText::encode_chat(const api::ChatRequest& request) con
     return tokenizer->encode(render_segments(std::move(variables)));
   } catch (const Error& e) {
     if (e.code() != Code::kInvalidArgument) throw;
-    throw Error(Code::kInvalidArgument, std::string("the chat template: ") + e.what(), "messages");
+    throw Error(Code::kInvalidArgument, std::string(api::kTemplateReports) + e.what(), "messages");
   }
 }
 

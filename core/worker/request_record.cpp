@@ -3,8 +3,6 @@
 #include <algorithm>
 #include <utility>
 
-#include "core/base/log.h"
-
 namespace moectl {
 namespace {
 
@@ -71,11 +69,31 @@ RequestRecord::~RequestRecord() {
   if (prefill_ && !prefill_->worker.empty()) more += fmt::format(" prefill={}", prefill_->worker);
   if (context_.attempt > 1) more += fmt::format(" attempt={}", context_.attempt);
   if (!context_.trace_id.empty()) more += fmt::format(" trace={}", context_.trace_id);
-  log::info(log::About{context_.id}, "{} {} prompt={} completion={} ttft={:.1f}ms total={:.1f}ms{}", path_, status_,
-            num_prompt_tokens_, num_tokens_, 1e3 * seconds_between(start_, first_token_.value_or(start_)),
-            1e3 * seconds, more);
+  if (!error_.param.empty()) more += fmt::format(" param={}", error_.param);
+  if (!error_.message.empty()) more += fmt::format(": {}", error_.message);
+  const double ttft_seconds = seconds_between(start_, first_token_.value_or(start_));
+  log::info(log::About{context_.id, log_fields(seconds)},
+            "{} {} prompt={} completion={} ttft={:.1f}ms total={:.1f}ms{}", path_, status_, num_prompt_tokens_,
+            num_tokens_, 1e3 * ttft_seconds, 1e3 * seconds, more);
   instance_.metrics.add_in_flight(-1);
   --instance_.in_flight;
+}
+
+std::vector<log::Field> RequestRecord::log_fields(double seconds) const {
+  std::vector<log::Field> fields = {{"path", path_},
+                                    {"status", int64_t(status_)},
+                                    {"prompt_tokens", num_prompt_tokens_},
+                                    {"completion_tokens", num_tokens_}};
+  if (submitted_) fields.push_back({"prepare_seconds", seconds_between(start_, *submitted_)});
+  if (first_token_) fields.push_back({"ttft_seconds", seconds_between(start_, *first_token_)});
+  fields.push_back({"total_seconds", seconds});
+  if (prefill_ && !prefill_->worker.empty()) fields.push_back({"prefill", prefill_->worker});
+  if (context_.attempt > 1) fields.push_back({"attempt", int64_t(context_.attempt)});
+  if (!context_.trace_id.empty()) fields.push_back({"trace_id", context_.trace_id});
+  if (!error_.message.empty()) fields.push_back({"error", error_.message});
+  if (!error_.param.empty()) fields.push_back({"param", error_.param});
+  if (!error_code_.empty()) fields.push_back({"code", error_code_});
+  return fields;
 }
 
 void RequestRecord::on_context(const RequestContext& context) {
@@ -109,6 +127,12 @@ void RequestRecord::on_tokens(int64_t count) {
 void RequestRecord::on_end(Outcome outcome, int status) {
   outcome_ = outcome;
   status_ = status;
+}
+
+void RequestRecord::on_error(const api::ApiError& error) {
+  on_end(error.status >= 500 ? Outcome::kFailed : Outcome::kRefused, error.status);
+  error_ = api::loggable(error);
+  error_code_ = error.code;
 }
 
 api::Timeline RequestRecord::timeline(int64_t num_cached_tokens) const {

@@ -1,13 +1,17 @@
 // RequestRecord: what one generation request did and when. It counts the request in and out, writes its line in the log
-// (sizes and times, never text), and tells its timeline. One object a request, in its handler's coroutine.
+// (sizes, times, why it was refused; never text), and makes its timeline. One object per request, in its handler's
+// coroutine.
 #pragma once
 
 #include <cstdint>
 #include <optional>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "core/api/cluster.h"
+#include "core/api/loggable.h"
+#include "core/base/log.h"
 #include "core/worker/instance.h"
 #include "core/worker/request_context.h"
 
@@ -25,6 +29,7 @@ class RequestRecord {
   void on_prefill(const PrefillFacts& facts);  // once a choice
   void on_tokens(int64_t count);
   void on_end(Outcome outcome, int status);
+  void on_error(const api::ApiError& error);  // the end of a request that was refused or failed
 
   const RequestContext& context() const { return context_; }
   int64_t num_prompt_tokens() const { return num_prompt_tokens_; }
@@ -32,6 +37,8 @@ class RequestRecord {
   api::Timeline timeline(int64_t num_cached_tokens) const;
 
  private:
+  std::vector<log::Field> log_fields(double seconds) const;  // point into this
+
   Instance& instance_;
   RequestContext context_;
   const std::string path_;
@@ -39,6 +46,8 @@ class RequestRecord {
   Outcome outcome_ = Outcome::kCancelled;  // what is true when the coroutine is dropped
   int status_ = 499;                       // likewise; as proxies log a client that went away
   int64_t num_prompt_tokens_ = 0, num_tokens_ = 0, kv_bytes_ = 0;
+  api::LoggedError error_;
+  std::string error_code_;
   std::optional<PrefillFacts> prefill_;  // of the first choice
   std::optional<Clock::time_point> submitted_, first_token_;
   Clock::time_point last_token_;

@@ -31,6 +31,17 @@ TEST(Log, TheRequestIsAFieldOfItsOwnInJson) {
   EXPECT_EQ(std::count(line.begin(), line.end(), '\n'), 1) << line;
 }
 
+TEST(Log, MeasuredValuesAreFieldsInJson) {
+  const std::string name = "a \"b\"";
+  const auto line = [&name] {
+    const log::Field fields[] = {{"status", 200}, {"total_seconds", 0.25}, {"path", name}, {"rate", 1.0 / 0.0}};
+    log::info(log::About{"r-1", fields}, "done");
+  };
+  EXPECT_THAT(logged(log::Format::kText, line), EndsWith(" info  r-1 done\n"));
+  EXPECT_THAT(logged(log::Format::kJson, line),
+              HasSubstr(R"("message":"done","status":200,"total_seconds":0.25,"path":"a \"b\"","rate":null})"));
+}
+
 TEST(Log, OtherLinesHaveNoSuchField) {
   const auto plain = [] { log::warn("{}", "full"); };
   EXPECT_THAT(logged(log::Format::kText, plain), EndsWith(" warning full\n"));
