@@ -2,6 +2,7 @@
 #include <array>
 #include <nlohmann/json.hpp>
 
+#include "core/api/cost.h"
 #include "core/api/fields.h"
 #include "core/api/json.h"
 #include "core/api/openai.h"
@@ -327,6 +328,7 @@ CompletionRequest read_completion_request(std::string_view body, const Limits& l
   sampling.max_tokens = read_max_tokens(fields, false, request.echo).value_or(16);
   check_min_tokens(sampling);
   if (const auto k = fields.integer("logprobs", 0, kMaxTopLogprobs)) sampling.num_logprobs = int(*k);
+  check_choices(cost_of(request));
   return request;
 }
 
