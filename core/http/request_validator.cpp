@@ -173,6 +173,15 @@ std::optional<Refusal> check_framing(RequestHead& head) {
   return std::nullopt;
 }
 
+// Bodies are read as they come: a compressed one would be refused as malformed, which says nothing about the cause.
+std::optional<Refusal> check_content_coding(const RequestHead& head) {
+  for (const auto& [name, value] : head.headers)
+    if (name == "content-encoding" && !value.empty() && !equals_ignoring_case(value, "identity"))
+      return Refusal{415, fmt::format("the Content-Encoding `{}` is not supported; send the body without it",
+                                      value.substr(0, 64))};
+  return std::nullopt;
+}
+
 std::optional<Refusal> check_expectations(RequestHead& head) {
   bool close = false, keep = false;
   for (const auto& [name, value] : head.headers) {
@@ -214,7 +223,7 @@ size_t HeadScanner::scan(std::string_view buffer) {
         refusal_ = bad("a line of the request head ends in LF without CR");
         return 0;
       }
-      if (pos_ - 1 == line_start_) return pos_ + 1;
+      if (pos_ - 1 == line_start_ && pos_ != 1) return pos_ + 1;
       line_start_ = pos_ + 1;
     } else if (pos_ > 0 && buffer[pos_ - 1] == '\r') {
       refusal_ = bad("the request head contains CR without LF");
@@ -248,6 +257,7 @@ std::optional<Refusal> parse_head(std::string_view block, const HeadLimits& limi
   head = {};
   if (block.size() > limits.max_head_bytes)
     return Refusal{431, fmt::format("the request head is longer than {} bytes", limits.max_head_bytes)};
+  if (block.starts_with("\r\n")) block.remove_prefix(2);
   std::string authority;
   for (bool first = true;; first = false) {
     size_t end = block.find('\n');
@@ -270,6 +280,7 @@ std::optional<Refusal> parse_head(std::string_view block, const HeadLimits& limi
   if (!block.empty()) return bad("bytes follow the blank line of the request head");
   if (auto refusal = check_host(head, authority)) return refusal;
   if (auto refusal = check_framing(head)) return refusal;
+  if (auto refusal = check_content_coding(head)) return refusal;
   return check_expectations(head);
 }
 

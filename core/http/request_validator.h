@@ -43,7 +43,8 @@ class HeadScanner {
  public:
   explicit HeadScanner(size_t max_head_bytes) : max_head_bytes_(max_head_bytes) {}
   // `buffer` starts with the head's first byte and only grows between calls. Returns the length of the head with its
-  // blank line, 0 when more bytes are needed or refusal() is set.
+  // blank line, 0 when more bytes are needed or refusal() is set. One empty line before the request line belongs to the
+  // head (RFC 9112, section 2.2: some clients send one after a body).
   size_t scan(std::string_view buffer);
   const std::optional<Refusal>& refusal() const { return refusal_; }
 

@@ -48,6 +48,30 @@ TEST(RequestValidator, ReadsAnOrdinaryHead) {
   EXPECT_FALSE(head.keep_alive);
 }
 
+// RFC 9112, section 2.2.
+TEST(RequestValidator, SkipsOneEmptyLineBeforeTheRequestLine) {
+  RequestHead head;
+  ASSERT_EQ(judge("\r\nGET /a HTTP/1.1\r\nHost: x\r\nA: b\r\n\r\n", &head), 200);
+  EXPECT_EQ(head.path, "/a");
+  EXPECT_EQ(head.headers.size(), 2u);
+  EXPECT_EQ(judge("\r\n"), -1);
+  EXPECT_EQ(judge("\r\n\r\n"), 400);
+  EXPECT_EQ(judge("\r\n\r\nGET / HTTP/1.1\r\nHost: x\r\n\r\n"), 400);
+  EXPECT_EQ(judge("\nGET / HTTP/1.1\r\nHost: x\r\n\r\n"), 400);
+  EXPECT_EQ(judge(" \r\nGET / HTTP/1.1\r\nHost: x\r\n\r\n"), 400);
+}
+
+TEST(RequestValidator, RefusesContentCodingsByName) {
+  EXPECT_EQ(judge(get("Content-Encoding: identity\r\nContent-Length: 1\r\n")), 200);
+  for (std::string coding : {"gzip", "Br", "identity, gzip", "x"}) {
+    RequestHead head;
+    const auto refusal = parse_head(get("Content-Encoding: " + coding + "\r\nContent-Length: 1\r\n"), {}, head);
+    ASSERT_TRUE(refusal) << coding;
+    EXPECT_EQ(refusal->status, 415);
+    EXPECT_NE(refusal->message.find("Content-Encoding `" + coding + "`"), std::string::npos) << refusal->message;
+  }
+}
+
 TEST(RequestValidator, RefusesWhatIsAmbiguous) {
   struct Case {
     std::string bytes;
