@@ -12,6 +12,12 @@ void fail_value(const std::string& path, std::string_view expected, const nlohma
   throw Error(Code::kInvalidArgument, fmt::format("`{}` must be {}, not {}", path, expected, describe(got)), path);
 }
 
+double number_value(const nlohmann::json& value, const std::string& path, const NumberRange& range) {
+  if (value.is_number())
+    if (const auto number = value.get<double>(); range.holds(number)) return number;
+  fail_value(path, range.text(), value);
+}
+
 int64_t integer_value(const nlohmann::json& value, const std::string& path, int64_t min, int64_t max) {
   const bool fits = value.is_number_unsigned() ? value.get<uint64_t>() <= uint64_t(std::numeric_limits<int64_t>::max())
                                                : value.is_number_integer();
@@ -63,14 +69,10 @@ std::optional<int64_t> Fields::integer(std::string_view name, int64_t min, int64
   return integer_value(*value, path(name), min, max);
 }
 
-std::optional<double> Fields::number(std::string_view name, NumberRange range) const {
+std::optional<double> Fields::number(std::string_view name, const NumberRange& range) const {
   const nlohmann::json* value = find(name);
   if (!value) return std::nullopt;
-  if (value->is_number()) {
-    const auto number = value->get<double>();
-    if ((range.exclusive_min ? number > range.min : number >= range.min) && number <= range.max) return number;
-  }
-  fail(name, fmt::format("a number {} {} and at most {}", range.exclusive_min ? "over" : "from", range.min, range.max));
+  return number_value(*value, path(name), range);
 }
 
 std::optional<std::string> Fields::string(std::string_view name, size_t max_bytes) const {

@@ -9,12 +9,9 @@
 #include <string>
 #include <string_view>
 
-namespace moectl::api {
+#include "core/base/sampling_ranges.h"
 
-struct NumberRange {
-  double min, max;
-  bool exclusive_min = false;
-};
+namespace moectl::api {
 
 class Fields {
  public:
@@ -25,7 +22,7 @@ class Fields {
   const nlohmann::json& object() const { return object_; }
   std::optional<bool> boolean(std::string_view name) const;
   std::optional<int64_t> integer(std::string_view name, int64_t min, int64_t max) const;
-  std::optional<double> number(std::string_view name, NumberRange range) const;
+  std::optional<double> number(std::string_view name, const NumberRange& range) const;
   std::optional<std::string> string(std::string_view name, size_t max_bytes = std::numeric_limits<size_t>::max()) const;
   std::string path(std::string_view name) const;
   // "`name` must be <expected>, not <what came>".
@@ -38,6 +35,7 @@ class Fields {
 
 // The same for a value that is not a member (an array's entry): `path` says where it stands.
 [[noreturn]] void fail_value(const std::string& path, std::string_view expected, const nlohmann::json& got);
+double number_value(const nlohmann::json& value, const std::string& path, const NumberRange& range);
 int64_t integer_value(const nlohmann::json& value, const std::string& path, int64_t min, int64_t max);
 std::string string_value(const nlohmann::json& value, const std::string& path, size_t max_bytes);
 

@@ -64,9 +64,7 @@ std::vector<std::pair<int32_t, float>> read_logit_bias(const Fields& fields, con
     const auto id = int32_t(std::stol(key));
     if (std::any_of(entries.begin(), entries.end(), [&](const auto& entry) { return entry.first == id; }))
       refuse("logit_bias", fmt::format("`logit_bias` names the token id {} twice", id));
-    const bool valid = value.is_number() && value.get<double>() >= -100 && value.get<double>() <= 100;
-    if (!valid) fail_value("logit_bias." + key, "a number from -100 to 100", value);
-    entries.emplace_back(id, value.get<float>());
+    entries.emplace_back(id, float(number_value(value, "logit_bias." + key, kLogitBiasRange)));
   }
   return entries;
 }
@@ -84,12 +82,12 @@ std::optional<int> read_max_tokens(const Fields& fields, bool chat, bool may_be_
 
 Sampling read_sampling(const Fields& fields, const Limits& limits) {
   Sampling s;
-  s.temperature = fields.number("temperature", {0, 2});
-  s.top_p = fields.number("top_p", {0, 1, true});
-  s.min_p = fields.number("min_p", {0, 1});
-  s.presence_penalty = fields.number("presence_penalty", {-2, 2});
-  s.frequency_penalty = fields.number("frequency_penalty", {-2, 2});
-  s.repetition_penalty = fields.number("repetition_penalty", {0, 10, true});
+  s.temperature = fields.number("temperature", kTemperatureRange);
+  s.top_p = fields.number("top_p", kTopPRange);
+  s.min_p = fields.number("min_p", kMinPRange);
+  s.presence_penalty = fields.number("presence_penalty", kPresencePenaltyRange);
+  s.frequency_penalty = fields.number("frequency_penalty", kFrequencyPenaltyRange);
+  s.repetition_penalty = fields.number("repetition_penalty", kRepetitionPenaltyRange);
   if (const auto k = fields.integer("top_k", -1, kMaxInt32))
     s.top_k = std::max(0, int(*k));  // -1 means off, as in vLLM
   if (const auto seed =

@@ -23,6 +23,7 @@
 #include <utility>
 #include <vector>
 
+#include "core/base/error.h"
 #include "core/engine/prefill_source.h"
 
 namespace moectl {
@@ -120,7 +121,10 @@ struct GenerateOutput {
   std::optional<PrefillFacts> prefill;  // once, with the first increment
   FinishReason finish = FinishReason::kNone;
   int32_t stop_token = -1;  // the eos or stop id that ended the answer
-  std::string error;        // why, when kError
+  // Why, when kError. kInvalidArgument: the request's own parameters, of which `error_param` is one; anything else is
+  // not the request's fault.
+  std::string error, error_param;
+  Code error_code = Code::kInternal;
 };
 
 using OutputSink = std::function<void(GenerateOutput&&)>;

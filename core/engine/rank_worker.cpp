@@ -224,14 +224,14 @@ ChunkResult RankWorker::result_of(const Chunk& chunk, const StepInFlight& step, 
     int next = first_row;
     for (int position = chunk.prompt_logits_begin; position < chunk.prompt_logits_end; ++position, ++next)
       result.prompt_logprobs.push_back(
-          device_sampler_ ? sampled_token(sampled(next), std::max(num_logprobs, 0))
+          device_sampler_ ? sampled_token(sampled(next), seq.request.sampling, std::max(num_logprobs, 0))
                           : sampler_->score(logits_of(next), seq.token_ids[size_t(position) + 1], num_logprobs));
     if (!chunk.sample) return result;
     result.token = device_sampler_
-                       ? sampled_token(sampled(next), num_logprobs)
+                       ? sampled_token(sampled(next), seq.request.sampling, num_logprobs)
                        : sampler_->sample(sampling_args<SampleArgs>(seq, setup_.eos_token_ids, logits_of(next)));
   } catch (const Error& e) {  // this row's fault: its request ends, the others go on
-    result.error = e.what();
+    result.error = e;
   }
   return result;
 }

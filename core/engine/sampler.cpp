@@ -49,6 +49,15 @@ bool has_penalties(const SamplingParams& p) {
   return p.repetition_penalty != 1.0f || p.presence_penalty != 0.0f || p.frequency_penalty != 0.0f;
 }
 
+Error nothing_to_choose(const SamplingParams& p) {
+  const char* param = !p.logit_bias.empty()          ? "logit_bias"
+                      : p.min_tokens > 0             ? "min_tokens"
+                      : p.repetition_penalty != 1.0f ? "repetition_penalty"
+                      : p.frequency_penalty != 0.0f  ? "frequency_penalty"
+                                                     : "presence_penalty";
+  return {Code::kInvalidArgument, "logit_bias, min_tokens and the penalties leave no token to choose", param};
+}
+
 void check_sampling_params(const SamplingParams& p, int32_t vocab_size) {
   const auto finite = [](float x) { return std::isfinite(x); };
   const auto in_vocab = [&](int32_t id) { return id >= 0 && id < vocab_size; };
@@ -98,7 +107,7 @@ GenerateOutput::Token Sampler::sample(const SampleArgs& args) {
   const std::span<const float> logits = process(args);
   if (logits.data() != args.logits.data()) {
     stats = row_stats(logits);
-    if (!stats.valid || stats.argmax < 0) throw Error(Code::kInternal, kNothingToChoose);
+    if (!stats.valid || stats.argmax < 0) throw nothing_to_choose(params);
   }
   int32_t id = stats.argmax;
   if (params.temperature >= kGreedyBelow)

@@ -19,9 +19,10 @@
 
 namespace moectl {
 
-// What a request ends with when no token can be chosen for it.
+// What a request ends with when no token can be chosen for it: Error{kInternal} when the model's own row is at fault,
 inline constexpr char kLogitsNotFinite[] = "the model's logits contain NaN or infinity; this request cannot go on";
-inline constexpr char kNothingToChoose[] = "logit_bias, min_tokens and the penalties leave no token to choose";
+// Error{kInvalidArgument} naming a parameter when the row was finite before this request's parameters were applied.
+Error nothing_to_choose(const SamplingParams& params);
 
 struct SampleArgs {
   std::span<const float> logits;                    // [vocab_size] raw
@@ -39,7 +40,7 @@ class Sampler {
   explicit Sampler(int32_t vocab_size);
 
   // The next token, with logprobs when params.num_logprobs >= 0. Throws Error{kInternal} for a row with NaN or infinity
-  // and when nothing is left to choose from: the request ends, nothing else does.
+  // and nothing_to_choose() when nothing is left to choose from: the request ends, nothing else does.
   GenerateOutput::Token sample(const SampleArgs& args);
   // The logprob of a given token, and of the `num_top` best.
   GenerateOutput::Token score(std::span<const float> logits, int32_t token_id, int num_top) const;

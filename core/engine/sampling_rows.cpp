@@ -72,9 +72,9 @@ SamplingRow score_row(int32_t token_id, int num_top) {
   return {.num_logprobs = std::max(num_top, 0), .given_id = token_id};
 }
 
-GenerateOutput::Token sampled_token(const SampledRow& row, int num_logprobs) {
+GenerateOutput::Token sampled_token(const SampledRow& row, const SamplingParams& params, int num_logprobs) {
   if (row.status == SampledStatus::kNotFinite) throw Error(Code::kInternal, kLogitsNotFinite);
-  if (row.status == SampledStatus::kNothingLeft) throw Error(Code::kInternal, kNothingToChoose);
+  if (row.status == SampledStatus::kNothingLeft) throw nothing_to_choose(params);
   GenerateOutput::Token token{.id = row.token_id};
   if (num_logprobs < 0) return token;
   token.logprob = row.logprob;

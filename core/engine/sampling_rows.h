@@ -39,7 +39,7 @@ class SamplingRowMaker {
 // Asks for what Sampler::score gives: the logprob of a given token, and of the `num_top` best.
 SamplingRow score_row(int32_t token_id, int num_top);
 
-// Throws the Error{kInternal} that Sampler throws for such a row. `num_logprobs` as in SamplingRow.
-GenerateOutput::Token sampled_token(const SampledRow& row, int num_logprobs);
+// Throws the Error that Sampler throws for such a row. `num_logprobs` as in SamplingRow.
+GenerateOutput::Token sampled_token(const SampledRow& row, const SamplingParams& params, int num_logprobs);
 
 }  // namespace moectl

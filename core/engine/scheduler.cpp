@@ -328,7 +328,11 @@ void Scheduler::complete_chunk(const Chunk& chunk, ChunkResult result, TimePoint
   --seq.num_in_flight;
   if (chunk.sample) --seq.num_pending;
   register_full_pages(seq, end);
-  if (!result.error.empty()) return finish(seq, {.finish = FinishReason::kError, .error = std::move(result.error)});
+  if (result.error)
+    return finish(seq, {.finish = FinishReason::kError,
+                        .error = result.error->what(),
+                        .error_param = result.error->param(),
+                        .error_code = result.error->code()});
   CHECK(int(result.prompt_logprobs.size()) == chunk.prompt_logits_end - chunk.prompt_logits_begin &&
             result.token.has_value() == chunk.sample,
         "a result that does not fit its chunk");

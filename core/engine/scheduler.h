@@ -85,7 +85,7 @@ struct StepPlan {
 struct ChunkResult {
   std::vector<GenerateOutput::Token> prompt_logprobs;  // for [prompt_logits_begin, prompt_logits_end)
   std::optional<GenerateOutput::Token> token;          // when Chunk::sample
-  std::string error;                                   // not empty: this request ends, nothing else does
+  std::optional<Error> error;                          // this request ends, nothing else does
 };
 
 struct Emission {

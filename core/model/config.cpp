@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 
 #include "core/base/error.h"
+#include "core/base/sampling_ranges.h"
 #include "core/model/config_readers.h"
 
 namespace moectl {
@@ -156,14 +157,16 @@ GenerationDefaults read_generation_defaults(const std::filesystem::path& checkpo
   if (!std::filesystem::exists(file, ec)) return out;
   const nlohmann::json json = read_untrusted_json(file, kMaxConfigBytes);
   const Fields f(json, file.string());
-  auto number = [&](std::string_view name, double min, double max) -> std::optional<float> {
-    if (!f.has(name)) return std::nullopt;
-    return float(f.number(name, min, max));
+  auto number = [&](std::string_view name, const NumberRange& range) -> std::optional<float> {
+    const nlohmann::json* value = f.find(name);
+    if (!value) return std::nullopt;
+    if (!value->is_number() || !range.holds(value->get<double>())) f.fail(name, range.text());
+    return float(value->get<double>());
   };
-  out.temperature = number("temperature", 0.0, 100.0);
-  out.top_p = number("top_p", 0.0, 1.0);
-  out.min_p = number("min_p", 0.0, 1.0);
-  out.repetition_penalty = number("repetition_penalty", 1e-3, 100.0);
+  out.temperature = number("temperature", kTemperatureRange);
+  out.top_p = number("top_p", kTopPRange);
+  out.min_p = number("min_p", kMinPRange);
+  out.repetition_penalty = number("repetition_penalty", kRepetitionPenaltyRange);
   if (f.has("top_k")) out.top_k = int(f.integer("top_k", -1, limits::kVocab));  // 0 and -1: off
   out.eos_token_ids = f.integers("eos_token_id", 0, kMaxTokenId);
   return out;

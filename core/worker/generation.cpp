@@ -159,6 +159,8 @@ class Generation {
     if (output.finish == FinishReason::kError && record_.context().deadline_passed(Clock::now()))
       throw Error(Code::kUnavailable, kDeadlinePassed);
     if (output.finish == FinishReason::kError && instance_.engine->stats().failed) throw EngineFailed(output.error);
+    if (output.finish == FinishReason::kError && output.error_code == Code::kInvalidArgument)
+      throw Error(Code::kInvalidArgument, output.error, output.error_param);
     if (output.finish == FinishReason::kError) throw Error(Code::kInternal, "the engine failed: " + output.error);
     if (output.finish == FinishReason::kCancelled) throw Error(Code::kUnavailable, "the server is going down");
   }

@@ -110,7 +110,13 @@ TEST(Request, RefusesWithTheFieldsName) {
       {R"("top_k": 1.5)", "top_k", "an integer"},
       {R"("presence_penalty": 3)", "presence_penalty", "at most 2"},
       {R"("frequency_penalty": -3)", "frequency_penalty", "from -2"},
-      {R"("repetition_penalty": 0)", "repetition_penalty", "over 0"},
+      {R"("temperature": 1e-40)", "temperature", "from 0"},  // subnormal as float
+      {R"("top_p": 1e-50)", "top_p", "over 0"},              // 0 as float
+      {R"("repetition_penalty": 0)", "repetition_penalty", "from 0.01"},
+      {R"("repetition_penalty": 1e-40)", "repetition_penalty", "from 0.01"},
+      {R"("repetition_penalty": 1e38)", "repetition_penalty", "at most 100"},
+      {R"("logit_bias": {"5": 1e38})", "logit_bias.5", "from -100 and at most 100"},
+      {R"("logit_bias": {"5": 1e-45})", "logit_bias.5", "from -100 and at most 100"},
       {R"("n": 0)", "n", "from 1 to 16"},
       {R"("n": 17)", "n", "from 1 to 16"},
       {R"("n": 1.0)", "n", "an integer"},

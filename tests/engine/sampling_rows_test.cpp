@@ -113,32 +113,44 @@ TEST(SamplingRows, TokensAndErrors) {
   SampledRow row{.token_id = 7, .logprob = -0.5f, .num_top = 2};
   row.top_ids[0] = 7, row.top_ids[1] = 4;
   row.top_logprobs[0] = -0.5f, row.top_logprobs[1] = -2.0f;
-  const auto token = sampled_token(row, 2);
+  const auto token = sampled_token(row, {}, 2);
   EXPECT_EQ(token.id, 7);
   EXPECT_EQ(token.logprob, -0.5f);
   ASSERT_EQ(token.top.size(), 2u);
   EXPECT_EQ(token.top[1].token_id, 4);
   EXPECT_EQ(token.top[1].logprob, -2.0f);
-  EXPECT_TRUE(sampled_token(row, -1).top.empty()) << "nobody asked";
+  EXPECT_TRUE(sampled_token(row, {}, -1).top.empty()) << "nobody asked";
 
-  const auto error_of = [](auto&& f) -> std::string {
+  const auto error_of = [](auto&& f) -> Error {
     try {
       f();
-      return "";
     } catch (const Error& e) {
-      return e.what();
+      return e;
     }
+    return {Code::kInternal, ""};
+  };
+  const auto expect_same = [](const Error& a, const Error& b, Code code, const std::string& param) {
+    EXPECT_STREQ(a.what(), b.what());
+    EXPECT_STRNE(a.what(), "");
+    EXPECT_EQ(a.code(), code);
+    EXPECT_EQ(b.code(), code);
+    EXPECT_EQ(a.param(), param);
+    EXPECT_EQ(b.param(), param);
   };
   Sampler sampler(4);
   const std::vector<float> nan = {0, std::nanf(""), 0, 0}, only_eos = {-kInf, 1, -kInf, -kInf};
   const std::vector<int32_t> eos = {1};
   row.status = SampledStatus::kNotFinite;
-  EXPECT_EQ(error_of([&] { sampled_token(row, -1); }), error_of([&] { sampler.sample({nan, {}, {}, {}, {}}); }));
+  expect_same(error_of([&] { sampled_token(row, {}, -1); }), error_of([&] {
+                sampler.sample({nan, {}, {}, {}, {}});
+              }),
+              Code::kInternal, "");
   row.status = SampledStatus::kNothingLeft;
-  EXPECT_EQ(error_of([&] { sampled_token(row, -1); }), error_of([&] {
-              sampler.sample({only_eos, {.min_tokens = 2}, {}, {}, eos});
-            }));
-  EXPECT_NE(error_of([&] { sampled_token(row, -1); }), "");
+  const SamplingParams masks = {.min_tokens = 2};
+  expect_same(error_of([&] { sampled_token(row, masks, -1); }), error_of([&] {
+                sampler.sample({only_eos, masks, {}, {}, eos});
+              }),
+              Code::kInvalidArgument, "min_tokens");
 }
 
 }  // namespace

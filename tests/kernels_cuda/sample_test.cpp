@@ -115,7 +115,7 @@ void expect_as_on_cpu(const RowsCase& c, size_t i, Sampler& sampler, const Sampl
     ++tally.errors;
   }
   try {
-    token = sampled_token(row, r.params.num_logprobs);
+    token = sampled_token(row, r.params, r.params.num_logprobs);
   } catch (const Error& e) {
     error = e.what();
     EXPECT_EQ(row.token_id, 0);

@@ -395,15 +395,19 @@ TEST(GenerationConfig, Defaults) {
   EXPECT_FLOAT_EQ(*g.min_p, 0.1f);
   EXPECT_FLOAT_EQ(*g.repetition_penalty, 1.1f);
   EXPECT_THAT(g.eos_token_ids, ElementsAre(7, 8));
-  for (const char* bad :
-       {R"({"temperature": -1})", R"({"temperature": "hot"})", R"({"top_p": 1.5})", R"({"top_k": -2})",
-        R"({"min_p": 2})", R"({"repetition_penalty": 0})", R"({"eos_token_id": -1})", "[]", "{"}) {
+  for (const char* bad : {R"({"temperature": -1})", R"({"temperature": "hot"})", R"({"temperature": 2.5})",
+                          R"({"top_p": 1.5})", R"({"top_k": -2})", R"({"min_p": 2})", R"({"repetition_penalty": 0})",
+                          R"({"repetition_penalty": 1e-40})", R"({"eos_token_id": -1})", "[]", "{"}) {
     SCOPED_TRACE(bad);
     dir.write("generation_config.json", bad);
     test::Failure f = failure_of([&] { read_generation_defaults(dir.path()); });
     EXPECT_EQ(f.code, Code::kBadData);
     EXPECT_THAT(f.message, HasSubstr("generation_config.json"));
   }
+  dir.write("generation_config.json", R"({"top_p": 0})");
+  const test::Failure f = failure_of([&] { read_generation_defaults(dir.path()); });
+  EXPECT_EQ(f.code, Code::kBadData);
+  EXPECT_THAT(f.message, HasSubstr("generation_config.json: `top_p` is 0; expected a number over 0 and at most 1"));
 }
 
 }  // namespace
