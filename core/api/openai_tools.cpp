@@ -27,6 +27,16 @@ void check_sizes(const Json& value, const std::string& path) {
   for (const Json& entry : value) check_sizes(entry, path);
 }
 
+void check_arguments(const std::string& arguments, const Fields& function) {
+  Json parsed;
+  try {
+    parsed = parse_json(arguments);
+  } catch (const Error&) {
+  }
+  if (!parsed.is_object()) function.fail("arguments", "a string that holds a JSON object");
+  check_sizes(parsed, function.path("arguments"));
+}
+
 std::string read_name(const Fields& function) {
   const auto name = function.string("name", kMaxToolNameBytes);
   if (!name || name->empty()) function.fail("name", "the function's name");
@@ -49,14 +59,6 @@ std::string read_function_name(const Fields& tool) {
     fields.fail("parameters", "a JSON schema, an object");
   fields.boolean("strict");
   return name;
-}
-
-// One member of the body with its keys in order; what stands beside it is read past.
-OrderedJson ordered_member(std::string_view body, const char* name) {
-  const auto wanted = [name](int depth, OrderedJson::parse_event_t event, OrderedJson& parsed) {
-    return depth != 1 || event != OrderedJson::parse_event_t::key || parsed == name;
-  };
-  return std::move(OrderedJson::parse(body, wanted)[name]);
 }
 
 ToolChoice read_choice(const Fields& fields, const std::set<std::string>& names) {
@@ -94,7 +96,7 @@ ToolRequest read_tools(const Fields& fields, std::string_view body) {
       if (!names.insert(name).second)
         refuse(path + ".function.name", fmt::format("`tools` has the function \"{}\" twice", name));
     }
-    request.tools = std::make_shared<const OrderedJson>(ordered_member(body, "tools"));
+    request.tools = std::make_shared<const OrderedJson>(parse_ordered_member(body, "tools"));
   }
   request.choice = read_choice(fields, names);
   request.parallel = fields.boolean("parallel_tool_calls").value_or(true);
@@ -121,10 +123,7 @@ std::vector<PastToolCall> read_past_tool_calls(const Fields& message) {
     PastToolCall call{.id = *id, .name = *name, .arguments = nested.string("arguments").value_or("")};
     if (!nested.find("arguments")) nested.fail("arguments", "a string that holds a JSON object");
     if (call.arguments.empty()) call.arguments = "{}";
-    if (!is_json(call.arguments)) nested.fail("arguments", "a string that holds a JSON object");
-    const Json parsed = parse_json(call.arguments);
-    if (!parsed.is_object()) nested.fail("arguments", "a string that holds a JSON object");
-    check_sizes(parsed, nested.path("arguments"));
+    check_arguments(call.arguments, nested);
     calls.push_back(std::move(call));
   }
   return calls;

@@ -102,7 +102,8 @@ bool is_json(std::string_view text) {
   } catch (const Error&) {
     return false;
   }
-  return Json::accept(text.begin(), text.end());
+  // nlohmann's reader takes a NUL for the end and ignores what follows.
+  return text.find('\0') == std::string_view::npos && Json::accept(text.begin(), text.end());
 }
 
 TypeSet parameter_types(const Json& tools, std::string_view function, std::string_view parameter) {

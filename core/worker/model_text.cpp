@@ -6,6 +6,7 @@
 #include <sstream>
 
 #include "core/api/harmony.h"
+#include "core/api/json.h"
 #include "core/api/loggable.h"
 #include "core/base/error.h"
 #include "core/base/json_depth.h"
@@ -87,7 +88,7 @@ std::optional<std::string> template_source(const fs::path& dir, const Json& conf
 
 OrderedJson past_call(const api::PastToolCall& call, bool arguments_as_text) {
   // Checked when the request was read.
-  OrderedJson arguments = arguments_as_text ? OrderedJson(call.arguments) : OrderedJson::parse(call.arguments);
+  OrderedJson arguments = arguments_as_text ? OrderedJson(call.arguments) : api::parse_ordered_json(call.arguments);
   OrderedJson function = {{"name", call.name}, {"arguments", std::move(arguments)}};
   return {{"id", call.id}, {"type", "function"}, {"function", std::move(function)}};
 }
