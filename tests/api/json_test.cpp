@@ -32,9 +32,14 @@ std::string refusal_of(std::string_view text) {
 void expect_same_types(const json& a, const json& b) {
   ASSERT_EQ(a.type(), b.type()) << a << " " << b;
   ASSERT_EQ(a.size(), b.size());
-  if (!a.is_structured()) ASSERT_EQ(a, b);
-  for (auto i = a.begin(), j = b.begin(); a.is_structured() && i != a.end(); ++i, ++j) {
-    if (a.is_object()) ASSERT_EQ(i.key(), j.key());
+  if (!a.is_structured()) {
+    ASSERT_EQ(a, b);
+    return;
+  }
+  for (auto i = a.begin(), j = b.begin(); i != a.end(); ++i, ++j) {
+    if (a.is_object()) {
+      ASSERT_EQ(i.key(), j.key());
+    }
     expect_same_types(*i, *j);
   }
 }
@@ -68,7 +73,7 @@ TEST(ParseJson, AgreesWithNlohmann) {
                                                       "\"a\\u00e9\\n\\ud83d\\ude42\"",
                                                       "\"\xC3\xA9\xF0\x9F\x99\x82\"",
                                                       "123456789012345678901234567890"};
-    const unsigned kind = depth > 5 ? 0 : number(4);
+    const unsigned kind = depth > 3 ? 0 : number(4);
     if (kind < 2) return kScalars[number(unsigned(kScalars.size()) - (number(20) > 0))];
     std::string text;
     for (unsigned i = 0, n = number(12); i < n; ++i) {
@@ -78,7 +83,7 @@ TEST(ParseJson, AgreesWithNlohmann) {
     }
     return kind == 2 ? "{" + text + "}" : "[" + text + "]";
   };
-  for (int round = 0; round < 3000; ++round) {
+  for (int round = 0; round < 1500; ++round) {
     std::string text = make(0);
     if (round % 3 == 0) text[number(unsigned(text.size()))] = char(1 + number(255));
     SCOPED_TRACE(text);
