@@ -34,6 +34,32 @@ Cost cost_of(const CompletionRequest& request) {
   return cost;
 }
 
+void bound_logprobs(Common& common, bool chat, bool echo, const std::vector<size_t>& num_prompt_tokens,
+                    int max_model_len) {
+  Sampling& sampling = common.sampling;
+  const auto per_token = [](int num_top) { return num_top < 0 ? int64_t{0} : int64_t{1} + num_top; };
+  const bool counts_output = sampling.num_logprobs >= 0 && !common.stream;
+  int64_t prompt_logprobs = 0, echoed = 0, output = 0;
+  for (const size_t length : num_prompt_tokens) {
+    const int64_t tokens = int64_t(length), room = std::max<int64_t>(0, max_model_len - tokens);
+    // A chat's answer has them once, a completion's in each choice.
+    prompt_logprobs += tokens * per_token(sampling.num_prompt_logprobs) * (chat ? 1 : common.n);
+    if (echo) echoed += tokens * per_token(sampling.num_logprobs) * common.n;
+    if (counts_output && sampling.max_tokens)
+      output += std::min<int64_t>(*sampling.max_tokens, room) * per_token(sampling.num_logprobs) * common.n;
+  }
+  const int64_t total = prompt_logprobs + echoed + output;
+  if (total > kMaxLogprobs)
+    throw Error(Code::kInvalidArgument,
+                fmt::format("the answer could have {} logprobs (tokens x (1 + alternatives) x choices); one answer may "
+                            "have at most {}: ask for fewer alternatives, tokens or choices, or send several requests",
+                            total, kMaxLogprobs),
+                prompt_logprobs > echoed + output ? "prompt_logprobs" : "logprobs");
+  const int64_t per_output = per_token(sampling.num_logprobs) * common.n * int64_t(num_prompt_tokens.size());
+  if (counts_output && !sampling.max_tokens && per_output > 0)
+    sampling.max_tokens = int(std::max<int64_t>(1, kMaxLogprobs / per_output));
+}
+
 void check_choices(const Cost& cost) {
   if (cost.num_choices <= kMaxRequestChoices) return;
   throw Error(Code::kInvalidArgument,

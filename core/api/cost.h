@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <vector>
 
 #include "core/api/openai.h"
 
@@ -22,6 +23,10 @@ inline constexpr size_t kLargeBodyBytes = 256u << 10;
 // memory of the body.
 inline constexpr size_t kMaxPreparingBytes = 64u << 20;
 
+// Logprobs in one answer: tokens x (1 + alternatives) x choices. Each takes about 50 bytes of memory and 30 to 100 of
+// text. A million is, for instance, a prompt of 128k tokens with 7 alternatives, or 64 prompts of 2,048 tokens with 5.
+inline constexpr int64_t kMaxLogprobs = 1 << 20;
+
 // ------------------------------------------------------------------------------------------------ costs
 struct Cost {
   int64_t num_prompts = 0;
@@ -32,6 +37,15 @@ struct Cost {
 };
 Cost cost_of(const ChatRequest& request);
 Cost cost_of(const CompletionRequest& request);
+
+// Bounds the logprobs of one answer by kMaxLogprobs.
+//   Prompts: every token of an echoed prompt and of prompt_logprobs is certain and counts, in streams too.
+//   Output of a whole answer: max_tokens counts when the request gives it. When it does not, only the length of the
+//   context would end the answer; that is never refused, but max_tokens is then set to what the bound leaves room for.
+//   Output of a stream is not counted: it is not kept (but see kMaxUnsentBytes in core/worker).
+// Throws Error{kInvalidArgument} naming the field that asks for most.
+void bound_logprobs(Common& common, bool chat, bool echo, const std::vector<size_t>& num_prompt_tokens,
+                    int max_model_len);
 
 // Throws Error{kInvalidArgument} naming `n` or `prompt` when the choices are over kMaxRequestChoices.
 void check_choices(const Cost& cost);

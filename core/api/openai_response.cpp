@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <nlohmann/json.hpp>
+#include <span>
 
 #include "core/api/json.h"
 
@@ -36,63 +37,112 @@ Json chat_token(const AnswerHead& head, int32_t id, const std::string& bytes, fl
   return {{"token", token_text(head, id, bytes)}, {"logprob", json_logprob(logprob)}, {"bytes", byte_list(bytes)}};
 }
 
-Json chat_logprobs(const AnswerHead& head, const std::vector<ScoredToken>& tokens) {
-  if (!head.logprobs) return nullptr;
-  Json content = Json::array();
-  for (const ScoredToken& token : tokens) {
+// ------------------------------------------------------------------------------------------------ long lists
+
+constexpr size_t kScoresPerRun = 64;  // with 20 alternatives each about 100 KB of text
+constexpr size_t kIdsPerRun = 4096;
+
+// One list of scored tokens out of the prompt's and the answer's own.
+struct Scores {
+  const PromptScores* prompt = nullptr;  // null: not echoed
+  size_t prompt_top = 0;
+  const std::vector<ScoredToken>& own;
+
+  size_t num_prompt() const { return prompt ? prompt->size() : 0; }
+  size_t size() const { return num_prompt() + own.size(); }
+  const ScoredToken& operator[](size_t i) const { return i < num_prompt() ? (*prompt)[i] : own[i - num_prompt()]; }
+  std::span<const AlternativeToken> top(size_t i) const {
+    const std::span<const AlternativeToken> all = (*this)[i].top;
+    return i < num_prompt() ? all.first(std::min(all.size(), prompt_top)) : all;
+  }
+};
+
+Scores scores_of(const Choice& choice) {
+  const bool echoed = choice.echoed_top >= 0 && choice.prompt_scores;
+  return {echoed ? choice.prompt_scores.get() : nullptr, size_t(std::max(choice.echoed_top, 0)), choice.logprobs};
+}
+
+// The elements are JSON values, made one after the other.
+template <class MakeJson>
+void add_scores(TextPieces& out, size_t count, MakeJson make) {
+  out.add("[");
+  out.add_list(count, kScoresPerRun, [make](std::string& text, size_t i) { text += to_text(make(i)); });
+  out.add("]");
+}
+
+void add_ids(TextPieces& out, const std::vector<int32_t>& ids) {
+  out.add("[");
+  out.add_list(ids.size(), kIdsPerRun, [&ids](std::string& text, size_t i) { text += std::to_string(ids[i]); });
+  out.add("]");
+}
+
+void add_chat_logprobs(TextPieces& out, const AnswerHead& head, const Choice& choice) {
+  if (!head.logprobs) return out.add("null");
+  out.add("{\"content\":");
+  add_scores(out, choice.logprobs.size(), [&head, &choice](size_t i) {
+    const ScoredToken& token = choice.logprobs[i];
     Json entry = chat_token(head, token.id, token.bytes, token.logprob);
     entry["top_logprobs"] = Json::array();
     for (const AlternativeToken& other : token.top)
       entry["top_logprobs"].push_back(chat_token(head, other.id, other.bytes, other.logprob));
-    content.push_back(std::move(entry));
-  }
-  return {{"content", std::move(content)}, {"refusal", nullptr}};
+    return entry;
+  });
+  out.add(",\"refusal\":null}");
 }
 
 // The older form, four parallel lists. The chosen token is always among its alternatives.
-Json completion_logprobs(const AnswerHead& head, const std::vector<ScoredToken>& tokens) {
-  if (!head.logprobs) return nullptr;
-  Json names = Json::array(), values = Json::array(), tops = Json::array(), offsets = Json::array();
-  for (const ScoredToken& token : tokens) {
-    names.push_back(token_text(head, token.id, token.bytes));
-    offsets.push_back(token.text_offset);
-    if (!token.has_logprob) {
-      values.push_back(nullptr);
-      tops.push_back(nullptr);
-      continue;
-    }
-    values.push_back(json_logprob(token.logprob));
+void add_completion_logprobs(TextPieces& out, const AnswerHead& head, const Choice& choice) {
+  if (!head.logprobs) return out.add("null");
+  const Scores scores = scores_of(choice);
+  const size_t count = scores.size();
+  out.add("{\"text_offset\":");
+  add_scores(out, count, [scores](size_t i) -> Json { return scores[i].text_offset; });
+  out.add(",\"token_logprobs\":");
+  add_scores(out, count, [scores](size_t i) -> Json {
+    if (!scores[i].has_logprob) return nullptr;
+    return json_logprob(scores[i].logprob);
+  });
+  out.add(",\"tokens\":");
+  add_scores(out, count, [scores, &head](size_t i) -> Json { return token_text(head, scores[i].id, scores[i].bytes); });
+  out.add(",\"top_logprobs\":");
+  add_scores(out, count, [scores, &head](size_t i) -> Json {
+    const ScoredToken& token = scores[i];
+    if (!token.has_logprob) return nullptr;
     Json top = Json::object();
-    for (const AlternativeToken& other : token.top)
+    for (const AlternativeToken& other : scores.top(i))
       top[token_text(head, other.id, other.bytes)] = json_logprob(other.logprob);
     top[token_text(head, token.id, token.bytes)] = json_logprob(token.logprob);
-    tops.push_back(std::move(top));
-  }
-  return {{"text_offset", std::move(offsets)},
-          {"token_logprobs", std::move(values)},
-          {"tokens", std::move(names)},
-          {"top_logprobs", std::move(tops)}};
+    return top;
+  });
+  out.add("}");
 }
 
 // vLLM's extension: per prompt token an object from ids to logprob, rank and text; the first is null.
-Json prompt_logprobs(const std::vector<ScoredToken>& tokens) {
-  Json list = Json::array();
-  for (const ScoredToken& token : tokens) {
-    if (!token.has_logprob) {
-      list.push_back(nullptr);
-      continue;
-    }
+void add_prompt_logprobs(TextPieces& out, const Choice& choice) {
+  static const std::vector<ScoredToken> kNone;
+  const Scores scores{choice.prompt_top >= 0 ? choice.prompt_scores.get() : nullptr,
+                      size_t(std::max(choice.prompt_top, 0)), kNone};
+  add_scores(out, scores.size(), [scores](size_t i) -> Json {
+    const ScoredToken& token = scores[i];
+    if (!token.has_logprob) return nullptr;
     Json entry = Json::object();
     const auto add = [&](int32_t id, const std::string& bytes, float logprob, Json rank) {
       entry[std::to_string(id)] = {
           {"logprob", json_logprob(logprob)}, {"rank", std::move(rank)}, {"decoded_token", bytes}};
     };
     add(token.id, token.bytes, token.logprob, nullptr);  // beyond the best ones its rank is not known
-    for (size_t i = 0; i < token.top.size(); ++i)
-      add(token.top[i].id, token.top[i].bytes, token.top[i].logprob, int(i) + 1);
-    list.push_back(std::move(entry));
-  }
-  return list;
+    int rank = 0;
+    for (const AlternativeToken& other : scores.top(i)) add(other.id, other.bytes, other.logprob, ++rank);
+    return entry;
+  });
+}
+
+// ------------------------------------------------------------------------------------------------ objects
+
+// The members of an object as text, without its braces.
+std::string members(const Json& object) {
+  const std::string text = to_text(object);
+  return text.substr(1, text.size() - 2);
 }
 
 Json finish_reason(const Choice& choice) {
@@ -136,11 +186,24 @@ Json head_json(const AnswerHead& head, const char* object) {
   return {{"id", head.id}, {"object", object}, {"created", head.created}, {"model", head.model}};
 }
 
-std::string chunk(const AnswerHead& head, const char* object, Json choice) {
-  Json json = head_json(head, object);
-  json["choices"] = Json::array({std::move(choice)});
-  if (head.usage_in_stream) json["usage"] = nullptr;
-  return to_text(json);
+// The parts around the one choice of a chunk.
+void begin_chunk(TextPieces& out, const AnswerHead& head, const char* object) {
+  out.add("{" + members(head_json(head, object)) + ",\"choices\":[{");
+}
+void end_chunk(TextPieces& out, const AnswerHead& head) {
+  out.add(head.usage_in_stream ? "}],\"usage\":null}" : "}]}");
+}
+
+// `finish_reason` and, at the end, `stop_reason` of a chunk's choice.
+Json ending(const Choice& delta) {
+  Json json = {{"finish_reason", finish_reason(delta)}};
+  if (!delta.finish_reason.empty()) json["stop_reason"] = stop_reason(delta);
+  return json;
+}
+
+size_t scores_bytes(size_t num_tokens, size_t num_top) {
+  constexpr size_t kBytesPerScore = 80;
+  return num_tokens * (1 + num_top) * kBytesPerScore;
 }
 
 }  // namespace
@@ -152,16 +215,27 @@ void Choice::append(Choice&& more) {
   move_to_end(logprobs, std::move(more.logprobs));
   move_to_end(token_ids, std::move(more.token_ids));
   move_to_end(prompt_token_ids, std::move(more.prompt_token_ids));
-  move_to_end(prompt_logprobs, std::move(more.prompt_logprobs));
+  if (more.prompt_scores) prompt_scores = std::move(more.prompt_scores);
+  echoed_top = std::max(echoed_top, more.echoed_top);
+  prompt_top = std::max(prompt_top, more.prompt_top);
   if (more.finish_reason.empty()) return;
   finish_reason = std::move(more.finish_reason);
   stop_string = std::move(more.stop_string);
   stop_token = more.stop_token;
 }
 
-std::string chat_response(const AnswerHead& head, const std::vector<Choice>& choices, const Usage& usage) {
-  Json json = head_json(head, "chat.completion");
-  json["choices"] = Json::array();
+size_t Choice::text_bytes() const {
+  size_t bytes = content.size() + 2 * reasoning.size() + 8 * (token_ids.size() + prompt_token_ids.size());
+  for (const ToolCallDelta& call : tool_calls) bytes += call.arguments.size();
+  if (!logprobs.empty()) bytes += scores_bytes(logprobs.size(), logprobs.back().top.size());
+  for (const int top : {echoed_top, prompt_top})
+    if (top >= 0 && prompt_scores) bytes += scores_bytes(prompt_scores->size(), size_t(top));
+  return bytes;
+}
+
+TextPieces chat_response(const AnswerHead& head, const std::vector<Choice>& choices, const Usage& usage) {
+  TextPieces out;
+  out.add("{" + members(head_json(head, "chat.completion")) + ",\"choices\":[");
   for (const Choice& choice : choices) {
     Json message = {{"role", "assistant"}, {"content", choice.content}, {"refusal", nullptr}};
     if (choice.content.empty() && !(choice.reasoning.empty() && choice.tool_calls.empty()))
@@ -171,38 +245,51 @@ std::string chat_response(const AnswerHead& head, const std::vector<Choice>& cho
       message["reasoning_content"] = choice.reasoning;
       message["reasoning"] = choice.reasoning;
     }
-    Json entry = {{"index", choice.index},
-                  {"message", std::move(message)},
-                  {"logprobs", chat_logprobs(head, choice.logprobs)},
-                  {"finish_reason", finish_reason(choice)},
-                  {"stop_reason", stop_reason(choice)}};
-    if (head.token_ids) entry["token_ids"] = choice.token_ids;
-    json["choices"].push_back(std::move(entry));
+    out.add(&choice == &choices.front() ? "{" : ",{");
+    out.add(members({{"index", choice.index}, {"message", std::move(message)}}) + ",\"logprobs\":");
+    add_chat_logprobs(out, head, choice);
+    out.add("," + members({{"finish_reason", finish_reason(choice)}, {"stop_reason", stop_reason(choice)}}));
+    if (head.token_ids) {
+      out.add(",\"token_ids\":");
+      add_ids(out, choice.token_ids);
+    }
+    out.add("}");
   }
-  json["usage"] = usage_json(usage);
-  if (head.token_ids) json["prompt_token_ids"] = choices.front().prompt_token_ids;
-  if (head.prompt_logprobs) json["prompt_logprobs"] = prompt_logprobs(choices.front().prompt_logprobs);
-  return to_text(json);
+  out.add("]," + members({{"usage", usage_json(usage)}}));
+  if (head.token_ids) {
+    out.add(",\"prompt_token_ids\":");
+    add_ids(out, choices.front().prompt_token_ids);
+  }
+  if (head.prompt_logprobs) {
+    out.add(",\"prompt_logprobs\":");
+    add_prompt_logprobs(out, choices.front());
+  }
+  out.add("}");
+  return out;
 }
 
-std::string completion_response(const AnswerHead& head, const std::vector<Choice>& choices, const Usage& usage) {
-  Json json = head_json(head, "text_completion");
-  json["choices"] = Json::array();
+TextPieces completion_response(const AnswerHead& head, const std::vector<Choice>& choices, const Usage& usage) {
+  TextPieces out;
+  out.add("{" + members(head_json(head, "text_completion")) + ",\"choices\":[");
   for (const Choice& choice : choices) {
-    Json entry = {{"index", choice.index},
-                  {"text", choice.content},
-                  {"logprobs", completion_logprobs(head, choice.logprobs)},
-                  {"finish_reason", finish_reason(choice)},
-                  {"stop_reason", stop_reason(choice)}};
+    out.add(&choice == &choices.front() ? "{" : ",{");
+    out.add(members({{"index", choice.index}, {"text", choice.content}}) + ",\"logprobs\":");
+    add_completion_logprobs(out, head, choice);
+    out.add("," + members({{"finish_reason", finish_reason(choice)}, {"stop_reason", stop_reason(choice)}}));
     if (head.token_ids) {
-      entry["prompt_token_ids"] = choice.prompt_token_ids;
-      entry["token_ids"] = choice.token_ids;
+      out.add(",\"prompt_token_ids\":");
+      add_ids(out, choice.prompt_token_ids);
+      out.add(",\"token_ids\":");
+      add_ids(out, choice.token_ids);
     }
-    if (head.prompt_logprobs) entry["prompt_logprobs"] = prompt_logprobs(choice.prompt_logprobs);
-    json["choices"].push_back(std::move(entry));
+    if (head.prompt_logprobs) {
+      out.add(",\"prompt_logprobs\":");
+      add_prompt_logprobs(out, choice);
+    }
+    out.add("}");
   }
-  json["usage"] = usage_json(usage);
-  return to_text(json);
+  out.add("]," + members({{"usage", usage_json(usage)}}) + "}");
+  return out;
 }
 
 std::string chat_role_chunk(const AnswerHead& head, int index, const std::vector<int32_t>& prompt_token_ids) {
@@ -225,7 +312,7 @@ bool is_role_chunk(std::string_view event) {
          has(R"("finish_reason":null)");
 }
 
-std::string chat_chunk(const AnswerHead& head, const Choice& delta) {
+TextPieces chat_chunk(const AnswerHead& head, const Choice& delta) {
   Json fields = Json::object();
   if (!delta.reasoning.empty()) {
     fields["reasoning_content"] = delta.reasoning;
@@ -233,26 +320,41 @@ std::string chat_chunk(const AnswerHead& head, const Choice& delta) {
   }
   if (!delta.content.empty()) fields["content"] = delta.content;
   if (!delta.tool_calls.empty()) fields["tool_calls"] = tool_calls_json(delta.tool_calls, true);
-  Json entry = {{"index", delta.index},
-                {"delta", std::move(fields)},
-                {"logprobs", delta.logprobs.empty() ? Json(nullptr) : chat_logprobs(head, delta.logprobs)},
-                {"finish_reason", finish_reason(delta)}};
-  if (!delta.finish_reason.empty()) entry["stop_reason"] = stop_reason(delta);
-  if (head.token_ids) entry["token_ids"] = delta.token_ids;
-  return chunk(head, "chat.completion.chunk", std::move(entry));
+  TextPieces out;
+  begin_chunk(out, head, "chat.completion.chunk");
+  out.add(members({{"index", delta.index}, {"delta", std::move(fields)}}) + ",\"logprobs\":");
+  if (delta.logprobs.empty())
+    out.add("null");
+  else
+    add_chat_logprobs(out, head, delta);
+  out.add("," + members(ending(delta)));
+  if (head.token_ids) {
+    out.add(",\"token_ids\":");
+    add_ids(out, delta.token_ids);
+  }
+  end_chunk(out, head);
+  return out;
 }
 
-std::string completion_chunk(const AnswerHead& head, const Choice& delta) {
-  Json entry = {{"index", delta.index},
-                {"text", delta.content},
-                {"logprobs", delta.logprobs.empty() ? Json(nullptr) : completion_logprobs(head, delta.logprobs)},
-                {"finish_reason", finish_reason(delta)}};
-  if (!delta.finish_reason.empty()) entry["stop_reason"] = stop_reason(delta);
-  if (head.token_ids) {
-    if (!delta.prompt_token_ids.empty()) entry["prompt_token_ids"] = delta.prompt_token_ids;
-    entry["token_ids"] = delta.token_ids;
+TextPieces completion_chunk(const AnswerHead& head, const Choice& delta) {
+  TextPieces out;
+  begin_chunk(out, head, "text_completion");
+  out.add(members({{"index", delta.index}, {"text", delta.content}}) + ",\"logprobs\":");
+  if (scores_of(delta).size() == 0)
+    out.add("null");
+  else
+    add_completion_logprobs(out, head, delta);
+  out.add("," + members(ending(delta)));
+  if (head.token_ids && !delta.prompt_token_ids.empty()) {
+    out.add(",\"prompt_token_ids\":");
+    add_ids(out, delta.prompt_token_ids);
   }
-  return chunk(head, "text_completion", std::move(entry));
+  if (head.token_ids) {
+    out.add(",\"token_ids\":");
+    add_ids(out, delta.token_ids);
+  }
+  end_chunk(out, head);
+  return out;
 }
 
 std::string usage_chunk(const AnswerHead& head, bool chat, const Usage& usage) {

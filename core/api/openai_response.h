@@ -3,12 +3,14 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
 #include <vector>
 
+#include "core/api/text_pieces.h"
 #include "core/api/tool_parser.h"
 
 namespace moectl::api {
@@ -28,21 +30,27 @@ struct ScoredToken {
   int64_t text_offset = 0;            // characters before it in the text (completions)
 };
 
+// The tokens of a prompt; the choices of one prompt share them, so that they are kept once.
+using PromptScores = std::vector<ScoredToken>;
+
 struct Choice {
   int index = 0;
   std::string content;                    // visible text
   std::string reasoning;                  // chat only
   std::vector<ToolCallDelta> tool_calls;  // chat only
-  std::vector<ScoredToken> logprobs;      // empty unless asked for
+  std::vector<ScoredToken> logprobs;      // empty unless asked for; see echoed_top
   std::vector<int32_t> token_ids;         // empty unless asked for
   std::string finish_reason;              // empty: goes on
   std::string stop_string;                // the stop string that ended it
   int32_t stop_token = -1;                // the stop_token_ids entry that ended it
   // Facts about this choice's prompt, for completions that ask for them.
   std::vector<int32_t> prompt_token_ids;
-  std::vector<ScoredToken> prompt_logprobs;
+  std::shared_ptr<const PromptScores> prompt_scores;
+  int echoed_top = -1;  // `logprobs` begin with the prompt's, each with so many alternatives; -1: they do not
+  int prompt_top = -1;  // the same for `prompt_logprobs`; -1: there are none
 
   void append(Choice&& more);  // `more` follows this one
+  size_t text_bytes() const;   // about how long its JSON is
 };
 
 struct Usage {
@@ -59,15 +67,16 @@ struct AnswerHead {
   bool tools = false;            // the answer may be calls without content
 };
 
-std::string chat_response(const AnswerHead& head, const std::vector<Choice>& choices, const Usage& usage);
-std::string completion_response(const AnswerHead& head, const std::vector<Choice>& choices, const Usage& usage);
+// What they refer to must outlive the pieces.
+TextPieces chat_response(const AnswerHead& head, const std::vector<Choice>& choices, const Usage& usage);
+TextPieces completion_response(const AnswerHead& head, const std::vector<Choice>& choices, const Usage& usage);
 
 // The data of one SSE event each.
 std::string chat_role_chunk(const AnswerHead& head, int index, const std::vector<int32_t>& prompt_token_ids);
 // Whether an event is a chat_role_chunk(): it names a role and carries no text yet.
 bool is_role_chunk(std::string_view event);
-std::string chat_chunk(const AnswerHead& head, const Choice& delta);
-std::string completion_chunk(const AnswerHead& head, const Choice& delta);
+TextPieces chat_chunk(const AnswerHead& head, const Choice& delta);
+TextPieces completion_chunk(const AnswerHead& head, const Choice& delta);
 std::string usage_chunk(const AnswerHead& head, bool chat, const Usage& usage);
 
 std::string models_response(std::string_view model, int64_t created, int max_model_len);

@@ -422,6 +422,9 @@ void EngineImpl::call(std::map<uint64_t, Sink>& sinks, uint64_t handle, Value va
   try {
     (last ? ended : it->second)(std::move(value));
     return;
+  } catch (const Error& e) {
+    if (e.code() != Code::kCancelled)
+      log::warn("request {}: its sink threw ({}); the request is cancelled", handle, e.what());
   } catch (const std::exception& e) {
     log::warn("request {}: its sink threw ({}); the request is cancelled", handle, e.what());
   } catch (...) {

@@ -154,7 +154,8 @@ class Engine {
   virtual const ModelInfo& info() const = 0;
   // Takes the request or throws Error{kInvalidArgument} (empty prompt, id out of range, too long: message names both
   // lengths), Error{kResourceExhausted} (the pool could never hold it), Error{kUnavailable} (draining or failed).
-  // The sink is called until finish != kNone, then never again, and is destroyed.
+  // The sink is called until finish != kNone, then never again, and is destroyed. When it throws, the request is
+  // cancelled; Error{kCancelled} says that its consumer wants no more, and is not logged.
   virtual uint64_t submit(GenerateRequest request, OutputSink sink) = 0;
   // The request ends with kCancelled within one step; its pages return. Unknown ids are ignored.
   virtual void cancel(uint64_t handle) = 0;

@@ -52,12 +52,13 @@ const char* reason_name(FinishReason finish) {
 }  // namespace
 
 Answer::Answer(const ModelText& text, const api::Common& common, const EncodedPrompt& prompt, AnswerOptions options,
-               int index)
+               int index, std::shared_ptr<api::PromptScores> scores)
     : text_(text),
       common_(common),
       prompt_(prompt),
       options_(options),
       index_(index),
+      scores_(std::move(scores)),
       parser_(parser_options(text, prompt, options)),
       in_reasoning_(parser_.in_reasoning()) {
   if (text.tokenizer) {
@@ -88,14 +89,17 @@ void Answer::start(const GenerateOutput& first, api::Choice& delta) {
   num_cached_tokens_ = first.num_cached_tokens;
   const api::Sampling& sampling = common_.sampling;
   if (common_.return_token_ids || !detokenizer_) delta.prompt_token_ids = prompt_.ids;
-  if (sampling.num_prompt_logprobs >= 0) delta.prompt_logprobs = scored_prompt(first, sampling.num_prompt_logprobs);
-  text_offset_ = 0;
+  if (options_.wants_prompt_scores(sampling)) {
+    if (scores_->empty() && first.prompt_tokens.size() + 1 == prompt_.ids.size()) score_prompt(first);
+    delta.prompt_scores = scores_;
+    delta.prompt_top = sampling.num_prompt_logprobs;
+    if (options_.echo) delta.echoed_top = sampling.num_logprobs;
+  }
   if (!options_.echo) return;
   if (prompt_.text)
     delta.content = *prompt_.text;
   else if (text_.tokenizer)
     delta.content = text_.tokenizer->decode(prompt_.ids, common_.skip_special);
-  if (sampling.num_logprobs >= 0) delta.logprobs = scored_prompt(first, sampling.num_logprobs);
   text_offset_ = api::count_characters(delta.content);
 }
 
@@ -173,24 +177,24 @@ api::ScoredToken Answer::scored(const GenerateOutput::Token& token, int num_top)
   return entry;
 }
 
-std::vector<api::ScoredToken> Answer::scored_prompt(const GenerateOutput& first, int num_top) {
-  std::vector<api::ScoredToken> tokens;
-  text_offset_ = 0;
+// With the alternatives of the one of both lists that has more.
+void Answer::score_prompt(const GenerateOutput& first) {
+  const int num_top = std::max(common_.sampling.num_prompt_logprobs, options_.echo ? common_.sampling.num_logprobs : 0);
+  int64_t text_offset = 0;
+  scores_->reserve(prompt_.ids.size());
   for (size_t i = 0; i < prompt_.ids.size(); ++i) {
     const int32_t id = prompt_.ids[i];
-    const bool known = i > 0 && i - 1 < first.prompt_tokens.size();
     api::ScoredToken entry =
-        known ? scored(first.prompt_tokens[i - 1], num_top) : api::ScoredToken{.has_logprob = false};
+        i > 0 ? scored(first.prompt_tokens[i - 1], num_top) : api::ScoredToken{.has_logprob = false};
     entry.id = id;
     entry.bytes = text_.token_bytes(id);
-    entry.text_offset = text_offset_;
+    entry.text_offset = text_offset;
     // What is not in the echoed text takes no room in it: a BOS we added, special tokens of a prompt given as ids.
     const bool hidden = prompt_.text ? i < prompt_.num_added_before
                                      : common_.skip_special && text_.tokenizer && text_.tokenizer->is_special(id);
-    if (!hidden) text_offset_ += api::count_characters(entry.bytes);
-    tokens.push_back(std::move(entry));
+    if (!hidden) text_offset += api::count_characters(entry.bytes);
+    scores_->push_back(std::move(entry));
   }
-  return tokens;
 }
 
 }  // namespace moectl

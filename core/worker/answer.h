@@ -30,13 +30,18 @@ struct AnswerOptions {
   api::ToolRequest tools;   // chat
   bool echo = false;        // completions: the prompt first
   bool score_only = false;  // completions with max_tokens 0: the engine's token is not part of the answer
+
+  bool wants_prompt_scores(const api::Sampling& sampling) const {
+    return sampling.num_prompt_logprobs >= 0 || (echo && sampling.num_logprobs >= 0);
+  }
 };
 
 class Answer {
  public:
-  // `text`, `common` and `prompt` must outlive the answer.
+  // `text`, `common` and `prompt` must outlive the answer. `scores` of the prompt are shared by the answers to it: the
+  // first that gets them from the engine fills them in.
   Answer(const ModelText& text, const api::Common& common, const EncodedPrompt& prompt, AnswerOptions options,
-         int index);
+         int index, std::shared_ptr<api::PromptScores> scores = std::make_shared<api::PromptScores>());
 
   // The increment that became certain. After it, done() may be true: by the engine or by a stop string (then the caller
   // cancels the engine's request). Not to be called when done, nor with finish kCancelled or kError.
@@ -55,13 +60,14 @@ class Answer {
   void close(const GenerateOutput& last, api::Choice& delta);
   void count_reasoning(int32_t id);
   api::ScoredToken scored(const GenerateOutput::Token& token, int num_top) const;
-  std::vector<api::ScoredToken> scored_prompt(const GenerateOutput& first, int num_top);
+  void score_prompt(const GenerateOutput& first);
 
   const ModelText& text_;
   const api::Common& common_;
   const EncodedPrompt& prompt_;
   const AnswerOptions options_;
   const int index_;
+  const std::shared_ptr<api::PromptScores> scores_;
   std::optional<Detokenizer> detokenizer_;
   api::OutputParser parser_;
   bool started_ = false, done_ = false;

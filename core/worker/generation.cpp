@@ -1,6 +1,7 @@
 #include "core/worker/generation.h"
 
 #include <algorithm>
+#include <limits>
 #include <memory>
 #include <random>
 #include <utility>
@@ -11,6 +12,7 @@
 #include "core/base/error.h"
 #include "core/base/log.h"
 #include "core/http/sse.h"
+#include "core/worker/increments.h"
 #include "core/worker/job.h"
 #include "core/worker/request_record.h"
 #include "core/worker/sampling.h"
@@ -19,12 +21,13 @@ namespace moectl {
 namespace {
 
 constexpr const char* kDeadlinePassed = "The request's deadline passed before its answer began";
+constexpr const char* kReadsTooSlowly = "The client reads its stream too slowly: too much of it waits to be sent";
 
-struct Increment {
-  size_t choice_idx;
-  GenerateOutput output;
-};
-using Increments = Channel<Increment>;
+// What is longer is made on the worker pool, in pieces: the I/O thread serves other clients, too.
+constexpr size_t kInlineBytes = 32u << 10;
+constexpr size_t kInlineTokens = 1024;
+// A request that always has something to do lets others of its I/O thread run after so long.
+constexpr std::chrono::milliseconds kLongestTurn{5};
 
 std::string random_id(const char* prefix) {
   thread_local std::mt19937_64 generator{std::random_device{}()};
@@ -50,7 +53,7 @@ class Submission {
   void add(GenerateRequest request) {
     handles_.push_back(engine_.submit(
         std::move(request), [increments = increments_, choice_idx = handles_.size()](GenerateOutput&& output) {
-          increments->push({choice_idx, std::move(output)});
+          increments->push(choice_idx, std::move(output));
         }));
   }
   void cancel(size_t choice_idx) { engine_.cancel(handles_[choice_idx]); }
@@ -76,7 +79,7 @@ void submit_all(const Instance& instance, const Job& job, const RequestContext& 
                                 .prefill_workers = context.prefill_workers};
         request.sampling =
             to_engine_sampling(sampling, instance.defaults, seed, i, prompt.ids.size(), info.max_model_len);
-        if (job.answer.echo && sampling.num_logprobs >= 0) request.sampling.prompt_logprobs = true;
+        request.sampling.prompt_logprobs = job.scores_prompt(i);
         submission.add(std::move(request));
       }
   } catch (const Error& e) {
@@ -107,15 +110,20 @@ class Generation {
  public:
   Generation(Instance& instance, Job job, RequestRecord& record)
       : instance_(instance), job_(std::move(job)), record_(record), head_(make_head(instance, job_)) {
+    std::shared_ptr<api::PromptScores> scores;
     for (size_t i = 0; i < job_.num_choices(); ++i) {
-      answers_.emplace_back(instance_.text, job_.common, job_.prompts[i / size_t(job_.common.n)], job_.answer, int(i));
+      if (i % size_t(job_.common.n) == 0) scores = std::make_shared<api::PromptScores>();
+      answers_.emplace_back(instance_.text, job_.common, job_.prompts[i / size_t(job_.common.n)], job_.answer, int(i),
+                            scores);
       choices_.push_back({.index = int(i)});
     }
     unsent_ids_.resize(answers_.size());
   }
 
   Task<void> run(http::Exchange& exchange) {
-    auto increments = std::make_shared<Increments>();
+    // A whole answer is kept until it is complete in any case, and its coroutine never waits for the client.
+    const size_t max_unsent = job_.common.stream ? kMaxUnsentBytes : std::numeric_limits<size_t>::max();
+    auto increments = std::make_shared<Increments>(record_.context().id, answers_.size(), max_unsent);
     exchange.on_client_gone([increments] { increments->close(); });
     Submission submission(*instance_.engine, increments);
     int64_t num_prompt_tokens = 0;
@@ -123,9 +131,15 @@ class Generation {
     record_.on_submit(num_prompt_tokens);
     submit_all(instance_, job_, record_.context(), submission);
     if (job_.common.stream) co_await start_stream(exchange);
+    Clock::time_point turn_end = Clock::now() + kLongestTurn;
     for (size_t num_open = answers_.size(); num_open > 0;) {
+      if (Clock::now() >= turn_end) {
+        co_await sleep_for(Clock::duration::zero());
+        turn_end = Clock::now() + kLongestTurn;
+      }
       std::optional<Increment> increment = co_await increments->pop(kPingInterval);
       if (!increment) {
+        if (increments->overflowed()) throw Error(Code::kInvalidArgument, kReadsTooSlowly);
         if (!increments->timed_out()) throw Error(Code::kCancelled, "the client went away");
         if (job_.common.stream) {
           std::string ping(http::kSsePing);
@@ -136,8 +150,17 @@ class Generation {
       Answer& answer = answers_[increment->choice_idx];
       if (answer.done()) continue;  // what the engine made beyond a stop string
       if (increment->output.prefill) record_.on_prefill(*increment->output.prefill);
-      check_finish(increment->output);
-      api::Choice delta = push(answer, increment->choice_idx, std::move(increment->output));
+      const GenerateOutput failure = take_failure(increment->output);
+      if (increment->output.tokens.empty()) check_finish(failure);
+      api::Choice delta;
+      if (increment->output.prompt_tokens.size() + increment->output.tokens.size() <= kInlineTokens) {
+        delta = push(answer, increment->choice_idx, std::move(increment->output));
+      } else {
+        auto push_all = [this, &answer, &increment] {
+          return push(answer, increment->choice_idx, std::move(increment->output));
+        };
+        delta = co_await run_on(instance_.pool, std::move(push_all));
+      }
       if (answer.done()) {
         submission.cancel(increment->choice_idx);
         --num_open;
@@ -146,6 +169,7 @@ class Generation {
         co_await send(exchange, delta);
       else
         choices_[increment->choice_idx].append(std::move(delta));
+      if (!answer.done()) check_finish(failure);
     }
     record_.on_end(Outcome::kSuccess, 200);
     if (job_.common.stream)
@@ -155,6 +179,15 @@ class Generation {
   }
 
  private:
+  // The end of an output that failed, without the tokens before it; these are sent first.
+  static GenerateOutput take_failure(GenerateOutput& output) {
+    if (output.finish != FinishReason::kError && output.finish != FinishReason::kCancelled) return {};
+    return {.finish = std::exchange(output.finish, FinishReason::kNone),
+            .error = output.error,
+            .error_param = output.error_param,
+            .error_code = output.error_code};
+  }
+
   void check_finish(const GenerateOutput& output) const {
     if (output.finish == FinishReason::kError && record_.context().deadline_passed(Clock::now()))
       throw Error(Code::kUnavailable, kDeadlinePassed);
@@ -183,7 +216,14 @@ class Generation {
     if (!job_.chat) co_return;
     for (const Answer& answer : answers_) {
       const size_t index = size_t(&answer - answers_.data());
-      std::string event = http::sse_event(api::chat_role_chunk(head_, int(index), job_.prompts.front().ids));
+      auto make = [this, index] {
+        return http::sse_event(api::chat_role_chunk(head_, int(index), job_.prompts.front().ids));
+      };
+      std::string event;
+      if (head_.token_ids && job_.prompts.front().ids.size() > kInlineTokens)
+        event = co_await run_on(instance_.pool, std::move(make));
+      else
+        event = make();
       co_await exchange.write(std::move(event));
     }
   }
@@ -194,8 +234,30 @@ class Generation {
                        delta.finish_reason.empty();
     if (empty) co_return;  // everything is held back
     std::string events = take_token_comment(size_t(delta.index));
-    events += http::sse_event(job_.chat ? api::chat_chunk(head_, delta) : api::completion_chunk(head_, delta));
+    auto make = [this, &delta] {
+      return job_.chat ? api::chat_chunk(head_, delta) : api::completion_chunk(head_, delta);
+    };
+    if (delta.text_bytes() <= kInlineBytes) {
+      events += http::sse_event(make().all());
+      co_await exchange.write(std::move(events));
+      co_return;
+    }
+    // One event; JSON has no line breaks.
+    events += "data: ";
     co_await exchange.write(std::move(events));
+    api::TextPieces pieces = co_await run_on(instance_.pool, std::move(make));
+    co_await write_pieces(exchange, pieces);
+    std::string end = "\n\n";
+    co_await exchange.write(std::move(end));
+  }
+
+  Task<void> write_pieces(http::Exchange& exchange, api::TextPieces& pieces) {
+    for (;;) {
+      auto make = [&pieces] { return pieces.next(); };
+      std::string piece = co_await run_on(instance_.pool, std::move(make));
+      if (piece.empty()) break;
+      co_await exchange.write(std::move(piece));
+    }
   }
 
   // For the router: the ids behind the text of the next event, held-back ones included.
@@ -218,9 +280,26 @@ class Generation {
     http::Response response;
     if (record_.context().debug)
       response.headers.emplace_back(api::kTimelineHeader, api::to_json(record_.timeline(usage().cached_tokens)));
-    response.body =
-        job_.chat ? api::chat_response(head_, choices_, usage()) : api::completion_response(head_, choices_, usage());
-    co_await exchange.respond(std::move(response));
+    auto make = [this] {
+      return job_.chat ? api::chat_response(head_, choices_, usage())
+                       : api::completion_response(head_, choices_, usage());
+    };
+    size_t bytes = 0;
+    for (const api::Choice& choice : choices_) bytes += choice.text_bytes();
+    if (bytes <= kInlineBytes) {
+      response.body = make().all();
+      co_await exchange.respond(std::move(response));
+      co_return;
+    }
+    api::TextPieces pieces = co_await run_on(instance_.pool, std::move(make));
+    co_await exchange.start_body(std::move(response), std::nullopt);
+    try {
+      co_await write_pieces(exchange, pieces);
+    } catch (...) {
+      exchange.abort();  // an error event has no place in this body
+      throw;
+    }
+    co_await exchange.finish();
   }
 
   // Prompts count once, however many choices they have.

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "core/api/cost.h"
 #include "core/base/error.h"
 
 namespace moectl {
@@ -16,6 +17,10 @@ void check_job(const Instance& instance, const char* prompt_param, Job& job) {
     if (prompt.ids.size() >= size_t(max_model_len))
       job.refusal = api::context_length_exceeded(prompt.ids.size(), max_model_len, prompt_param);
   }
+  if (job.refusal) return;
+  std::vector<size_t> prompt_lengths;
+  for (const EncodedPrompt& prompt : job.prompts) prompt_lengths.push_back(prompt.ids.size());
+  api::bound_logprobs(job.common, job.chat, job.answer.echo, prompt_lengths, max_model_len);
   if (!instance.text.tokenizer && !job.common.sampling.stop.empty())
     throw Error(Code::kInvalidArgument,
                 "`stop` needs text; this server runs with --skip-tokenizer-init, use `stop_token_ids`", "stop");

@@ -20,6 +20,9 @@ struct Job {
   std::optional<api::ApiError> refusal;
 
   size_t num_choices() const { return prompts.size() * size_t(common.n); }
+  // Whether the engine scores the prompt for choice `i` of it. In a whole answer the other choices take the scores of
+  // the first; in a stream each needs them with its own first event.
+  bool scores_prompt(int i) const { return answer.wants_prompt_scores(common.sampling) && (i == 0 || common.stream); }
 };
 
 // Throw Error{kInvalidArgument}.

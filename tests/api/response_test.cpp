@@ -22,7 +22,7 @@ Json event_json(const std::string& event) {
 
 TEST(ChatResponse, HasOpenAiShape) {
   Choice choice{.index = 0, .content = "541", .reasoning = "sum\n", .finish_reason = "stop"};
-  const Json json = Json::parse(chat_response(head(), {choice}, {10, 5, 4, 2}));
+  const Json json = Json::parse(chat_response(head(), {choice}, {10, 5, 4, 2}).all());
   EXPECT_EQ(json,
             Json::parse(R"({"id": "chatcmpl-1", "object": "chat.completion", "created": 1700000000, "model": "demo",
     "choices": [{"index": 0, "message": {"role": "assistant", "content": "541", "reasoning_content": "sum\n",
@@ -30,14 +30,14 @@ TEST(ChatResponse, HasOpenAiShape) {
     "usage": {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15, "prompt_tokens_details": {"cached_tokens": 4},
       "completion_tokens_details": {"reasoning_tokens": 2}}})"));
   choice.content.clear();
-  EXPECT_TRUE(Json::parse(chat_response(head(), {choice}, {}))["choices"][0]["message"]["content"].is_null());
+  EXPECT_TRUE(Json::parse(chat_response(head(), {choice}, {}).all())["choices"][0]["message"]["content"].is_null());
 }
 
 TEST(ChatResponse, ToolCallsWholeAndInAStream) {
   Choice choice{.reasoning = "hm",
                 .tool_calls = {{0, "call_1", "f", "{\"a\": 1}"}, {1, "call_2", "g", "{}"}},
                 .finish_reason = "tool_calls"};
-  const Json message = Json::parse(chat_response(head(), {choice}, {}))["choices"][0]["message"];
+  const Json message = Json::parse(chat_response(head(), {choice}, {}).all())["choices"][0]["message"];
   EXPECT_TRUE(message["content"].is_null());
   EXPECT_EQ(message["tool_calls"], Json::parse(R"([
       {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": "{\"a\": 1}"}},
@@ -46,10 +46,10 @@ TEST(ChatResponse, ToolCallsWholeAndInAStream) {
   AnswerHead h = head();
   h.tools = true;
   EXPECT_TRUE(event_json(chat_role_chunk(h, 0, {}))["choices"][0]["delta"]["content"].is_null());
-  const Json begin = event_json(chat_chunk(h, {.tool_calls = {{1, "call_2", "g", ""}}}));
+  const Json begin = event_json(chat_chunk(h, {.tool_calls = {{1, "call_2", "g", ""}}}).all());
   EXPECT_EQ(begin["choices"][0]["delta"], Json::parse(R"({"tool_calls": [
       {"index": 1, "id": "call_2", "type": "function", "function": {"name": "g", "arguments": ""}}]})"));
-  const Json more = event_json(chat_chunk(h, {.tool_calls = {{1, "", "", "{}"}}}));
+  const Json more = event_json(chat_chunk(h, {.tool_calls = {{1, "", "", "{}"}}}).all());
   EXPECT_EQ(more["choices"][0]["delta"],
             Json::parse(R"({"tool_calls": [{"index": 1, "function": {"arguments": "{}"}}]})"));
 }
@@ -59,7 +59,7 @@ TEST(ChatResponse, BytesThatAreNoUtf8AreShownExactlyInBytes) {
   h.logprobs = true;
   Choice choice{.content = "\xE8", .finish_reason = "length"};
   choice.logprobs.push_back({.id = 7, .bytes = "\xE8\xA7", .logprob = -INFINITY, .top = {{8, "a", -0.5f}}});
-  const Json entry = Json::parse(chat_response(h, {choice}, {}))["choices"][0];
+  const Json entry = Json::parse(chat_response(h, {choice}, {}).all())["choices"][0];
   EXPECT_EQ(entry["message"]["content"], "\xEF\xBF\xBD");
   const Json token = entry["logprobs"]["content"][0];
   EXPECT_EQ(token["bytes"], Json::array({0xE8, 0xA7}));
@@ -78,12 +78,12 @@ TEST(ChatChunks, RoleDeltaFinishUsage) {
     "logprobs": null, "finish_reason": null}])"));
   EXPECT_TRUE(role.contains("usage") && role["usage"].is_null());
 
-  const Json reasoning = event_json(chat_chunk(h, {.index = 1, .reasoning = "line\nline", .token_ids = {9}}));
+  const Json reasoning = event_json(chat_chunk(h, {.index = 1, .reasoning = "line\nline", .token_ids = {9}}).all());
   EXPECT_EQ(reasoning["choices"][0]["delta"],
             Json::parse(R"({"reasoning": "line\nline", "reasoning_content": "line\nline"})"));
   EXPECT_EQ(reasoning["choices"][0]["token_ids"], Json::array({9}));
 
-  const Json last = event_json(chat_chunk(h, {.content = "!", .finish_reason = "stop", .stop_string = "END"}));
+  const Json last = event_json(chat_chunk(h, {.content = "!", .finish_reason = "stop", .stop_string = "END"}).all());
   EXPECT_EQ(last["choices"][0]["finish_reason"], "stop");
   EXPECT_EQ(last["choices"][0]["stop_reason"], "END");
 
@@ -96,20 +96,25 @@ TEST(CompletionResponse, LegacyLogprobs) {
   AnswerHead h = head();
   h.logprobs = h.prompt_logprobs = h.token_ids = true;
   Choice choice{.content = "Hi you", .token_ids = {2}, .finish_reason = "length", .prompt_token_ids = {1}};
-  choice.logprobs.push_back({.id = 1, .bytes = "Hi", .has_logprob = false, .text_offset = 0});
-  choice.logprobs.push_back({.id = 2, .bytes = " you", .logprob = -1, .top = {{5, " me", -0.5f}}, .text_offset = 2});
-  choice.prompt_logprobs.push_back({.id = 1, .has_logprob = false});
-  choice.prompt_logprobs.push_back({.id = 2, .bytes = " you", .logprob = -1, .top = {{5, " me", -0.5f}}});
-  const Json entry = Json::parse(completion_response(h, {choice}, {}))["choices"][0];
-  EXPECT_EQ(entry["logprobs"], Json::parse(R"({"tokens": ["Hi", " you"], "token_logprobs": [null, -1.0],
-    "top_logprobs": [null, {" me": -0.5, " you": -1.0}], "text_offset": [0, 2]})"));
+  PromptScores prompt;
+  prompt.push_back({.id = 1, .bytes = "Hi", .has_logprob = false, .text_offset = 0});
+  prompt.push_back(
+      {.id = 2, .bytes = " you", .logprob = -1, .top = {{5, " me", -0.5f}, {6, " they", -0.75f}}, .text_offset = 2});
+  choice.prompt_scores = std::make_shared<const PromptScores>(prompt);
+  choice.echoed_top = 1;
+  choice.prompt_top = 2;
+  choice.logprobs.push_back({.id = 3, .bytes = "!", .logprob = -2, .text_offset = 6});
+  const Json entry = Json::parse(completion_response(h, {choice}, {}).all())["choices"][0];
+  EXPECT_EQ(entry["logprobs"], Json::parse(R"({"tokens": ["Hi", " you", "!"], "token_logprobs": [null, -1.0, -2.0],
+    "top_logprobs": [null, {" me": -0.5, " you": -1.0}, {"!": -2.0}], "text_offset": [0, 2, 6]})"));
   EXPECT_EQ(entry["prompt_logprobs"],
             Json::parse(R"([null, {"2": {"logprob": -1.0, "rank": null, "decoded_token": " you"},
-    "5": {"logprob": -0.5, "rank": 1, "decoded_token": " me"}}])"));
+    "5": {"logprob": -0.5, "rank": 1, "decoded_token": " me"},
+    "6": {"logprob": -0.75, "rank": 2, "decoded_token": " they"}}])"));
   EXPECT_EQ(entry["prompt_token_ids"], Json::array({1}));
   h.tokens_as_ids = true;
-  EXPECT_EQ(Json::parse(completion_response(h, {choice}, {}))["choices"][0]["logprobs"]["tokens"],
-            Json::array({"token_id:1", "token_id:2"}));
+  EXPECT_EQ(Json::parse(completion_response(h, {choice}, {}).all())["choices"][0]["logprobs"]["tokens"],
+            Json::array({"token_id:1", "token_id:2", "token_id:3"}));
 }
 
 TEST(Choice, AppendSumsIncrements) {

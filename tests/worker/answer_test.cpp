@@ -122,13 +122,40 @@ TEST(Answer, EchoWithLogprobsCoversThePrompt) {
   Answer answer(demo_text(), common, prompt, {.echo = true}, 0);
   const api::Choice choice = answer.push(std::move(output));
   EXPECT_EQ(choice.content, text + "x");
-  ASSERT_EQ(choice.logprobs.size(), prompt.ids.size() + 1);
-  EXPECT_FALSE(choice.logprobs[0].has_logprob);
-  EXPECT_EQ(choice.logprobs[0].text_offset, 0);
-  EXPECT_EQ(choice.logprobs[1].text_offset, 0);  // the BOS in front is not in the text
-  EXPECT_EQ(choice.logprobs[1].top.size(), 1u);
+  ASSERT_TRUE(choice.prompt_scores);
+  const api::PromptScores& scores = *choice.prompt_scores;
+  ASSERT_EQ(scores.size(), prompt.ids.size());
+  EXPECT_EQ(choice.echoed_top, 1);
+  EXPECT_EQ(choice.prompt_top, -1);
+  EXPECT_FALSE(scores[0].has_logprob);
+  EXPECT_EQ(scores[0].text_offset, 0);
+  EXPECT_EQ(scores[1].text_offset, 0);  // the BOS in front is not in the text
+  EXPECT_EQ(scores[1].top.size(), 1u);
+  ASSERT_EQ(choice.logprobs.size(), 1u);
   EXPECT_EQ(choice.logprobs.back().text_offset, api::count_characters(text));
   EXPECT_EQ(choice.logprobs.back().logprob, -9);
+}
+
+// Whichever comes first; the others need none of their own.
+TEST(Answer, ChoicesOfAPromptShareItsScores) {
+  api::Common common;
+  common.sampling.num_logprobs = 1;
+  common.sampling.num_prompt_logprobs = 2;
+  const EncodedPrompt prompt{.ids = ids_of("Hello!")};
+  const auto scores = std::make_shared<api::PromptScores>();
+  Answer first(demo_text(), common, prompt, {.echo = true}, 0, scores);
+  Answer second(demo_text(), common, prompt, {.echo = true}, 1, scores);
+  GenerateOutput without{.tokens = {{.id = 9}}}, with{.tokens = {{.id = 9}}};
+  for (size_t i = 1; i < prompt.ids.size(); ++i)
+    with.prompt_tokens.push_back({.id = prompt.ids[i], .top = {{7, -0.5f}, {8, -0.75f}, {9, -1.0f}}});
+  const api::Choice early = second.push(std::move(without));
+  EXPECT_TRUE(early.prompt_scores && early.prompt_scores->empty());
+  const api::Choice late = first.push(std::move(with));
+  EXPECT_EQ(early.prompt_scores, late.prompt_scores);
+  ASSERT_EQ(early.prompt_scores->size(), prompt.ids.size());
+  EXPECT_EQ((*early.prompt_scores)[1].top.size(), 2u) << "of the list that has more";
+  EXPECT_EQ(early.echoed_top, 1);
+  EXPECT_EQ(early.prompt_top, 2);
 }
 
 TEST(Answer, ScoreOnlyShowsNoToken) {
