@@ -12,7 +12,8 @@ bool NumberRange::holds(double value) const {
 }
 
 std::string NumberRange::text() const {
-  return fmt::format("a number {} {} and at most {}", exclusive_min ? "over" : "from", min, max);
+  return exclusive_min ? fmt::format("a number over {} and at most {}", min, max)
+                       : fmt::format("a number from {} to {}", min, max);
 }
 
 }  // namespace moectl

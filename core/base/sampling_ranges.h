@@ -13,7 +13,7 @@ struct NumberRange {
   // In the range, and 0 or a normal number as float too: the sampler computes with floats, where 1e-40 is subnormal and
   // 1e-50 is 0.
   bool holds(double value) const;
-  std::string text() const;  // "a number from 0 and at most 2"
+  std::string text() const;  // "a number from 0 to 2"
 };
 
 inline constexpr NumberRange kTemperatureRange{0, 2};

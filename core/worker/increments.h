@@ -15,7 +15,7 @@
 namespace moectl {
 
 // Tokens of a stream that wait for its client, as they are in memory: 40 bytes a token, 200 with 20 logprobs.
-inline constexpr size_t kMaxUnsentBytes = 1u << 20;
+inline constexpr size_t kMaxUnsentBytes = 512u << 10;
 
 struct Increment {
   size_t choice_idx = 0;

@@ -99,7 +99,7 @@ TEST(Request, RefusesWithTheFieldsName) {
     const char *extra, *param, *reason;
   } kBoth[] = {
       {R"("model": 3)", "model", "must be a string, not the number 3"},
-      {R"("temperature": -0.1)", "temperature", "a number from 0 and at most 2"},
+      {R"("temperature": -0.1)", "temperature", "a number from 0 to 2"},
       {R"("temperature": 2.5)", "temperature", "not the number 2.5"},
       {R"("temperature": "hot")", "temperature", "not \"hot\""},
       {R"("temperature": true)", "temperature", "not true"},
@@ -108,15 +108,15 @@ TEST(Request, RefusesWithTheFieldsName) {
       {R"("min_p": -1)", "min_p", "from 0"},
       {R"("top_k": -2)", "top_k", "from -1"},
       {R"("top_k": 1.5)", "top_k", "an integer"},
-      {R"("presence_penalty": 3)", "presence_penalty", "at most 2"},
+      {R"("presence_penalty": 3)", "presence_penalty", "from -2 to 2"},
       {R"("frequency_penalty": -3)", "frequency_penalty", "from -2"},
       {R"("temperature": 1e-40)", "temperature", "from 0"},  // subnormal as float
       {R"("top_p": 1e-50)", "top_p", "over 0"},              // 0 as float
       {R"("repetition_penalty": 0)", "repetition_penalty", "from 0.01"},
       {R"("repetition_penalty": 1e-40)", "repetition_penalty", "from 0.01"},
-      {R"("repetition_penalty": 1e38)", "repetition_penalty", "at most 100"},
-      {R"("logit_bias": {"5": 1e38})", "logit_bias.5", "from -100 and at most 100"},
-      {R"("logit_bias": {"5": 1e-45})", "logit_bias.5", "from -100 and at most 100"},
+      {R"("repetition_penalty": 1e38)", "repetition_penalty", "to 100"},
+      {R"("logit_bias": {"5": 1e38})", "logit_bias.5", "from -100 to 100"},
+      {R"("logit_bias": {"5": 1e-45})", "logit_bias.5", "from -100 to 100"},
       {R"("n": 0)", "n", "from 1 to 16"},
       {R"("n": 17)", "n", "from 1 to 16"},
       {R"("n": 1.0)", "n", "an integer"},
