@@ -113,12 +113,12 @@ struct DeployReader {
     if (!node.IsScalar() || node.Scalar().empty()) throw Error(Code::kBadData, where + ": expected one value");
     return node.Scalar();
   }
-  static int number(const YAML::Node& node, const std::string& where, int max) {
+  static int number(const YAML::Node& node, const std::string& where, int max, int min = 0) {
     const std::string value = text(node, where);
     int result = 0;
     const auto [end, error] = std::from_chars(value.data(), value.data() + value.size(), result);
-    if (error != std::errc{} || end != value.data() + value.size() || result < 0 || result > max)
-      throw Error(Code::kBadData, fmt::format("{}: '{}' is not a whole number from 0 to {}", where, value, max));
+    if (error != std::errc{} || end != value.data() + value.size() || result < min || result > max)
+      throw Error(Code::kBadData, fmt::format("{}: '{}' is not a whole number from {} to {}", where, value, min, max));
     return result;
   }
   std::vector<DeployEntry> entries(const YAML::Node& node, const std::string& above) const {
@@ -172,7 +172,7 @@ struct DeployReader {
       else if (key == "port")
         result.port = number(value, where, 65535);
       else if (key == "unhealthy_timeout")
-        result.unhealthy_timeout = number(value, where, 86400);
+        result.unhealthy_timeout = number(value, where, 86400, 1);
       else
         unknown(key, where,
                 {"name", "template", "model", "served_model_name", "host", "port", "unhealthy_timeout", "router",

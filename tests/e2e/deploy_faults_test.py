@@ -141,9 +141,10 @@ class DeployFaults(FaultCase):
     def test_refused_values(self):
         self.assertIn("--unhealthy-timeout", self.moectl("up", "--unhealthy-timeout", "0", code=2).stderr)
         file = Path(self.home, "cluster.yaml")
-        file.write_text("unhealthy_timeout: soon")
-        self.assertIn("cluster.yaml:1: unhealthy_timeout: 'soon' is not a whole number",
-                      self.moectl("up", str(file), code=65).stderr)
+        for value in ("soon", "0"):
+            file.write_text(f"unhealthy_timeout: {value}")
+            self.assertIn(f"cluster.yaml:1: unhealthy_timeout: '{value}' is not a whole number from 1 to",
+                          self.moectl("up", str(file), code=65).stderr)
 
     def test_a_full_disk(self):
         mounts = ["unshare", "--map-root-user", "--mount"]
