@@ -1,27 +1,80 @@
 #include "core/base/log.h"
 
-#include <spdlog/sinks/stdout_color_sinks.h>
+#include <spdlog/details/os.h>
+#include <spdlog/sinks/base_sink.h>
 #include <spdlog/spdlog.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <cmath>
+#include <cstdio>
 #include <string>
+
+#include "core/base/line_writer.h"
 
 namespace moectl::log {
 namespace {
 
 std::atomic<bool> g_json{false};
+std::atomic<LineWriter*> g_writer{nullptr};  // null: lines are written by the thread that logs them
+
+void put(std::string text) {
+  if (LineWriter* writer = g_writer) return writer->write(std::move(text));
+  std::fwrite(text.data(), 1, text.size(), stderr);
+  std::fflush(stderr);
+}
+
+std::string_view color_of(spdlog::level::level_enum level) {
+  switch (level) {
+    case spdlog::level::debug:
+      return "\033[36m";
+    case spdlog::level::info:
+      return "\033[32m";
+    case spdlog::level::warn:
+      return "\033[33m\033[1m";
+    default:
+      return "\033[31m\033[1m";
+  }
+}
+
+class StderrSink final : public spdlog::sinks::base_sink<std::mutex> {
+ public:
+  explicit StderrSink(bool color) : color_(color) {}
+  std::string format(spdlog::level::level_enum level, const std::string& payload) {
+    std::lock_guard lock(mutex_);
+    return format_locked(spdlog::details::log_msg("moectl", level, payload));
+  }
+
+ private:
+  void sink_it_(const spdlog::details::log_msg& message) override { put(format_locked(message)); }
+  void flush_() override {}
+  std::string format_locked(const spdlog::details::log_msg& message) {
+    spdlog::memory_buf_t buffer;
+    formatter_->format(message, buffer);
+    std::string line(buffer.data(), buffer.size());
+    if (color_ && message.color_range_end > message.color_range_start) {
+      line.insert(message.color_range_end, "\033[m");
+      line.insert(message.color_range_start, color_of(message.level));
+    }
+    return line;
+  }
+
+  const bool color_;
+};
+
+bool terminal_has_color() {
+  return spdlog::details::os::in_terminal(stderr) && spdlog::details::os::is_color_terminal();
+}
 
 std::shared_ptr<spdlog::logger> make_logger(bool color) {
-  auto mode = color ? spdlog::color_mode::automatic : spdlog::color_mode::never;
-  auto logger = std::make_shared<spdlog::logger>("moectl", std::make_shared<spdlog::sinks::stderr_color_sink_mt>(mode));
+  auto logger = std::make_shared<spdlog::logger>("moectl", std::make_shared<StderrSink>(color && terminal_has_color()));
   logger->set_pattern("%Y-%m-%d %H:%M:%S.%e %^%-5l%$ %v");
-  logger->flush_on(spdlog::level::debug);
   return logger;
 }
 
 std::shared_ptr<spdlog::logger>& logger() {
-  static std::shared_ptr<spdlog::logger> instance = make_logger(true);
+  // Never destroyed: the writer's thread may log until the process has ended.
+  static auto& instance = *new std::shared_ptr<spdlog::logger>(make_logger(true));
   return instance;
 }
 
@@ -71,6 +124,18 @@ std::string json_fields(std::string_view message, const About& about) {
   return text;
 }
 
+// What a line says, as the formatter's pattern expects it.
+std::string payload_of(std::string_view message, const About& about) {
+  if (g_json) return json_fields(message, about);
+  return about.request_id.empty() ? std::string(message) : fmt::format("{} {}", about.request_id, message);
+}
+
+std::string dropped_report(int64_t count) {
+  const std::string message = fmt::format("{} log lines were dropped: the reader of stderr is too slow", count);
+  auto& sink = static_cast<StderrSink&>(*logger()->sinks().front());
+  return sink.format(spdlog::level::warn, payload_of(message, {}));
+}
+
 }  // namespace
 
 void init(Format format, Level level, bool color) {
@@ -80,13 +145,26 @@ void init(Format format, Level level, bool color) {
   logger()->set_level(to_spdlog(level));
 }
 
+void start_writer() {
+  // Never destroyed: threads log until the process has ended.
+  if (!g_writer) g_writer = new LineWriter(STDERR_FILENO, dropped_report);
+}
+
 void write(Level level, std::string_view message, const About& about) {
-  if (!logger()->should_log(to_spdlog(level))) return;
-  if (g_json)
-    logger()->log(to_spdlog(level), json_fields(message, about));
-  else
-    logger()->log(to_spdlog(level),
-                  about.request_id.empty() ? std::string(message) : fmt::format("{} {}", about.request_id, message));
+  if (logger()->should_log(to_spdlog(level))) logger()->log(to_spdlog(level), payload_of(message, about));
+}
+
+void print(std::string_view text) {
+  put(std::string(text));
+}
+
+void flush(std::chrono::milliseconds limit) {
+  if (LineWriter* writer = g_writer) writer->flush(limit);
+}
+
+int64_t num_dropped() {
+  const LineWriter* writer = g_writer;
+  return writer ? writer->num_dropped() : 0;
 }
 
 }  // namespace moectl::log

@@ -1,9 +1,11 @@
 // Logging: diagnostics to stderr as text or JSON lines. spdlog and fmt stay behind this header. Never log prompts,
-// outputs or keys.
+// outputs or keys. A tool writes its lines at once, and waits when stderr is a pipe that is full; a server starts the
+// writer thread, and then no call waits.
 #pragma once
 
 #include <fmt/core.h>
 
+#include <chrono>
 #include <cstdint>
 #include <span>
 #include <string_view>
@@ -16,6 +18,15 @@ enum class Format { kText, kJson };
 
 // Once, from cmd/main, before threads start. Colour is used only on a terminal and when NO_COLOR is unset.
 void init(Format format, Level level, bool color);
+// From now on lines go through a bounded queue (core/base/line_writer.h). Once, from a server's command; a process that
+// forks later must not call it.
+void start_writer();
+// `text` to stderr as it is, in order with the lines of the log.
+void print(std::string_view text);
+// Before the process ends: waits until all lines are out, at most for `limit`.
+void flush(std::chrono::milliseconds limit = std::chrono::seconds(1));
+// Lines that were lost since the start because stderr did not take them.
+int64_t num_dropped();
 
 // A value that a program reads from the line: in JSON a field of its own, in text only what the message says of it.
 struct Field {

@@ -1,5 +1,7 @@
 #include "core/worker/service_metrics.h"
 
+#include "core/base/log.h"
+
 namespace moectl {
 namespace {
 
@@ -116,6 +118,8 @@ std::string ServiceMetrics::text(const InstanceFacts& facts) {
   if (facts.stats) show_engine(*facts.stats);
   if (facts.info) registry_.gauge("moectl_weight_bytes", "Bytes of the weights").set(double(facts.info->weight_bytes));
   if (facts.transfers) show_transfers(*facts.transfers);
+  registry_.counter("moectl_log_lines_dropped_total", "Log lines lost because stderr did not take them")
+      .set_total(double(log::num_dropped()));
   return registry_.text();
 }
 
