@@ -17,6 +17,7 @@
 #include "core/http/chunked_decoder.h"
 #include "core/http/client_connection.h"
 #include "core/http/client_message.h"
+#include "core/http/descriptors.h"
 #include "core/http/request_validator.h"
 
 namespace moectl::http {
@@ -28,6 +29,7 @@ constexpr size_t kReadBytes = 16 << 10;
 constexpr int kMaxInterim = 8;          // 1xx answers before the final one
 constexpr size_t kMaxHosts = 1024;      // with idle connections
 constexpr size_t kOneWrite = 64 << 10;  // up to this size head and body go out together
+constexpr size_t kGiveWay = 16;         // idle connections closed when there is no descriptor for a new one
 
 // Idle connections by authority. Any thread.
 class Pool {
@@ -49,6 +51,7 @@ class Pool {
     while (!taken && !host->second.empty()) {
       const IdleDescriptor entry = host->second.back();
       host->second.pop_back();
+      --size_;
       if (is_open(entry.fd)) {
         taken = entry;
       } else {
@@ -64,19 +67,39 @@ class Pool {
       ::close(entry.fd);
       return;
     }
-    std::deque<IdleDescriptor>& idle = hosts_[authority];
-    drop_old(idle);
-    if (idle.size() >= options_.max_idle_per_host) {
-      ::close(idle.front().fd);
-      idle.pop_front();
-    }
-    idle.push_back(entry);
+    drop_old(hosts_[authority]);
+    if (hosts_[authority].size() >= options_.max_idle_per_host) drop_oldest(hosts_[authority]);
+    if (size_ >= options_.max_idle_total) close_longest_idle(1);
+    hosts_[authority].push_back(entry);
+    ++size_;
+  }
+  // Closes up to `count` connections, those that have been idle longest; returns how many there were.
+  size_t give_way(size_t count) {
+    std::lock_guard lock(mutex_);
+    return close_longest_idle(count);
   }
 
  private:
-  void drop_old(std::deque<IdleDescriptor>& idle) const {
+  void drop_oldest(std::deque<IdleDescriptor>& idle) {
+    ::close(idle.front().fd);
+    idle.pop_front();
+    --size_;
+  }
+  void drop_old(std::deque<IdleDescriptor>& idle) {
     const Clock::time_point oldest = Clock::now() - options_.max_idle;
-    for (; !idle.empty() && idle.front().since < oldest; idle.pop_front()) ::close(idle.front().fd);
+    while (!idle.empty() && idle.front().since < oldest) drop_oldest(idle);
+  }
+  size_t close_longest_idle(size_t count) {
+    size_t closed = 0;
+    for (; closed < count && size_ > 0; ++closed) {
+      auto longest = hosts_.end();
+      for (auto host = hosts_.begin(); host != hosts_.end(); ++host)
+        if (!host->second.empty() &&
+            (longest == hosts_.end() || host->second.front().since < longest->second.front().since))
+          longest = host;
+      drop_oldest(longest->second);
+    }
+    return closed;
   }
   // Neither closed by the peer nor with bytes that nobody asked for.
   static bool is_open(int fd) {
@@ -87,6 +110,7 @@ class Pool {
   ClientOptions options_;
   std::mutex mutex_;
   std::map<std::string, std::deque<IdleDescriptor>> hosts_;  // oldest first
+  size_t size_ = 0;                                          // over all hosts
 };
 
 class ResponseImpl final : public ClientResponse {
@@ -229,7 +253,7 @@ struct Attempt {
 
 class ClientImpl final : public Client {
  public:
-  explicit ClientImpl(ClientOptions options) : options_(options), pool_(std::make_shared<Pool>(options)) {}
+  explicit ClientImpl(const ClientOptions& options) : options_(with_plan(options)) {}
 
   Task<std::unique_ptr<ClientResponse>> send(ClientRequest request) override {
     Sending sending;
@@ -237,23 +261,42 @@ class ClientImpl final : public Client {
     sending.key = sending.url.authority;
     sending.head = format_request_head(request.method, sending.url, request.headers, request.body.size());
     sending.request = std::move(request);
-    asio::any_io_executor executor = co_await asio::this_coro::executor;
     if (!sending.url.tls) {
       if (const std::optional<IdleDescriptor> idle = pool_->take(sending.key)) {
+        asio::any_io_executor executor = co_await asio::this_coro::executor;
         auto connection = std::make_shared<ClientConnection>(executor);
         connection->adopt(*idle);
         Attempt attempt = co_await exchange(sending, connection, true);
         if (attempt.response) co_return std::move(attempt.response);
       }
     }
-    auto connection = std::make_shared<ClientConnection>(executor);
-    watch(sending.request.cancellation, connection);
-    co_await connection->connect(sending.url, sending.request.connect_timeout, sending.url.tls ? tls() : nullptr);
+    std::shared_ptr<ClientConnection> connection = co_await connect(sending, true);
+    if (!connection) connection = co_await connect(sending, false);
     Attempt attempt = co_await exchange(sending, connection, false);
     co_return std::move(attempt.response);
   }
 
  private:
+  static ClientOptions with_plan(ClientOptions options) {
+    if (options.max_idle_total == 0) options.max_idle_total = plan_descriptors(descriptor_limit(), 2).max_idle_clients;
+    return options;
+  }
+
+  // A fresh connection. Null, only with `may_give_way`: there was no descriptor for it, and idle connections were
+  // closed to make room for another attempt.
+  Task<std::shared_ptr<ClientConnection>> connect(const Sending& sending, bool may_give_way) {
+    asio::any_io_executor executor = co_await asio::this_coro::executor;
+    auto connection = std::make_shared<ClientConnection>(executor);
+    watch(sending.request.cancellation, connection);
+    try {
+      co_await connection->connect(sending.url, sending.request.connect_timeout, sending.url.tls ? tls() : nullptr);
+    } catch (const Error& e) {
+      if (e.code() != Code::kResourceExhausted || !may_give_way || pool_->give_way(kGiveWay) == 0) throw;
+      connection.reset();
+    }
+    co_return connection;
+  }
+
   static void watch(const std::shared_ptr<Cancellation>& cancellation,
                     const std::shared_ptr<ClientConnection>& connection) {
     if (!cancellation) return;
@@ -339,8 +382,8 @@ class ClientImpl final : public Client {
     throw Error(Code::kUnavailable, fmt::format("{} did not answer: {}", peer, connection.failure()));
   }
 
-  ClientOptions options_;
-  std::shared_ptr<Pool> pool_;
+  const ClientOptions options_;
+  std::shared_ptr<Pool> pool_ = std::make_shared<Pool>(options_);
   std::mutex tls_mutex_;
   std::unique_ptr<TlsClientContext> tls_;
 };

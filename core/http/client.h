@@ -63,6 +63,7 @@ class ClientResponse {
 
 struct ClientOptions {
   size_t max_idle_per_host = 64;
+  size_t max_idle_total = 0;  // 0: what descriptors.h plans
   std::chrono::milliseconds max_idle{30'000};
   size_t max_header_bytes = 64 << 10;
   bool verify_tls = true;  // --insecure turns it off in tools
@@ -73,8 +74,9 @@ class Client {
   static std::unique_ptr<Client> create(ClientOptions options = {});
   virtual ~Client() = default;
   // Sends and waits for the response head. Throws Error{kInvalidArgument} (url), Error{kUnavailable} "cannot connect to
-  // ...: refused". An idempotent request on a pooled connection that turns out to be closed is sent once more on a
-  // fresh one; POST never after its first byte was written to a fresh connection.
+  // ...: refused", and Error{kResourceExhausted} when this process has no file descriptor for a connection, which says
+  // nothing about the peer. An idempotent request on a pooled connection that turns out to be closed is sent once more
+  // on a fresh one; POST never after its first byte was written to a fresh connection.
   virtual Task<std::unique_ptr<ClientResponse>> send(ClientRequest request) = 0;
 };
 

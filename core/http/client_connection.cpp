@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "core/base/error.h"
+#include "core/http/descriptors.h"
 
 namespace moectl::http {
 
@@ -80,6 +81,13 @@ Task<void> ClientConnection::connect(Url url, std::chrono::milliseconds timeout,
     if (!error_ && !closed_) co_return;
   }
   if (cancelled_) throw Error(Code::kCancelled, fmt::format("the request to {} was cancelled", url.authority));
+  const bool resolver_failed = resolved.ec && !timed_out_;  // its error does not tell why
+  const bool is_errno = error_.category() == boost::system::system_category();
+  if ((is_errno && is_out_of_descriptors(error_.value())) || (resolver_failed && !has_free_descriptor()))
+    throw Error(Code::kResourceExhausted,
+                fmt::format("this process has no free file descriptor (ulimit -n {}) for a connection to {}: raise the "
+                            "limit, or send fewer requests at once",
+                            descriptor_limit(), url.authority));
   const std::string why = timed_out_ || error_ == asio::error::timed_out
                               ? fmt::format("no answer within {} ms", timeout.count())
                               : plain_words(error_);

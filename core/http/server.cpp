@@ -2,8 +2,6 @@
 // threads.
 #include "core/http/server.h"
 
-#include <sys/resource.h>
-
 #include <algorithm>
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/detached.hpp>
@@ -18,6 +16,7 @@
 #include "core/base/check.h"
 #include "core/base/log.h"
 #include "core/http/connection.h"
+#include "core/http/descriptors.h"
 
 namespace moectl::http {
 namespace {
@@ -27,6 +26,8 @@ using asio::ip::tcp;
 
 constexpr std::chrono::milliseconds kFirstBackoff{50}, kLongestBackoff{500};
 constexpr std::chrono::seconds kHandlersAfterCut{10};
+// A younger connection is not evicted: its request may be on the way.
+constexpr std::chrono::seconds kIdleBeforeEviction{1};
 
 // Every connection from accept to end. Any thread.
 class Registry {
@@ -54,10 +55,11 @@ class Registry {
   }
   // Asks the `count` longest idle connections to close; returns how many there were.
   size_t evict_idle(size_t count) {
+    const Clock::rep youngest = (Clock::now() - kIdleBeforeEviction).time_since_epoch().count();
     std::lock_guard lock(mutex_);
     std::vector<std::pair<Clock::rep, Connection*>> idle;
     for (auto& [key, connection] : connections_)
-      if (Clock::rep since = connection->idle_since()) idle.emplace_back(since, key);
+      if (Clock::rep since = connection->idle_since(); since != 0 && since <= youngest) idle.emplace_back(since, key);
     count = std::min(count, idle.size());
     std::partial_sort(idle.begin(), idle.begin() + ptrdiff_t(count), idle.end());
     for (size_t i = 0; i < count; ++i) idle[i].second->close_if_idle();
@@ -78,10 +80,6 @@ class Registry {
   std::condition_variable changed_;
   std::unordered_map<Connection*, std::shared_ptr<Connection>> connections_;
 };
-
-bool out_of_descriptors(const boost::system::error_code& ec) {
-  return ec.value() == EMFILE || ec.value() == ENFILE || ec.value() == ENOBUFS || ec.value() == ENOMEM;
-}
 
 class ServerImpl final : public Server {
  public:
@@ -175,16 +173,20 @@ void ServerImpl::bind() {
   port_ = acceptor_.local_endpoint().port();
 }
 
-// A server that fills the descriptor table would starve its neighbours in the process (the operations listener).
+// A server that fills the descriptor table would starve the rest of the process, the operations port first.
 void ServerImpl::limit_to_descriptors() {
-  rlimit limit{};
-  if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY) return;
-  size_t most = std::max<size_t>(1, size_t(limit.rlim_cur) / 4 * 3);
   ServerOptions& o = context_.options;
-  if (o.max_connections <= most) return;
-  log::warn("http {}: {} connections instead of {}: the process may open only {} files (ulimit -n)", o.name, most,
-            o.max_connections, limit.rlim_cur);
-  o.max_connections = most;
+  if (o.is_ops) {
+    o.max_connections = std::min(o.max_connections, kMaxOpsConnections);
+    return;
+  }
+  const DescriptorPlan plan = plan_descriptors(descriptor_limit(), o.descriptors_per_connection);
+  if (o.max_connections <= plan.max_connections) return;
+  log::warn(
+      "http {}: at most {} connections instead of {}: the process may open {} files (ulimit -n), a connection takes {} "
+      "of them, and {} are reserved",
+      o.name, plan.max_connections, o.max_connections, plan.limit, o.descriptors_per_connection, plan.reserve);
+  o.max_connections = plan.max_connections;
 }
 
 void ServerImpl::start(int num_threads) {
@@ -240,7 +242,7 @@ Task<void> ServerImpl::accept_connections() {
       }
       continue;
     }
-    if (!out_of_descriptors(ec)) {  // the client left between SYN and accept, or the like
+    if (!is_out_of_descriptors(ec.value())) {  // the client left between SYN and accept, or the like
       log::debug("http {}: accept: {}", context_.options.name, ec.message());
       if (ec != asio::error::connection_aborted) co_await back_off(kFirstBackoff);
       continue;

@@ -57,7 +57,11 @@ struct ServerOptions {
   size_t max_body_bytes = 64 << 20;
   // Bodies in memory, of all connections together, from their first byte to the end of their answer; beyond: 503.
   size_t max_total_body_bytes = 1 << 30;
-  size_t max_connections = 4096;
+  size_t max_connections = 4096;  // at most; fewer when descriptors are scarce (descriptors.h)
+  // File descriptors that one connection takes: 2 when each request also holds a connection to a worker.
+  size_t descriptors_per_connection = 1;
+  // An operations port: its few connections come out of the reserve and keep working when the data port is full.
+  bool is_ops = false;
   // header_timeout: from the first byte of a request to the end of its headers, and the longest silence within a body.
   std::chrono::milliseconds header_timeout{10'000}, idle_timeout{75'000}, write_stall_timeout{30'000};
   // Over a whole body or answer, beside the timeouts above: nobody holds a connection by one byte a minute.

@@ -2,11 +2,13 @@
 #include "core/http/client.h"
 
 #include <arpa/inet.h>
+#include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <openssl/evp.h>
 #include <openssl/pem.h>
 #include <openssl/x509.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -19,6 +21,7 @@
 
 #include "core/base/error.h"
 #include "core/http/client_message.h"
+#include "core/http/descriptors.h"
 #include "core/http/server.h"
 #include "core/http/spawn.h"
 
@@ -213,6 +216,101 @@ TEST(RequestHead, RefusesHeadersThatWouldSmuggle) {
     EXPECT_THROW(format_request_head("GET", url, {{own, "1"}}, 0), Error) << own;
   EXPECT_EQ(format_request_head("POST", url, {{"X-A", "b"}}, 3),
             "POST / HTTP/1.1\r\nHost: host\r\nX-A: b\r\nContent-Length: 3\r\n\r\n");
+}
+
+// ------------------------------------------------------------------------------------------------ descriptors
+
+// While it lives, this process cannot open another file.
+class NoDescriptors {
+ public:
+  NoDescriptors() {
+    EXPECT_EQ(getrlimit(RLIMIT_NOFILE, &before_), 0);
+    const int lowest_free = ::open("/dev/null", O_RDONLY);
+    ::close(lowest_free);
+    rlimit tight = before_;
+    tight.rlim_cur = rlim_t(lowest_free);
+    EXPECT_EQ(setrlimit(RLIMIT_NOFILE, &tight), 0);
+  }
+  ~NoDescriptors() { setrlimit(RLIMIT_NOFILE, &before_); }
+
+ private:
+  rlimit before_{};
+};
+
+TEST(Descriptors, ThePlanFitsIntoTheLimit) {
+  for (const size_t limit : {8u, 64u, 256u, 1024u, 4096u, 65536u, 1048576u})
+    for (const size_t each : {1u, 2u}) {
+      const DescriptorPlan plan = plan_descriptors(limit, each);
+      EXPECT_LE(plan.max_connections * each + plan.reserve, limit) << limit;
+      EXPECT_LE(plan.max_idle_clients, plan.reserve) << limit;
+      EXPECT_GE(plan.max_connections, 1u) << limit;
+    }
+  EXPECT_EQ(plan_descriptors(256, 2).max_connections, 96u);
+  EXPECT_GE(plan_descriptors(4096, 1).max_connections, 3000u);
+}
+
+TEST(Descriptors, OurOwnShortageIsNotThePeersFault) {
+  const auto server = make_server();
+  server->start();
+  ClientOptions options;
+  options.max_idle_per_host = 0;
+  const auto client = Client::create(options);
+  std::vector<Error> errors;
+  auto task = [](Client& c, uint16_t port, std::vector<Error>& caught) -> Task<void> {
+    ClientRequest good =
+        get(fmt::format("http://127.0.0.1:{}/hello", port));  // the event loop has its descriptors then
+    auto response = co_await c.send(std::move(good));
+    co_await response->read_all();
+    response.reset();
+    const NoDescriptors none;
+    for (const char* host : {"127.0.0.1", "localhost"}) {
+      ClientRequest request = get(fmt::format("http://{}:{}/hello", host, port));
+      try {
+        co_await c.send(std::move(request));
+      } catch (const Error& e) {
+        caught.push_back(e);
+      }
+    }
+  };
+  run_blocking(task(*client, server->port(), errors));
+  ASSERT_EQ(errors.size(), 2u);
+  for (const Error& error : errors)
+    expect_error(error, Code::kResourceExhausted, "this process has no free file descriptor (ulimit -n ");
+}
+
+TEST(Descriptors, IdleConnectionsGiveWay) {
+  const auto first = make_server(), second = make_server();
+  first->start();
+  second->start();
+  const auto client = Client::create();
+  std::string body;
+  auto task = [](Client& c, uint16_t kept, uint16_t fresh, std::string& text) -> Task<void> {
+    ClientRequest request = get(fmt::format("http://127.0.0.1:{}/hello", kept));
+    auto response = co_await c.send(std::move(request));
+    co_await response->read_all();
+    response.reset();
+    const NoDescriptors none;  // but those of the kept connection
+    ClientRequest other = get(fmt::format("http://127.0.0.1:{}/hello", fresh));
+    response = co_await c.send(std::move(other));
+    text = co_await response->read_all();
+  };
+  run_blocking(task(*client, first->port(), second->port(), body));
+  EXPECT_EQ(body, "hello");
+}
+
+TEST(Descriptors, KeptConnectionsAreBoundedOverAllHosts) {
+  ClientOptions options;
+  options.max_idle_total = 1;
+  const auto client = Client::create(options);
+  const auto first = make_server(), second = make_server();
+  first->start();
+  second->start();
+  const auto peer_of = [&](const Server& server) {
+    return call(*client, get(fmt::format("http://127.0.0.1:{}/hello", server.port()))).peer;
+  };
+  const std::string one = peer_of(*first), other = peer_of(*second);
+  EXPECT_EQ(peer_of(*second), other) << "the last one used is kept";
+  EXPECT_NE(peer_of(*first), one) << "the one before had to go";
 }
 
 // ------------------------------------------------------------------------------------------------ a good server

@@ -480,6 +480,21 @@ TEST_F(ServerTest, AtTheCapTheLongestIdleMakesRoom) {
   EXPECT_EQ(idle[3]->answer().body, "hello");
 }
 
+TEST_F(ServerTest, AtTheCapAFreshConnectionIsNotEvictedBeforeItsRequest) {
+  ServerOptions options;
+  options.max_connections = 2;
+  start(options);
+  std::vector<std::unique_ptr<RawClient>> clients;
+  for (int i = 0; i < 20; ++i) {
+    clients.push_back(std::make_unique<RawClient>(server->port()));
+    clients.back()->send("GET /hello HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+  }
+  for (auto& client : clients) {
+    EXPECT_EQ(client->answer().body, "hello");
+    client.reset();
+  }
+}
+
 TEST_F(ServerTest, WithoutDescriptorsAnIdleConnectionMakesRoom) {
   start();
   RawClient idle(server->port());
