@@ -31,9 +31,12 @@ struct ParallelOptions {
 struct ApiOptions {
   std::string served_model_name;  // resolved: the checkpoint folder's name when not given
   std::string host = "127.0.0.1";
-  int port = -1;                          // 0: the system picks one; the ready line tells which. Resolved by command
-  int ops_port = -1;                      // operations and admin; -1: off, 0: the system picks one. Always on loopback
-  std::vector<std::string> api_keys;      // any of them is accepted; empty: no authentication. Never log or print them
+  int port = -1;  // 0: the system picks one; the ready line tells which. Resolved by command
+  std::string ops_host = "127.0.0.1";
+  int ops_port = -1;                  // operations and admin; -1: off, 0: the system picks one
+  std::vector<std::string> api_keys;  // any of them is accepted; empty: no authentication. Never log or print them
+  bool metrics_without_key = false;
+  bool debug_header = true;               // resolved: on loopback when not given
   std::string ssl_certfile, ssl_keyfile;  // both or none
   std::chrono::seconds shutdown_timeout{30};
   std::chrono::seconds stall_timeout{30};

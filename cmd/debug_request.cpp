@@ -223,8 +223,8 @@ void show_end(Screen& screen, const DebugOutcome& outcome) {
                              outcome.usage->cached_tokens, outcome.usage->completion_tokens));
   if (!outcome.answer_id.empty()) screen.print(fmt::format("  {:<14} {}\n", "answer id", printable(outcome.answer_id)));
   if (outcome.timeline_json.empty())
-    screen.print(
-        fmt::format("  {:<14} the server gave none (it answers the header x-moectl-debug with one)\n", "timeline"));
+    screen.print(fmt::format(
+        "  {:<14} the server gave none (one that listens beyond loopback needs --allow-debug-header)\n", "timeline"));
 }
 
 }  // namespace

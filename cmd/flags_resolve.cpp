@@ -5,6 +5,7 @@
 
 #include "cmd/flags.h"
 #include "core/model/shapes.h"
+#include "core/service/service.h"
 
 namespace moectl {
 namespace {
@@ -114,6 +115,7 @@ int default_port(std::string_view command) {
 
 void resolve_api(Options& options, const Command& command, const Given& given) {
   if (options.api.port < 0) options.api.port = default_port(command.name);
+  if (!given.contains("allow-debug-header")) options.api.debug_header = is_loopback(options.api.host);
   if (options.api.ssl_certfile.empty() != options.api.ssl_keyfile.empty()) {
     const bool has_cert = !options.api.ssl_certfile.empty();
     throw Error(Code::kBadConfig,

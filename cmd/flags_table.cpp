@@ -306,13 +306,40 @@ std::vector<Flag> server_flags() {
        .group = kServer,
        .commands = kServers,
        .target = MEMBER(int, api.ops_port),
-       .help = "Second port for health, metrics and admin, on loopback",
-       .doc =
-           "Health and metrics are on the API port too; /server_info, /drain and /flush_cache are on this port only. "
-           "0 lets the system pick one.",
+       .help = "Second port for health, metrics and admin",
+       .doc = "Health and metrics are on the API port too; /server_info, /workers, /drain, /undrain and /flush_cache "
+              "are on "
+              "this port only. Calls that change something need `Authorization: Bearer` with an API key or the cluster "
+              "secret; a server that has neither takes them from its own machine. 0 lets the system pick one.",
        .min = 0,
        .max = 65535,
        .shown_default = "off"},
+      {.name = "ops-host",
+       .metavar = "ADDRESS",
+       .group = kServer,
+       .commands = kServers,
+       .target = MEMBER(std::string, api.ops_host),
+       .help = "Address of the operations port",
+       .doc = "What can be read there needs no key: choose an address of a network that you trust."},
+      {.name = "metrics-without-key",
+       .group = kServer,
+       .commands = kServers,
+       .target = MEMBER(bool, api.metrics_without_key),
+       .help = "Show /metrics on the API port without an API key",
+       .doc =
+           "With --api-key every path of the API port needs a key but /health, /liveness and /readiness, and with this "
+           "flag /metrics."},
+      {.name = "allow-debug-header",
+       .group = kServer,
+       .commands = kServers,
+       .target = MEMBER(bool, api.debug_header),
+       .help = "Obey x-moectl-debug, which shows workers' addresses",
+       .doc =
+           "The answer to a request with that header tells which workers it went to and where its time went; `moectl "
+           "debug-request` sends it. By default it is obeyed when --host is a loopback address. A worker always obeys "
+           "its router.",
+       .shown_default = "on loopback",
+       .negatable = true},
       {.name = "api-key",
        .metavar = "KEY",
        .group = kServer,
@@ -344,7 +371,8 @@ std::vector<Flag> server_flags() {
        .commands = kServers,
        .target = MEMBER(std::chrono::seconds, api.shutdown_timeout),
        .help = "Time that running answers get after SIGTERM",
-       .doc = "A second signal ends the server at once.",
+       .doc = "SIGINT counts as SIGTERM, and so does SIGHUP, unless the server was started with nohup. A second signal "
+              "ends the server at once. A server that hangs is ended 10 s after this time, with exit status 1.",
        .min = 0,
        .max = 86400},
       {.name = "stall-timeout",

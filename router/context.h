@@ -19,9 +19,12 @@ namespace moectl::router {
 struct RouterOptions {
   std::string version;
   std::string host = "127.0.0.1";
-  int port = 8080;                    // 0: the system picks one
-  int ops_port = -1;                  // operations and admin, always on loopback; -1: none
+  int port = 8080;  // 0: the system picks one
+  std::string ops_host = "127.0.0.1";
+  int ops_port = -1;                  // operations and admin; -1: none
   std::vector<std::string> api_keys;  // any is accepted; the first goes with the router's own probes. Never logged
+  bool metrics_without_key = false;   // on the data port
+  bool debug_header = true;           // x-moectl-debug counts
   std::string ssl_certfile, ssl_keyfile;
   std::vector<std::string> prefill_urls, decode_urls;
   std::string workers_file;  // instead of the two lists; read again when it changes
@@ -46,7 +49,9 @@ struct RouterContext {
   std::function<void(int)> probe_now;  // asks a worker for its load before its turn; set before the servers start
   std::string url;                     // of the data port
   std::atomic<int> in_flight{0};
+  Administration administration;  // written before the servers start
   std::atomic<bool> draining{false};
+  std::atomic<bool> shutting_down{false};  // draining will not end
   std::atomic<TimePoint::rep> last_probe_round{0};
 };
 

@@ -15,7 +15,8 @@ double seconds_between(TimePoint from, TimePoint to) {
 
 Flight::Flight(RouterContext& c, const http::Request& r, std::string p)
     : context(c), request(r), path(std::move(p)), traceparent(next_traceparent(r.header("traceparent"))) {
-  debug = !request.header(api::kDebugHeader).empty() && request.header(api::kDebugHeader) != "0";
+  debug = context.options.debug_header && !request.header(api::kDebugHeader).empty() &&
+          request.header(api::kDebugHeader) != "0";
   ++context.in_flight;
 }
 

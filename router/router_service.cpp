@@ -26,14 +26,18 @@ RouterService::RouterService(RouterOptions options) : context_(checked(std::move
   data.host = o.host;
   data.port = uint16_t(o.port);
   data.name = "router";
+  data.descriptors_per_connection = 2;  // the client's and a worker's
   data.ssl_certfile = o.ssl_certfile;
   data.ssl_keyfile = o.ssl_keyfile;
-  data_server_ = make_server(std::move(data), data_routes(context_), &o.api_keys);
+  data_server_ = make_server(std::move(data), data_routes(context_), &o.api_keys, o.metrics_without_key);
   if (o.ops_port >= 0) {
     http::ServerOptions ops;
+    ops.host = o.ops_host;
     ops.port = uint16_t(o.ops_port);
     ops.name = "ops";
+    ops.is_ops = true;
     ops_server_ = make_server(std::move(ops), ops_routes(context_));
+    context_.administration = {o.api_keys, o.cluster_secret, origins_of(o.ops_host, ops_server_->port())};
   }
   context_.url = service_url(!o.ssl_certfile.empty(), o.host, data_server_->port());
   context_.probe_now = [this](int id) { prober_.probe_now(id); };
@@ -48,11 +52,16 @@ RouterService::~RouterService() {
 
 std::optional<std::string> RouterService::ops_url() const {
   if (!ops_server_) return std::nullopt;
-  return service_url(false, "127.0.0.1", ops_server_->port());
+  return service_url(false, context_.options.ops_host, ops_server_->port());
 }
 
 std::string RouterService::not_ready_reason() const {
   return router::not_ready_reason(context_);
+}
+
+void RouterService::drain() {
+  context_.shutting_down = true;
+  context_.draining = true;
 }
 
 void RouterService::stop(std::chrono::milliseconds grace) {

@@ -23,7 +23,7 @@ class RouterService {
   std::optional<std::string> ops_url() const;
   // Empty: ready.
   std::string not_ready_reason() const;
-  void drain() { context_.draining = true; }
+  void drain();
   int num_in_flight() const { return context_.in_flight; }
   void stop(std::chrono::milliseconds grace);
 

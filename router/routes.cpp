@@ -100,6 +100,16 @@ http::Response drain(RouterContext& context) {
   return json_response(api::to_text({{"status", "draining"}, {"in_flight", context.in_flight.load()}}));
 }
 
+http::Response undrain(RouterContext& context) {
+  if (!context.shutting_down) context.draining = false;
+  // A shutdown that began meanwhile found the router draining already.
+  if (context.shutting_down) {
+    context.draining = true;
+    return error_response(api::from_status(409, "The router is shutting down and takes no new requests"));
+  }
+  return json_response(R"({"status":"ready"})");
+}
+
 // ------------------------------------------------------------------------------------------------ routes
 
 void add_operations(RouterContext& context, std::vector<Route>& routes) {
@@ -143,7 +153,8 @@ std::vector<Route> ops_routes(RouterContext& context) {
   std::vector<Route> routes;
   add_operations(context, routes);
   routes.push_back({"GET", "/workers", immediate(workers, context)});
-  routes.push_back({"POST", "/drain", immediate(drain, context)});
+  routes.push_back({"POST", "/drain", for_administrators(context.administration, immediate(drain, context))});
+  routes.push_back({"POST", "/undrain", for_administrators(context.administration, immediate(undrain, context))});
   return routes;
 }
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cctype>
+#include <optional>
 #include <utility>
 
 #include "core/api/loggable.h"
@@ -47,12 +48,28 @@ http::Response respond_to_error(const http::Request& request, int status, std::s
 }
 
 // All keys are compared, whatever the outcome, so that the time tells nothing.
-std::optional<http::Response> check_key(const std::vector<std::string>& keys, const http::Request& request) {
-  const std::string_view given = api::api_key_of(request.header("authorization"));
+bool is_one_of(const std::vector<std::string>& keys, std::string_view given) {
   bool known = false;
   for (const std::string& key : keys) known |= api::equal_constant_time(key, given);
-  if (known) return std::nullopt;
-  return error_response(api::invalid_api_key());
+  return known;
+}
+
+// The path behind /api/predict/<service>; "/" when nothing is there. nullopt: no such prefix.
+std::optional<std::string_view> behind_eas_prefix(std::string_view path) {
+  if (!path.starts_with(kEasPrefix)) return std::nullopt;
+  path.remove_prefix(kEasPrefix.size());
+  const size_t slash = path.find('/');
+  return slash == std::string_view::npos ? std::string_view("/") : path.substr(slash);
+}
+
+bool needs_key(std::string_view whole_path, bool metrics_without_key) {
+  const std::string_view path = behind_eas_prefix(whole_path).value_or(whole_path);
+  if (path == "/metrics") return !metrics_without_key;
+  return path != "/health" && path != "/liveness" && path != "/readiness";
+}
+
+std::string_view host_of_peer(std::string_view peer) {
+  return peer.substr(0, peer.rfind(':'));
 }
 
 bool matches(const Route& route, std::string_view path) {
@@ -62,9 +79,7 @@ bool matches(const Route& route, std::string_view path) {
 
 Task<void> serve_under_prefix(const std::vector<Route>& routes, http::Exchange& exchange) {
   const http::Request& request = exchange.request();
-  const std::string_view rest = std::string_view(request.path).substr(kEasPrefix.size());
-  const size_t slash = rest.find('/');
-  const std::string_view path = slash == std::string_view::npos ? std::string_view("/") : rest.substr(slash);
+  const std::string_view path = behind_eas_prefix(request.path).value_or("/");
   const std::string_view method = request.method == "HEAD" ? "GET" : std::string_view(request.method);
   std::string allowed;
   for (const Route& route : routes) {
@@ -113,14 +128,68 @@ http::Response json_response(std::string body) {
 }
 
 std::unique_ptr<http::Server> make_server(http::ServerOptions options, std::vector<Route> routes,
-                                          const std::vector<std::string>* api_keys) {
+                                          const std::vector<std::string>* api_keys, bool metrics_without_key) {
   options.max_body_bytes = kMaxBodyBytes;
   options.max_total_body_bytes = kMaxTotalBodyBytes;
   auto server = http::Server::create(std::move(options), respond_to_error);
   for (Route& route : routes) server->route(route.method, route.path, std::move(route.handler));
   if (api_keys && !api_keys->empty())
-    server->set_gate([api_keys](const http::Request& request) { return check_key(*api_keys, request); });
+    server->set_gate([api_keys, metrics_without_key](const http::Request& request) -> std::optional<http::Response> {
+      if (!needs_key(request.path, metrics_without_key)) return std::nullopt;
+      if (is_one_of(*api_keys, api::api_key_of(request.header("authorization")))) return std::nullopt;
+      return error_response(api::invalid_api_key());
+    });
   return server;
+}
+
+std::optional<api::ApiError> refuse_administration(const Administration& administration, const http::Request& request) {
+  // A browser sends this header with every request of a page that could change something here.
+  for (const auto& [name, value] : request.headers)
+    if (name == "origin" && std::find(administration.own_origins.begin(), administration.own_origins.end(), value) ==
+                                administration.own_origins.end())
+      return api::from_status(403, "Pages from elsewhere may not change the state of this server (header `Origin`)");
+  if (administration.api_keys.empty() && administration.cluster_secret.empty()) {
+    if (is_loopback(host_of_peer(request.peer))) return std::nullopt;
+    return api::from_status(403,
+                            "Only this machine may change the state of this server: it has neither an API key nor a "
+                            "cluster secret (--api-key, --cluster-secret-file) to know others by");
+  }
+  const std::string_view given = api::api_key_of(request.header("authorization"));
+  const bool knows_key = is_one_of(administration.api_keys, given);
+  const bool knows_secret =
+      !administration.cluster_secret.empty() && api::equal_constant_time(administration.cluster_secret, given);
+  if (knows_key || knows_secret) return std::nullopt;
+  api::ApiError error = api::invalid_api_key();
+  error.message =
+      "Changing the state of this server needs an API key or the cluster secret: send the header "
+      "`Authorization: Bearer KEY`";
+  return error;
+}
+
+http::Handler for_administrators(const Administration& administration, http::Handler handler) {
+  return [&administration, handler = std::move(handler)](http::Exchange& exchange) -> Task<void> {
+    if (const auto error = refuse_administration(administration, exchange.request())) {
+      http::Response response = error_response(*error);
+      co_await exchange.respond(std::move(response));
+      co_return;
+    }
+    co_await handler(exchange);
+  };
+}
+
+std::vector<std::string> origins_of(const std::string& host, uint16_t port) {
+  std::vector<std::string> origins;
+  for (const std::string& name :
+       {url_host(host), std::string("localhost"), std::string("127.0.0.1"), std::string("[::1]")})
+    origins.push_back(fmt::format("http://{}:{}", name, port));
+  return origins;
+}
+
+bool is_loopback(std::string_view host) {
+  if (host.starts_with('[') && host.ends_with(']')) host = host.substr(1, host.size() - 2);
+  if (host.starts_with("::ffff:")) host.remove_prefix(7);
+  const bool is_ipv4 = host.find_first_not_of("0123456789.") == std::string_view::npos;
+  return host == "localhost" || host == "::1" || (is_ipv4 && host.starts_with("127."));
 }
 
 void add_eas_prefix(std::vector<Route>& routes) {

@@ -1,8 +1,9 @@
-// What the HTTP services of all roles have in common: answers with OpenAI error objects, the check of API keys, limits
+// What the HTTP services of all roles have in common: answers with OpenAI error objects, who may ask for what, limits
 // on bodies, paths under the PAI EAS prefix. It knows neither engine nor router. Any thread, but make_server.
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -25,10 +26,31 @@ api::ApiError unsupported_type();  // 415
 http::Response json_response(std::string body);
 
 // A server of these routes that answers every failure with an error object and bounds bodies. With `api_keys`, every
-// path, known or not, needs one of them; they must outlive the server. Binds at once and throws what
+// path, known or not, needs one of them, but /health, /liveness and /readiness, because probes know no key, and
+// /metrics with `metrics_without_key`; the keys must outlive the server. Binds at once and throws what
 // http::Server::create throws.
 std::unique_ptr<http::Server> make_server(http::ServerOptions options, std::vector<Route> routes,
-                                          const std::vector<std::string>* api_keys = nullptr);
+                                          const std::vector<std::string>* api_keys = nullptr,
+                                          bool metrics_without_key = false);
+
+// Who may change the state of a server: drain, undrain, flush_cache.
+struct Administration {
+  std::vector<std::string> api_keys;
+  std::string cluster_secret;
+  // Where a browser would have loaded a page of this server from: "http://127.0.0.1:9080". Set before it serves.
+  std::vector<std::string> own_origins;
+};
+
+// Why this request may not; nullopt: it may. It must carry an API key or the cluster secret as `Authorization: Bearer`.
+// Where the server has neither, it must come from this machine. A page that a browser loaded from elsewhere may not.
+std::optional<api::ApiError> refuse_administration(const Administration& administration, const http::Request& request);
+// A handler that runs only when the request may.
+http::Handler for_administrators(const Administration& administration, http::Handler handler);
+// The origins of a server that listens on this address.
+std::vector<std::string> origins_of(const std::string& host, uint16_t port);
+
+// Whether only this machine can reach a server that listens on this address.
+bool is_loopback(std::string_view host);
 
 // PAI EAS puts /api/predict/<service> before every path; what follows is served as if it stood alone. Adds that to the
 // routes there are. Their handlers see the whole path.

@@ -351,7 +351,11 @@ using MakeJob = Job (*)(const Instance&, std::string_view);
 
 Task<void> generate(Instance& instance, MakeJob make_job, http::Exchange& exchange, RequestRecord& record) {
   const http::Request& request = exchange.request();
-  auto check = [&instance, &request] { return read_context(request, instance.options.cluster_secret, read_clocks()); };
+  auto check = [&instance, &request] {
+    RequestContext context = read_context(request, instance.options.cluster_secret, read_clocks());
+    context.debug &= context.from_router || instance.options.debug_header;
+    return context;
+  };
   RequestContext context = co_await run_on(instance.pool, std::move(check));
   record.on_context(context);
   if (context.deadline_passed(Clock::now())) throw Error(Code::kUnavailable, kDeadlinePassed);

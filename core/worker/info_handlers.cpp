@@ -190,6 +190,12 @@ http::Response drain(Instance& instance, const http::Request&) {
   return json_response(api::to_text({{"status", "draining"}, {"in_flight", instance.num_in_flight()}}));
 }
 
+http::Response undrain(Instance& instance, const http::Request&) {
+  if (!stop_draining(instance))
+    return error_response(api::from_status(409, "The server is shutting down and takes no new requests"));
+  return json_response(api::to_text({{"status", name_of(health_of(instance).state)}}));
+}
+
 http::Response flush_cache(Instance& instance, const http::Request&) {
   instance.engine->flush_prefix_cache();
   malloc_trim(0);
@@ -197,6 +203,12 @@ http::Response flush_cache(Instance& instance, const http::Request&) {
 }
 
 // ------------------------------------------------------------------------------------------------ routes
+
+// Changes the state of the instance.
+Route administration(const char* path, http::Response (*answer)(Instance&, const http::Request&), Instance& instance) {
+  return {"POST", path,
+          for_administrators(instance.administration, when_ready(instance, false, immediate(answer, instance)))};
+}
 
 void add_operations(Instance& instance, std::vector<Route>& routes) {
   routes.push_back({"GET", "/health", immediate(health, instance)});
@@ -231,8 +243,9 @@ std::vector<Route> ops_routes(Instance& instance) {
   std::vector<Route> routes;
   add_operations(instance, routes);
   routes.push_back({"GET", "/server_info", when_ready(instance, false, immediate(server_info, instance))});
-  routes.push_back({"POST", "/drain", when_ready(instance, false, immediate(drain, instance))});
-  routes.push_back({"POST", "/flush_cache", when_ready(instance, false, immediate(flush_cache, instance))});
+  routes.push_back(administration("/drain", drain, instance));
+  routes.push_back(administration("/undrain", undrain, instance));
+  routes.push_back(administration("/flush_cache", flush_cache, instance));
   return routes;
 }
 

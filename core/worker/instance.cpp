@@ -34,6 +34,19 @@ void start_draining(Instance& instance) {
   log::info("draining: no new requests, {} in flight", instance.num_in_flight());
 }
 
+bool stop_draining(Instance& instance) {
+  if (instance.shutting_down) return false;
+  InstancePhase expected = InstancePhase::kDraining;
+  if (!instance.phase.compare_exchange_strong(expected, InstancePhase::kReady)) return true;
+  // A shutdown that began meanwhile found the instance draining already.
+  if (instance.shutting_down) {
+    start_draining(instance);
+    return false;
+  }
+  log::info("draining ended: requests are taken again");
+  return true;
+}
+
 const char* name_of(Role role) {
   return role == Role::kPrefill ? "prefill" : "decode";
 }

@@ -31,9 +31,12 @@ struct ServiceOptions {
   std::string served_model_name;
   std::string version;
   std::string host = "127.0.0.1";
-  int port = 8000;                    // 0: the system picks one
-  int ops_port = -1;                  // -1: none. Always on loopback
+  int port = 8000;  // 0: the system picks one
+  std::string ops_host = "127.0.0.1";
+  int ops_port = -1;                  // -1: none
   std::vector<std::string> api_keys;  // empty: no authentication on the data port
+  bool metrics_without_key = false;   // on the data port
+  bool debug_header = true;           // x-moectl-debug counts from any client; the router's always does
   std::string ssl_certfile, ssl_keyfile;
   std::string reasoning_parser = "auto", tool_call_parser = "auto";
   bool skip_tokenizer_init = false;
@@ -52,8 +55,10 @@ struct Instance {
   ServiceOptions options;
   std::string url;                              // of the data port; set before it serves
   const std::string id = random_instance_id();  // of this process, for GET /load
+  Administration administration;                // written before it serves
   std::atomic<InstancePhase> phase{InstancePhase::kLoading};
-  std::atomic<int> in_flight{0};  // generation requests
+  std::atomic<bool> shutting_down{false};  // draining will not end
+  std::atomic<int> in_flight{0};           // generation requests
   const int64_t started =
       std::chrono::duration_cast<std::chrono::seconds>(std::chrono::system_clock::now().time_since_epoch()).count();
   ServiceMetrics metrics;
@@ -74,6 +79,8 @@ struct Instance {
 
 // Takes no new requests from now on; running ones go on. Nothing happens unless the instance is ready.
 void start_draining(Instance& instance);
+// Takes requests again, unless the process is about to end (false).
+bool stop_draining(Instance& instance);
 
 // A handler that runs only when the model is loaded and, for work (`generates`), when the instance is not draining;
 // bodies must be JSON. It answers 503 or 415 itself.

@@ -30,10 +30,12 @@ WorkerService::WorkerService(ServiceOptions options) {
   http::ServerOptions data{.host = o.host, .port = uint16_t(o.port), .name = "api"};
   data.ssl_certfile = o.ssl_certfile;
   data.ssl_keyfile = o.ssl_keyfile;
-  data_server_ = make_server(std::move(data), data_routes(instance_), &o.api_keys);
-  if (o.ops_port >= 0)
-    ops_server_ =
-        make_server({.host = "127.0.0.1", .port = uint16_t(o.ops_port), .name = "ops"}, ops_routes(instance_));
+  data_server_ = make_server(std::move(data), data_routes(instance_), &o.api_keys, o.metrics_without_key);
+  if (o.ops_port >= 0) {
+    http::ServerOptions ops{.host = o.ops_host, .port = uint16_t(o.ops_port), .name = "ops", .is_ops = true};
+    ops_server_ = make_server(std::move(ops), ops_routes(instance_));
+    instance_.administration = {o.api_keys, o.cluster_secret, origins_of(o.ops_host, ops_server_->port())};
+  }
   instance_.url = service_url(!o.ssl_certfile.empty(), o.host, data_server_->port());
   data_server_->start();
   if (ops_server_) ops_server_->start();
@@ -70,7 +72,7 @@ std::string WorkerService::url() const {
 
 std::optional<std::string> WorkerService::ops_url() const {
   if (!ops_server_) return std::nullopt;
-  return service_url(false, "127.0.0.1", ops_server_->port());
+  return service_url(false, instance_.options.ops_host, ops_server_->port());
 }
 
 std::optional<std::string> WorkerService::kv_endpoint() const {
@@ -83,6 +85,7 @@ const ModelInfo& WorkerService::model_info() const {
 }
 
 void WorkerService::drain() {
+  instance_.shutting_down = true;
   start_draining(instance_);
 }
 

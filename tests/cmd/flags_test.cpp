@@ -305,6 +305,14 @@ TEST(Resolve, WhatThisBuildCannotServe) {
   EXPECT_EQ(serve_failure({"--port", "9", "--ops-port", "9"}).code, Code::kBadConfig);
 }
 
+TEST(Resolve, TheDebugHeaderIsObeyedOnLoopbackOnly) {
+  EXPECT_TRUE(serve({}).api.debug_header);
+  EXPECT_TRUE(serve({"--host", "::1"}).api.debug_header);
+  EXPECT_FALSE(serve({"--host", "0.0.0.0"}).api.debug_header);
+  EXPECT_TRUE(serve({"--host", "0.0.0.0", "--allow-debug-header"}).api.debug_header);
+  EXPECT_FALSE(serve({"--no-allow-debug-header"}).api.debug_header);
+}
+
 TEST(Resolve, ModelFolder) {
   const Failure missing = failure({"inspect", "no/such/model"});
   EXPECT_EQ(missing.code, Code::kNotFound);

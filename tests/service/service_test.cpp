@@ -3,6 +3,8 @@
 
 #include <gtest/gtest.h>
 
+#include <map>
+
 #include "tests/http/test_client.h"
 
 namespace moectl {
@@ -17,16 +19,19 @@ http::Handler says(std::string text) {
 
 class ServiceTest : public testing::Test {
  protected:
-  void start(const std::vector<std::string>* keys = nullptr) {
+  void start(const std::vector<std::string>* keys = nullptr, bool metrics_without_key = false) {
     std::vector<Route> routes = {{"GET", "/one", says("one")},
                                  {"POST", "/one", says("posted")},
                                  {"GET", "/all/*", says("all")},
+                                 {"GET", "/health", says("health")},
+                                 {"GET", "/metrics", says("metrics")},
+                                 {"POST", "/change", for_administrators(administration, says("changed"))},
                                  {"POST", "/throws", [](http::Exchange&) -> Task<void> {
                                     throw std::runtime_error("a path on this machine");
                                     co_return;
                                   }}};
     add_eas_prefix(routes);
-    server = make_server({}, std::move(routes), keys);
+    server = make_server({}, std::move(routes), keys, metrics_without_key);
     server->start();
   }
   void TearDown() override {
@@ -37,6 +42,8 @@ class ServiceTest : public testing::Test {
     client.send(line + " HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n" + headers + "\r\n");
     return client.answer();
   }
+  int change(const std::string& headers = "") { return ask("POST /change", headers).status; }
+  Administration administration;
   std::unique_ptr<http::Server> server;
 };
 
@@ -91,6 +98,76 @@ TEST_F(ServiceTest, EveryPathNeedsAKey) {
     }
   for (const char* header : {"Authorization: Bearer first-key\r\n", "authorization: second-key\r\n"})
     EXPECT_EQ(ask("GET /one", header).status, 200) << header;
+}
+
+TEST_F(ServiceTest, ProbesNeedNoKey) {
+  const std::vector<std::string> keys = {"key"};
+  start(&keys);
+  for (const char* path : {"GET /health", "GET /api/predict/my-service/health"})
+    EXPECT_EQ(ask(path).status, 200) << path;
+  for (const char* path : {"GET /metrics", "GET /api/predict/my-service/metrics", "GET /health/", "GET /healthy",
+                           "GET /one/health", "GET /api/predict/health", "GET /api/predict/x/y/health"})
+    EXPECT_EQ(ask(path).status, 401) << path;
+}
+
+TEST_F(ServiceTest, MetricsNeedNoKeyByFlag) {
+  const std::vector<std::string> keys = {"key"};
+  start(&keys, true);
+  for (const char* path : {"GET /metrics", "GET /api/predict/my-service/metrics", "GET /health"})
+    EXPECT_EQ(ask(path).status, 200) << path;
+  EXPECT_EQ(ask("GET /one").status, 401);
+}
+
+TEST_F(ServiceTest, AdministratorsKnowAKeyOrTheSecret) {
+  administration = {{"key", "other-key"}, "secret", {}};
+  start();
+  for (const char* header :
+       {"", "Authorization: Bearer \r\n", "Authorization: Bearer ke\r\n", "Authorization: Bearer keys\r\n"})
+    EXPECT_EQ(change(header), 401) << header;
+  for (const char* known : {"key", "other-key", "secret"})
+    EXPECT_EQ(change(std::string("Authorization: Bearer ") + known + "\r\n"), 200) << known;
+  administration.api_keys.clear();
+  EXPECT_EQ(change(), 401) << "a secret alone is enough to ask for it";
+  EXPECT_EQ(change("Authorization: Bearer key\r\n"), 401);
+  administration = {{"key"}, "", {}};
+  EXPECT_EQ(change("Authorization: Bearer \r\n"), 401) << "no secret is not an empty one";
+}
+
+TEST_F(ServiceTest, WithoutKeyAndSecretOnlyThisMachineAdministrates) {
+  start();
+  EXPECT_EQ(change(), 200);
+  http::Request request;
+  for (const auto& [peer, may] : std::map<std::string, bool>{{"127.0.0.1:5", true},
+                                                             {"127.8.0.1:5", true},
+                                                             {"[::1]:5", true},
+                                                             {"[::ffff:127.0.0.1]:5", true},
+                                                             {"10.0.0.1:5", false},
+                                                             {"[fe80::1]:5", false},
+                                                             {"", false}}) {
+    request.peer = peer;
+    EXPECT_EQ(!refuse_administration(administration, request), may) << peer;
+  }
+}
+
+TEST_F(ServiceTest, PagesFromElsewhereChangeNothing) {
+  administration = {{}, "secret", origins_of("0.0.0.0", 9080)};
+  start();
+  const std::string credential = "Authorization: Bearer secret\r\n";
+  EXPECT_EQ(change(credential + "Origin: http://127.0.0.1:9080\r\n"), 200);
+  EXPECT_EQ(change(credential + "Origin: http://localhost:9080\r\n"), 200);
+  for (const char* origin : {"http://evil.example", "http://127.0.0.1:9081", "https://127.0.0.1:9080", "null", "",
+                             "http://127.0.0.1:9080.evil.example"})
+    EXPECT_EQ(change(credential + "Origin: " + origin + "\r\n"), 403) << origin;
+  EXPECT_EQ(change("Origin: http://evil.example\r\n"), 403);
+  administration = {{}, "", origins_of("127.0.0.1", 9080)};
+  EXPECT_EQ(change("Origin: http://evil.example\r\n"), 403) << "this machine's browser is not its administrator";
+}
+
+TEST(Service, LoopbackAddresses) {
+  for (const char* host : {"127.0.0.1", "127.1.2.3", "localhost", "::1", "[::1]"})
+    EXPECT_TRUE(is_loopback(host)) << host;
+  for (const char* host : {"0.0.0.0", "::", "10.0.0.1", "127.0.0.1.example", "example", ""})
+    EXPECT_FALSE(is_loopback(host)) << host;
 }
 
 }  // namespace
