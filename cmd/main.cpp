@@ -50,16 +50,17 @@ int main(int argc, char** argv) {
   try {
     code = run({argv + (argc > 0 ? 1 : 0), argv + argc});
   } catch (const moectl::Error& error) {
-    std::fprintf(stderr, "moectl: error: %s\n", error.what());
+    moectl::log::print(fmt::format("moectl: error: {}\n", error.what()));
     code = exit_code(error.code());
   } catch (const std::bad_alloc&) {
-    std::fputs("moectl: error: out of memory\n", stderr);
+    moectl::log::print("moectl: error: out of memory\n");
   } catch (const std::exception& error) {
-    std::fprintf(stderr, "moectl: error: unexpected failure: %s\n", error.what());
+    moectl::log::print(fmt::format("moectl: error: unexpected failure: {}\n", error.what()));
   }
   if (std::fflush(stdout) != 0 && code == 0) {
-    std::fputs("moectl: error: cannot write to standard output\n", stderr);
+    moectl::log::print("moectl: error: cannot write to standard output\n");
     code = 1;
   }
+  moectl::log::flush();
   return code;
 }

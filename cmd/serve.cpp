@@ -1,15 +1,13 @@
 // serve-decode and serve-prefill, one code: binds, loads, serves, and goes down in order. The main thread waits for
 // signals and watches the engine; loading runs beside it so that Ctrl-C works at any time.
 #include <chrono>
-#include <cstdio>
 #include <future>
-#include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
 
 #include "cmd/command.h"
 #include "cmd/progress.h"
-#include "cmd/signals.h"
+#include "cmd/shutdown.h"
 #include "core/base/error.h"
 #include "core/base/log.h"
 #include "core/base/secret_file.h"
@@ -32,8 +30,11 @@ ServiceOptions service_options(const ServeOptions& given, Role role) {
   options.version = MOECTL_VERSION;
   options.host = api.host;
   options.port = api.port;
+  options.ops_host = api.ops_host;
   options.ops_port = api.ops_port;
   options.api_keys = api.api_keys;
+  options.metrics_without_key = api.metrics_without_key;
+  options.debug_header = api.debug_header;
   options.ssl_certfile = api.ssl_certfile;
   options.ssl_keyfile = api.ssl_keyfile;
   options.reasoning_parser = api.reasoning_parser;
@@ -43,28 +44,20 @@ ServiceOptions service_options(const ServeOptions& given, Role role) {
   return options;
 }
 
-// The one line on stdout, for programs that started us: it says where, with --port 0 above all.
-void print_ready_line(const WorkerService& service) {
-  nlohmann::ordered_json line = {{"ready", true}, {"url", service.url()}, {"ops", nullptr}, {"kv", nullptr}};
-  if (const auto ops = service.ops_url()) line["ops"] = *ops;
-  if (const auto kv = service.kv_endpoint()) line["kv"] = *kv;
-  std::printf("%s\n", line.dump().c_str());
-  std::fflush(stdout);
-}
-
 const std::string& source_of(const EngineConfig& config) {
   return config.shape.empty() ? config.model_dir : config.shape;
 }
 
 // Loads the model; ends the process when a signal comes meanwhile. Throws what loading throws.
-void load(WorkerService& service, EngineConfig config, const Signals& signals) {
+void load(WorkerService& service, EngineConfig config, Shutdown& shutdown) {
   ProgressBar progress("Loading " + source_of(config));
   config.progress = progress.callback();
   auto loading = std::async(std::launch::async, [&service, &config] { service.load(std::move(config)); });
   while (loading.wait_for(milliseconds(0)) != std::future_status::ready)
-    if (const auto signal = signals.wait(milliseconds(5))) {
+    if (const auto signal = shutdown.wait(milliseconds(5))) {
       // Reading a checkpoint cannot be interrupted, and nothing of ours needs to be put in order.
       log::info("stopped while loading");
+      log::flush();
       std::_Exit(*signal == SIGINT ? 130 : 0);
     }
   loading.get();
@@ -72,48 +65,37 @@ void load(WorkerService& service, EngineConfig config, const Signals& signals) {
 }
 
 // Until a signal comes (returned) or the engine fails (thrown, when the open requests have been told).
-int wait_for_end(WorkerService& service, const Signals& signals) {
+int wait_for_end(WorkerService& service, Shutdown& shutdown) {
   for (;;) {
-    if (const auto signal = signals.wait(milliseconds(250))) return *signal;
+    if (const auto signal = shutdown.wait(milliseconds(250))) return *signal;
     const auto failure = service.failure();
     if (!failure) continue;
-    service.stop(milliseconds(5000));  // as long as slow readers need
+    constexpr std::chrono::seconds kSlowReaders{5};
+    shutdown.begin(kSlowReaders);
+    shutdown.set_step("stopping servers and the engine that failed");
+    service.stop(kSlowReaders);
     throw Error(Code::kInternal, "the engine failed, the instance ends: " + *failure);
   }
 }
 
-void shut_down(WorkerService& service, const Signals& signals, std::chrono::seconds timeout) {
-  service.drain();
-  log::info("shutting down: waiting up to {} s for {} requests and transfers; a second signal ends them at once",
-            timeout.count(), service.num_in_flight());
-  const auto deadline = Clock::now() + timeout;
-  while (service.num_in_flight() > 0 && Clock::now() < deadline)
-    if (const auto signal = signals.wait(milliseconds(20))) {
-      log::warn("second signal: {} requests are cut", service.num_in_flight());
-      std::_Exit(*signal == SIGINT ? 130 : 1);
-    }
-  if (const int left = service.num_in_flight(); left > 0)
-    log::warn("{} requests did not finish within {} s and are cut (--shutdown-timeout)", left, timeout.count());
-  service.stop(milliseconds(500));
-}
-
 int serve(const ServeOptions& options, Role role) {
-  const Signals signals;
+  Shutdown shutdown(options.api.shutdown_timeout);
+  start_serving_process();
   WorkerService service(service_options(options, role));
   log::info("listening on {}, loading {}", service.url(), source_of(options.engine));
   if (options.engine.device == "auto")
     if (const std::string why = why_no_gpu(); !why.empty()) log::info("--device auto takes the CPU: {}", why);
   const auto start = Clock::now();
-  load(service, options.engine, signals);
+  load(service, options.engine, shutdown);
   const ModelInfo& info = service.model_info();
   log::info("ready after {} ms: {} ({}, {:.1f} M parameters) on {}, context {}, KV pool {} tokens",
             std::chrono::duration_cast<milliseconds>(Clock::now() - start).count(), options.api.served_model_name,
             info.architecture, double(info.num_params) / 1e6, info.numerics_id, info.max_model_len,
             info.kv_pool_tokens);
   if (const auto kv = service.kv_endpoint()) log::info("decode workers ask for prompts on {}", *kv);
-  print_ready_line(service);
-  const int signal = wait_for_end(service, signals);
-  shut_down(service, signals, options.api.shutdown_timeout);
+  print_ready_line(service.url(), service.ops_url(), service.kv_endpoint());
+  const int signal = wait_for_end(service, shutdown);
+  shut_down(service, shutdown);
   log::info("stopped");
   return exit_status(signal);
 }

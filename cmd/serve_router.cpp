@@ -1,11 +1,9 @@
 // serve-router: binds, watches its workers, serves, and goes down in order. The main thread waits for signals.
 #include <algorithm>
-#include <cstdio>
-#include <nlohmann/json.hpp>
 #include <random>
 
 #include "cmd/command.h"
-#include "cmd/signals.h"
+#include "cmd/shutdown.h"
 #include "cmd/workers_file.h"
 #include "core/base/error.h"
 #include "core/base/log.h"
@@ -38,8 +36,11 @@ router::RouterOptions router_options(const ServeRouterOptions& given) {
   options.version = MOECTL_VERSION;
   options.host = api.host;
   options.port = api.port;
+  options.ops_host = api.ops_host;
   options.ops_port = api.ops_port;
   options.api_keys = api.api_keys;
+  options.metrics_without_key = api.metrics_without_key;
+  options.debug_header = api.debug_header;
   options.ssl_certfile = api.ssl_certfile;
   options.ssl_keyfile = api.ssl_keyfile;
   options.prefill_urls = routing.prefill_urls;
@@ -62,20 +63,11 @@ router::RouterOptions router_options(const ServeRouterOptions& given) {
   return options;
 }
 
-// The one line on stdout, for programs that started us. The router listens then; whether its workers are ready is said
-// by /readiness.
-void print_ready_line(const router::RouterService& service) {
-  nlohmann::ordered_json line = {{"ready", true}, {"url", service.url()}, {"ops", nullptr}, {"kv", nullptr}};
-  if (const auto ops = service.ops_url()) line["ops"] = *ops;
-  std::printf("%s\n", line.dump().c_str());
-  std::fflush(stdout);
-}
-
 // Returns the signal that ended it, and says when a full path is ready and when none is left.
-int wait_for_end(const router::RouterService& service, const Signals& signals) {
+int wait_for_end(const router::RouterService& service, Shutdown& shutdown) {
   bool ready = false;
   for (;;) {
-    if (const auto signal = signals.wait(milliseconds(250))) return *signal;
+    if (const auto signal = shutdown.wait(milliseconds(250))) return *signal;
     const std::string reason = service.not_ready_reason();
     if (reason.empty() == ready) continue;
     ready = !ready;
@@ -84,30 +76,17 @@ int wait_for_end(const router::RouterService& service, const Signals& signals) {
   }
 }
 
-void shut_down(router::RouterService& service, const Signals& signals, std::chrono::seconds timeout) {
-  service.drain();
-  log::info("shutting down: waiting up to {} s for {} requests; a second signal ends them at once", timeout.count(),
-            service.num_in_flight());
-  const auto deadline = std::chrono::steady_clock::now() + timeout;
-  while (service.num_in_flight() > 0 && std::chrono::steady_clock::now() < deadline)
-    if (const auto signal = signals.wait(milliseconds(20))) {
-      log::warn("second signal: {} requests are cut", service.num_in_flight());
-      std::_Exit(*signal == SIGINT ? 130 : 1);
-    }
-  if (const int left = service.num_in_flight(); left > 0)
-    log::warn("{} requests did not finish within {} s and are cut (--shutdown-timeout)", left, timeout.count());
-  service.stop(milliseconds(500));
-}
-
 }  // namespace
 
 int serve_router(const ServeRouterOptions& given) {
-  const Signals signals;
+  Shutdown shutdown(given.api.shutdown_timeout);
+  start_serving_process();
   router::RouterService service(router_options(given));
   log::info("listening on {}", service.url());
-  print_ready_line(service);
-  const int signal = wait_for_end(service, signals);
-  shut_down(service, signals, given.api.shutdown_timeout);
+  // The router listens; whether its workers are ready is said by /readiness.
+  print_ready_line(service.url(), service.ops_url(), std::nullopt);
+  const int signal = wait_for_end(service, shutdown);
+  shut_down(service, shutdown);
   log::info("stopped");
   return exit_status(signal);
 }
