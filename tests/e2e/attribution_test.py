@@ -2,6 +2,7 @@
 processes behind a real router; each rule stands in docs/faults.md."""
 import concurrent.futures
 import json
+import resource
 import signal
 import unittest
 import urllib.parse
@@ -89,9 +90,9 @@ class Attribution(RouterCase):
     def test_the_routers_own_descriptors(self):
         """Point 5: a router out of file descriptors blames no worker, and its operations port answers."""
         worker = self.start(decode_worker())
-        # A hard limit: the router cannot raise it.
+        limits = (256, 256)  # the hard limit, too: the router cannot raise it
         entry = self.start(Server("--cluster-secret-file", SECRETS.name, "--decode", worker.url, command="serve-router",
-                                  wrapper=["prlimit", "--nofile=256:256"]))
+                                  preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, limits)))
         self.sees(entry, decode=1)
         connections = []
         for start in range(180):

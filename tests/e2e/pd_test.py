@@ -213,7 +213,7 @@ class Following(Case):
         self.assertTrue(p["model_hash"] and p["numerics_id"])
         self.assertEqual((p["model_hash"], p["numerics_id"]), (d["model_hash"], d["numerics_id"]))
         self.assertEqual(prefill.metric('moectl_worker_state{role="prefill",state="ready"}'), 1)
-        prefill.post("/drain", b"", {}, base=prefill.ops)
+        prefill.post("/drain", b"", {"Authorization": "Bearer " + SECRET}, base=prefill.ops)
         self.assertEqual(prefill.get("/load").json()["state"], "draining")
         self.assertEqual(prefill.get("/readiness").status, 503)
         reply = ask(decode, completion(prompt(300)), [prefill.kv])

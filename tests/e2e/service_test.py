@@ -133,7 +133,7 @@ class Keys(unittest.TestCase):
     def test_every_route_of_the_data_port_needs_a_key(self):
         with Server("--api-key", "s3cret-key") as server:
             routes = [("POST", "/v1/chat/completions"), ("POST", "/v1/completions"), ("GET", "/v1/models"), ("POST", "/tokenize"),
-                      ("POST", "/detokenize"), ("GET", "/health"), ("GET", "/metrics"), ("GET", "/nothing"),
+                      ("POST", "/detokenize"), ("GET", "/metrics"), ("GET", "/load"), ("GET", "/nothing"),
                       ("GET", "/api/predict/x/v1/models")]
             wrong = ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Bearer "}, {"Authorization": "s3cret-ke"},
                      {"Authorization": "s3cret-key1"})
@@ -144,6 +144,8 @@ class Keys(unittest.TestCase):
                     self.assertEqual((reply.error()["type"], reply.error()["code"]), ("authentication_error", "invalid_api_key"))
             for headers in ({"Authorization": "Bearer s3cret-key"}, {"Authorization": "bearer s3cret-key"}, {"Authorization": "s3cret-key"}):
                 self.assertEqual(server.request("GET", "/v1/models", headers=headers).status, 200)
+            for path in ("/health", "/liveness", "/readiness"):
+                self.assertEqual(server.get(path).status, 200, "probes know no key")
             self.assertEqual(server.get("/health", base=server.ops).status, 200)
             self.assertNotIn("s3cret", server.logged())
 
