@@ -137,8 +137,8 @@ Hello shake_hands(TcpChannel& channel, FrameReader& reader, Hello ours, std::str
     if (!constant_time_equal(text_of(proof.mac), text_of(right)))
       refuse(channel, "the peer does not know the cluster secret (--cluster-secret-file)");
   };
-  // The decode worker, who connects, proves first: the prefill worker tells a stranger nothing that depends on the
-  // secret.
+  // The decode worker, which connects, proves first: the prefill worker sends an unauthenticated peer nothing that
+  // depends on the secret.
   if (decode) send(channel, our_proof, timeouts.handshake);
   check_their_proof();
   if (!decode) send(channel, our_proof, timeouts.handshake);

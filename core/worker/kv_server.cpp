@@ -1,15 +1,25 @@
 #include "core/worker/kv_server.h"
 
+#include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <list>
 #include <mutex>
 #include <thread>
+#include <utility>
 
 #include "core/base/error.h"
 #include "core/base/log.h"
 #include "core/worker/kv_server_connection.h"
 
 namespace moectl {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr std::chrono::seconds kEvictionLogInterval{10};  // whoever floods the port must not flood the log
+
+}  // namespace
 
 struct KvServer::Impl {
   // A connection and its thread; `over` is set by the thread's last act.
@@ -25,7 +35,9 @@ struct KvServer::Impl {
   TcpListener listener;
   std::atomic<bool> stopping{false};
   std::mutex stop_mutex;
-  std::list<Peer> peers;  // the accepting thread's; stop() takes them when it has ended
+  std::list<Peer> peers;    // oldest first. The accepting thread's; stop() takes them when it has ended
+  int64_t num_evicted = 0;  // the accepting thread's, like the next
+  Clock::time_point next_eviction_log{};
   std::thread acceptor;
 
   explicit Impl(KvServerOptions options) : listener(options.host, options.port) {
@@ -37,11 +49,9 @@ struct KvServer::Impl {
       try {
         std::unique_ptr<TcpChannel> channel = listener.accept(wake);
         if (stopping) return;
-        if (channel)
-          admit(std::move(channel));
-        else
-          wake.reset();
+        if (!channel) wake.reset();
         reap();
+        if (channel) admit(std::move(channel));
       } catch (const std::exception& e) {
         log::error("kv: accepting a connection failed: {}", e.what());
       }
@@ -49,14 +59,8 @@ struct KvServer::Impl {
   }
 
   void admit(std::unique_ptr<TcpChannel> channel) {
-    if (context.num_strangers >= context.options.max_strangers) {
-      ++context.num_refused_peers;
-      log::warn("kv: connection from {} refused: {} others are in their handshake", channel->peer(),
-                context.num_strangers.load());
-      return;
-    }
+    make_room();
     Peer& peer = peers.emplace_back(std::move(channel), context);
-    ++context.num_strangers;
     try {
       peer.thread = std::thread([this, &peer] {
         peer.connection.run();
@@ -64,10 +68,30 @@ struct KvServer::Impl {
         wake.wake();
       });
     } catch (const std::exception&) {  // no thread to be had
-      --context.num_strangers;
       peers.pop_back();
       throw;
     }
+  }
+
+  // Evicts the oldest unauthenticated peers until one more fits. An evicted peer's thread ends at once, so joining it
+  // here bounds the threads as well.
+  void make_room() {
+    int64_t num =
+        std::count_if(peers.begin(), peers.end(), [](const Peer& p) { return !p.connection.is_authenticated(); });
+    for (auto peer = peers.begin(); peer != peers.end() && num >= context.options.max_unauthenticated;) {
+      if (peer->connection.is_authenticated() || !peer->connection.evict()) {
+        ++peer;
+        continue;
+      }
+      peer->thread.join();
+      peer = peers.erase(peer);
+      --num;
+      ++num_evicted;
+    }
+    if (num_evicted == 0 || Clock::now() < next_eviction_log) return;
+    next_eviction_log = Clock::now() + kEvictionLogInterval;
+    log::warn("kv: {} connections were closed during their handshake because over {} at once had not authenticated",
+              std::exchange(num_evicted, 0), context.options.max_unauthenticated);
   }
 
   void reap() {

@@ -4,6 +4,9 @@
 // Threads: one accepts; each connection has one that reads and, once the peer has proved that it knows the secret, one
 // that sends. A decode worker that reads slowly blocks the sender of its own connection only, until it counts as dead.
 // Nothing is queued but short messages: blocks go from the pool's pages to the socket.
+//
+// Unauthenticated peers have a budget of their own and never take the place of an authenticated one: when it is used
+// up, a new connection evicts the oldest unauthenticated one, so connections that say nothing keep nobody out.
 #pragma once
 
 #include <cstdint>
@@ -34,8 +37,8 @@ struct KvServerOptions {
   uint16_t port = 0;              // 0: picks one
   std::string secret;             // of the cluster; must not be empty
   int64_t max_prompt_tokens = 0;  // the model's max_model_len
-  int max_connections = 64;       // peers that proved themselves
-  int max_strangers = 16;         // connections that have not yet
+  int max_connections = 64;       // authenticated peers
+  int max_unauthenticated = 32;   // connections in their handshake
   int max_transfers = 256;        // all connections together
   KvTimeouts timeouts;
 };
@@ -44,7 +47,7 @@ struct KvServerStats {
   int64_t num_connections = 0, num_active = 0;  // now
   int64_t num_done = 0, num_failed = 0,
           num_cancelled = 0;      // transfers; failed: the engine's errors, refusals, lost peers
-  int64_t num_refused_peers = 0;  // handshakes
+  int64_t num_refused_peers = 0;  // handshakes that failed or were evicted
   int64_t num_bytes = 0;          // of KV sent
 };
 

@@ -36,15 +36,23 @@ void KvServerConnection::close() {
   channel_->shutdown();
 }
 
+bool KvServerConnection::evict() {
+  Stage expected = Stage::kHandshake;
+  if (!stage_.compare_exchange_strong(expected, Stage::kEvicted)) return false;
+  close();
+  return true;
+}
+
 // ------------------------------------------------------------------------------------------------ the reader's thread
 void KvServerConnection::run() {
   const std::string peer = channel_->peer();
   std::thread sender;
-  bool trusted = false;
+  bool authenticated = false;
   try {
     shake_hands_or_throw();
-    trusted = true;
-    --context_.num_strangers;
+    Stage expected = Stage::kHandshake;
+    authenticated = stage_.compare_exchange_strong(expected, Stage::kAuthenticated);
+    if (!authenticated) throw Error(Code::kUnavailable, "evicted");
     if (++context_.num_connections > context_.options.max_connections)
       throw Error(Code::kUnavailable,
                   fmt::format("over the limit of {} decode workers", context_.options.max_connections));
@@ -52,19 +60,17 @@ void KvServerConnection::run() {
     sender = std::thread([this] { send_loop(); });
     read_loop();
   } catch (const std::exception& e) {
-    if (trusted)
+    if (authenticated)
       log::info("kv: connection of decode worker {} ended: {}", peer, e.what());
-    else
+    else if (stage_ != Stage::kEvicted)  // the acceptor logs evictions
       log::warn("kv: connection from {} refused: {}", peer, e.what());
   }
   close();
   if (sender.joinable()) sender.join();
-  if (trusted) {
+  if (authenticated)
     --context_.num_connections;
-  } else {
-    --context_.num_strangers;
+  else
     ++context_.num_refused_peers;
-  }
   for (auto& [id, job] : jobs_) {  // neither thread runs any more
     ++context_.num_failed;
     release_job(*job);

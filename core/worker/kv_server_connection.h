@@ -21,7 +21,7 @@ struct KvServerContext {
   KvServerOptions options;
   KvLayout layout;
   std::vector<KvPool> pools;
-  std::atomic<int64_t> num_strangers{0}, num_connections{0}, num_active{0};
+  std::atomic<int64_t> num_connections{0}, num_active{0};
   std::atomic<int64_t> num_done{0}, num_failed{0}, num_cancelled{0}, num_refused_peers{0}, num_bytes{0};
 };
 
@@ -32,6 +32,9 @@ class KvServerConnection {
   void run();
   // Ends it, from any thread.
   void close();
+  bool is_authenticated() const { return stage_ == Stage::kAuthenticated; }
+  // Closes the connection unless its peer is authenticated by now; returns whether it did. Any thread.
+  bool evict();
 
  private:
   // Outlives the connection in the sinks that the engine holds.
@@ -55,6 +58,7 @@ class KvServerConnection {
     // the sender's
     std::optional<std::chrono::steady_clock::time_point> first_block;
   };
+  enum class Stage { kHandshake, kAuthenticated, kEvicted };
   using JobMap = std::map<transfer::TransferId, std::shared_ptr<Job>>;
 
   void shake_hands_or_throw();
@@ -78,6 +82,7 @@ class KvServerConnection {
   std::unique_ptr<TcpChannel> channel_;
   KvServerContext& context_;
   FrameReader reader_;
+  std::atomic<Stage> stage_{Stage::kHandshake};
   std::shared_ptr<Shared> shared_;
   JobMap jobs_;                         // shared_->mutex
   std::deque<transfer::Bytes> outbox_;  // shared_->mutex

@@ -1,5 +1,5 @@
-// What a decode worker, or a stranger, can do to the KV server: whatever it is, every job is released exactly once and
-// the next peer is served. And the handshake, from both sides.
+// What a decode worker, or an unauthenticated peer, can do to the KV server: whatever it is, every job is released
+// exactly once and the next peer is served. And the handshake, from both sides.
 #include <random>
 
 #include "tests/worker/kv_harness.h"
@@ -20,12 +20,23 @@ std::unique_ptr<TcpChannel> connect_to(const KvServer& server) {
 Bytes prefill_frame(uint8_t id, int num_tokens = 150) {
   return encode(Prefill{.id = {id}, .epoch = 1, .num_tokens = num_tokens, .prompt_ids = make_prompt(num_tokens + 1)});
 }
-// Until the server hangs up.
-void read_to_the_end(TcpChannel& channel) {
+// Reads until the peer closes the connection, which must happen before `within` has passed.
+void read_to_the_end(TcpChannel& channel, std::chrono::milliseconds within = kLong) {
+  std::array<std::byte, 4096> buffer;
+  const auto deadline = std::chrono::steady_clock::now() + within;
+  try {
+    for (;;) channel.recv_some(buffer, within, deadline);
+  } catch (const Error& e) {
+    EXPECT_THAT(e.what(), ::testing::AnyOf(HasSubstr("closed the connection"), HasSubstr("reset by peer")));
+  }
+}
+// Whether the connection is open and silent for `silence`. What it sent before that (a hello) is skipped.
+bool stays_open(TcpChannel& channel, std::chrono::milliseconds silence) {
   std::array<std::byte, 4096> buffer;
   try {
-    for (;;) channel.recv_some(buffer, kLong);
-  } catch (const Error&) {
+    for (;;) channel.recv_some(buffer, silence);
+  } catch (const Error& e) {
+    return std::string_view(e.what()).find("was silent") != std::string_view::npos;
   }
 }
 void expect_serves(KvServer& server) {
@@ -222,29 +233,41 @@ TEST(KvServerFaults, NothingIsReadBeforeTheProof) {
   expect_serves(server);
 }
 
-TEST(KvServerFaults, StrangersAreBounded) {
+// The oldest unauthenticated connections make room for new ones, and neither count against nor cut authenticated peers.
+TEST(KvServerFaults, SilentConnectionsLockNobodyOut) {
   FakeProducer engine(kLayout, 64);
   KvServerOptions options = server_options();
-  options.max_strangers = 2;
+  options.max_unauthenticated = 4;
+  options.max_connections = 3;
   KvServer server(engine.producer(), options);
-  std::vector<std::unique_ptr<TcpChannel>> strangers;
-  for (int i = 0; i < 3; ++i) strangers.push_back(connect_to(server));
-  read_to_the_end(*strangers[2]);
-  EXPECT_EQ(server.stats().num_refused_peers, 1);
-  strangers.clear();
-  while (server.stats().num_refused_peers < 3) std::this_thread::yield();
-  expect_serves(server);
+  auto channel = connect_to(server);
+  HandPeer peer(*channel, decode_hello(kLayout));
+  while (server.stats().num_connections < 1) std::this_thread::yield();
+  std::vector<std::unique_ptr<TcpChannel>> silent;
+  for (int i = 0; i < 24; ++i) silent.push_back(connect_to(server));
+  for (int i = 0; i < 20; ++i) read_to_the_end(*silent[size_t(i)]);
+  while (server.stats().num_refused_peers < 20) std::this_thread::yield();
+  for (int i = 20; i < 24; ++i) EXPECT_TRUE(stays_open(*silent[size_t(i)], std::chrono::milliseconds(50))) << i;
+  expect_serves(server);  // evicts one more
+  read_to_the_end(*silent[20]);
+  EXPECT_EQ(server.stats().num_refused_peers, 21);  // an eviction ends before the next connection is served
+  peer.say(prefill_frame(1, 64));                   // the peer that was there before them is still served
+  EXPECT_EQ(peer.next().type, FrameType::kBlock);
+  silent.clear();
+  while (server.stats().num_refused_peers < 24) std::this_thread::yield();
 }
 
-TEST(KvServerFaults, AStrangerWhoSaysNothingIsSentAway) {
+TEST(KvServerFaults, ASilentConnectionIsClosedWhenItsHandshakeTakesTooLong) {
   FakeProducer engine(kLayout, 64);
   KvServer server(engine.producer(), server_options(short_timeouts()));
   auto channel = connect_to(server);
+  EXPECT_TRUE(stays_open(*channel, std::chrono::milliseconds(100)));
   read_to_the_end(*channel);
   while (server.stats().num_refused_peers < 1) std::this_thread::yield();
+  EXPECT_EQ(server.stats().num_connections, 0);
 }
 
-TEST(KvServerFaults, PeersAreBounded) {
+TEST(KvServerFaults, AuthenticatedPeersAreBounded) {
   FakeProducer engine(kLayout, 64);
   KvServerOptions options = server_options();
   options.max_connections = 1;
@@ -255,6 +278,10 @@ TEST(KvServerFaults, PeersAreBounded) {
   auto second = connect_to(server);
   HandPeer second_peer(*second, decode_hello(kLayout));
   read_to_the_end(*second);
+  while (server.stats().num_connections > 1) std::this_thread::yield();
+  peer.say(prefill_frame(1, 64));
+  EXPECT_EQ(peer.next().type, FrameType::kBlock);
+  EXPECT_EQ(engine.num_begun, 1);
 }
 
 // ------------------------------------------------------------------------------------------------ the handshake
