@@ -11,6 +11,8 @@ const std::string_view kByteLevelPattern =
 
 namespace {
 
+constexpr size_t kBatch = 512;  // matches of a pattern that are looked for at a time
+
 // A stretch of a piece: matched by the pattern, or between two matches.
 struct Stretch {
   size_t begin, end;
@@ -67,22 +69,8 @@ std::vector<TextRange> join(std::vector<Stretch> stretches, SplitBehavior behavi
   return pieces;
 }
 
-void prefix_spaces(PreTokenizer::Pieces& pieces) {
-  std::string text;
-  text.reserve(pieces.text.size() + pieces.ranges.size());
-  for (TextRange& range : pieces.ranges) {
-    const std::string_view piece = pieces.text.substr(range.begin, range.end - range.begin);
-    range.begin = text.size();
-    if (piece.front() != ' ') text += ' ';
-    text += piece;
-    range.end = text.size();
-  }
-  pieces.storage = std::move(text);
-  pieces.text = pieces.storage;
-}
-
-void replace_spaces(const Metaspace& metaspace, bool is_first, PreTokenizer::Pieces& pieces) {
-  const std::string_view in = pieces.text, mark = metaspace.replacement;
+std::string replace_spaces(const Metaspace& metaspace, bool is_first, std::string_view in) {
+  const std::string_view mark = metaspace.replacement;
   std::string text;
   text.reserve(in.size() + in.size() / 2 + mark.size());
   const bool prepend =
@@ -94,9 +82,7 @@ void replace_spaces(const Metaspace& metaspace, bool is_first, PreTokenizer::Pie
     if (space < in.size()) text += mark;
     done = space + 1;
   }
-  pieces.storage = std::move(text);
-  pieces.text = pieces.storage;
-  pieces.ranges = {{0, pieces.text.size()}};
+  return text;
 }
 
 }  // namespace
@@ -106,44 +92,51 @@ PreTokenizer::PreTokenizer(PreTokenizerSteps steps) : steps_(std::move(steps)) {
         steps_.splits.size());
 }
 
-void PreTokenizer::split(std::string_view text, bool is_first, Pieces& pieces) const {
-  pieces.text = text;
-  pieces.ranges.clear();
+void PreTokenizer::split(std::string_view text, bool is_first, const Visit& visit) const {
   if (text.empty()) return;
-  pieces.ranges.push_back({0, text.size()});
-  if (steps_.metaspace) replace_spaces(*steps_.metaspace, is_first, pieces);
-  const size_t num_splits = steps_.splits.size();
-  for (size_t i = 0; i <= num_splits; ++i) {
-    if (steps_.add_prefix_space && i + steps_.num_splits_after_prefix == num_splits) prefix_spaces(pieces);
-    if (i < num_splits) apply(steps_.splits[i], pieces);
+  Matches matches(steps_.splits.size());
+  if (!steps_.metaspace) {
+    split_from(0, text, matches, visit);
+  } else {
+    const std::string spelled = replace_spaces(*steps_.metaspace, is_first, text);
+    split_from(0, spelled, matches, visit);
   }
 }
 
-void PreTokenizer::apply(const SplitStep& step, Pieces& pieces) const {
-  std::vector<TextRange> result, matches;
-  result.reserve(pieces.ranges.size() + pieces.text.size() / 8);
-  const auto add = [&](size_t begin, size_t end) {
-    if (begin < end) result.push_back({begin, end});
+// What the splits from `split_idx` on make of a piece. False: `visit` ended it.
+bool PreTokenizer::split_from(size_t split_idx, std::string_view piece, Matches& all_matches,
+                              const Visit& visit) const {
+  std::string prefixed;
+  if (steps_.add_prefix_space && split_idx + steps_.num_splits_after_prefix == steps_.splits.size() &&
+      piece.front() != ' ') {
+    prefixed.reserve(piece.size() + 1);
+    prefixed += ' ';
+    prefixed += piece;
+    piece = prefixed;
+  }
+  if (split_idx == steps_.splits.size()) return visit(piece);
+  const SplitStep& step = steps_.splits[split_idx];
+  std::vector<TextRange>& matches = all_matches[split_idx];
+  const auto pass_on = [&](size_t begin, size_t end) {
+    return begin == end || split_from(split_idx + 1, piece.substr(begin, end - begin), all_matches, visit);
   };
-  for (const TextRange& range : pieces.ranges) {
-    const std::string_view piece = pieces.text.substr(range.begin, range.end - range.begin);
+  if (!step.regex || step.behavior != SplitBehavior::kIsolated) {
     matches.clear();
     step.regex ? step.regex->find_all(piece, matches) : find_literal(piece, step.literal, matches);
-    if (step.behavior == SplitBehavior::kIsolated) {
-      size_t done = 0;
-      for (const TextRange& match : matches) {
-        add(range.begin + done, range.begin + match.begin);
-        add(range.begin + match.begin, range.begin + match.end);
-        done = match.end;
-      }
-      add(range.begin + done, range.end);
-    } else {
-      for (const TextRange& part : join(stretches_of(piece.size(), matches, step.invert), step.behavior)) {
-        add(range.begin + part.begin, range.begin + part.end);
-      }
+    const auto parts = join(stretches_of(piece.size(), matches, step.invert), step.behavior);
+    return std::all_of(parts.begin(), parts.end(), [&](const TextRange& p) { return pass_on(p.begin, p.end); });
+  }
+  SplitRegex::Cursor cursor;
+  size_t done = 0;
+  while (!cursor.done) {
+    matches.clear();
+    step.regex->find_some(piece, kBatch, cursor, matches);
+    for (const TextRange& match : matches) {
+      if (!pass_on(done, match.begin) || !pass_on(match.begin, match.end)) return false;
+      done = match.end;
     }
   }
-  pieces.ranges = std::move(result);
+  return pass_on(done, piece.size());
 }
 
 }  // namespace moectl

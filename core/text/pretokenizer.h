@@ -1,6 +1,7 @@
 // PreTokenizer: cuts text into the pieces within which BPE merges. Immutable after construction; any thread.
 #pragma once
 
+#include <functional>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -43,17 +44,16 @@ class PreTokenizer {
  public:
   explicit PreTokenizer(PreTokenizerSteps steps);
 
-  // Pieces of `text` (valid UTF-8), none empty. They lie in the returned `text`.
-  struct Pieces {
-    std::string_view text;
-    std::vector<TextRange> ranges;
-    std::string storage;  // holds `text` when it was changed
-  };
-  // `is_first`: nothing stands before `text`, no added token either.
-  void split(std::string_view text, bool is_first, Pieces& pieces) const;
+  // Takes a piece, which is not empty and valid during the call only; false ends the split.
+  using Visit = std::function<bool(std::string_view piece)>;
+  // Calls `visit` for the pieces of `text` (valid UTF-8) in order. `is_first`: nothing stands before `text`, no added
+  // token either. Pieces are found in batches, so memory does not grow with their number (but for the behaviors that
+  // join pieces).
+  void split(std::string_view text, bool is_first, const Visit& visit) const;
 
  private:
-  void apply(const SplitStep& step, Pieces& pieces) const;
+  using Matches = std::vector<std::vector<TextRange>>;  // [split] buffers
+  bool split_from(size_t split_idx, std::string_view piece, Matches& matches, const Visit& visit) const;
 
   PreTokenizerSteps steps_;
 };

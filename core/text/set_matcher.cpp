@@ -12,9 +12,13 @@ constexpr size_t kNoMatch = std::numeric_limits<size_t>::max();
 // One text and the steps that are left for it.
 class SetMatcher::Search {
  public:
-  Search(const SetMatcher& matcher, std::string_view text)
-      : matcher_(matcher), text_(reinterpret_cast<const unsigned char*>(text.data())), size_(text.size()) {}
+  Search(const SetMatcher& matcher, std::string_view text, int64_t steps)
+      : matcher_(matcher),
+        text_(reinterpret_cast<const unsigned char*>(text.data())),
+        size_(text.size()),
+        steps_(steps) {}
 
+  int64_t steps() const { return steps_; }
   bool out_of_steps() const { return steps_ < 0; }
 
   // Sets of the character at `pos`; moves `pos` behind it.
@@ -86,13 +90,15 @@ class SetMatcher::Search {
   const SetMatcher& matcher_;
   const unsigned char* text_;
   size_t size_;
-  int64_t steps_ = 4096 + 64 * static_cast<int64_t>(size_);
+  int64_t steps_;
 };
 
-bool SetMatcher::find_all(std::string_view text, std::vector<TextRange>& matches) const {
-  const size_t first_match = matches.size();
-  Search search(*this, text);
-  for (size_t pos = 0; pos < text.size();) {
+bool SetMatcher::find_some(std::string_view text, size_t max_matches, Cursor& cursor,
+                           std::vector<TextRange>& matches) const {
+  const size_t full = matches.size() + max_matches;
+  Search search(*this, text, cursor.steps.value_or(4096 + 64 * static_cast<int64_t>(text.size())));
+  size_t& pos = cursor.pos;
+  while (pos < text.size() && matches.size() < full) {
     size_t next = pos;
     const uint32_t sets = search.sets_at(next);
     const auto byte = static_cast<unsigned char>(text[pos]);
@@ -107,13 +113,11 @@ bool SetMatcher::find_all(std::string_view text, std::vector<TextRange>& matches
       const Alternative& items = alternatives_[__builtin_ctz(candidates)];
       end = search.match(items.data(), items.data() + items.size(), pos);
     }
-    if (search.out_of_steps()) {
-      matches.resize(first_match);
-      return false;
-    }
+    if (search.out_of_steps()) return false;
     if (end != kNoMatch) matches.push_back({pos, end});
     pos = end != kNoMatch ? end : next;
   }
+  cursor.steps = search.steps();
   return true;
 }
 

@@ -6,6 +6,7 @@
 #include <array>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string_view>
 #include <vector>
 
@@ -19,9 +20,15 @@ class SetMatcher {
   // and a look ahead at one character, or may match nothing: such patterns are PCRE2's.
   static std::unique_ptr<SetMatcher> compile(std::string_view pattern);
 
-  // Appends all matches in `text` (valid UTF-8), left to right. False, and nothing appended, when this takes more steps
-  // than any usual text needs (a pattern can be made to go back over long runs again and again).
-  bool find_all(std::string_view text, std::vector<TextRange>& matches) const;
+  // Where a search stands. One for each text, from its first batch to its last.
+  struct Cursor {
+    size_t pos = 0;
+    std::optional<int64_t> steps;  // left for the text; nullopt: not begun
+  };
+  // Appends the next matches in `text` (valid UTF-8), left to right, up to `max_matches` of them; all are found when
+  // cursor.pos has reached the end. False when this takes more steps than any usual text needs (a pattern can be made
+  // to go back over long runs again and again): then the matches before cursor.pos were appended, and no others.
+  bool find_some(std::string_view text, size_t max_matches, Cursor& cursor, std::vector<TextRange>& matches) const;
 
   // A run of characters of one set; a look ahead; or one of several words, each a row of sets.
   struct Item {

@@ -3,9 +3,7 @@
 
 #include <pcre2.h>
 
-#include <chrono>
-#include <limits>
-#include <optional>
+#include <algorithm>
 
 #include "core/base/check.h"
 #include "core/base/error.h"
@@ -102,23 +100,43 @@ SplitRegex::~SplitRegex() = default;
 SplitRegex::SplitRegex(SplitRegex&&) noexcept = default;
 
 void SplitRegex::find_all(std::string_view text, std::vector<TextRange>& matches) const {
-  if (!matcher_ || !matcher_->find_all(text, matches)) find_all_with_pcre2(text, matches);
+  Cursor cursor;
+  while (!cursor.done) find_some(text, text.size() + 1, cursor, matches);
 }
 
-void SplitRegex::find_all_with_pcre2(std::string_view text, std::vector<TextRange>& matches) const {
-  thread_local Scratch scratch;
-  const Code& code = has_newer_unicode(text) ? *newer_code_ : *code_;
-  const PCRE2_SIZE* found = pcre2_get_ovector_pointer(scratch.data);
-  std::optional<std::chrono::steady_clock::time_point> deadline;
-  int until_clock = kMatchesPerClock;
-  size_t last_end = std::numeric_limits<size_t>::max();
+void SplitRegex::find_some(std::string_view text, size_t max_matches, Cursor& cursor,
+                           std::vector<TextRange>& matches) const {
+  if (matcher_ && !cursor.with_pcre2) {
+    const size_t first = matches.size();
+    if (matcher_->find_some(text, max_matches, cursor.sets, matches)) {
+      cursor.done = cursor.sets.pos == text.size();
+      return;
+    }
+    cursor.with_pcre2 = true;  // goes on where the other stopped
+    cursor.pos = cursor.sets.pos;
+    if (matches.size() > first) cursor.last_end = matches.back().end;
+  }
+  find_some_with_pcre2(text, max_matches, cursor, matches);
+}
 
-  for (size_t pos = 0; pos <= text.size();) {
+void SplitRegex::find_some_with_pcre2(std::string_view text, size_t max_matches, Cursor& cursor,
+                                      std::vector<TextRange>& matches) const {
+  thread_local Scratch scratch;
+  if (!cursor.newer_unicode) cursor.newer_unicode = has_newer_unicode(text);
+  const Code& code = *cursor.newer_unicode ? *newer_code_ : *code_;
+  const PCRE2_SIZE* found = pcre2_get_ovector_pointer(scratch.data);
+  const size_t full = matches.size() + max_matches;
+  int until_clock = kMatchesPerClock;
+  size_t &pos = cursor.pos, &last_end = cursor.last_end;
+  auto& deadline = cursor.deadline;
+
+  while (pos <= text.size()) {
+    if (matches.size() >= full) return;
     const size_t limit = std::min(text.size(), pos + kWindow);
     pcre2_set_offset_limit(scratch.context, limit);
     const int result = code.match(text, pos, scratch);
     if (result == PCRE2_ERROR_NOMATCH) {
-      if (limit == text.size()) return;
+      if (limit == text.size()) break;
       pos = next_boundary(text, limit + 1);
       until_clock = 0;
     } else if (result < 0) {
@@ -141,6 +159,7 @@ void SplitRegex::find_all_with_pcre2(std::string_view text, std::vector<TextRang
                   fmt::format("the text cannot be split by {}: it takes more than {} s", where_, kMaxTime.count()));
     }
   }
+  cursor.done = true;
 }
 
 }  // namespace moectl

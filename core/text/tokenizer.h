@@ -41,6 +41,14 @@ class Tokenizer {
   // piece, whatever segments it came from.
   virtual std::vector<int32_t> encode(std::span<const TextSegment> segments) const = 0;
 
+  // The same, unless there are more than `max_tokens`: then nullopt, as soon as that is certain, so time and memory are
+  // bounded by max_tokens but for a few passes over the bytes.
+  virtual std::optional<std::vector<int32_t>> encode_at_most(std::string_view text, size_t max_tokens) const = 0;
+  virtual std::optional<std::vector<int32_t>> encode_at_most(std::span<const TextSegment> segments,
+                                                             size_t max_tokens) const = 0;
+  // No token stands for more bytes of a text that is encoded; 0: no such bound is known, because text may vanish.
+  virtual size_t max_bytes_per_token() const = 0;
+
   // What stands before and after a text that is no rendered chat, as the file's post-processor puts it there.
   virtual const SpecialTokens& special_tokens() const = 0;
 

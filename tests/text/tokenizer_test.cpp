@@ -89,6 +89,31 @@ TEST(Tokenizer, RefusesInvalidUtf8) {
   EXPECT_EQ(demo().encode(std::span<const TextSegment>{}), Ids{});
 }
 
+TEST(Tokenizer, StopsAtALimit) {
+  const std::string words = "The quick brown fox <think> jumps over 12345 lazy dogs. ", run(3000, 'a');
+  for (const std::string& text : {words, words + words + words, run, run + words, std::string("x")}) {
+    const Ids all = demo().encode(text);
+    const std::vector<TextSegment> segments = {{text, true}};
+    for (size_t limit = 0; limit <= all.size() + 2; limit += all.size() > 100 ? 7 : 1) {
+      const std::optional<Ids> ids = demo().encode_at_most(text, limit);
+      EXPECT_EQ(ids, all.size() <= limit ? std::optional(all) : std::nullopt) << text.substr(0, 20) << " " << limit;
+      EXPECT_EQ(demo().encode_at_most(segments, limit), ids);
+    }
+    EXPECT_EQ(demo().encode_at_most(text, all.size()), all);
+    EXPECT_EQ(demo().encode_at_most(text, all.size() - 1), std::nullopt);
+  }
+}
+
+TEST(Tokenizer, BytesPerTokenAreBounded) {
+  const size_t longest = demo().max_bytes_per_token();
+  ASSERT_GT(longest, 0u);
+  for (int32_t id = 0; id < demo().vocab_size(); ++id) EXPECT_LE(demo().token_bytes(id).size(), longest);
+  json file = demo_file();  // a token that takes the white space beside it: then no bound is known
+  file["added_tokens"].back()["lstrip"] = true;
+  EXPECT_EQ(load(file)->max_bytes_per_token(), 0u);
+  EXPECT_EQ(load(file)->encode("  Hello"), demo().encode("  Hello"));
+}
+
 // ---------------------------------------------------------------------------------------------- segments
 
 Ids encode_segments(const std::vector<TextSegment>& segments) {
