@@ -3,6 +3,8 @@
 #include <algorithm>
 
 #include "core/api/cluster.h"
+#include "core/api/errors.h"
+#include "core/base/hmac.h"
 
 namespace moectl {
 namespace {
@@ -33,12 +35,20 @@ std::string trace_id_of(std::string_view traceparent) {
   return std::string(trace_id);
 }
 
-RequestContext read_context(const http::Request& request, std::string_view secret, const Now& now) {
+std::string client_of(const http::Request& request, bool has_api_keys) {
+  if (!has_api_keys) return "connection " + request.peer;
+  return "key " + to_hex(sha256(api::api_key_of(request.header("authorization"))));
+}
+
+RequestContext read_context(const http::Request& request, std::string_view secret, const Now& now, bool has_api_keys) {
   RequestContext context{.id = request.id, .trace_id = trace_id_of(request.header("traceparent"))};
+  context.client = client_of(request, has_api_keys);
   context.debug = request.header(api::kDebugHeader) == "1";
   const auto cluster = api::verify_cluster_headers(request.headers, request.body, secret, now.unix_ms);
   if (!cluster) return context;
   context.from_router = true;
+  // A router sends the requests of many clients with one key: without its word each connection counts by itself.
+  context.client = cluster->client.empty() ? client_of(request, false) : "router " + cluster->client;
   context.id = cluster->request_id;
   context.attempt = cluster->attempt;
   context.prefill_workers = cluster->prefill;

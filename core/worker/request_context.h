@@ -21,6 +21,7 @@ struct RequestContext {
   int attempt = 1;                           // of the router's
   std::vector<std::string> prefill_workers;  // KV endpoints, best first
   std::optional<Clock::time_point> deadline;
+  std::string client;  // who asks, for fair turns: never empty, never a key itself
 
   bool deadline_passed(Clock::time_point now) const { return deadline && *deadline <= now; }
 };
@@ -31,8 +32,14 @@ struct Now {
 };
 Now read_clocks();
 
-// `secret` is the cluster's; empty: no router is trusted. Throws Error{kInvalidArgument} naming the header.
-RequestContext read_context(const http::Request& request, std::string_view secret, const Now& now);
+// `secret` is the cluster's; empty: no router is trusted. `has_api_keys`: the server asks for keys and has checked this
+// request's. Throws Error{kInvalidArgument} naming the header.
+RequestContext read_context(const http::Request& request, std::string_view secret, const Now& now,
+                            bool has_api_keys = false);
+
+// Who asks, where no router says it: the API key's digest when the server asks for keys, else the connection. Without
+// keys a client that opens many connections therefore counts as many.
+std::string client_of(const http::Request& request, bool has_api_keys);
 
 // The trace id of a W3C traceparent; empty when it is not one.
 std::string trace_id_of(std::string_view traceparent);

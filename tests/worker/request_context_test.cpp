@@ -37,6 +37,24 @@ TEST(RequestContext, WithoutARouter) {
   EXPECT_FALSE(context.deadline_passed(Clock::time_point::max()));
 }
 
+TEST(RequestContext, ClientsAreKeysElseConnections) {
+  http::Request request{.headers = {{"authorization", "Bearer a key"}}, .body = "{}", .peer = "127.0.0.1:5000"};
+  EXPECT_EQ(read_context(request, "", now()).client, "connection 127.0.0.1:5000");
+  const std::string with_key = read_context(request, "", now(), true).client;
+  EXPECT_EQ(with_key.find("a key"), std::string::npos);
+  request.headers = {{"authorization", "a key"}};
+  request.peer = "127.0.0.1:5001";
+  EXPECT_EQ(read_context(request, "", now(), true).client, with_key);
+  request.headers = {{"authorization", "Bearer another"}};
+  EXPECT_NE(read_context(request, "", now(), true).client, with_key);
+
+  http::Request from_router = routed({.request_id = "r", .client = "abc"});
+  EXPECT_EQ(read_context(from_router, kSecret, now(), true).client, "router abc");
+  from_router = routed({.request_id = "r"});
+  from_router.peer = "10.0.0.1:7";
+  EXPECT_EQ(read_context(from_router, kSecret, now(), true).client, "connection 10.0.0.1:7");
+}
+
 TEST(RequestContext, TheRoutersWordCountsWhenItIsSigned) {
   http::Request request = routed({"router.7", 2, kNowMs + 1500, {"10.0.0.1:9100", "10.0.0.2:9100"}});
   request.headers.emplace_back("x-moectl-debug", "1");
