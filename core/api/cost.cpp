@@ -68,8 +68,18 @@ void check_choices(const Cost& cost) {
               cost.num_choices > cost.num_prompts ? "n" : "prompt");
 }
 
-bool exceeds_tokens(size_t num_bytes, int64_t max_tokens, size_t max_token_bytes) {
-  return max_token_bytes > 0 && num_bytes / max_token_bytes > size_t(max_tokens);
+void check_tokenize(const TokenizeRequest& request) {
+  const auto* prompt = std::get_if<std::string>(&request.input);
+  const size_t num_bytes = prompt ? prompt->size() : cost_of(std::get<ChatRequest>(request.input)).max_prompt_bytes;
+  if (num_bytes <= kMaxTokenizeBytes) return;
+  throw Error(Code::kInvalidArgument,
+              fmt::format("the text has {} bytes; at most {} are tokenized at once: send it in parts", num_bytes,
+                          kMaxTokenizeBytes),
+              prompt ? "prompt" : "messages");
+}
+
+bool exceeds_tokens(size_t num_bytes, size_t max_tokens, size_t max_token_bytes) {
+  return max_token_bytes > 0 && num_bytes / max_token_bytes > max_tokens;
 }
 
 }  // namespace moectl::api

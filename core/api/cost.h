@@ -17,11 +17,10 @@ inline constexpr int64_t kMaxRequestChoices = 128;
 // Text of one POST /tokenize, which no context length bounds. A few thousand pages; its answer holds as many ids as the
 // text has bytes, at most.
 inline constexpr size_t kMaxTokenizeBytes = 16u << 20;
-// A body over this size takes milliseconds to prepare (read, render, tokenize) and is a large job of the worker pool.
+// A body over this size takes tens of milliseconds to prepare (read, render, tokenize) and up to ten times its bytes of
+// memory. It is a large job of the worker pool, which prepares one of them at a time (core/worker/prepare.h), so at
+// most one body of the server's limit (32 MB) is expanded at once.
 inline constexpr size_t kLargeBodyBytes = 256u << 10;
-// Bodies of large jobs that are prepared at the same time, in bytes; others wait. Preparing takes about ten times the
-// memory of the body.
-inline constexpr size_t kMaxPreparingBytes = 64u << 20;
 
 // Logprobs in one answer: tokens x (1 + alternatives) x choices. Each takes about 50 bytes of memory and 30 to 100 of
 // text. A million is, for instance, a prompt of 128k tokens with 7 alternatives, or 64 prompts of 2,048 tokens with 5.
@@ -50,8 +49,15 @@ void bound_logprobs(Common& common, bool chat, bool echo, const std::vector<size
 // Throws Error{kInvalidArgument} naming `n` or `prompt` when the choices are over kMaxRequestChoices.
 void check_choices(const Cost& cost);
 
+// Throws Error{kInvalidArgument} naming `prompt` or `messages` when the text is over kMaxTokenizeBytes.
+void check_tokenize(const TokenizeRequest& request);
+
 // Text of so many bytes has more than `max_tokens` tokens, whatever it says, when no token stands for more than
 // `max_token_bytes` of it. 0: no such bound is known, and the answer is false.
-bool exceeds_tokens(size_t num_bytes, int64_t max_tokens, size_t max_token_bytes);
+bool exceeds_tokens(size_t num_bytes, size_t max_tokens, size_t max_token_bytes);
+// Prompts up to this are counted to the end although they do not fit, so that the refusal can say by how much.
+constexpr size_t max_counted_tokens(int max_model_len) {
+  return 2 * size_t(max_model_len) + 1024;
+}
 
 }  // namespace moectl::api

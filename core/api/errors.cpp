@@ -68,10 +68,12 @@ ApiError model_not_found(std::string_view model, std::string_view served) {
   return error;
 }
 
-ApiError context_length_exceeded(size_t num_prompt_tokens, int max_model_len, std::string_view param) {
+ApiError context_length_exceeded(std::optional<size_t> num_prompt_tokens, int max_model_len, std::string_view param) {
+  const std::string count = num_prompt_tokens ? fmt::format("{}", *num_prompt_tokens)
+                                              : fmt::format("more than {}", 2 * int64_t(max_model_len));
   ApiError error = from_status(400, fmt::format("This model's maximum context length is {} tokens, prompt and answer "
                                                 "together. The prompt has {} tokens; shorten it to at most {}.",
-                                                max_model_len, num_prompt_tokens, max_model_len - 1));
+                                                max_model_len, count, max_model_len - 1));
   error.param = param;
   error.code = "context_length_exceeded";
   return error;

@@ -1,6 +1,7 @@
 // OpenAI error objects and the HTTP status they travel with. Pure, any thread.
 #pragma once
 
+#include <optional>
 #include <string>
 #include <string_view>
 
@@ -20,7 +21,8 @@ ApiError from_error(const Error& error);
 // For refusals by the HTTP layer (404, 405, 413, 415 ...): the type that belongs to the status.
 ApiError from_status(int status, std::string_view message);
 ApiError model_not_found(std::string_view model, std::string_view served);
-ApiError context_length_exceeded(size_t num_prompt_tokens, int max_model_len, std::string_view param);
+// nullopt: the prompt is so long that its tokens were not counted.
+ApiError context_length_exceeded(std::optional<size_t> num_prompt_tokens, int max_model_len, std::string_view param);
 ApiError invalid_api_key();
 ApiError loading();  // 503 in the form that clients of other servers already wait on
 ApiError draining();

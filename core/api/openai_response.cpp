@@ -3,6 +3,7 @@
 #include <fmt/core.h>
 
 #include <algorithm>
+#include <iterator>
 #include <nlohmann/json.hpp>
 #include <span>
 
@@ -387,10 +388,21 @@ std::string model_response(std::string_view model, int64_t created, int max_mode
 }
 
 std::string tokenize_response(const std::vector<int32_t>& ids, int max_model_len,
-                              const std::optional<std::vector<std::string>>& token_strs) {
-  Json json = {{"count", ids.size()}, {"max_model_len", max_model_len}, {"tokens", ids}};
-  if (token_strs) json["token_strs"] = *token_strs;
-  return to_text(json);
+                              const std::function<std::string(int32_t)>& token_text) {
+  // Written at once: as a JSON value each entry would take 16 bytes and more.
+  std::string text = fmt::format(R"({{"count":{},"max_model_len":{},"tokens":[)", ids.size(), max_model_len);
+  for (const int32_t& id : ids) fmt::format_to(std::back_inserter(text), "{}{}", &id == ids.data() ? "" : ",", id);
+  text += ']';
+  if (token_text) {
+    text += R"(,"token_strs":[)";
+    for (const int32_t& id : ids) {
+      if (&id != ids.data()) text += ',';
+      text += to_text(token_text(id));
+    }
+    text += ']';
+  }
+  text += '}';
+  return text;
 }
 
 std::string detokenize_response(std::string_view prompt) {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -81,8 +82,9 @@ std::string usage_chunk(const AnswerHead& head, bool chat, const Usage& usage);
 
 std::string models_response(std::string_view model, int64_t created, int max_model_len);
 std::string model_response(std::string_view model, int64_t created, int max_model_len);
+// `token_text`: empty when the texts of the tokens were not asked for.
 std::string tokenize_response(const std::vector<int32_t>& ids, int max_model_len,
-                              const std::optional<std::vector<std::string>>& token_strs);
+                              const std::function<std::string(int32_t)>& token_text);
 std::string detokenize_response(std::string_view prompt);
 
 int64_t count_characters(std::string_view utf8);  // code points

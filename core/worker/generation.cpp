@@ -14,6 +14,7 @@
 #include "core/http/sse.h"
 #include "core/worker/increments.h"
 #include "core/worker/job.h"
+#include "core/worker/prepare.h"
 #include "core/worker/request_record.h"
 #include "core/worker/sampling.h"
 
@@ -40,55 +41,62 @@ class EngineFailed : public Error {
   explicit EngineFailed(const std::string& why) : Error(Code::kUnavailable, "the engine failed: " + why) {}
 };
 
-// The engine requests of one job; those that still run are cancelled when it goes out of scope, whatever the reason.
+// The engine requests of one job, one per choice, submitted in order. Those that still run are cancelled when it goes
+// out of scope, whatever the reason.
 class Submission {
  public:
-  Submission(Engine& engine, std::shared_ptr<Increments> increments)
-      : engine_(engine), increments_(std::move(increments)) {}
+  Submission(const Instance& instance, const Job& job, const RequestContext& context,
+             std::shared_ptr<Increments> increments)
+      : instance_(instance),
+        job_(job),
+        context_(context),
+        seed_(job.common.sampling.seed ? *job.common.sampling.seed : draw_seed()),
+        increments_(std::move(increments)) {}
   ~Submission() {
-    for (const uint64_t handle : handles_) engine_.cancel(handle);  // finished ones are ignored
+    for (const uint64_t handle : handles_) instance_.engine->cancel(handle);  // finished ones are ignored
   }
   Submission(const Submission&) = delete;
 
-  void add(GenerateRequest request) {
-    handles_.push_back(engine_.submit(
-        std::move(request), [increments = increments_, choice_idx = handles_.size()](GenerateOutput&& output) {
-          increments->push(choice_idx, std::move(output));
-        }));
+  void submit_next() {
+    GenerateRequest request = make_request(handles_.size());
+    auto sink = [increments = increments_, choice_idx = handles_.size()](GenerateOutput&& output) {
+      increments->push(choice_idx, std::move(output));
+    };
+    try {
+      handles_.push_back(instance_.engine->submit(std::move(request), std::move(sink)));
+    } catch (const Error& e) {
+      // The pool could never hold it: waiting and trying again would not help, so this is the request's fault.
+      if (e.code() == Code::kResourceExhausted)
+        throw Error(Code::kInvalidArgument, e.what(), job_.chat ? "messages" : "prompt");
+      throw;
+    }
   }
-  void cancel(size_t choice_idx) { engine_.cancel(handles_[choice_idx]); }
+  bool complete() const { return handles_.size() == job_.num_choices(); }
+  void cancel(size_t choice_idx) { instance_.engine->cancel(handles_[choice_idx]); }
 
  private:
-  Engine& engine_;
-  std::shared_ptr<Increments> increments_;
+  GenerateRequest make_request(size_t choice_idx) const {
+    const EncodedPrompt& prompt = job_.prompts[choice_idx / size_t(job_.common.n)];
+    const int idx_in_prompt = int(choice_idx % size_t(job_.common.n));
+    const api::Sampling& sampling = job_.common.sampling;
+    GenerateRequest request{.id = job_.num_choices() == 1 ? context_.id : fmt::format("{}-{}", context_.id, choice_idx),
+                            .prompt_ids = prompt.ids,
+                            .cache_salt = job_.common.cache_salt,
+                            .deadline = context_.deadline,
+                            .prefill_workers = context_.prefill_workers};
+    request.sampling = to_engine_sampling(sampling, instance_.defaults, seed_, idx_in_prompt, prompt.ids.size(),
+                                          instance_.engine->info().max_model_len);
+    request.sampling.prompt_logprobs = job_.scores_prompt(idx_in_prompt);
+    return request;
+  }
+
+  const Instance& instance_;
+  const Job& job_;
+  const RequestContext& context_;
+  const uint64_t seed_;
+  const std::shared_ptr<Increments> increments_;
   std::vector<uint64_t> handles_;
 };
-
-void submit_all(const Instance& instance, const Job& job, const RequestContext& context, Submission& submission) {
-  const api::Sampling& sampling = job.common.sampling;
-  const uint64_t seed = sampling.seed ? *sampling.seed : draw_seed();
-  const ModelInfo& info = instance.engine->info();
-  int num = 0;
-  try {
-    for (const EncodedPrompt& prompt : job.prompts)
-      for (int i = 0; i < job.common.n; ++i) {
-        GenerateRequest request{.id = job.num_choices() == 1 ? context.id : fmt::format("{}-{}", context.id, num++),
-                                .prompt_ids = prompt.ids,
-                                .cache_salt = job.common.cache_salt,
-                                .deadline = context.deadline,
-                                .prefill_workers = context.prefill_workers};
-        request.sampling =
-            to_engine_sampling(sampling, instance.defaults, seed, i, prompt.ids.size(), info.max_model_len);
-        request.sampling.prompt_logprobs = job.scores_prompt(i);
-        submission.add(std::move(request));
-      }
-  } catch (const Error& e) {
-    // The pool could never hold it: waiting and trying again would not help, so this is the request's fault.
-    if (e.code() == Code::kResourceExhausted)
-      throw Error(Code::kInvalidArgument, e.what(), job.chat ? "messages" : "prompt");
-    throw;
-  }
-}
 
 api::AnswerHead make_head(const Instance& instance, const Job& job) {
   const bool ids_only = !instance.text.tokenizer;
@@ -125,11 +133,9 @@ class Generation {
     const size_t max_unsent = job_.common.stream ? kMaxUnsentBytes : std::numeric_limits<size_t>::max();
     auto increments = std::make_shared<Increments>(record_.context().id, answers_.size(), max_unsent);
     exchange.on_client_gone([increments] { increments->close(); });
-    Submission submission(*instance_.engine, increments);
-    int64_t num_prompt_tokens = 0;
-    for (const EncodedPrompt& prompt : job_.prompts) num_prompt_tokens += int64_t(prompt.ids.size());
-    record_.on_submit(num_prompt_tokens);
-    submit_all(instance_, job_, record_.context(), submission);
+    const std::unique_ptr<Admission::Ticket> ticket = enter(increments);  // outlives the submission
+    Submission submission(instance_, job_, record_.context(), increments);
+    for (int64_t i = 0; i < ticket->num_admitted_at_once(); ++i) submission.submit_next();
     if (job_.common.stream) co_await start_stream(exchange);
     Clock::time_point turn_end = Clock::now() + kLongestTurn;
     for (size_t num_open = answers_.size(); num_open > 0;) {
@@ -137,14 +143,21 @@ class Generation {
         co_await sleep_for(Clock::duration::zero());
         turn_end = Clock::now() + kLongestTurn;
       }
-      std::optional<Increment> increment = co_await increments->pop(kPingInterval);
+      std::optional<Increment> increment = co_await increments->pop(patience(submission));
       if (!increment) {
         if (increments->overflowed()) throw Error(Code::kInvalidArgument, kReadsTooSlowly);
         if (!increments->timed_out()) throw Error(Code::kCancelled, "the client went away");
+        // Of choices that were submitted the engine knows it.
+        if (!submission.complete() && record_.context().deadline_passed(Clock::now()))
+          throw Error(Code::kUnavailable, kDeadlinePassed);
         if (job_.common.stream) {
           std::string ping(http::kSsePing);
           co_await exchange.write(std::move(ping));
         }
+        continue;
+      }
+      if (increment->admitted) {
+        submission.submit_next();
         continue;
       }
       Answer& answer = answers_[increment->choice_idx];
@@ -163,6 +176,7 @@ class Generation {
       }
       if (answer.done()) {
         submission.cancel(increment->choice_idx);
+        ticket->finish_one();
         --num_open;
       }
       if (job_.common.stream)
@@ -186,6 +200,22 @@ class Generation {
             .error = output.error,
             .error_param = output.error_param,
             .error_code = output.error_code};
+  }
+
+  std::unique_ptr<Admission::Ticket> enter(const std::shared_ptr<Increments>& increments) {
+    int64_t num_prompt_tokens = 0;
+    for (const EncodedPrompt& prompt : job_.prompts) num_prompt_tokens += int64_t(prompt.ids.size());
+    auto ticket = instance_.admission.enter(record_.context().client, int64_t(job_.num_choices()),
+                                            num_prompt_tokens * job_.common.n, [increments] { increments->push_admitted(); });
+    record_.on_submit(num_prompt_tokens);
+    return ticket;
+  }
+
+  // How long nothing may happen: up to the next ping, or the deadline of choices that are not admitted yet.
+  Clock::duration patience(const Submission& submission) const {
+    const auto& deadline = record_.context().deadline;
+    if (submission.complete() || !deadline) return kPingInterval;
+    return std::clamp<Clock::duration>(*deadline - Clock::now(), Clock::duration(0), kPingInterval);
   }
 
   void check_finish(const GenerateOutput& output) const {
@@ -351,18 +381,21 @@ using MakeJob = Job (*)(const Instance&, std::string_view);
 
 Task<void> generate(Instance& instance, MakeJob make_job, http::Exchange& exchange, RequestRecord& record) {
   const http::Request& request = exchange.request();
+  std::unique_ptr<Admission::Ticket> turn = co_await turn_to_prepare(instance, exchange);
   auto check = [&instance, &request] {
-    RequestContext context = read_context(request, instance.options.cluster_secret, read_clocks());
-    context.debug &= context.from_router || instance.options.debug_header;
+    const ServiceOptions& options = instance.options;
+    RequestContext context =
+        read_context(request, options.cluster_secret, read_clocks(), !options.api_keys.empty());
+    context.debug &= context.from_router || options.debug_header;
     return context;
   };
   RequestContext context = co_await run_on(instance.pool, std::move(check));
   record.on_context(context);
   if (context.deadline_passed(Clock::now())) throw Error(Code::kUnavailable, kDeadlinePassed);
+  instance.admission.check(context.client, 1);  // before the work of preparing it
   auto prepare = [&instance, make_job, &request] { return make_job(instance, request.body); };
   Job job = co_await run_on(instance.pool, std::move(prepare));
-  if (!job.refusal && instance.engine->stats().num_waiting > kMaxWaitingRequests)
-    job.refusal = api::from_status(429, "Too many requests are waiting; try again later");
+  turn.reset();
   if (job.refusal) {
     const api::ApiError refusal = *job.refusal;
     co_await report(exchange, record, refusal);

@@ -1,6 +1,7 @@
 // Chats and completions: the handlers that make the engine generate. A request is read, rendered and tokenised on the
-// worker pool; its coroutine (I/O thread) then submits one engine request per choice, takes increments from a channel
-// and writes a stream or, at the end, one response. When the client goes away its engine requests are cancelled.
+// worker pool; its coroutine (I/O thread) then submits one engine request per choice as they are admitted
+// (core/worker/admission.h), takes increments from a channel and writes a stream or, at the end, one response. When the
+// client goes away its engine requests are cancelled.
 #pragma once
 
 #include "core/worker/instance.h"
@@ -10,8 +11,6 @@ namespace moectl {
 http::Handler chat_handler(Instance& instance);
 http::Handler completion_handler(Instance& instance);
 
-// More engine requests than this waiting for the batch: new ones get 429.
-inline constexpr int64_t kMaxWaitingRequests = 1024;
 // A stream is never silent longer: a comment keeps proxies from closing it.
 inline constexpr std::chrono::seconds kPingInterval{15};
 

@@ -1,6 +1,7 @@
 #include "core/worker/increments.h"
 
 #include <iterator>
+#include <limits>
 #include <utility>
 
 #include "core/base/error.h"
@@ -8,6 +9,8 @@
 
 namespace moectl {
 namespace {
+
+constexpr size_t kAdmitted = std::numeric_limits<size_t>::max();
 
 // Prompt tokens are not counted: they come once, and their number is bounded before the request is taken.
 size_t bytes_of(const GenerateOutput& output) {
@@ -50,6 +53,10 @@ void Increments::push(size_t choice_idx, GenerateOutput&& output) {
   ready_.push(choice_idx);
 }
 
+void Increments::push_admitted() {
+  ready_.push(kAdmitted);
+}
+
 void Increments::close() {
   std::lock_guard lock(mutex_);
   closed_ = true;
@@ -59,11 +66,15 @@ void Increments::close() {
 Task<std::optional<Increment>> Increments::pop(Clock::duration timeout) {
   const std::optional<size_t> choice_idx = co_await ready_.pop(timeout);
   if (!choice_idx) co_return std::nullopt;
+  Increment increment;
+  if (*choice_idx == kAdmitted) {
+    increment.admitted = true;
+    co_return std::optional<Increment>(std::move(increment));
+  }
   std::lock_guard lock(mutex_);
   std::optional<GenerateOutput> output = std::exchange(waiting_[*choice_idx], std::nullopt);
   if (!output) co_return std::nullopt;  // dropped by an overflow
   waiting_bytes_ -= bytes_of(*output);
-  Increment increment;
   increment.choice_idx = *choice_idx;
   increment.output = std::move(*output);
   co_return std::optional<Increment>(std::move(increment));

@@ -18,6 +18,7 @@ namespace moectl {
 inline constexpr size_t kMaxUnsentBytes = 512u << 10;
 
 struct Increment {
+  bool admitted = false;  // the next choice may be submitted; there is no output
   size_t choice_idx = 0;
   GenerateOutput output;
 };
@@ -30,7 +31,8 @@ class Increments {
   // Any thread, in order for each choice. Throws Error{kCancelled} when nobody takes increments any more: the engine
   // then ends the choice's request.
   void push(size_t choice_idx, GenerateOutput&& output);
-  void close();  // any thread: the client is gone
+  void push_admitted();  // any thread
+  void close();          // any thread: the client is gone
 
   // For the coroutine. nullopt: closed, overflowed() or timed_out().
   Task<std::optional<Increment>> pop(Clock::duration timeout);
@@ -40,7 +42,7 @@ class Increments {
  private:
   const std::string request_id_;
   const size_t max_bytes_;
-  Channel<size_t> ready_;  // choices that have something in waiting_, each once
+  Channel<size_t> ready_;  // choices that have something in waiting_, each once; or kAdmitted
   mutable std::mutex mutex_;
   std::vector<std::optional<GenerateOutput>> waiting_;  // by choice
   size_t waiting_bytes_ = 0;

@@ -2,16 +2,19 @@
 
 #include <malloc.h>
 
+#include <functional>
 #include <nlohmann/json.hpp>
 #include <utility>
 
 #include "core/api/cluster.h"
+#include "core/api/cost.h"
 #include "core/api/json.h"
 #include "core/api/openai_response.h"
 #include "core/base/error.h"
 #include "core/worker/generation.h"
 #include "core/worker/job.h"
 #include "core/worker/kv_role.h"
+#include "core/worker/prepare.h"
 #include "core/worker/request_context.h"
 
 namespace moectl {
@@ -30,6 +33,7 @@ http::Handler immediate(http::Response (*answer)(Instance&, const http::Request&
 // The same on the worker pool, for answers that take time.
 http::Handler pooled(http::Response (*answer)(Instance&, const http::Request&), Instance& instance) {
   return [answer, &instance](http::Exchange& exchange) -> Task<void> {
+    const std::unique_ptr<Admission::Ticket> turn = co_await turn_to_prepare(instance, exchange);
     auto compute = [answer, &instance, &exchange] { return answer(instance, exchange.request()); };
     http::Response response = co_await run_on(instance.pool, std::move(compute));
     co_await exchange.respond(std::move(response));
@@ -56,15 +60,16 @@ http::Response tokenize(Instance& instance, const http::Request& request) {
   const auto asked = api::read_tokenize_request(request.body, limits_of(instance));
   if (!instance.serves(asked.model))
     return error_response(api::model_not_found(asked.model, instance.options.served_model_name));
+  api::check_tokenize(asked);
   const auto* prompt = std::get_if<std::string>(&asked.input);
-  const std::vector<int32_t> ids = prompt ? instance.text.encode_prompt(*prompt, asked.add_special_tokens)
-                                          : instance.text.encode_chat(std::get<api::ChatRequest>(asked.input));
-  std::optional<std::vector<std::string>> strings;
-  if (asked.return_token_strs) {
-    strings.emplace();
-    for (const int32_t id : ids) strings->push_back(instance.text.token_bytes(id));
-  }
-  return json_response(api::tokenize_response(ids, instance.engine->info().max_model_len, strings));
+  // A text of kMaxTokenizeBytes has no more tokens than that and what the template adds.
+  const std::optional<std::vector<int32_t>> ids =
+      prompt ? instance.text.encode_prompt(*prompt, asked.add_special_tokens, 2 * api::kMaxTokenizeBytes)
+             : instance.text.encode_chat(std::get<api::ChatRequest>(asked.input), 2 * api::kMaxTokenizeBytes);
+  if (!ids) throw Error(Code::kInvalidArgument, "the rendered messages are too long to be tokenized", "messages");
+  std::function<std::string(int32_t)> token_text;
+  if (asked.return_token_strs) token_text = [&text = instance.text](int32_t id) { return text.token_bytes(id); };
+  return json_response(api::tokenize_response(*ids, instance.engine->info().max_model_len, token_text));
 }
 
 http::Response detokenize(Instance& instance, const http::Request& request) {
@@ -103,13 +108,22 @@ http::Response readiness(Instance& instance, const http::Request& request) {
   return response;
 }
 
+// The engine's, with the choices that wait for admission to it.
+EngineStats queue_stats(const Instance& instance) {
+  EngineStats stats = instance.engine->stats();
+  const Admission::Stats waiting = instance.admission.stats();
+  stats.num_waiting += waiting.num_waiting;
+  stats.num_tokens_in_flight += waiting.num_tokens_waiting;
+  return stats;
+}
+
 http::Response metrics(Instance& instance, const http::Request&) {
   http::Response response{.content_type = "text/plain; version=0.0.4; charset=utf-8"};
   InstanceFacts facts{.role = name_of(instance.options.role), .phase = std::string(name_of(health_of(instance).state))};
   EngineStats stats;
   KvTransferTotals transfers;
   if (instance.loaded()) {
-    stats = instance.engine->stats();
+    stats = queue_stats(instance);
     transfers = transfer_totals(instance);
     facts.stats = &stats;
     facts.info = &instance.engine->info();
@@ -148,7 +162,7 @@ http::Response load(Instance& instance, const http::Request& request) {
   report.cluster_problem =
       api::cluster_problem(request.headers, request.body, instance.options.cluster_secret, unix_ms);
   if (instance.loaded()) {
-    const EngineStats stats = instance.engine->stats();
+    const EngineStats stats = queue_stats(instance);
     const ModelInfo& info = instance.engine->info();
     if (instance.kv_server) report.kv_endpoint = kv_endpoint(instance, request);
     report.numerics_id = info.numerics_id;

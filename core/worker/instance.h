@@ -13,6 +13,7 @@
 #include "core/engine/engine.h"
 #include "core/model/config.h"
 #include "core/service/service.h"
+#include "core/worker/admission.h"
 #include "core/worker/health.h"
 #include "core/worker/kv_client.h"
 #include "core/worker/kv_server.h"
@@ -64,11 +65,16 @@ struct Instance {
   ServiceMetrics metrics;
   // Reads, renders and tokenises: work that would stall the I/O thread.
   WorkerPool pool{2};
+  // Large jobs use one of the pool's threads at a time (prepare.h), so small ones never wait behind them.
+  Admission large_jobs{large_job_admission()};
+  // In front of the engine; the limits are set with the engine's.
+  Admission admission{engine_admission(EngineConfig{}.max_num_seqs)};
 
   ModelText text;  // decode
   GenerationDefaults defaults;
   std::shared_ptr<RemotePrefillSource> prefill_source;  // decode, with a secret
   std::unique_ptr<Engine> engine;
+  int64_t max_request_tokens = 0;       // prompt and answer: what a rank's KV pool holds; 0: the engine alone checks it
   std::unique_ptr<KvServer> kv_server;  // prefill; goes before the engine
 
   int num_in_flight() const;                                        // generation requests and transfers to peers

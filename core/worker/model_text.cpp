@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 #include <sstream>
 
+#include "core/api/cost.h"
 #include "core/api/harmony.h"
 #include "core/api/json.h"
 #include "core/api/loggable.h"
@@ -178,7 +179,7 @@ std::string ModelText::render(const OrderedJson& variables) const {
   return text;
 }
 
-std::vector<int32_t> ModelText::encode_chat(const api::ChatRequest& request) const {
+std::optional<std::vector<int32_t>> ModelText::encode_chat(const api::ChatRequest& request, size_t max_tokens) const {
   if (!tokenizer)
     throw Error(Code::kInvalidArgument,
                 "this server runs with --skip-tokenizer-init: send `prompt` as token ids to /v1/completions",
@@ -202,23 +203,29 @@ std::vector<int32_t> ModelText::encode_chat(const api::ChatRequest& request) con
   if (request.tools.tools) variables["tools"] = *request.tools.tools;
   for (const auto& [name, value] : request.template_kwargs) variables[name] = to_json(value);
   try {
-    return tokenizer->encode(render_segments(std::move(variables)));
+    const std::vector<TextSegment> segments = render_segments(std::move(variables));
+    size_t num_bytes = 0;
+    for (const TextSegment& segment : segments) num_bytes += segment.text.size();
+    if (api::exceeds_tokens(num_bytes, max_tokens, tokenizer->max_bytes_per_token())) return std::nullopt;
+    return tokenizer->encode_at_most(segments, max_tokens);
   } catch (const Error& e) {
     if (e.code() != Code::kInvalidArgument) throw;
     throw Error(Code::kInvalidArgument, std::string(api::kTemplateReports) + e.what(), "messages");
   }
 }
 
-std::vector<int32_t> ModelText::encode_prompt(const std::string& prompt, bool add_special_tokens) const {
+std::optional<std::vector<int32_t>> ModelText::encode_prompt(const std::string& prompt, bool add_special_tokens,
+                                                             size_t max_tokens) const {
   if (!tokenizer)
     throw Error(Code::kInvalidArgument, "this server runs with --skip-tokenizer-init: send `prompt` as token ids",
                 "prompt");
-  std::vector<int32_t> ids = tokenizer->encode(prompt);
-  if (!add_special_tokens) return ids;
+  if (api::exceeds_tokens(prompt.size(), max_tokens, tokenizer->max_bytes_per_token())) return std::nullopt;
+  std::optional<std::vector<int32_t>> ids = tokenizer->encode_at_most(prompt, max_tokens);
+  if (!ids || !add_special_tokens) return ids;
   const auto& [before, after] = prompt_tokens;
-  const bool has_them = ids.size() >= before.size() && std::equal(before.begin(), before.end(), ids.begin());
-  if (!has_them) ids.insert(ids.begin(), before.begin(), before.end());
-  ids.insert(ids.end(), after.begin(), after.end());
+  const bool has_them = ids->size() >= before.size() && std::equal(before.begin(), before.end(), ids->begin());
+  if (!has_them) ids->insert(ids->begin(), before.begin(), before.end());
+  ids->insert(ids->end(), after.begin(), after.end());
   return ids;
 }
 

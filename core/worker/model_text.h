@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <string>
@@ -35,13 +36,20 @@ struct ModelText {
   static ModelText load(const std::filesystem::path& dir, bool skip_tokenizer_init, const std::string& reasoning_parser,
                         const std::string& tool_call_parser = "auto");
 
-  // Throw Error{kInvalidArgument} when the checkpoint cannot do it (no tokenizer, no template) or the template refuses.
-  std::vector<int32_t> encode_chat(const api::ChatRequest& request) const;
+  // nullopt: more than `max_tokens`, which is found out before all of it was tokenized. Throw Error{kInvalidArgument}
+  // when the checkpoint cannot do it (no tokenizer, no template) or the template refuses.
+  std::optional<std::vector<int32_t>> encode_chat(const api::ChatRequest& request, size_t max_tokens) const;
+  std::vector<int32_t> encode_chat(const api::ChatRequest& request) const { return *encode_chat(request, kNoLimit); }
   // No tokens are put before a prompt that begins with them.
-  std::vector<int32_t> encode_prompt(const std::string& prompt, bool add_special_tokens) const;
+  std::optional<std::vector<int32_t>> encode_prompt(const std::string& prompt, bool add_special_tokens,
+                                                    size_t max_tokens) const;
+  std::vector<int32_t> encode_prompt(const std::string& prompt, bool add_special_tokens) const {
+    return *encode_prompt(prompt, add_special_tokens, kNoLimit);
+  }
   std::string token_bytes(int32_t id) const;  // empty without a tokenizer
 
  private:
+  static constexpr size_t kNoLimit = std::numeric_limits<size_t>::max();
   std::string render(const nlohmann::ordered_json& variables) const;
   std::vector<TextSegment> render_segments(nlohmann::ordered_json variables) const;
 };

@@ -60,7 +60,10 @@ void WorkerService::load(EngineConfig config) {
     }
   }
   config.prefill_role = options.role == Role::kPrefill;
+  instance_.admission.set_limits(engine_admission(config.max_num_seqs));
+  const int num_ranks = config.ep_size;
   instance_.engine = Engine::create(std::move(config));
+  instance_.max_request_tokens = instance_.engine->info().kv_pool_tokens / num_ranks;
   if (options.role == Role::kPrefill) instance_.kv_server = start_kv_server(instance_);
   malloc_trim(0);  // what loading needed and freed goes back to the system
   instance_.phase = InstancePhase::kReady;
