@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include "core/api/loggable.h"
 #include "core/base/log.h"
 
 namespace moectl::router {
@@ -29,11 +30,22 @@ Flight::~Flight() {
     context.metrics.observe_first_token(seconds_between(start, first_event));
   const std::string first =
       first_event == TimePoint{} ? "" : fmt::format(" first {:.1f} ms", seconds_between(start, first_event) * 1e3);
-  log::info(log::About{request.id},
+  const std::string decode = assignment.decode_url.empty() ? "-" : assignment.decode_url;
+  const std::string why = api::loggable(problem);
+  std::vector<log::Field> fields = {{"path", path},
+                                    {"status", int64_t(status)},
+                                    {"outcome", name_of(outcome)},
+                                    {"attempts", int64_t(attempt)},
+                                    {"decode", decode},
+                                    {"choices", int64_t(body.call.choices)},
+                                    {"queue_seconds", queue_seconds},
+                                    {"total_seconds", seconds}};
+  if (first_event != TimePoint{}) fields.push_back({"ttft_seconds", seconds_between(start, first_event)});
+  if (!why.empty()) fields.push_back({"error", why});
+  log::info(log::About{request.id, fields},
             "{} {} {} {} attempts {} decode {} prefill [{}] why `{}` queue {:.1f} ms{} total {:.1f} ms{}{}",
-            request.method, path, status, name_of(outcome), attempt,
-            assignment.decode_url.empty() ? "-" : assignment.decode_url, fmt::join(assignment.prefill_urls, " "),
-            assignment.why, queue_seconds * 1e3, first, seconds * 1e3, problem.empty() ? "" : ": ", problem);
+            request.method, path, status, name_of(outcome), attempt, decode, fmt::join(assignment.prefill_urls, " "),
+            assignment.why, queue_seconds * 1e3, first, seconds * 1e3, why.empty() ? "" : ": ", why);
 }
 
 double Flight::since_start_ms() const {

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "core/api/loggable.h"
 #include "core/base/error.h"
 #include "core/base/log.h"
 
@@ -166,7 +167,7 @@ Task<void> fly(Flight& flight, http::Exchange& exchange, Forwarding forwarding) 
       co_return;
     }
     if (!last.verdict.retry || progress.has_text) break;
-    log::warn(log::About{flight.request.id}, "attempt {} failed: {}", flight.attempt, last.message);
+    log::warn(log::About{flight.request.id}, "attempt {} failed: {}", flight.attempt, api::loggable(last.message));
     // Two workers say the same of this request: it is not they.
     if (last.verdict.blame == Blame::kUnproven && std::exchange(unproven, life)) break;
   }

@@ -101,7 +101,7 @@ class EngineImpl final : public Engine {
   const ModelInfo info_;
   const Config config_;
   const std::shared_ptr<PrefillSource> source_;  // may be null
-  std::atomic<int64_t> layers_done_{0};  // by all ranks; goes after them
+  std::atomic<int64_t> layers_done_{0};          // by all ranks; goes after them
   std::vector<std::unique_ptr<RankWorker>> workers_;
 
   // Scheduler thread.

@@ -30,7 +30,7 @@ struct RankSetup {
   DType kv_dtype = DType::kF32;
   ModelLimits limits;
   std::vector<int32_t> eos_token_ids;
-  bool compute_mtp_kv = false;  // plans may ask for it
+  bool compute_mtp_kv = false;                  // plans may ask for it
   std::atomic<int64_t>* layers_done = nullptr;  // counts layers as they are computed; outlives the worker
 };
 

@@ -205,8 +205,9 @@ class Generation {
   std::unique_ptr<Admission::Ticket> enter(const std::shared_ptr<Increments>& increments) {
     int64_t num_prompt_tokens = 0;
     for (const EncodedPrompt& prompt : job_.prompts) num_prompt_tokens += int64_t(prompt.ids.size());
-    auto ticket = instance_.admission.enter(record_.context().client, int64_t(job_.num_choices()),
-                                            num_prompt_tokens * job_.common.n, [increments] { increments->push_admitted(); });
+    auto ticket =
+        instance_.admission.enter(record_.context().client, int64_t(job_.num_choices()),
+                                  num_prompt_tokens * job_.common.n, [increments] { increments->push_admitted(); });
     record_.on_submit(num_prompt_tokens);
     return ticket;
   }
@@ -384,8 +385,7 @@ Task<void> generate(Instance& instance, MakeJob make_job, http::Exchange& exchan
   std::unique_ptr<Admission::Ticket> turn = co_await turn_to_prepare(instance, exchange);
   auto check = [&instance, &request] {
     const ServiceOptions& options = instance.options;
-    RequestContext context =
-        read_context(request, options.cluster_secret, read_clocks(), !options.api_keys.empty());
+    RequestContext context = read_context(request, options.cluster_secret, read_clocks(), !options.api_keys.empty());
     context.debug &= context.from_router || options.debug_header;
     return context;
   };
