@@ -190,7 +190,7 @@ class Player {
     for (int i = chunk.prompt_logits_begin; i < chunk.prompt_logits_end; ++i)
       result.prompt_logprobs.push_back({.id = seq.token_ids[size_t(i) + 1]});
     if (chunk.sample) result.token = {.id = next_token(text, seq.request.sampling.seed)};
-    if (breaks && breaks(chunk)) result.error = "broken row";
+    if (breaks && breaks(chunk)) result.error = Error(Code::kInternal, "broken row");
     return result;
   }
 
