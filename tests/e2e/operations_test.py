@@ -141,6 +141,12 @@ class Frozen:
                 test.skipTest(f"ptrace is not permitted here: {os.strerror(ctypes.get_errno())}")
             libc.ptrace(0x4207, tid, None, None)  # PTRACE_INTERRUPT
             os.waitpid(tid, WALL)
+        test.addCleanup(self.kill)
+
+    def kill(self):  # of a test that failed
+        if self.process.poll() is None:
+            self.process.kill()
+            self.wait(30)
 
     def wait(self, seconds):
         """The exit status. Who traces a thread must wait for it too, or the process never counts as ended."""
