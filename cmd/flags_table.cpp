@@ -380,7 +380,7 @@ std::vector<Flag> server_flags() {
        .group = kServer,
        .commands = kServe,
        .target = MEMBER(std::chrono::seconds, api.stall_timeout),
-       .help = "Time without any progress, while there is work, after which the server counts as stalled",
+       .help = "Time without progress after which a busy server is stalled",
        .doc = "/health, /readiness and /load say so then: a router sends its requests elsewhere, and `moectl deploy` "
               "starts the worker again.",
        .min = 1,

@@ -1,5 +1,7 @@
 #include "router/router_metrics.h"
 
+#include "core/base/log.h"
+
 namespace moectl::router {
 namespace {
 
@@ -60,6 +62,8 @@ std::string RouterMetrics::text(const Dispatcher& dispatcher, int in_flight, Tim
   gauge("moectl_router_requests_in_flight", "Requests taken and not yet answered", {}, in_flight);
   gauge("moectl_router_queue_depth", "Requests that wait for a decode worker", {}, double(dispatcher.num_waiting()));
   gauge("moectl_router_state_bytes", "Memory of the routing policies, about", {}, double(dispatcher.state_bytes()));
+  registry_.counter("moectl_log_lines_dropped_total", "Log lines lost because stderr did not take them")
+      .set_total(double(log::num_dropped()));
   for (const Role role : {Role::kPrefill, Role::kDecode})
     gauge("moectl_router_workers_ready", "Workers that take requests", {{"role", std::string(name_of(role))}},
           dispatcher.num_ready(role, now));
