@@ -50,10 +50,12 @@ _moectl() {
     'serve-decode:--host') return ;;
     'serve-decode:--port') return ;;
     'serve-decode:--ops-port') return ;;
+    'serve-decode:--ops-host') return ;;
     'serve-decode:--api-key') return ;;
     'serve-decode:--ssl-certfile') kind='file' ;;
     'serve-decode:--ssl-keyfile') kind='file' ;;
     'serve-decode:--shutdown-timeout') return ;;
+    'serve-decode:--stall-timeout') return ;;
     'serve-decode:--cluster-secret-file') kind='file' ;;
     'serve-decode:--local-prefill-tokens') return ;;
     'serve-decode:--config') kind='file' ;;
@@ -77,10 +79,12 @@ _moectl() {
     'serve-prefill:--host') return ;;
     'serve-prefill:--port') return ;;
     'serve-prefill:--ops-port') return ;;
+    'serve-prefill:--ops-host') return ;;
     'serve-prefill:--api-key') return ;;
     'serve-prefill:--ssl-certfile') kind='file' ;;
     'serve-prefill:--ssl-keyfile') kind='file' ;;
     'serve-prefill:--shutdown-timeout') return ;;
+    'serve-prefill:--stall-timeout') return ;;
     'serve-prefill:--cluster-secret-file') kind='file' ;;
     'serve-prefill:--kv-port') return ;;
     'serve-prefill:--config') kind='file' ;;
@@ -103,6 +107,7 @@ _moectl() {
     'serve-router:--host') return ;;
     'serve-router:--port') return ;;
     'serve-router:--ops-port') return ;;
+    'serve-router:--ops-host') return ;;
     'serve-router:--api-key') return ;;
     'serve-router:--ssl-certfile') kind='file' ;;
     'serve-router:--ssl-keyfile') kind='file' ;;
@@ -185,6 +190,7 @@ _moectl() {
     'deploy up:--host') return ;;
     'deploy up:--port') return ;;
     'deploy up:--ready-timeout') return ;;
+    'deploy up:--unhealthy-timeout') return ;;
     'deploy up:--name') return ;;
     'deploy status:--name') return ;;
     'deploy logs:--name') return ;;
@@ -199,15 +205,15 @@ _moectl() {
   if [[ -z $words$kind ]]; then
     case "$command" in
       'serve-decode')
-        words='--model --served-model-name --max-model-len --skip-tokenizer-init --reasoning-parser --tool-call-parser --tensor-parallel-size --tp-size --data-parallel-size --dp-size --expert-parallel-size --ep-size --max-num-seqs --max-num-batched-tokens --kv-cache-memory-bytes --kv-cache-dtype --block-size --enable-prefix-caching --no-enable-prefix-caching --device --cpu-path --threads --deterministic --precise --portable-kernels --overlap-schedule --no-overlap-schedule --gpu-memory-utilization --shape --host --port --ops-port --api-key --ssl-certfile --ssl-keyfile --shutdown-timeout --cluster-secret-file --local-prefill-tokens --config --log-format --log-level --no-color --help --version -h'
+        words='--model --served-model-name --max-model-len --skip-tokenizer-init --reasoning-parser --tool-call-parser --tensor-parallel-size --tp-size --data-parallel-size --dp-size --expert-parallel-size --ep-size --max-num-seqs --max-num-batched-tokens --kv-cache-memory-bytes --kv-cache-dtype --block-size --enable-prefix-caching --no-enable-prefix-caching --device --cpu-path --threads --deterministic --precise --portable-kernels --overlap-schedule --no-overlap-schedule --gpu-memory-utilization --shape --host --port --ops-port --ops-host --metrics-without-key --allow-debug-header --no-allow-debug-header --api-key --ssl-certfile --ssl-keyfile --shutdown-timeout --stall-timeout --cluster-secret-file --local-prefill-tokens --config --log-format --log-level --no-color --help --version -h'
         [[ $cur == -* ]] || kind='folder'
         ;;
       'serve-prefill')
-        words='--model --served-model-name --max-model-len --skip-tokenizer-init --tensor-parallel-size --tp-size --data-parallel-size --dp-size --expert-parallel-size --ep-size --max-num-seqs --max-num-batched-tokens --kv-cache-memory-bytes --kv-cache-dtype --block-size --enable-prefix-caching --no-enable-prefix-caching --device --cpu-path --threads --deterministic --precise --portable-kernels --overlap-schedule --no-overlap-schedule --gpu-memory-utilization --host --port --ops-port --api-key --ssl-certfile --ssl-keyfile --shutdown-timeout --cluster-secret-file --kv-port --config --log-format --log-level --no-color --help --version -h'
+        words='--model --served-model-name --max-model-len --skip-tokenizer-init --tensor-parallel-size --tp-size --data-parallel-size --dp-size --expert-parallel-size --ep-size --max-num-seqs --max-num-batched-tokens --kv-cache-memory-bytes --kv-cache-dtype --block-size --enable-prefix-caching --no-enable-prefix-caching --device --cpu-path --threads --deterministic --precise --portable-kernels --overlap-schedule --no-overlap-schedule --gpu-memory-utilization --host --port --ops-port --ops-host --metrics-without-key --allow-debug-header --no-allow-debug-header --api-key --ssl-certfile --ssl-keyfile --shutdown-timeout --stall-timeout --cluster-secret-file --kv-port --config --log-format --log-level --no-color --help --version -h'
         [[ $cur == -* ]] || kind='folder'
         ;;
       'serve-router')
-        words='--prefill --decode --workers-file --policy --prefill-policy --decode-policy --prefix-cache-load-tolerance --max-queue-size --queue-timeout --max-requests-per-worker --retry-max-retries --cb-failure-threshold --cb-success-threshold --cb-timeout --host --port --ops-port --api-key --ssl-certfile --ssl-keyfile --shutdown-timeout --cluster-secret-file --config --log-format --log-level --no-color --help --version -h'
+        words='--prefill --decode --workers-file --policy --prefill-policy --decode-policy --prefix-cache-load-tolerance --max-queue-size --queue-timeout --max-requests-per-worker --retry-max-retries --cb-failure-threshold --cb-success-threshold --cb-timeout --host --port --ops-port --ops-host --metrics-without-key --allow-debug-header --no-allow-debug-header --api-key --ssl-certfile --ssl-keyfile --shutdown-timeout --cluster-secret-file --config --log-format --log-level --no-color --help --version -h'
         ;;
       'inspect')
         words='--model --json --config --log-format --log-level --no-color --help --version -h'
@@ -227,7 +233,7 @@ _moectl() {
         words='--api-key --url --model --timeout --insecure --message --max-tokens --stream --no-stream --body --path --method --header --json --config --log-format --log-level --no-color --help --version -h'
         ;;
       'deploy up')
-        words='--file --template --model --prefill --decode --host --port --ready-timeout --dry-run --yes --foreground --name --json --help --version -y -h'
+        words='--file --template --model --prefill --decode --host --port --ready-timeout --unhealthy-timeout --dry-run --yes --foreground --name --json --help --version -y -h'
         [[ $cur == -* ]] || kind='folder'
         ;;
       'deploy status')

@@ -16,8 +16,8 @@ constexpr int64_t kMaxWaitingChoicesPerClient = kMaxWaitingChoices / 2;
 constexpr int64_t kMaxWaitingLargeJobs = 1024;
 // Each waits in the engine's own queue, where nobody takes turns: as few as keep the batch full between two steps.
 constexpr int64_t kLookaheadDivisor = 16;
-// A client leaves an eighth of the places that others do not hold, at least one: another client's first choice is
-// admitted at once, however long the answers are that fill the rest.
+// A client leaves an eighth of the places that others do not hold: another client's first choice is admitted at once,
+// however long the answers are that fill the rest. Fewer than eight places are too few to leave one empty.
 constexpr int64_t kReserveDivisor = 8;
 
 }  // namespace
@@ -39,7 +39,7 @@ AdmissionLimits large_job_admission() {
 // How many choices of the client can be admitted now.
 int64_t Admission::room_for(const Client& client) const {
   const int64_t left_by_others = limits_.num_places - (num_admitted_ - client.num_admitted);
-  const int64_t most = std::max<int64_t>(1, left_by_others - std::max<int64_t>(1, left_by_others / kReserveDivisor));
+  const int64_t most = std::max<int64_t>(1, left_by_others - left_by_others / kReserveDivisor);
   const int64_t free = limits_.num_places + limits_.num_lookahead - num_admitted_;
   return std::clamp<int64_t>(most - client.num_admitted, 0, std::max<int64_t>(0, free));
 }

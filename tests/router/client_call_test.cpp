@@ -173,7 +173,7 @@ TEST(SseFilter, TextThatLooksLikeARoleIsText) {
   std::string out;
   const api::AnswerHead head{.id = "i", .model = "m"};
   const api::Choice delta{.content = R"("delta":{"role":"assistant","content":""} "finish_reason":null)"};
-  const std::string event = "data: " + api::chat_chunk(head, delta) + "\n\n";
+  const std::string event = "data: " + api::chat_chunk(head, delta).all() + "\n\n";
   filter.feed(event, out);
   EXPECT_EQ(out, event);
 }
