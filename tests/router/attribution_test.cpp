@@ -1,5 +1,5 @@
-// Who is to blame, as clients see it: a request's own error, workers that end, hang, or answer nonsense. The rules stand in
-// router/verdict.h and docs/faults.md.
+// Who is to blame, as clients see it: a request's own error, workers that end, hang, or answer nonsense. The rules
+// stand in router/verdict.h and docs/faults.md.
 #include "tests/router/router_fixture.h"
 
 namespace moectl::router {

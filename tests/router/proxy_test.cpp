@@ -1,5 +1,7 @@
 // The router as clients and workers see it, over loopback. The workers here answer as the protocol says, slowly,
 // wrongly or not at all; the real ones are tested with the real binary.
+#include <nlohmann/json.hpp>
+
 #include "tests/router/router_fixture.h"
 
 namespace moectl::router {

@@ -8,8 +8,9 @@
 #include <filesystem>
 #include <fstream>
 #include <future>
-#include <nlohmann/json.hpp>
+#include <map>
 
+#include "core/api/errors.h"
 #include "core/http/client.h"
 #include "core/http/spawn.h"
 #include "router/router_service.h"
@@ -30,7 +31,8 @@ inline constexpr const char* kRole =
     R"(data: {"choices":[{"index":0,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}]})"
     "\n\n";
 inline const std::string kText = "data: {\"text\":1}\n\n";
-inline constexpr const char* kStreamed = R"({"model":"demo","stream":true,"messages":[{"role":"user","content":"hi"}]})";
+inline constexpr const char* kStreamed =
+    R"({"model":"demo","stream":true,"messages":[{"role":"user","content":"hi"}]})";
 
 struct Answer {
   int status = 0;
@@ -42,8 +44,10 @@ struct Answer {
     return "";
   }
   std::string error(const char* field) const {
-    const auto json = nlohmann::json::parse(body, nullptr, false);
-    return json.is_object() && json.contains("error") ? json["error"][field].get<std::string>() : "no error: " + body;
+    const api::ApiError error = api::parse_error(body, status);
+    const std::map<std::string, std::string> fields = {
+        {"message", error.message}, {"type", error.type}, {"param", error.param}, {"code", error.code}};
+    return fields.at(field);
   }
 };
 
