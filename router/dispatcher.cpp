@@ -112,6 +112,33 @@ std::string Dispatcher::why_not(const Worker& worker, TimePoint now) const {
 
 // ------------------------------------------------------------------------------------------------ routing
 
+// Whether this ready worker must not get the request now, although it may later.
+bool Dispatcher::is_full(const Worker& worker, const RouteRequest& request) const {
+  if (worker.alone_lease != 0) return true;
+  if (worker.in_flight == 0) return false;  // whatever the request's size
+  if (request.alone) return true;
+  const int most = options_.max_requests_per_worker;
+  if (most <= 0) return false;
+  // A client leaves an eighth of what the others leave: another one's first request finds room beside long answers.
+  const auto own = worker.in_flight_of.find(request.client);
+  const int of_client = own == worker.in_flight_of.end() ? 0 : own->second;
+  const int left = most - (worker.in_flight - of_client);
+  return of_client + request.choices > left - left / 8;
+}
+
+// Whether pick() would find nothing now but something later; without the reasons, which take time to write.
+bool Dispatcher::must_wait(const RouteRequest& request, TimePoint now) const {
+  bool any_full = false;
+  for (const Worker& worker : workers_) {
+    if (worker.address.role != Role::kDecode || worker.state != WorkerState::kReady) continue;
+    if (!worker.breaker.allows(now, worker.in_flight) || request.tried.contains({worker.id, worker.epoch})) continue;
+    if (!request.model.empty() && worker.report.model != request.model) continue;
+    if (!is_full(worker, request)) return false;
+    any_full = true;
+  }
+  return any_full;
+}
+
 std::variant<Assignment, RouteRefusal, std::monostate> Dispatcher::pick(const RouteRequest& request, TimePoint now) {
   Assignment assignment;
   std::vector<Worker*> eligible;
@@ -125,17 +152,12 @@ std::variant<Assignment, RouteRefusal, std::monostate> Dispatcher::pick(const Ro
       problem = "serves another model";
     } else if (problem.empty()) {
       any_of_model = true;
-      const int most = options_.max_requests_per_worker;
       if (request.tried.contains({worker.id, worker.epoch})) {
         problem = "failed this request already";
-      } else if (worker.alone_lease != 0) {
-        problem = "kept for a request that workers ended with";
-        any_full = true;
-      } else if (request.alone && worker.in_flight > 0) {
-        problem = "has other requests, and this one is tried alone";
-        any_full = true;
-      } else if (most > 0 && worker.in_flight > 0 && worker.in_flight + request.choices > most) {
+      } else if (is_full(worker, request)) {
         problem = fmt::format("full: {} requests", worker.in_flight);
+        if (worker.alone_lease != 0) problem = "kept for a request that workers ended with";
+        if (request.alone) problem = "has other requests, and this one is tried alone";
         any_full = true;
       }
     }
@@ -173,7 +195,9 @@ Assignment Dispatcher::assign(const RouteRequest& request, std::vector<Worker*> 
   assignment.choices = request.choices;
   assignment.pulse = decode.pulse;
   assignment.why = choice.why;
+  assignment.client = request.client;
   decode.in_flight += request.choices;
+  decode.in_flight_of[request.client] += request.choices;
   decode.tokens += request.tokens;
   if (request.alone) decode.alone_lease = assignment.lease;
   if (request.generates) choose_prefill(request, decode, assignment, now);
@@ -219,8 +243,10 @@ std::variant<Assignment, RouteRefusal, Ticket> Dispatcher::submit(RouteRequest r
                                                                   std::function<void(RouteResult)> decided,
                                                                   TimePoint now) {
   std::lock_guard lock(mutex_);
-  // No request overtakes those who wait, but one that was admitted before and lost its worker.
-  const bool may_go = waiting_.empty() || !request.tried.empty();
+  // No request overtakes those of its client, but one that was admitted before and lost its worker. Of other clients
+  // none waits that could go: what becomes free is given to them at once, in turns.
+  const bool may_go = !request.tried.empty() || std::none_of(waiting_.begin(), waiting_.end(),
+                                                             [&](const auto& w) { return w.client == request.client; });
   auto picked = may_go ? pick(request, now) : std::variant<Assignment, RouteRefusal, std::monostate>(std::monostate{});
   if (auto* assignment = std::get_if<Assignment>(&picked)) return std::move(*assignment);
   if (auto* refusal = std::get_if<RouteRefusal>(&picked)) return std::move(*refusal);
@@ -283,27 +309,26 @@ bool Dispatcher::withdraw(Ticket ticket) {
   return false;
 }
 
-// The oldest request of the client whose turn it is goes next. One that must be alone waits without holding up others.
+// The oldest request of the client whose turn it is goes next. One that needs more room than there is holds up no
+// other.
 void Dispatcher::serve_waiting(TimePoint now) {
   for (auto client = waiting_.begin(); client != waiting_.end();) {
     auto& requests = client->requests;
-    auto picked = pick(requests.front().request, now);
-    if (std::holds_alternative<std::monostate>(picked)) {
-      if (!requests.front().request.alone) return;
+    if (must_wait(requests.front().request, now)) {
       ++client;
       continue;
     }
+    auto picked = pick(requests.front().request, now);
     const Waiting next = std::move(requests.front());
     requests.pop_front();
     client->choices -= size_t(next.request.choices);
     waiting_choices_ -= size_t(next.request.choices);
-    const auto done = client;
-    ++client;
+    const auto served = client++;
     if (requests.empty()) {
-      waiting_.erase(done);
+      waiting_.erase(served);
     } else {
-      waiting_.splice(waiting_.end(), waiting_, done);
-      if (client == waiting_.end()) client = done;
+      waiting_.splice(waiting_.end(), waiting_, served);
+      if (client == waiting_.end()) client = served;
     }
     if (auto* assignment = std::get_if<Assignment>(&picked)) {
       next.decided(std::move(*assignment));
@@ -352,6 +377,8 @@ bool Dispatcher::finished(Assignment& assignment, Outcome outcome, std::string_v
   if (!decode) return false;
   const bool alone = life.epoch == decode->epoch && decode->in_flight == assignment.choices;
   decode->in_flight -= assignment.choices;
+  if ((decode->in_flight_of[assignment.client] -= assignment.choices) == 0)
+    decode->in_flight_of.erase(assignment.client);
   decode->tokens -= assignment.tokens;
   if (decode->alone_lease == assignment.lease) decode->alone_lease = 0;
   if (life.epoch == decode->epoch) {  // else it says something about a process that is gone

@@ -51,6 +51,7 @@ struct Assignment {
   std::string why;
   int64_t tokens = 0;
   int choices = 1;
+  std::string client;
   std::shared_ptr<Pulse> pulse;  // of the decode worker
 };
 
@@ -132,6 +133,8 @@ class Dispatcher {
   std::variant<Assignment, RouteRefusal, std::monostate> pick(const RouteRequest& request, TimePoint now);
   Assignment assign(const RouteRequest& request, std::vector<Worker*> eligible, Assignment assignment, TimePoint now);
   void choose_prefill(const RouteRequest& request, const Worker& decode, Assignment& assignment, TimePoint now);
+  bool is_full(const Worker& worker, const RouteRequest& request) const;
+  bool must_wait(const RouteRequest& request, TimePoint now) const;
   void serve_waiting(TimePoint now);
   WaitingClient& waiting_of(const std::string& client);
   // Room for `request` in the queue, if need be by refusing the youngest requests of the client that has most in it.

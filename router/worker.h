@@ -6,6 +6,7 @@
 #include <chrono>
 #include <compare>
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -71,7 +72,8 @@ struct Worker {
   // What this router has on it now, and had when the last report came: reports are a second old. Choices, as the worker
   // counts them: a request with n 16 is 16.
   int in_flight = 0, in_flight_at_report = 0;
-  uint64_t alone_lease = 0;  // of a request that must not have neighbors; 0: none
+  std::map<std::string, int> in_flight_of;  // the same, by client
+  uint64_t alone_lease = 0;                 // of a request that must not have neighbors; 0: none
   int64_t tokens = 0, tokens_at_report = 0;
 
   // Requests and tokens on the worker now, this router's own and others': the last report, corrected by what this

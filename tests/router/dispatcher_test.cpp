@@ -353,7 +353,7 @@ TEST_F(QueueTest, ServedInOrderWhenCapacityReturns) {
   EXPECT_EQ(dispatcher->num_waiting(), 0u);
 }
 
-TEST_F(QueueTest, NobodyOvertakes) {
+TEST_F(QueueTest, NoRequestOvertakesThoseOfItsClient) {
   wait("a");
   dispatcher->set_workers({{Role::kDecode, "http://d1"}, {Role::kDecode, "http://d2"}}, now);
   wait("b");
@@ -423,6 +423,24 @@ TEST_F(QueueTest, WhoHasMostInAFullQueueGivesWay) {
   wait("c1", of("c"));
   EXPECT_THAT(decisions, ElementsAre(HasSubstr("a3:"), HasSubstr("a2:")));
   EXPECT_EQ(dispatcher->num_waiting(), 3u);
+}
+
+TEST_F(DispatcherTest, AClientLeavesRoomForOthers) {
+  DispatcherOptions options;
+  options.max_requests_per_worker = 256;
+  start(1, 0, options);
+  const auto of = [](const char* client, int choices) {
+    RouteRequest request;
+    request.client = client;
+    request.choices = choices;
+    return request;
+  };
+  assigned(of("a", 128));
+  wait("a2", of("a", 128));  // 256 of 256 would leave nothing
+  wait("b", of("b", 128));
+  for (int i = 0; i < 50; ++i) assigned(of("c", 1));  // past those who wait for more room
+  assigned(of("d", 1));
+  EXPECT_EQ(view(1).in_flight, 179);
 }
 
 TEST_F(QueueTest, ChoicesCount) {
