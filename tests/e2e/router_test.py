@@ -215,7 +215,7 @@ class Refusing(RouterCase):
             self.assertEqual(reply.status, 503, reply.body)
             self.assertIn("retry-after", reply.headers)
             self.assertEqual((entry.get("/health").status, entry.get("/liveness").status), (200, 200))
-            give(aggregated.url)
+            give(self.start(decode_worker()).url)
             entry.wait_until(lambda: entry.get("/readiness").status == 200, "the new worker is found")
 
     def test_prefill_workers_of_another_secret_or_model(self):
