@@ -60,7 +60,7 @@ class Attribution(RouterCase):
 
     def test_neighbors_of_a_killed_worker_are_not_poison(self):
         """Point 3: a body whose workers were killed twice is not to blame when it has worked before."""
-        body = {**long_answer(3), "stream": True}
+        body = long_answer(3, 500)
         first, second = (self.start(decode_worker()) for _ in range(2))
         entry = self.router(first, second)
         self.assertTrue(Stream(entry, body).end().complete)
@@ -70,7 +70,7 @@ class Attribution(RouterCase):
                 stream.first.wait(60)
             victim.terminate(signal.SIGKILL)
             for stream in streams:
-                stream.end()
+                stream.leave()
             self.start(decode_worker_at(port_of(victim)))
             self.sees(entry, decode=2)
         last = Stream(entry, body).end()

@@ -73,7 +73,10 @@ class Stream(threading.Thread):
         return self
 
     def leave(self):
-        self.connection.sock.shutdown(socket.SHUT_RDWR)
+        try:
+            self.connection.sock.shutdown(socket.SHUT_RDWR)
+        except (OSError, AttributeError):
+            pass  # it has ended by itself
         self.end()
 
     @property
