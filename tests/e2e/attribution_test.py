@@ -4,11 +4,13 @@ import concurrent.futures
 import json
 import resource
 import signal
+import time
 import unittest
 import urllib.parse
 
 from harness import JSON, Server
-from pd_test import SECRETS, ask, completion, decode_worker, prompt, secret_file
+from operations_test import Frozen
+from pd_test import SECRETS, ask, completion, decode_worker, prompt, secret_file, sign
 from router_test import RouterCase, Stream, long_answer, router
 
 
@@ -135,6 +137,26 @@ class Attribution(RouterCase):
         self.assertEqual(len(broken), 1)
         self.assertIn("became unhealthy", broken[0].data[-1])
         self.assertEqual(ask(entry, completion(prompt(60))).status, 200)
+
+    def test_a_hung_engine(self):
+        """Point 6: a worker whose engine computes nothing is stalled everywhere, and the router goes to another one."""
+        hung, other = (self.start(decode_worker("--stall-timeout", "1")) for _ in range(2))
+        entry = self.router(hung, other)
+        frozen = Frozen(hung, self)
+        entry.wait_until(lambda: "is unhealthy: stalled: nothing computed for" in entry.logged(), "it is found", seconds=20)
+        self.assertEqual([hung.get(path).status for path in ("/health", "/readiness", "/liveness")], [503, 503, 200])
+        self.assertEqual(hung.get("/load").json()["state"], "stalled")
+        for start in range(4):
+            self.assertEqual(ask(entry, completion(prompt(20, start))).status, 200)
+        frozen.kill()
+
+    def test_another_clock(self):
+        """Point 8: a worker says by how much its clock differs from that of the router that asks."""
+        worker = self.start(decode_worker())
+        for seconds, word in ((0, ""), (3600, "clock differs by -3600 s"), (-7200, "clock differs by 7200 s")):
+            signed = sign(b"", time=str(int((time.time() + seconds) * 1000)))
+            told = worker.request("GET", "/load", headers=signed).json()["cluster_problem"]
+            self.assertEqual(told[:20], word[:20])
 
     def test_another_secret(self):
         """Point 8: readiness does not lie about a worker that refuses this router, and clients get no 400 for it."""
