@@ -503,6 +503,10 @@ TEST_F(DispatcherTest, RequestsHearOfAnUnhealthyWorker) {
     dispatcher->watch(*assignment,
                       [&told, name = std::string(name)](const std::string& why) { told.push_back(name + " " + why); });
   dispatcher->finished(c, Outcome::kSuccess, "", now);
+  ProbeResult ending = ready(Role::kDecode);
+  ending.report.state = "failed";
+  dispatcher->on_probe(1, ending, now);
+  EXPECT_THAT(told, IsEmpty());  // it says more itself
   ProbeResult stalled = ready(Role::kDecode);
   stalled.report.state = "stalled";
   stalled.report.seconds_since_progress = 31;
