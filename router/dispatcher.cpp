@@ -80,9 +80,9 @@ std::vector<std::string> Dispatcher::on_probe(int id, const ProbeResult& probe, 
   if (worker->epoch != epoch_before || (!hash_before.empty() && worker->report.model_hash != hash_before))
     (worker->address.role == Role::kPrefill ? prefill_policy_ : decode_policy_)->on_worker_removed(id);
   if (worker->state == WorkerState::kReady) log_pairs(*worker, lines);
-  // A process whose engine failed ends by itself within seconds, and tells each of its requests more than is known
-  // here.
-  const bool ends_by_itself = probe.ok && probe.report.state == "failed";
+  // A process whose engine failed, or that listens no more, ends its connections itself, and what it has sent before
+  // says more than is known here.
+  const bool ends_by_itself = probe.refused || (probe.ok && probe.report.state == "failed");
   if (worker->state == WorkerState::kUnhealthy && !ends_by_itself) tell_unhealthy(*worker);
   serve_waiting(now);
   return lines;
