@@ -89,7 +89,7 @@ const PlannedRole& role_of(const Plan& plan, std::string_view role);
 struct InstancePorts {
   int port = 0, ops = 0, kv = 0;  // 0: the system picks one
 };
-// Where an instance listens: where it did before its restart, as long as nobody else has taken that port.
+// Where an instance listens: where it did before its restart, unless another process has taken that port.
 InstancePorts ports_of(const Plan& plan, const InstanceStatus& before);
 std::string listen_address(const Plan& plan, std::string_view role);
 // 0 when a server could listen there now, or errno. Throws Error{kInvalidArgument}: not an address of this machine.

@@ -129,7 +129,8 @@ void print_ready_line(const std::string& url, const std::optional<std::string>& 
   // Never destroyed: its thread may wait for the consumer as long as the process lives.
   static LineWriter& writer = *new LineWriter(STDOUT_FILENO, [](int64_t) { return std::string(); });
   writer.write(line.dump() + "\n");
-  if (!writer.flush(std::chrono::seconds(1))) log::warn("nobody reads stdout: the ready line still waits there");
+  if (!writer.flush(std::chrono::seconds(1)))
+    log::warn("the consumer of stdout is too slow: the ready line still waits there");
 }
 
 }  // namespace moectl

@@ -114,7 +114,7 @@ bool LineWriter::put(std::string_view text) const {
     const ssize_t n = ::write(fd_, text.data(), text.size());
     if (n >= 0) {
       text.remove_prefix(size_t(n));
-    } else if (errno == EAGAIN || errno == EWOULDBLOCK) {  // a descriptor that somebody else made non-blocking
+    } else if (errno == EAGAIN || errno == EWOULDBLOCK) {  // another process made the descriptor non-blocking
       pollfd ready{fd_, POLLOUT, 0};
       ::poll(&ready, 1, -1);
     } else if (errno != EINTR) {

@@ -14,7 +14,7 @@ constexpr int64_t kMaxWaitingChoices = 2048;
 constexpr int64_t kMaxWaitingChoicesPerClient = kMaxWaitingChoices / 2;
 // Large jobs that wait for the worker pool; the server's limit on the bytes of all bodies is met before it.
 constexpr int64_t kMaxWaitingLargeJobs = 1024;
-// Each waits in the engine's own queue, where nobody takes turns: as few as keep the batch full between two steps.
+// Each waits in the engine's own queue, which is in order of arrival: as few as keep the batch full between two steps.
 constexpr int64_t kLookaheadDivisor = 16;
 // A client leaves an eighth of the places that others do not hold: another client's first choice is admitted at once,
 // however long the answers are that fill the rest. Fewer than eight places are too few to leave one empty.

@@ -28,8 +28,8 @@ class Increments {
   // `max_bytes`: more than this not taken, and the request ends (overflowed()).
   Increments(std::string request_id, size_t num_choices, size_t max_bytes);
 
-  // Any thread, in order for each choice. Throws Error{kCancelled} when nobody takes increments any more: the engine
-  // then ends the choice's request.
+  // Any thread, in order for each choice. Throws Error{kCancelled} when the increments are not consumed any more: the
+  // engine then ends the choice's request.
   void push(size_t choice_idx, GenerateOutput&& output);
   void push_admitted();  // any thread
   void close();          // any thread: the client is gone

@@ -6,7 +6,7 @@
 // Nothing is queued but short messages: blocks go from the pool's pages to the socket.
 //
 // Unauthenticated peers have a budget of their own and never take the place of an authenticated one: when it is used
-// up, a new connection evicts the oldest unauthenticated one, so connections that say nothing keep nobody out.
+// up, a new connection evicts the oldest unauthenticated one, so silent connections do not lock out others.
 #pragma once
 
 #include <cstdint>
