@@ -154,10 +154,10 @@ int serve_decode(const ServeOptions& options);          // cmd/serve.cpp
 int serve_router(const ServeRouterOptions& options);    // cmd/serve_router.cpp
 int serve_prefill(const ServeOptions& options);         // cmd/serve.cpp
 int inspect(const InspectOptions& options);             // cmd/inspect.cpp
-int bench_engine(const BenchEngineOptions& options);    // cmd/bench.cpp
-int bench_kernels(const BenchKernelsOptions& options);  // cmd/bench_kernels.cpp
+int bench_engine(const BenchEngineOptions& options);    // cmd/bench/bench.cpp
+int bench_kernels(const BenchKernelsOptions& options);  // cmd/bench/kernels.cpp
 int debug_request(const DebugRequestOptions& options);  // cmd/debug_request.cpp
-int bench_serve(const BenchServeOptions& options);      // cmd/bench_serve.cpp
-int docgen(const DocgenOptions& options);               // cmd/docgen.cpp
+int bench_serve(const BenchServeOptions& options);      // cmd/bench/serve.cpp
+int docgen(const DocgenOptions& options);               // cmd/flags/docgen.cpp
 
 }  // namespace moectl

@@ -4,7 +4,7 @@
 #include <cstdio>
 #include <exception>
 
-#include "cmd/flags.h"
+#include "cmd/flags/flags.h"
 #include "core/base/log.h"
 
 extern char** environ;

@@ -11,7 +11,7 @@
 #include "core/base/error.h"
 #include "core/base/log.h"
 #include "core/base/secret_file.h"
-#include "core/worker/worker_service.h"
+#include "core/serving/worker_service.h"
 #include "kernels/gpu.h"
 
 namespace moectl {

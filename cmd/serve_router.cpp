@@ -3,8 +3,8 @@
 #include <random>
 
 #include "cmd/command.h"
+#include "cmd/deploy/workers_file.h"
 #include "cmd/shutdown.h"
-#include "cmd/workers_file.h"
 #include "core/base/error.h"
 #include "core/base/log.h"
 #include "core/base/secret_file.h"

@@ -18,8 +18,8 @@ std::unique_ptr<Ops> make_cpu_ops(int num_threads, bool spin);
 #endif
 #if defined(MOECTL_HAVE_CUDA)
 namespace cuda {
-std::string why_unusable(int device);                           // kernels/cuda/device.cpp
-std::unique_ptr<Ops> make_cuda_ops(const OpsOptions& options);  // kernels/cuda/cuda_ops.cpp
+std::string why_unusable(int device);                           // kernels/cuda/runtime/device.cpp
+std::unique_ptr<Ops> make_cuda_ops(const OpsOptions& options);  // kernels/cuda/runtime/cuda_ops.cpp
 }  // namespace cuda
 #endif
 

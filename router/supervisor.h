@@ -1,6 +1,6 @@
 // What to do about the processes of a deployment: which to start, which to end, when to try again. Pure decisions: it
 // is told what happened and what time it is, and answers with actions; it starts, signals and waits for nothing. Not
-// thread-safe; its owner (cmd/deploy_supervise.cpp) calls it from one thread.
+// thread-safe; its owner (cmd/deploy/supervise.cpp) calls it from one thread.
 #pragma once
 
 #include <chrono>

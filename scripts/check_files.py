@@ -42,7 +42,7 @@ def stem_faults(paths):
     operations = set(re.findall(r"virtual void (\w+)\(const \w+Args", (ROOT / "kernels/ops.h").read_text()))
     for path in paths:
         stem = Path(path).stem
-        if Path(path).parent.as_posix() == "kernels/cuda" and path.endswith(".cu"):
+        if path.startswith("kernels/cuda/") and "/bench/" not in path and path.endswith(".cu"):
             name = stem.removesuffix("_sm90")
             words = name.split("_")
             names = ["_".join(words[:n]) for n in range(1, len(words) + 1)]  # sample_choose is a part of sample

@@ -10,16 +10,18 @@ from source_files import ROOT, source_files
 # layer: the layers it may include, besides itself
 LAYERS = {
     "core/base": [],
-    "core/text": ["core/base"],
+    "core/jinja": ["core/base"],
+    "core/text": ["core/base", "core/jinja"],
     "core/http": ["core/base"],
     "kernels": ["core/base"],
     "core/comm": ["core/base", "kernels"],
-    "core/kv": ["core/base", "core/text", "core/comm", "kernels"],
+    "core/kv": ["core/base", "core/text", "kernels"],
+    "core/pd": ["core/base", "core/kv"],
     "core/model": ["core/base", "core/comm", "core/kv", "kernels"],
-    "core/engine": ["core/base", "core/text", "core/model", "core/kv", "core/comm", "kernels"],
+    "core/engine": ["core/base", "core/text", "core/model", "core/kv", "core/pd", "core/comm", "kernels"],
     "core/api": ["core/base", "core/text"],
     "core/service": ["core/base", "core/http", "core/api"],
-    "core/worker": ["core/", "kernels"],
+    "core/serving": ["core/", "kernels"],
     "router": ["core/base", "core/text", "core/http", "core/api", "core/service"],
     "cmd": ["core/", "kernels", "router"],
     "tests/cmd": ["core/", "kernels", "router", "cmd", "tests"],
@@ -28,9 +30,9 @@ LAYERS = {
 
 # third-party include: (what it is, the files it may stand in)
 HOMES = [
-    (r"boost/", r"core/(http|comm)/|tests/(http|comm)/"),
-    (r"CLI/", r"cmd/flags_parse\.cpp$"),
-    (r"yaml-cpp/", r"cmd/(config_file|workers_file)\.cpp$"),
+    (r"boost/", r"core/(http|pd)/|tests/(http|pd)/"),
+    (r"CLI/", r"cmd/flags/parse\.cpp$"),
+    (r"yaml-cpp/", r"cmd/(flags/config_file|deploy/workers_file)\.cpp$"),
     (r"(cuda|cublas|cooperative_groups|cub/|thrust/|cutlass|cute/)", r"kernels/cuda/|tests/kernels_cuda/|core/comm/nccl_comm\."),
     (r"nccl\.h", r"core/comm/nccl_comm\."),
     (r"gloo/", r"core/comm/gloo_comm\."),
@@ -38,9 +40,9 @@ HOMES = [
     (r"fmt/(core|format)\.h", r""),  # part of core/base/error.h
     (r"fmt/", r"core/base/"),
     (r"prometheus/", r"core/base/metrics\."),
-    (r"(pcre2|utf8proc)", r"core/text/"),
+    (r"(pcre2|utf8proc)", r"core/(jinja|text)/"),
     (r"simdjson", r"core/api/.*\.cpp$"),
-    (r"openssl/", r"core/(http|comm)/|core/base/hmac\.cpp$|tests/(http|comm)/"),
+    (r"openssl/", r"core/(http|pd)/|core/base/hmac\.cpp$|tests/(http|pd)/"),
     (r"nlohmann/json_fwd\.hpp", r""),
     (r"nlohmann/", r".*\.cpp$"),
     (r"(gtest|gmock)/", r"tests/"),

@@ -90,7 +90,7 @@ std::string to_json(const Timeline& timeline);  // one line, ASCII only
 struct LoadReport {
   std::string role;         // "prefill" | "decode"
   std::string model;        // served model name
-  std::string state;        // "loading" | "ready" | "draining" | "stalled" | "failed" (core/worker/health.h)
+  std::string state;        // "loading" | "ready" | "draining" | "stalled" | "failed" (core/serving/health.h)
   std::string kv_endpoint;  // prefill: "host:port"; else empty
   std::string numerics_id, model_hash;
   int64_t num_running = 0, num_waiting = 0;

@@ -18,7 +18,7 @@ inline constexpr int64_t kMaxRequestChoices = 128;
 // text has bytes, at most.
 inline constexpr size_t kMaxTokenizeBytes = 16u << 20;
 // A body over this size takes tens of milliseconds to prepare (read, render, tokenize) and up to ten times its bytes of
-// memory. It is a large job of the worker pool, which prepares one of them at a time (core/worker/prepare.h), so at
+// memory. It is a large job of the worker pool, which prepares one of them at a time (core/serving/prepare.h), so at
 // most one body of the server's limit (32 MB) is expanded at once.
 inline constexpr size_t kLargeBodyBytes = 256u << 10;
 
@@ -41,7 +41,7 @@ Cost cost_of(const CompletionRequest& request);
 //   Prompts: every token of an echoed prompt and of prompt_logprobs is certain and counts, in streams too.
 //   Output of a whole answer: max_tokens counts when the request gives it. When it does not, only the length of the
 //   context would end the answer; that is never refused, but max_tokens is then set to what the bound leaves room for.
-//   Output of a stream is not counted: it is not kept (but see kMaxUnsentBytes in core/worker).
+//   Output of a stream is not counted: it is not kept (but see kMaxUnsentBytes in core/serving).
 // Throws Error{kInvalidArgument} naming the field that asks for most.
 void bound_logprobs(Common& common, bool chat, bool echo, const std::vector<size_t>& num_prompt_tokens,
                     int max_model_len);

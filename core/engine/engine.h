@@ -24,7 +24,7 @@
 #include <vector>
 
 #include "core/base/error.h"
-#include "core/engine/prefill_source.h"
+#include "core/pd/prefill_source.h"
 
 namespace moectl {
 

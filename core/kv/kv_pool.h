@@ -1,5 +1,5 @@
 // KV memory as the transfer between workers sees it: where pages lie, what both sides must agree on, and which pages a
-// request holds. Plain data; core/engine and core/kv/transfer share it.
+// request holds. Plain data; core/engine and core/pd/transfer share it.
 #pragma once
 
 #include <cstddef>

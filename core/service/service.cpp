@@ -27,7 +27,7 @@ api::ApiError to_api_error(int status, std::string_view message, std::exception_
   }
 }
 
-// A handler that keeps a record of its request (core/worker/request_record.h) answers errors itself.
+// A handler that keeps a record of its request (core/serving/request_record.h) answers errors itself.
 void log_refusal(const http::Request& request, const api::ApiError& error) {
   const api::LoggedError logged = api::loggable(error);
   const std::string path = api::loggable(request.path);

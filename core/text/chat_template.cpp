@@ -7,8 +7,8 @@
 
 #include "core/base/check.h"
 #include "core/base/error.h"
-#include "core/text/jinja_ast.h"
-#include "core/text/jinja_interpreter.h"
+#include "core/jinja/ast.h"
+#include "core/jinja/interpreter.h"
 
 namespace moectl {
 namespace {

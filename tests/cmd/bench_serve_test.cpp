@@ -1,5 +1,5 @@
 // What bench serve sends, the numbers it makes of answers, and its report.
-#include "cmd/bench_serve.h"
+#include "cmd/bench/serve.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -12,8 +12,8 @@
 #include <nlohmann/json.hpp>
 #include <set>
 
-#include "cmd/html_chart.h"
-#include "cmd/html_report.h"
+#include "cmd/bench/html_chart.h"
+#include "cmd/bench/html_report.h"
 #include "core/base/error.h"
 
 namespace moectl {

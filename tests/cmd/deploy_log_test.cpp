@@ -1,5 +1,5 @@
 // Logs of a deployment's instances: bounded, rotated, kept from before the last start, and read whole all the same.
-#include "cmd/deploy_log.h"
+#include "cmd/deploy/log.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -7,7 +7,7 @@
 
 #include <filesystem>
 
-#include "cmd/deploy.h"
+#include "cmd/deploy/deploy.h"
 #include "core/base/error.h"
 
 namespace moectl {

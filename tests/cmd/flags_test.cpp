@@ -1,6 +1,6 @@
 // The table of flags is complete and consistent, and values reach the options from argv, environment and file in the
 // right order, or stop with a message that helps.
-#include "cmd/flags.h"
+#include "cmd/flags/flags.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>

@@ -1,4 +1,4 @@
-#include "cmd/workers_file.h"
+#include "cmd/deploy/workers_file.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>

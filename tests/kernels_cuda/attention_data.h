@@ -5,7 +5,7 @@
 
 #include <cmath>
 
-#include "kernels/cuda/attention.h"
+#include "kernels/cuda/attention/attention.h"
 #include "tests/kernels_cuda/gpu_test.h"
 
 namespace moectl::test {

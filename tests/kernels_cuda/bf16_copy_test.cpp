@@ -1,5 +1,5 @@
 // bf16 copies of activations: exactly the rounded numbers, zeros behind k, rows from *num_rows on untouched.
-#include "kernels/cuda/bf16_copy.h"
+#include "kernels/cuda/elementwise/bf16_copy.h"
 
 #include "tests/kernels_cuda/gpu_test.h"
 

@@ -2,7 +2,7 @@
 // the tensor core adds the 16 of one instruction and the running sum after aligning them to the largest and cuts off
 // below about 2^-22 of it, so each of the k / 16 instructions may lose 17 such pieces of the largest partial sum or
 // product.
-#include "kernels/cuda/bf16_gemm.h"
+#include "kernels/cuda/gemm/bf16_gemm.h"
 
 #include "tests/kernels_cuda/gpu_test.h"
 

@@ -1,6 +1,6 @@
 // cuBLASLt through our declarations against plain loops in double precision: operand order, layouts of scales. Skipped
 // where the library or the GPU is missing; that its absence is told, and what is refused, is tested everywhere.
-#include "kernels/cuda/cublaslt.h"
+#include "kernels/cuda/gemm/cublaslt.h"
 
 #include <gmock/gmock.h>
 

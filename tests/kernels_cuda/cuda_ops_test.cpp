@@ -1,6 +1,6 @@
 // CudaOps: memory, copies, graphs, and what it says when a card or memory is missing.
-#include "kernels/cuda/cuda_ops.h"
-#include "kernels/cuda/device.h"
+#include "kernels/cuda/runtime/cuda_ops.h"
+#include "kernels/cuda/runtime/device.h"
 
 #include <cstdlib>
 #include <numeric>

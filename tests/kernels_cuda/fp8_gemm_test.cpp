@@ -5,9 +5,9 @@
 // experiments on this generation agree). A block of 128 is four instructions: 4 * 33 addends, each off by at most 2^-13
 // of the largest addend or partial sum. Scaling and adding up the blocks is f32 arithmetic: dot_tolerance over the
 // number of blocks.
-#include "kernels/cuda/fp8_gemm.h"
+#include "kernels/cuda/gemm/fp8_gemm.h"
 
-#include "kernels/cuda/fp8_quantize.h"
+#include "kernels/cuda/elementwise/fp8_quantize.h"
 #include "tests/kernels_cuda/gpu_test.h"
 
 namespace moectl::test {

@@ -1,7 +1,7 @@
-// FP8 copies of activations against their definition (kernels/cuda/fp8_quantize.h): scales exactly, numbers to the
-// nearest e4m3, the fused forms within the error of what they are fused with.
-#include "kernels/cuda/fp8_quantize.h"
-#include "kernels/cuda/bf16_copy.h"
+// FP8 copies of activations against their definition (kernels/cuda/elementwise/fp8_quantize.h): scales exactly, numbers
+// to the nearest e4m3, the fused forms within the error of what they are fused with.
+#include "kernels/cuda/elementwise/fp8_quantize.h"
+#include "kernels/cuda/elementwise/bf16_copy.h"
 
 #include "tests/kernels_cuda/gpu_test.h"
 

@@ -1,5 +1,6 @@
-// Packing of FP8 block weights: every number and scale at the place that kernels/cuda/fp8_gemm.h names, zeros behind.
-#include "kernels/cuda/fp8_gemm.h"
+// Packing of FP8 block weights: every number and scale at the place that kernels/cuda/gemm/fp8_gemm.h names, zeros
+// behind.
+#include "kernels/cuda/gemm/fp8_gemm.h"
 #include "tests/kernels_cuda/gpu_test.h"
 
 namespace moectl::test {

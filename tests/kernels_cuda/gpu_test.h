@@ -7,8 +7,8 @@
 
 #include <vector>
 
-#include "kernels/cuda/check.h"
-#include "kernels/cuda/device.h"
+#include "kernels/cuda/runtime/check.h"
+#include "kernels/cuda/runtime/device.h"
 #include "tests/kernels/kernel_test.h"
 
 namespace moectl::test {

@@ -1,5 +1,5 @@
 // Keys and values in a bf16 cache: exactly the rounded numbers, and nothing else written. (f32: tests/kernels.)
-#include "kernels/cuda/kernels.h"
+#include "kernels/cuda/runtime/kernels.h"
 #include "tests/kernels_cuda/gpu_test.h"
 
 namespace moectl::test {

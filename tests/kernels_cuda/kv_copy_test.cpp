@@ -1,5 +1,5 @@
 // Page copies against the definition: bytes on the host.
-#include "kernels/cuda/kv_copy.h"
+#include "kernels/cuda/elementwise/kv_copy.h"
 
 #include <algorithm>
 #include <memory>

@@ -1,7 +1,7 @@
 // Expanded attention of a prompt's chunk on Hopper: against mla_query, mla_attention and mla_output of the CPU backend,
 // within what rounding to bf16 may do; at full size against the GPU's own absorbed path; and a whole model served by
 // both.
-#include "kernels/cuda/mla_prefill_sm90.h"
+#include "kernels/cuda/mla/mla_prefill_sm90.h"
 
 #include <numeric>
 

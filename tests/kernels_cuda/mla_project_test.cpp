@@ -1,10 +1,10 @@
 // The products by head of latent attention on Hopper against sums in f64, rows alone against rows in company, and the
 // FP8 copy against fp8_quantize. Products of operands are exact in f32; the tensor core adds the 16 of one instruction
 // and the running sum after aligning them to the largest and cuts off below about 2^-22 of it (bf16_gemm_test.cpp).
-#include "kernels/cuda/bf16_copy.h"
-#include "kernels/cuda/mla_project_sm90.h"
+#include "kernels/cuda/elementwise/bf16_copy.h"
+#include "kernels/cuda/mla/mla_project_sm90.h"
 
-#include "kernels/cuda/fp8_quantize.h"
+#include "kernels/cuda/elementwise/fp8_quantize.h"
 #include "tests/kernels_cuda/gpu_test.h"
 
 namespace moectl::test {

@@ -1,7 +1,7 @@
 // The tensor-core product of every format against a sum in f64 of the operands rounded to bf16: odd sizes, strides by
 // head, rows of experts, and the same bits of a row in any company.
-#include "kernels/cuda/cuda_ops.h"
-#include "kernels/cuda/plain_gemm.h"
+#include "kernels/cuda/gemm/plain_gemm.h"
+#include "kernels/cuda/runtime/cuda_ops.h"
 #include "tests/harness/quantized.h"
 #include "tests/kernels_cuda/gpu_test.h"
 

@@ -1,8 +1,8 @@
 // The second copy that rows of experts get as they are gathered, against the kernels that make such copies alone. (The
 // gathering itself: tests/kernels/moe_permute_test.cpp.)
-#include "kernels/cuda/bf16_copy.h"
-#include "kernels/cuda/fp8_quantize.h"
-#include "kernels/cuda/kernels.h"
+#include "kernels/cuda/elementwise/bf16_copy.h"
+#include "kernels/cuda/elementwise/fp8_quantize.h"
+#include "kernels/cuda/runtime/kernels.h"
 #include "tests/kernels_cuda/gpu_test.h"
 
 namespace moectl::test {

@@ -1,5 +1,5 @@
 // OperandCache knows addresses only, so its tests need no GPU.
-#include "kernels/cuda/operand_cache.h"
+#include "kernels/cuda/runtime/operand_cache.h"
 
 #include <gtest/gtest.h>
 

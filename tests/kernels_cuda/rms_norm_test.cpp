@@ -1,5 +1,5 @@
 // The CUDA RMSNorm against its definition in double precision.
-#include "kernels/cuda/rms_norm.h"
+#include "kernels/cuda/elementwise/rms_norm.h"
 
 #include "tests/kernels_cuda/gpu_test.h"
 

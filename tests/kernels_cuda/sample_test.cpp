@@ -1,7 +1,7 @@
 // sample_rows against core/engine's Sampler: the same rows, parameters and texts must give the same tokens, the same
 // best tokens and the same errors. Logprobs may differ by one unit in the last place (sums of other order, another
 // log).
-#include "kernels/cuda/sample.h"
+#include "kernels/cuda/sample/sample.h"
 
 #include <algorithm>
 #include <cmath>

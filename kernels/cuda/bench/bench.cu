@@ -7,8 +7,8 @@
 #include <regex>
 
 #include "kernels/cuda/bench/bench.h"
-#include "kernels/cuda/check.h"
-#include "kernels/cuda/cublaslt.h"
+#include "kernels/cuda/gemm/cublaslt.h"
+#include "kernels/cuda/runtime/check.h"
 
 namespace moectl::cuda::bench {
 namespace kernel {

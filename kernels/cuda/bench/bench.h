@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "kernels/bench_kernels.h"
-#include "kernels/cuda/fp8_gemm.h"
+#include "kernels/cuda/gemm/fp8_gemm.h"
 #include "kernels/ops.h"
 
 namespace moectl::cuda::bench {

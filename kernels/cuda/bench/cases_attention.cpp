@@ -3,11 +3,11 @@
 #include <algorithm>
 #include <random>
 
-#include "kernels/cuda/attention.h"
+#include "kernels/cuda/attention/attention.h"
 #include "kernels/cuda/bench/bench.h"
-#include "kernels/cuda/kernels.h"
-#include "kernels/cuda/mla_prefill_sm90.h"
-#include "kernels/cuda/mla_project_sm90.h"
+#include "kernels/cuda/mla/mla_prefill_sm90.h"
+#include "kernels/cuda/mla/mla_project_sm90.h"
+#include "kernels/cuda/runtime/kernels.h"
 
 namespace moectl::cuda::bench {
 namespace {

@@ -1,9 +1,9 @@
 // Operations that only move rows, beside a plain copy that moves as many bytes.
 #include "kernels/cuda/bench/bench.h"
-#include "kernels/cuda/check.h"
-#include "kernels/cuda/fp8_quantize.h"
-#include "kernels/cuda/kernels.h"
-#include "kernels/cuda/rms_norm.h"
+#include "kernels/cuda/elementwise/fp8_quantize.h"
+#include "kernels/cuda/elementwise/rms_norm.h"
+#include "kernels/cuda/runtime/check.h"
+#include "kernels/cuda/runtime/kernels.h"
 
 namespace moectl::cuda::bench {
 std::vector<std::string> copy_peer() {

@@ -1,9 +1,9 @@
 // Matrix products of one layer, m rows by each of its matrices, beside cuBLASLt.
 #include "kernels/cuda/bench/bench.h"
-#include "kernels/cuda/bf16_gemm.h"
-#include "kernels/cuda/cublaslt.h"
-#include "kernels/cuda/fp8_gemm.h"
-#include "kernels/cuda/kernels.h"
+#include "kernels/cuda/gemm/bf16_gemm.h"
+#include "kernels/cuda/gemm/cublaslt.h"
+#include "kernels/cuda/gemm/fp8_gemm.h"
+#include "kernels/cuda/runtime/kernels.h"
 
 namespace moectl::cuda::bench {
 namespace {

@@ -3,9 +3,9 @@
 #include <numeric>
 
 #include "kernels/cuda/bench/bench.h"
-#include "kernels/cuda/bf16_gemm.h"
-#include "kernels/cuda/cublaslt.h"
-#include "kernels/cuda/fp8_gemm.h"
+#include "kernels/cuda/gemm/bf16_gemm.h"
+#include "kernels/cuda/gemm/cublaslt.h"
+#include "kernels/cuda/gemm/fp8_gemm.h"
 
 namespace moectl::cuda::bench {
 namespace {

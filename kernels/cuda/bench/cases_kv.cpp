@@ -1,6 +1,6 @@
 // Copies of KV pages, beside a plain copy.
 #include "kernels/cuda/bench/bench.h"
-#include "kernels/cuda/kv_copy.h"
+#include "kernels/cuda/elementwise/kv_copy.h"
 
 namespace moectl::cuda::bench {
 namespace {

@@ -3,7 +3,7 @@
 #include <random>
 
 #include "kernels/cuda/bench/bench.h"
-#include "kernels/cuda/kernels.h"
+#include "kernels/cuda/runtime/kernels.h"
 
 namespace moectl::cuda::bench {
 namespace {

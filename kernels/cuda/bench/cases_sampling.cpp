@@ -2,7 +2,7 @@
 #include <random>
 
 #include "kernels/cuda/bench/bench.h"
-#include "kernels/cuda/sample.h"
+#include "kernels/cuda/sample/sample.h"
 
 namespace moectl::cuda::bench {
 namespace {

@@ -2,7 +2,7 @@
 #include <cuda_fp8.h>
 
 #include "kernels/cuda/bench/bench.h"
-#include "kernels/cuda/check.h"
+#include "kernels/cuda/runtime/check.h"
 
 namespace moectl::cuda::bench {
 namespace kernel {

@@ -1,7 +1,7 @@
-// Random weights in the layouts of kernels/cuda/weight.h, made where they lie.
+// Random weights in the layouts of kernels/cuda/gemm/weight.h, made where they lie.
 #include "kernels/cuda/bench/bench.h"
-#include "kernels/cuda/fp8_gemm.h"
-#include "kernels/cuda/weight.h"
+#include "kernels/cuda/gemm/fp8_gemm.h"
+#include "kernels/cuda/gemm/weight.h"
 
 namespace moectl::cuda::bench {
 namespace {

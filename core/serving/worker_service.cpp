@@ -1,0 +1,121 @@
+#include "core/serving/worker_service.h"
+
+#include <malloc.h>
+
+#include <utility>
+
+#include "core/base/error.h"
+#include "core/base/log.h"
+#include "core/serving/info_handlers.h"
+#include "core/serving/kv_role.h"
+
+namespace moectl {
+namespace {
+
+void log_formats(const ServiceOptions& options, const ModelText& text) {
+  if (!text.chat_template) return;
+  const auto by = [](const std::string& flag) { return flag == "auto" ? "by the checkpoint" : "by flag"; };
+  log::info("chat: reasoning parser {} ({}), tool-call parser {} ({})", text.reasoning ? text.reasoning->name : "none",
+            by(options.reasoning_parser), text.tool_calls ? text.tool_calls->name : "none",
+            by(options.tool_call_parser));
+  if (text.tool_calls && !text.tool_template.takes_tools)
+    log::warn("--tool-call-parser {}: the chat template shows no tools to the model", text.tool_calls->name);
+}
+
+}  // namespace
+
+WorkerService::WorkerService(ServiceOptions options) {
+  instance_.options = std::move(options);
+  const ServiceOptions& o = instance_.options;
+  http::ServerOptions data{.host = o.host, .port = uint16_t(o.port), .name = "api"};
+  data.ssl_certfile = o.ssl_certfile;
+  data.ssl_keyfile = o.ssl_keyfile;
+  data_server_ = make_server(std::move(data), data_routes(instance_), &o.api_keys, o.metrics_without_key);
+  if (o.ops_port >= 0) {
+    http::ServerOptions ops{.host = o.ops_host, .port = uint16_t(o.ops_port), .name = "ops", .is_ops = true};
+    ops_server_ = make_server(std::move(ops), ops_routes(instance_));
+    instance_.administration = {o.api_keys, o.cluster_secret, origins_of(o.ops_host, ops_server_->port())};
+  }
+  instance_.url = service_url(!o.ssl_certfile.empty(), o.host, data_server_->port());
+  data_server_->start();
+  if (ops_server_) ops_server_->start();
+}
+
+WorkerService::~WorkerService() {
+  stop(std::chrono::milliseconds(0));
+}
+
+void WorkerService::load(EngineConfig config) {
+  const ServiceOptions& options = instance_.options;
+  if (options.role == Role::kDecode) {
+    const std::filesystem::path dir = config.model_dir;
+    instance_.text =
+        ModelText::load(dir, options.skip_tokenizer_init, options.reasoning_parser, options.tool_call_parser);
+    log_formats(options, instance_.text);
+    if (config.shape.empty()) instance_.defaults = read_generation_defaults(dir);
+    if (!options.cluster_secret.empty()) {
+      KvClientOptions client{.secret = options.cluster_secret};
+      instance_.prefill_source = std::make_shared<RemotePrefillSource>(std::move(client));
+      config.prefill_source = instance_.prefill_source;
+    }
+  }
+  config.prefill_role = options.role == Role::kPrefill;
+  instance_.admission.set_limits(engine_admission(config.max_num_seqs));
+  const int num_ranks = config.ep_size;
+  instance_.engine = Engine::create(std::move(config));
+  instance_.max_request_tokens = instance_.engine->info().kv_pool_tokens / num_ranks;
+  if (options.role == Role::kPrefill) instance_.kv_server = start_kv_server(instance_);
+  malloc_trim(0);  // what loading needed and freed goes back to the system
+  instance_.phase = InstancePhase::kReady;
+}
+
+std::string WorkerService::url() const {
+  return instance_.url;
+}
+
+std::optional<std::string> WorkerService::ops_url() const {
+  if (!ops_server_) return std::nullopt;
+  return service_url(false, instance_.options.ops_host, ops_server_->port());
+}
+
+std::optional<std::string> WorkerService::kv_endpoint() const {
+  if (!instance_.kv_server) return std::nullopt;
+  return fmt::format("{}:{}", url_host(instance_.options.host), instance_.kv_server->port());
+}
+
+const ModelInfo& WorkerService::model_info() const {
+  return instance_.engine->info();
+}
+
+void WorkerService::drain() {
+  instance_.shutting_down = true;
+  start_draining(instance_);
+}
+
+int WorkerService::num_in_flight() const {
+  return instance_.num_in_flight();
+}
+
+std::optional<std::string> WorkerService::failure() {
+  if (!instance_.loaded()) return std::nullopt;
+  const EngineStats stats = instance_.engine->stats();
+  if (!stats.failed) return std::nullopt;
+  instance_.phase = InstancePhase::kFailed;
+  return stats.failure;
+}
+
+void WorkerService::stop(std::chrono::milliseconds grace) {
+  if (std::exchange(stopped_, true)) return;
+  data_server_->stop(grace);
+  if (ops_server_) ops_server_->stop(std::chrono::milliseconds(0));
+  // Coroutines that the cut left behind hold references to the instance and cancel their engine requests when they are
+  // destroyed, with their server: so the engine goes last, and no job may still be on the pool.
+  instance_.pool.join();
+  data_server_.reset();
+  ops_server_.reset();
+  instance_.kv_server.reset();
+  instance_.engine.reset();
+  instance_.prefill_source.reset();
+}
+
+}  // namespace moectl

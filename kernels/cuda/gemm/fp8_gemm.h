@@ -1,0 +1,68 @@
+// FP8 matrix products with block scales on Hopper (DeepSeek-V3's format): out = A W^T, A e4m3 with one f32 scale a row
+// and 128 columns, W e4m3 with one f32 scale a block of 128 x 128, sums of 128 products by the tensor cores, these
+// added in f32. Dense, and grouped: the rows of expert e are expert_offsets[e] .. expert_offsets[e + 1] - 1 of A and
+// out, read on the device. Launchers of kernels/cuda/gemm/fp8_gemm_sm90.cu; they encode tensor maps and launch one
+// kernel, may be captured in a graph, and need no scratch.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/cuda/gemm/gemm_config.h"
+#include "kernels/ops.h"
+
+namespace moectl::cuda {
+
+constexpr int kFp8Block = 128;
+
+// Both operands lie k-block by k-block, so that a tile of 128 columns is one contiguous piece of memory: element (i, k)
+// is byte (k / 128 * num_rows + i) * 128 + k % 128. k is a multiple of 128 (pad with zeros).
+
+// The FP8 copy of activations x [rows, k]; written by kernels/cuda/elementwise/fp8_quantize.h.
+struct Fp8Rows {
+  uint8_t* data = nullptr;  // e4m3 [k / 128, rows, 128], 128-byte aligned
+  float* scales = nullptr;  // [k / 128, scale_stride], 16-byte aligned
+  int64_t rows = 0, k = 0;
+  int64_t scale_stride = 0;  // rows rounded up to a multiple of 4
+};
+int64_t fp8_rows_bytes(int64_t rows, int64_t k);
+// Lays the copy out in `memory` (256-byte aligned) of at least fp8_rows_bytes.
+Fp8Rows fp8_rows_at(void* memory, int64_t rows, int64_t k);
+
+// `batch` matrices [n, k]. n is a multiple of 8.
+struct Fp8Weight {
+  const uint8_t* data = nullptr;  // e4m3 [batch, k / 128, n, 128], 128-byte aligned
+  const float* scales =
+      nullptr;  // [batch, k / 128, scale_stride], 16-byte aligned; column b is the block of rows 128 b ..
+  int64_t batch = 0, n = 0, k = 0;
+  int64_t scale_stride = 0;  // ceil(n / 128) rounded up to a multiple of 4
+};
+int64_t fp8_weight_data_bytes(int64_t batch, int64_t n, int64_t k);
+int64_t fp8_weight_scales_bytes(int64_t batch, int64_t n, int64_t k);
+Fp8Weight fp8_weight_at(const void* data, const void* scales, int64_t batch, int64_t n, int64_t k);
+
+// From row-major numbers [n, k] and scales [ceil(n / 128), k / 128] (a checkpoint's) on the device to one batch entry.
+void fp8_weight_pack(const uint8_t* rows, const float* block_scales, const Fp8Weight& out, int64_t batch_idx, Stream);
+
+struct Fp8GemmArgs {
+  Fp8Rows a;                                // [max_rows, k]
+  Fp8Weight w;                              // [n, k]
+  Fp8Weight w_up = {};                      // given: out = silu(A w^T) * (A w_up^T), the gated half of a feed-forward
+  const int32_t* expert_offsets = nullptr;  // device, [num_experts + 1]; null: dense, one expert of a.rows rows
+  bool offsets_settled = false;             // they may be read while the kernel launched before this one runs
+  int64_t num_experts = 1;                  // at most kMaxFp8Experts; empty ones cost nothing
+  int64_t expert_begin = 0;                 // batch index in w of expert 0
+  void* out = nullptr;           // [max_rows, n] row-major, 16-byte aligned; rows of no expert are not written
+  DType out_type = DType::kF32;  // kF32 or kBF16
+  // The bits of a row depend on nothing but the row and the weight (no split of k by the number of rows).
+  bool deterministic = false;
+};
+constexpr int64_t kMaxFp8Experts = kMaxGemmExperts;
+
+// Throws Error{kInternal} for shapes that do not fit, Error{kUnavailable} when the launch fails.
+void fp8_gemm(const Fp8GemmArgs& args, Stream stream);
+
+// The tiling that fp8_gemm chooses, and the product with another one.
+GemmConfig fp8_gemm_config(const Fp8GemmArgs& args);
+void fp8_gemm(const Fp8GemmArgs& args, const GemmConfig& config, Stream stream);
+
+}  // namespace moectl::cuda

@@ -1,0 +1,126 @@
+// Launching the kernel of gemm_sm90.cuh: what fp8_gemm_sm90.cu and bf16_gemm_sm90.cu have in common. Host code, but
+// only for files that are compiled for sm_90a.
+#pragma once
+
+#include <algorithm>
+#include <climits>
+#include <map>
+#include <mutex>
+#include <tuple>
+#include <type_traits>
+
+#include "core/base/check.h"
+#include "kernels/cuda/gemm/gemm_config.h"
+#include "kernels/cuda/gemm/gemm_sm90.cuh"
+#include "kernels/cuda/gemm/tensor_map.h"
+#include "kernels/cuda/runtime/check.h"
+
+namespace moectl::cuda {
+
+// One product, whatever its number format. The map functions take the rows of one copy.
+template <class WeightMap, class TokenMap>
+struct GemmProblem {
+  const char* name;
+  kernel::GemmParams params;  // the operands' part; the tiling's part is filled in
+  int64_t max_rows;
+  WeightMap weight_map;  // (rows, up) -> map of w or w_up
+  TokenMap token_map;    // (rows) -> map of A
+};
+
+// Largest number of clusters that the device runs at once; asked once for each kernel and launch shape.
+template <class Kernel>
+int max_clusters(Kernel* kernel, const cudaLaunchConfig_t& config, int cluster_size) {
+  static std::mutex mutex;
+  static std::map<std::tuple<const void*, int, int, size_t>, int> known;  // kernel, device, cluster size, shared memory
+  int device = 0;
+  CUDA_CHECK(cudaGetDevice(&device));
+  std::lock_guard lock(mutex);
+  auto [it, fresh] =
+      known.try_emplace({reinterpret_cast<const void*>(kernel), device, cluster_size, config.dynamicSmemBytes}, 0);
+  if (fresh) CUDA_CHECK(cudaOccupancyMaxActiveClusters(&it->second, kernel, &config));
+  return it->second;
+}
+
+template <class S, class Problem>
+void launch_gemm(const Problem& problem, const GemmConfig& c, cudaStream_t stream) {
+  constexpr int kMaxSharedBytes = 232448;
+  kernel::GemmParams p = problem.params;
+  const int cluster_size = c.multicast * c.split;
+  CHECK((c.split == 1 || S::kCanSplit) && S::kTokens % (8 * c.multicast) == 0 && cluster_size <= 8,
+        "{}: a split of {} and a multicast of {} do not divide the tile", problem.name, c.split, c.multicast);
+  auto* const kernel = kernel::gemm<S>;
+  static const cudaError_t prepared =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kMaxSharedBytes);
+  CUDA_CHECK(prepared);
+  cudaLaunchAttribute attributes[2];
+  attributes[0].id = cudaLaunchAttributeClusterDimension;
+  attributes[0].val.clusterDim.x = unsigned(cluster_size);
+  attributes[0].val.clusterDim.y = attributes[0].val.clusterDim.z = 1;
+  attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[1].val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(unsigned(cluster_size));
+  config.blockDim = dim3(kernel::kGemmThreads);
+  config.dynamicSmemBytes = kMaxSharedBytes;
+  config.stream = stream;
+  config.attrs = attributes;
+  config.numAttrs = c.early_start ? 2 : 1;
+  // Tiles: at most one partial tile an expert more than the rows fill.
+  const int64_t groups = ((p.n + S::kOutCols - 1) / S::kOutCols + c.multicast - 1) / c.multicast;
+  const int64_t m_tiles = p.offsets ? std::min(problem.max_rows, problem.max_rows / S::kTokens + p.num_experts)
+                                    : (problem.max_rows + S::kTokens - 1) / S::kTokens;
+  CHECK(m_tiles * groups <= INT_MAX, "{}: {} x {} tiles are too many", problem.name, m_tiles, groups);
+  const int64_t clusters = std::min<int64_t>(m_tiles * groups, max_clusters(kernel, config, cluster_size));
+  CHECK(clusters > 0, "{}: the device runs no cluster of {} blocks with {} bytes of shared memory", problem.name,
+        cluster_size, config.dynamicSmemBytes);
+  config.gridDim = dim3(unsigned(clusters * cluster_size));
+
+  // A cluster that shares one tile and has no other may exchange sums in its stages: that costs it a round trip, and
+  // saves memory.
+  constexpr int kEnoughStages = 7;
+  const int head = S::head_bytes(p.num_experts), reduce = S::reduce_bytes(c.split) + S::kPassBytes;
+  p.one_tile = m_tiles * groups <= clusters;
+  p.exchange_in_ring = p.one_tile && c.split > 1 && kMaxSharedBytes - head - reduce < kEnoughStages * S::kStageBytes;
+  const int others = p.exchange_in_ring ? S::kPassBytes : reduce,
+            most = std::min(S::kMaxStages, (kMaxSharedBytes - head - others) / S::kStageBytes);
+  p.multicast = c.multicast;
+  p.split = c.split;
+  p.stages = c.stages ? std::min(c.stages, most) : most;
+  p.group_m = c.group_m;
+  p.a_box = S::kTokens / c.multicast;
+  p.weight_policy = S::kSwap ? hopper::kEvictFirst : hopper::kEvictNormal;
+  p.token_policy = S::kSwap ? hopper::kEvictLast : hopper::kEvictNormal;
+  CHECK(p.stages >= 2, "{}: {} bytes of shared memory hold {} stages", problem.name, kMaxSharedBytes, p.stages);
+  CHECK(!p.exchange_in_ring || S::reduce_bytes(c.split) <= p.stages * S::kStageBytes,
+        "{}: {} stages do not hold {} bytes of partial sums", problem.name, p.stages, S::reduce_bytes(c.split));
+  config.dynamicSmemBytes = size_t(head + others + p.stages * S::kStageBytes);
+
+  const int weight_rows = S::kGated ? S::kWeightRows / 2 : S::kWeightRows;
+  const CUtensorMap map_w = problem.weight_map(weight_rows, false),
+                    map_w_up = problem.weight_map(weight_rows, S::kGated), map_a = problem.token_map(p.a_box),
+                    map_a8 = problem.token_map(8);
+
+  CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, map_w, map_w_up, map_a, map_a8, p));
+}
+
+// The product by the tiling `c`: one of those for which there is a kernel.
+template <bool kBf16, class Problem>
+void launch_tiling(const Problem& problem, const GemmConfig& c, bool gated, cudaStream_t stream) {
+  bool launched = false;
+  const auto take = [&]<class S>(std::type_identity<S>) {
+    if (launched || c.swap != S::kSwap || c.sub != S::kSub || c.tile_n != S::kTileN || gated != S::kGated) return;
+    launch_gemm<S>(problem, c, stream);
+    launched = true;
+  };
+  take(std::type_identity<kernel::GemmShape<false, 2, 128, false, kBf16>>());
+  take(std::type_identity<kernel::GemmShape<false, 1, 128, false, kBf16>>());
+  if constexpr (!kBf16) take(std::type_identity<kernel::GemmShape<false, 1, 176, false>>());
+  take(std::type_identity<kernel::GemmShape<false, 2, 128, true, kBf16>>());
+  take(std::type_identity<kernel::GemmShape<true, 1, 16, false, kBf16>>());
+  take(std::type_identity<kernel::GemmShape<true, 1, 64, false, kBf16>>());
+  take(std::type_identity<kernel::GemmShape<true, 2, 16, true, kBf16>>());
+  take(std::type_identity<kernel::GemmShape<true, 2, 64, true, kBf16>>());
+  CHECK(launched, "{}: no kernel for swap {} sub {} tile_n {} gated {}", problem.name, c.swap, c.sub, c.tile_n, gated);
+}
+
+}  // namespace moectl::cuda

@@ -1,0 +1,35 @@
+// The products by head of absorbed latent attention on Hopper at DeepSeek's sizes (128 inputs of a query head, latents
+// of 512), f32 on the model's side and bf16 on the latent one. Launchers of kernels/cuda/mla/mla_project_sm90.cu.
+#pragma once
+
+#include "kernels/cuda/elementwise/fp8_quantize.h"
+#include "kernels/cuda/gemm/weight.h"
+
+namespace moectl::cuda {
+
+// Row (token t, head h) of x begins at x + t * x_row + h * x_head, in numbers, and out's likewise; all 16-byte aligned.
+struct MlaProject {
+  Matrix w;  // a batch entry a head: FP8 with block scales, or bf16
+  const void* x = nullptr;
+  int64_t x_row = 0, x_head = 0;
+  void* out = nullptr;
+  int64_t out_row = 0, out_head = 0;
+  int64_t num_tokens = 0, num_heads = 0;
+};
+
+bool mla_project_in_fits(const Matrix& w);
+bool mla_project_out_fits(const Matrix& w);
+
+// x f32, out bf16. Behind each head's k inputs stand rope_dim numbers, which are rotated (RopeArgs) to behind its n
+// outputs.
+struct MlaRotation {
+  const float* cos_sin = nullptr;  // [num_tokens, rope_dim]
+  int64_t rope_dim = 0;
+  bool interleaved = false;
+};
+void mla_project_in(const MlaProject& p, const MlaRotation& rotation, Stream stream);
+
+// x bf16, out f32 [num_tokens, num_heads, n]; `copies`: of out's rows [num_tokens, num_heads * n].
+void mla_project_out(const MlaProject& p, const RowCopies& copies, Stream stream);
+
+}  // namespace moectl::cuda

@@ -1,0 +1,67 @@
+// Sums the results of a token's experts, weighted, in the order of the slots, then the shared expert: the CPU's order
+// and roundings, so the same bits. A thread an output, four where rows are whole float4s.
+#include "kernels/cuda/runtime/device.cuh"
+#include "kernels/cuda/runtime/kernels.h"
+
+namespace moectl::cuda {
+namespace kernel {
+
+constexpr int kThreads = 128;
+
+template <class T>
+__device__ inline void add_scaled(T& sum, float weight, T x);
+template <>
+__device__ inline void add_scaled(float& sum, float weight, float x) {
+  sum = __fadd_rn(sum, __fmul_rn(weight, x));
+}
+template <>
+__device__ inline void add_scaled(float4& sum, float weight, float4 x) {
+  add_scaled(sum.x, weight, x.x);
+  add_scaled(sum.y, weight, x.y);
+  add_scaled(sum.z, weight, x.z);
+  add_scaled(sum.w, weight, x.w);
+}
+
+// Grid: (parts of a row, tokens). `size`: of a row, in Ts.
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    moe_combine(const float* const* expert_rows, const float* expert_weight, const float* shared,
+                const float* shared_gate, int top_k, int size, T* out) {
+  wait_for_earlier();
+  const int64_t token = blockIdx.y;
+  const int i = int(blockIdx.x) * kThreads + int(threadIdx.x);
+  if (i >= size) return;
+  T sum = {};
+  for (int j = 0; j < top_k; ++j) {
+    const T* row = reinterpret_cast<const T*>(expert_rows[token * top_k + j]);
+    if (row) add_scaled(sum, expert_weight ? expert_weight[token * top_k + j] : 1.0f, row[i]);
+  }
+  if (shared) {
+    const float gate = shared_gate ? 1.0f / (1.0f + float(exp(-double(shared_gate[token])))) : 1.0f;
+    add_scaled(sum, gate, reinterpret_cast<const T*>(shared)[token * size + i]);
+  }
+  out[token * size + i] = sum;
+}
+
+}  // namespace kernel
+
+void moe_combine(const MoeCombineArgs& a, Stream stream) {
+  const int64_t num_tokens = a.out.dim(0), size = a.out.row_size(), top_k = a.expert_rows.dim(1);
+  CHECK(a.expert_rows.dim(0) == num_tokens && num_tokens <= 65535, "moe_combine: rows of {} tokens for {}",
+        a.expert_rows.dim(0), num_tokens);
+  if (num_tokens == 0) return;
+  auto launch = [&]<class T>(T* out, int64_t row) {
+    const dim3 grid(blocks_for(row, kernel::kThreads), unsigned(num_tokens));
+    launch_early(kernel::moe_combine<T>, grid, kernel::kThreads, 0, handle(stream), a.expert_rows.data,
+                 a.expert_weight.data, a.shared.data, a.shared_gate.data, int(top_k), int(row), out);
+  };
+  // Rows of experts begin at multiples of a row from an allocation, so they are as aligned as its size.
+  const bool four =
+      size % 4 == 0 && (reinterpret_cast<uintptr_t>(a.out.data) | reinterpret_cast<uintptr_t>(a.shared.data)) % 16 == 0;
+  if (four)
+    launch(reinterpret_cast<float4*>(a.out.data), size / 4);
+  else
+    launch(a.out.data, size);
+}
+
+}  // namespace moectl::cuda

@@ -1,0 +1,121 @@
+// What the plain kernels share: the stream of an operation, number formats widened to f32, sums over a warp.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_fp8.h>
+
+#include <cstdint>
+#include <utility>
+
+#include "kernels/cuda/runtime/check.h"
+#include "kernels/cuda/runtime/device.h"
+#include "kernels/ops.h"
+
+namespace moectl::cuda {
+
+inline cudaStream_t handle(Stream stream) {
+  return static_cast<cudaStream_t>(stream.handle);
+}
+
+// Blocks for `items` when each takes `per_block`; a grid-stride loop does what a grid of `most` does not cover.
+inline unsigned blocks_for(int64_t items, int64_t per_block, int64_t most = int64_t{1} << 30) {
+  const int64_t blocks = (items + per_block - 1) / per_block;
+  return unsigned(blocks < most ? blocks : most);
+}
+
+// Early start (programmatic dependent launch): the kernel's blocks may come to the card while the kernels before it
+// still run. Every thread of it calls kernel::wait_for_earlier() before it touches what another kernel writes or reads.
+// What is saved is the time of the launch. Only on Hopper: elsewhere code for 8.0 may run, which cannot wait.
+template <class... Params, class... Args>
+void launch_early(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
+                  Args&&... args) {
+  cudaLaunchAttribute early;
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream;
+  config.attrs = &early;
+  config.numAttrs = takes_hopper_kernels() ? 1 : 0;
+  CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, Params(std::forward<Args>(args))...));
+}
+
+namespace kernel {
+
+// Until the kernels before this one are done and visible; the next one may come meanwhile, and waits in turn.
+__device__ __forceinline__ void wait_for_earlier() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;");
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// The same, but the next one comes only when the kernels before this one are done: what they wrote it may read at once.
+__device__ __forceinline__ void wait_for_earlier_before_next() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+  asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+
+inline constexpr int kWarp = 32;
+inline constexpr unsigned kAll = 0xffffffffu;
+
+__device__ inline float widen_bf16(uint16_t x) {
+  return __uint_as_float(uint32_t{x} << 16);
+}
+__device__ inline float widen_f16(uint16_t x) {
+  return __half2float(__ushort_as_half(x));
+}
+
+// Exact. From sm_89 on a conversion of two at once; before, the bits stand in an f16 that is off by 2^8.
+__device__ inline float2 widen_f8x2(uint16_t x) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 890
+  return __half22float2(__half2(__nv_cvt_fp8x2_to_halfraw2(x, __NV_E4M3)));
+#else
+  auto one = [](uint32_t b) { return widen_f16(uint16_t((b & 0x80u) << 8 | (b & 0x7fu) << 7)) * 256.0f; };
+  return {one(x & 0xffu), one(x >> 8)};
+#endif
+}
+__device__ inline float widen_e8m0(uint8_t x) {
+  return __uint_as_float(x == 0 ? 0x00400000u : uint32_t{x} << 23);
+}
+
+// The value of an OCP e2m1 number: sign, two bits of exponent with bias 1, one of mantissa; moved into an f32 whose
+// exponent is off by 126, which also puts the subnormal 0.5 right.
+__device__ inline float widen_e2m1(uint32_t q) {
+  return __uint_as_float((q & 8u) << 28 | (q & 7u) << 22) * 0x1p126f;
+}
+
+// Of an operand or a cache: the value and its rounding.
+template <class T>
+__device__ float to_f32(T x);
+template <>
+__device__ inline float to_f32<float>(float x) {
+  return x;
+}
+template <>
+__device__ inline float to_f32<__nv_bfloat16>(__nv_bfloat16 x) {
+  return __bfloat162float(x);
+}
+template <>
+__device__ inline float to_f32<__half>(__half x) {
+  return __half2float(x);
+}
+
+// Rounded to nearest even; 8 bytes.
+__device__ __forceinline__ void store_bf16(__nv_bfloat16* to, float4 v) {
+  const __nv_bfloat162 low = __floats2bfloat162_rn(v.x, v.y), high = __floats2bfloat162_rn(v.z, v.w);
+  *reinterpret_cast<uint2*>(to) = {*reinterpret_cast<const uint32_t*>(&low), *reinterpret_cast<const uint32_t*>(&high)};
+}
+
+__device__ inline float warp_sum(float v) {
+  for (int offset = kWarp / 2; offset > 0; offset /= 2) v += __shfl_xor_sync(kAll, v, offset);
+  return v;
+}
+
+}  // namespace kernel
+}  // namespace moectl::cuda
