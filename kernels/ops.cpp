@@ -1,8 +1,6 @@
 // Picks the backend: the one place that knows which ones this build has.
 #include "kernels/ops.h"
 
-#include <chrono>
-
 #include "kernels/gpu.h"
 
 namespace moectl {
@@ -37,20 +35,6 @@ bool machine_has_avx512() {
 }
 
 }  // namespace
-
-// Host code computes at once: a mark is the time at which it was made.
-Mark Ops::mark(Stream) {
-  return std::make_shared<std::chrono::steady_clock::time_point>(std::chrono::steady_clock::now());
-}
-
-double Ops::seconds_between(const Mark& begin, const Mark& end) {
-  const auto time = [](const Mark& m) { return *static_cast<const std::chrono::steady_clock::time_point*>(m.get()); };
-  return std::chrono::duration<double>(time(end) - time(begin)).count();
-}
-
-void Ops::sample_rows(const SampleRowsArgs&, Stream) {
-  CHECK(false, "this backend's logits are sampled by the host");
-}
 
 std::string why_no_gpu([[maybe_unused]] int device_index) {
 #if defined(MOECTL_HAVE_CUDA)

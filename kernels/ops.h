@@ -1,9 +1,12 @@
-// Ops: the one interface between the model and the hardware. About twenty coarse operations, one Args struct each, a
-// shape on every field. The model above it is the same for every backend.
+// Ops: the mathematics between the model and the hardware. About twenty coarse operations, one Args struct each, a
+// shape on every field. The model above it is the same for every backend; memory, streams and graphs are device.h.
 //
-// Rules: views point to device memory of the backend that the Ops belongs to (host memory on CPU). Every operation
-// takes a stream and may return before it is done there (the CPU backend returns when done). No Args field is a host
-// value derived from device data, and nothing is allocated inside an operation: scratch is an Args field.
+// Rules: views point to memory of the Ops' device (host memory on the CPU). Every operation takes a stream and may
+// return before it is done there (the CPU backend returns when done). No Args field is a host value derived from device
+// data, and nothing is allocated inside an operation: scratch is an Args field.
+//
+// Activations are operands (operand.h): a weight says which dtype of rows it multiplies (Weight::operand), and the
+// operation that produces the rows writes that dtype.
 //
 // Exactness: on the CPU backend each output row is a function of its own inputs; the number of rows, their order and
 // the number of threads change no bit of it (docs/determinism.md).
@@ -11,47 +14,33 @@
 
 #include <array>
 #include <cstdint>
-#include <functional>
 #include <memory>
 #include <span>
 #include <string>
-#include <vector>
 
 #include "core/base/dtype.h"
 #include "core/base/tensor.h"
+#include "kernels/capabilities.h"
+#include "kernels/device.h"
+#include "kernels/operand.h"
 
 namespace moectl {
 
-struct Stream {
-  void* handle = nullptr;  // cudaStream_t; unused on CPU
-};
-
-// Device memory, zero-filled, 64-byte aligned (256 on a GPU), freed with the last reference.
-using Buffer = std::shared_ptr<std::byte>;
-
-// What a stream was recorded to do; opaque, freed with the last reference.
-using Graph = std::shared_ptr<void>;
-
-// A place in a stream; opaque, freed with the last reference.
-using Mark = std::shared_ptr<void>;
-
-// Memory in one of several number formats: the paged cache of a layer (f32 on CPU; bf16 or f32 on CUDA), and what the
-// operations of latent attention hand to each other (Ops::latent_dtype).
-struct TypedView {
+// The paged cache of a layer: f32 or bf16.
+struct KvView {
   void* data = nullptr;
   DType dtype = DType::kF32;
   std::array<int64_t, 4> shape{};
 
-  TypedView() = default;
-  TypedView(void* p, DType t, const std::array<int64_t, 4>& dims) : data(p), dtype(t), shape(dims) {}
-  TypedView(const View<float>& v) : data(v.data), shape(v.shape) {}  // NOLINT: a view of f32 is one
-  TypedView(const View<const float>& v) : data(const_cast<float*>(v.data)), shape(v.shape) {}  // NOLINT
+  KvView() = default;
+  KvView(void* p, DType t, const std::array<int64_t, 4>& dims) : data(p), dtype(t), shape(dims) {}
+  KvView(const View<float>& v) : data(v.data), shape(v.shape) {}  // NOLINT: a view of f32 is one
+  KvView(const View<const float>& v) : data(const_cast<float*>(v.data)), shape(v.shape) {}  // NOLINT
   int64_t dim(int i) const { return shape[size_t(i)]; }
   int64_t num_bytes() const { return shape[0] * page_values() * dtype_bytes(dtype); }
   // Numbers that one step of the first dimension (a page) skips.
   int64_t page_values() const { return shape[1] * shape[2] * (shape[3] ? shape[3] : 1); }
 };
-using KvView = TypedView;
 
 // Where the numbers of a kI4, kU4 or kF4E2M1 matrix lie: eight in a little-endian 32-bit word.
 // kRows: words run along each row, the first element lowest: [rows, ceil(cols / 8)] words. Zero points run down the
@@ -84,6 +73,7 @@ struct MatrixSpec {
 struct Weight {
   int64_t batch = 0, n = 0, k = 0;
   DType dtype = DType::kF32;
+  DType operand = DType::kF32;  // of the rows that linear() multiplies with it
   int64_t num_bytes = 0;
   std::shared_ptr<const void> impl;
   explicit operator bool() const { return impl != nullptr; }
@@ -104,22 +94,29 @@ struct RmsNormArgs {
   View<const float> x;       // [num_rows, size]
   View<float> residual;      // [num_rows, size] in and out; empty: none
   View<const float> weight;  // [size]; empty: ones
-  View<float> out;           // [num_rows, size]; may be `x` itself
+  Operands out;              // [num_rows, size]; f32 may be `x` itself
   float eps = 1e-6f;
 };
 
 struct LinearArgs {
-  View<const float> x;          // [num_rows, k]
+  Operand x;                    // [num_rows, k] of weight.operand
   Weight weight;                // batch 1
   View<float> out;              // [num_rows, n]
   View<const float> bias = {};  // [n], added to each row; empty: none
 };
 
+// out = x, rounded to each dtype that is given: bf16 to nearest even; f8_e4m3 with scale = max |x| / 448 of 128 columns.
+// For rows whose producer computes in f32 only (attention), and for callers outside the model.
+struct QuantizeArgs {
+  View<const float> x;  // [num_rows, size]
+  Operands out;         // [num_rows, size]; f32: `x` itself, left as it is
+};
+
 // Row gather: out[i] = x[row_idx[i]].
 struct GatherArgs {
-  View<const float> x;          // [any, size]
+  Operand x;                    // [any, size]
   View<const int32_t> row_idx;  // [num_rows]
-  View<float> out;              // [num_rows, size]
+  Operand out;                  // [num_rows, size], in x's dtype
 };
 
 // cos and sin of position * inv_freq, both times `factor` (YaRN's attention factor), for the rows of one step.
@@ -171,7 +168,7 @@ struct MlaQueryArgs {
   View<const float> q;        // [num_tokens, num_heads, qk_nope_head_dim + qk_rope_head_dim]
   Weight w_uk;                // batch num_heads: [kv_lora_rank, qk_nope_head_dim]
   View<const float> cos_sin;  // [num_tokens, qk_rope_head_dim]
-  TypedView out;              // [num_tokens, num_heads, kv_lora_rank + qk_rope_head_dim]
+  Operand out;                // [num_tokens, num_heads, kv_lora_rank + qk_rope_head_dim] of MlaForm::latent
   bool interleaved = true;
 };
 
@@ -188,26 +185,26 @@ struct MlaCacheWriteArgs {
 
 // softmax(scale * q . k) v over the cache positions 0 .. position of the row's sequence, page by page from position 0.
 struct MlaAttentionArgs {
-  TypedView q;                     // [num_tokens, num_heads, kv_lora_rank + qk_rope_head_dim]
+  Operand q;                       // [num_tokens, num_heads, kv_lora_rank + qk_rope_head_dim]
   KvView cache;                    // [num_pages, page_size, kv_lora_rank + qk_rope_head_dim] of one layer
   View<const int32_t> page_table;  // [num_seqs, max_pages]
   View<const int32_t> seq_idx;     // [num_tokens]: row of page_table
   View<const int32_t> positions;   // [num_tokens]; -1: a padding row, its output is zeros
   int kv_lora_rank = 0;
   float scale = 1.0f;
-  TypedView out;  // [num_tokens, num_heads, kv_lora_rank], in q's number format
+  Operand out;  // [num_tokens, num_heads, kv_lora_rank] in q's dtype
 };
 
 // out[t, h] = W_UV[h] latent[t, h].
 struct MlaOutputArgs {
-  TypedView latent;  // [num_tokens, num_heads, kv_lora_rank]
-  Weight w_uv;       // batch num_heads: [v_head_dim, kv_lora_rank]
-  View<float> out;   // [num_tokens, num_heads, v_head_dim]
+  Operand latent;  // [num_tokens, num_heads, kv_lora_rank]
+  Weight w_uv;     // batch num_heads: [v_head_dim, kv_lora_rank]
+  Operands out;    // [num_tokens, num_heads, v_head_dim]
 };
 
-// mla_query, mla_attention and mla_output in one, for rows at consecutive positions of one sequence (a prompt's chunk),
-// whose latents are in the cache, theirs included. Expanded form: the heads' keys and values are made from the latents
-// first (W_UK c, W_UV c), for all rows together.
+// mla_query, mla_attention and mla_output in one, for rows at consecutive positions of one sequence (a prefill chunk)
+// whose compressed KV is in the cache, the chunk's own included. Expanded form: keys and values of all heads are
+// computed from the compressed KV first (W_UK c, W_UV c), for all rows together.
 struct MlaPrefillArgs {
   View<const float> q;         // [num_tokens, num_heads, qk_nope_head_dim + qk_rope_head_dim]
   Weight w_uk, w_uv;           // of MlaQueryArgs and MlaOutputArgs
@@ -241,58 +238,73 @@ struct Activation {
   float limit = 0.0f, alpha = 1.0f;
 };
 
-// The tokens of one rank of a group, in that rank's memory, which the others may read.
+// Where experts are: logical expert e is held by physical experts replica_begin[e] .. replica_begin[e + 1] - 1 (more
+// than one: redundant experts); physical expert p is expert local[p] of rank rank[p]. Token t of source rank s uses
+// replica (s + t) % number of replicas; replicas are equal, so the choice changes no result. Empty: one rank holds every
+// expert, in order.
+struct PlacementView {
+  View<const int32_t> replica_begin;  // [num_experts + 1]
+  View<const int32_t> rank, local;    // [num_physical_experts]
+};
+
+// Tokens of one rank of a group, in that rank's memory, which its peers may read.
 struct MoeSource {
-  View<const float> x;              // [num_tokens, hidden_size]
-  View<const int32_t> expert_idx;   // [num_tokens, top_k]; -1: nobody
+  Operand x;                        // [num_tokens, hidden_size]
+  View<const int32_t> expert_idx;   // [num_tokens, top_k] logical; -1: none
   View<const float> expert_weight;  // [num_tokens, top_k]; empty: not wanted
   View<int32_t> row_of;             // [num_tokens * top_k] out, the caller's: row in `x` of MoePermuteArgs where the
                                     // expert is the caller's
+  int64_t token_begin = 0;          // index of token 0 in its rank's batch (PlacementView's t)
 };
 
-struct MoeExpertsArgs;
-
-// Gathers the rows that the caller's experts must compute, sorted by expert, then source rank, token and slot.
+// Gathers the rows that the caller's experts compute, sorted by local expert, then source rank, token and slot.
 struct MoePermuteArgs {
   std::span<const MoeSource> sources;  // by rank; the caller's own among them
-  int64_t expert_begin = 0;            // the first of the caller's experts
-  View<int32_t> expert_offsets;        // [num_local_experts + 1] out
-  View<float> x;                       // [max_rows, hidden_size] out: max_rows >= sum of num_tokens * min(top_k, local)
-  View<float> scale;                   // [max_rows] out: the rows' weights; empty: not wanted
-  // What alone reads x, next; its rows may be empty yet. A backend may leave the rows in the number format that this
-  // multiplies, and x unwritten. Null: unknown.
-  const MoeExpertsArgs* for_experts = nullptr;
+  PlacementView placement;
+  int64_t rank = 0;              // the caller's
+  View<int32_t> expert_offsets;  // [num_local_experts + 1] out
+  Operand x;                     // [max_rows, hidden_size] out, in the sources' dtype
+                                 // max_rows >= sum of num_tokens * min(top_k, num_local_experts)
+  View<float> scale;             // [max_rows] out: the rows' weights; empty: not wanted
 };
 
-// What a rank made of the rows of one peer: `out` is [max_rows, hidden_size], `row_of` that peer's MoeSource::row_of.
-struct MoeOwner {
+// Results of one rank for the rows of one source: `out` is [max_rows, hidden_size], `row_of` that MoeSource::row_of.
+struct MoeResults {
   const float* out = nullptr;
   const int32_t* row_of = nullptr;
 };
 
-// Where the results of the caller's tokens lie: expert_rows[t, j] = the owner's out + row_of[t * top_k + j].
+// Where the results of the caller's tokens are: expert_rows[t, j] = out + row_of[t * top_k + j] of the expert's rank.
 struct MoeLocateArgs {
-  View<const int32_t> expert_idx;    // [num_tokens, top_k]; -1: the row is null
-  std::span<const MoeOwner> owners;  // by rank; owner r has experts r * num_local_experts ..
-  int64_t num_local_experts = 0, hidden_size = 0;
+  View<const int32_t> expert_idx;       // [num_tokens, top_k] logical; -1: the row is null
+  std::span<const MoeResults> results;  // by rank
+  PlacementView placement;
+  int64_t rank = 0, token_begin = 0;  // the caller's (PlacementView's s); index of token 0 in its batch
+  int64_t hidden_size = 0;
   View<const float*> expert_rows;  // [num_tokens, top_k] out
 };
 
 // Gated feed-forward of several experts: rows of expert e are expert_offsets[e] .. expert_offsets[e + 1].
 // out = act(x W_gate^T, x W_up^T) W_down^T. A dense feed-forward is one expert.
 struct MoeExpertsArgs {
-  View<const float> x;                 // [max_rows, hidden_size]
+  Operand x;                           // [max_rows, hidden_size] of ExpertOperands::x
   View<const int32_t> expert_offsets;  // [num_local_experts + 1], on the device
-  Weight w_gate, w_up;                 // batch >= expert_begin + num_local_experts: [intermediate, hidden_size]
+  Weight w_gate, w_up;                 // batch >= num_local_experts: [intermediate, hidden_size]
   Weight w_down;                       // the same batch: [hidden_size, intermediate]
-  int64_t expert_begin = 0;            // batch index of local expert 0
-  View<float> hidden;                  // [max_rows, intermediate] scratch
+  View<const int32_t> weight_idx;      // [num_local_experts]: batch entry of each; empty: 0, 1, 2, ...
+  Operands hidden;                     // [max_rows, intermediate] scratch of ExpertOperands::hidden
   View<float> out;                     // [max_rows, hidden_size]
   Activation activation = {};
   View<const float> gate_bias = {}, up_bias = {};  // [batch, intermediate]; empty: none
   View<const float> down_bias = {};                // [batch, hidden_size]; empty: none
   // Of each row: gate and up are multiplied by it before the activation, as if it had multiplied x (Llama 4). Empty: 1.
   View<const float> row_scale = {};  // [max_rows]
+};
+
+// The dtypes that moe_experts multiplies with: of x, and of its scratch.
+struct ExpertOperands {
+  DType x = DType::kF32;
+  DTypeSet hidden = {DType::kF32};
 };
 
 // out[t] = sum over j of expert_weight[t, j] * expert_out[row_idx[t, j]], in the order of j, plus shared[t], which is
@@ -352,15 +364,34 @@ struct SampleRowsArgs {
 
 // ------------------------------------------------------------------------------------------------ interface
 
-// The largest operands that a rank's operations will meet; scratch is sized by it.
+// The largest shapes that a rank's operations will meet; scratch is sized by it.
 struct ScratchShape {
   int64_t max_tokens = 0;                                     // rows of a step
-  int64_t max_expert_rows = 0;                                // rows of moe_experts
-  int64_t max_linear_k = 0, max_linear_n = 0;                 // of linear() and moe_experts(), all weights
-  int64_t max_expert_k = 0;                                   // of moe_experts() with max_expert_rows; 0: max_linear_k
   int64_t num_heads = 0, q_head_size = 0, out_head_size = 0;  // of the attention operation
-  int64_t num_experts = 0, top_k = 0, num_ranks = 1;
-  int64_t max_sampled_rows = 0, vocab_size = 0;  // of sample_rows()
+  int64_t num_experts = 0;                                    // of moe_permute
+  int64_t max_sampled_rows = 0, vocab_size = 0;               // of sample_rows
+};
+
+// How absorbed MLA runs with these weights and this cache.
+struct MlaForm {
+  DType latent = DType::kF32;  // of mla_query's output, mla_attention's operands and mla_output's input
+  bool output_operands = false;  // mla_output writes every dtype that is given; else f32 only
+};
+
+// Expanded MLA, of backends that have it.
+class ExpandedMla {
+ public:
+  virtual ~ExpandedMla() = default;
+  virtual int64_t min_rows() const = 0;                        // shorter chunks are never taken
+  virtual bool takes(const MlaPrefillArgs&) const = 0;         // whether it fits, and costs less than the absorbed form
+  virtual void mla_prefill(const MlaPrefillArgs&, Stream) = 0;
+};
+
+// Sampling on the device, of backends whose logits the host cannot read.
+class DeviceSampling {
+ public:
+  virtual ~DeviceSampling() = default;
+  virtual void sample_rows(const SampleRowsArgs&, Stream) = 0;
 };
 
 class Ops {
@@ -368,59 +399,29 @@ class Ops {
   virtual ~Ops() = default;
   // Part of the numerics id: equal ids compute equal bits ("cpu-avx512-1").
   virtual std::string numerics_id() const = 0;
+  virtual Device& device() = 0;
+  virtual const Capabilities& capabilities() const = 0;
+  virtual ExpandedMla* expanded_mla() = 0;        // null: MLA runs in absorbed form
+  virtual DeviceSampling* device_sampling() = 0;  // null: Capabilities::host_readable, and the host samples
 
-  virtual Buffer alloc(int64_t num_bytes) = 0;
-  // Host memory that copies fast to the device and back.
-  virtual Buffer alloc_host(int64_t num_bytes) { return alloc(num_bytes); }
-  // Copies host bytes to device memory; done when it returns.
-  virtual void upload(void* device, const void* host, int64_t num_bytes) = 0;
-  // Copies between any two of host (alloc_host) and device memory, in the order of the stream.
-  virtual void copy(void* to, const void* from, int64_t num_bytes, Stream) = 0;
-  // Until everything in the stream is done. Throws Error{kUnavailable} when an operation failed on the device.
-  virtual void synchronize(Stream) {}
-  // A place in a stream. wait() returns when everything in front of it is done, and throws like synchronize().
-  virtual Mark mark(Stream);
-  virtual void wait(const Mark&) {}
-  // On the device's clock, between two marks that wait() has returned from.
-  virtual double seconds_between(const Mark& begin, const Mark& end);
-  // True when host code may read and write what alloc() gives.
-  virtual bool host_memory() const { return true; }
-  // The stream of the rank that owns this object; operations given Stream{} use it.
-  virtual Stream stream() { return {}; }
-  // Issues what `work` puts into stream() beside the operations that follow there, up to rejoin(): neither side may
-  // write what the other reads or writes. A backend may as well do one after the other.
-  virtual void beside(const std::function<void()>& work) { work(); }
-  virtual void rejoin() {}
-  // Records what `work` puts into `stream()`, for replay(); null: this backend computes at once and records nothing.
-  // Arguments are recorded too: a replay reads and writes the same memory.
-  virtual Graph capture(const std::function<void()>& work) {
-    (void)work;
-    return nullptr;
-  }
-  virtual void replay(const Graph&, Stream) {}
-  // Of the device, as it is now.
-  struct Memory {
-    int64_t free_bytes = 0, total_bytes = 0;
-  };
-  virtual Memory memory() const { return {}; }
-  // The number formats a cache may have, the default first.
-  virtual std::vector<DType> kv_dtypes() const { return {DType::kF32}; }
-  // The number format that a layer's mla_query, mla_attention and mla_output hand to each other; f32 always works, too.
-  virtual DType latent_dtype(const Weight& w_uk, const Weight& w_uv, const KvView& cache) const {
-    (void)w_uk, (void)w_uv, (void)cache;
-    return DType::kF32;
-  }
   // Bytes that the operations need for themselves up to `shape`; set_scratch() before the first of them.
-  virtual int64_t scratch_bytes(const ScratchShape&) const { return 0; }
-  virtual void set_scratch(Buffer, int64_t) {}
-  // Packs equal-sized matrices, one a batch entry. Throws Error{kBadData} for NaN in FP8 data or scales.
+  virtual int64_t scratch_bytes(const ScratchShape&) const = 0;
+  virtual void set_scratch(Buffer, const ScratchShape&) = 0;
+  // Packs equal-sized matrices, one per batch entry. Work that is put into device().stream() afterwards finds them
+  // complete; other streams have to wait for that one. Throws Error{kBadData} for NaN in FP8 data or scales.
   virtual Weight pack(std::span<const MatrixSpec> batch) = 0;
   // Packs a table for row look-ups (embeddings).
   virtual Weight pack_rows(const MatrixSpec& table) = 0;
 
+  // Asked once, when the model is built. `args`: weights, biases, activation, row_scale (any non-null) and the number
+  // of experts (expert_offsets' shape).
+  virtual ExpertOperands expert_operands(const MoeExpertsArgs& args) const = 0;
+  virtual MlaForm mla_form(const Weight& w_uk, const Weight& w_uv, const KvView& cache) const = 0;
+
   virtual void embed(const EmbedArgs&, Stream) = 0;
   virtual void rms_norm(const RmsNormArgs&, Stream) = 0;
   virtual void linear(const LinearArgs&, Stream) = 0;
+  virtual void quantize(const QuantizeArgs&, Stream) = 0;
   virtual void gather(const GatherArgs&, Stream) = 0;
   virtual void rope_table(const RopeTableArgs&, Stream) = 0;
   virtual void rope(const RopeArgs&, Stream) = 0;
@@ -430,15 +431,11 @@ class Ops {
   virtual void mla_cache_write(const MlaCacheWriteArgs&, Stream) = 0;
   virtual void mla_attention(const MlaAttentionArgs&, Stream) = 0;
   virtual void mla_output(const MlaOutputArgs&, Stream) = 0;
-  // False: nothing was done, and the three operations before are to do it; always so on the CPU backend.
-  virtual bool mla_prefill(const MlaPrefillArgs&, Stream) { return false; }
   virtual void moe_gate(const MoeGateArgs&, Stream) = 0;
   virtual void moe_permute(const MoePermuteArgs&, Stream) = 0;
   virtual void moe_experts(const MoeExpertsArgs&, Stream) = 0;
   virtual void moe_locate(const MoeLocateArgs&, Stream) = 0;
   virtual void moe_combine(const MoeCombineArgs&, Stream) = 0;
-  // Where logits are out of the host's reach (host_memory() is false), tokens are chosen there.
-  virtual void sample_rows(const SampleRowsArgs&, Stream);
 };
 
 struct OpsOptions {
@@ -446,10 +443,10 @@ struct OpsOptions {
   std::string cpu_path = "auto";  // auto | avx512 | portable
   int num_threads = 1;            // of this rank
   bool spin = true;               // false when ranks x threads exceed the cores
-  int device_index = 0;           // cuda: which card
+  int device_index = 0;           // cuda: device ordinal
   bool precise = false;           // cuda: f32 activations everywhere, as the CPU computes; else FP8 and bf16 operands
-  bool deterministic = false;     // cuda: a row's bits do not depend on the other rows of its step
-  bool portable = false;          // cuda: what every card from 8.0 on gets, on Hopper too
+  bool deterministic = false;     // cuda: batch-invariant: a row's bits do not depend on the other rows of its step
+  bool portable = false;          // cuda: the portable kernels (compute capability 8.0 and later), on Hopper too
 };
 
 // Throws Error{kBadConfig} that says what this machine or build lacks.

@@ -1,5 +1,5 @@
 // DeviceSampler: the tokens of a step where its logits are out of the host's reach: parameters go there in one copy,
-// tokens come back in one (Ops::sample_rows). One a rank thread; a step is begin(), add() for each row of logits,
+// tokens come back in one (DeviceSampling). One a rank thread; a step is begin(), add() for each row of logits,
 // launch(), and when the device is done with that, sampled(). Two steps may be on their way: the first one's tokens are
 // there until the third begins.
 #pragma once

@@ -117,7 +117,7 @@ void RankWorker::run() {
       work([&] { end_step(); });
     } else if (stop_) {
       lock.unlock();
-      if (!in_flight_.empty()) guarded([&] { setup_.ops->synchronize(setup_.ops->stream()); });  // it uses our memory
+      if (!in_flight_.empty()) guarded([&] { setup_.ops->device().synchronize(setup_.ops->device().stream()); });  // it uses our memory
       return;
     } else {
       busy_ = false;
@@ -129,15 +129,15 @@ void RankWorker::run() {
 
 void RankWorker::build() {
   cache_ = std::make_unique<KvCache>(*setup_.config, *setup_.ops, setup_.num_pages, setup_.kv_dtype);
-  model_ = std::make_unique<Model>(*setup_.config, setup_.weights, *setup_.ops, *setup_.comm, *cache_, setup_.limits);
+  model_ = std::make_unique<Model>(*setup_.config, setup_.weights, *setup_.ops, *setup_.comm, setup_.placement, *cache_, setup_.limits);
   model_->count_layers(setup_.layers_done);
   sampler_ = std::make_unique<Sampler>(setup_.config->vocab_size);
-  if (!setup_.ops->host_memory())
+  if (setup_.ops->device_sampling())
     device_sampler_ = std::make_unique<DeviceSampler>(setup_.limits, setup_.config->vocab_size, *setup_.ops);
   if (!setup_.compute_mtp_kv) return;
   const int64_t max_tokens = setup_.limits.max_tokens;
-  mtp_row_idx_ = setup_.ops->alloc(max_tokens * int64_t(sizeof(int32_t)));
-  mtp_states_ = setup_.ops->alloc(max_tokens * setup_.config->hidden_size * int64_t(sizeof(float)));
+  mtp_row_idx_ = setup_.ops->device().alloc(max_tokens * int64_t(sizeof(int32_t)));
+  mtp_states_ = setup_.ops->device().alloc(max_tokens * setup_.config->hidden_size * int64_t(sizeof(float)));
 }
 
 KvPool RankWorker::kv_pool() const {
@@ -151,14 +151,14 @@ KvPool RankWorker::kv_pool() const {
 }
 
 void RankWorker::begin_step(const RankPlan& plan) {
-  Ops& ops = *setup_.ops;
+  Device& device = setup_.ops->device();
   StepInFlight step{.plan = &plan};
   make_batch(plan, batch_);
-  step.begin = ops.mark(ops.stream());
+  step.begin = device.record_event(device.stream());
   step.logits = model_->forward(batch_);
   if (device_sampler_) step.sampled = sample_on_device(plan, step.logits);
   if (std::ranges::any_of(plan.chunks, [](const Chunk& c) { return c.mtp_end > c.begin; })) compute_mtp_kv(plan);
-  step.end = ops.mark(ops.stream());
+  step.end = device.record_event(device.stream());
   in_flight_.push_back(std::move(step));
 }
 
@@ -166,9 +166,9 @@ void RankWorker::end_step() {
   CHECK(!in_flight_.empty(), "no step is in flight");
   const StepInFlight step = std::move(in_flight_.front());
   in_flight_.pop_front();
-  setup_.ops->wait(step.end);
-  result_ = {.busy_seconds = setup_.ops->seconds_between(step.begin, step.end)};
-  if (last_end_) result_.idle_seconds = setup_.ops->seconds_between(last_end_, step.begin);
+  setup_.ops->device().wait(step.end);
+  result_ = {.busy_seconds = setup_.ops->device().seconds_between(step.begin, step.end)};
+  if (last_end_) result_.idle_seconds = setup_.ops->device().seconds_between(last_end_, step.begin);
   last_end_ = step.end;
   int row = 0;
   for (const Chunk& chunk : step.plan->chunks) result_.chunks.push_back(result_of(chunk, step, row));
@@ -204,7 +204,7 @@ void RankWorker::compute_mtp_kv(const RankPlan& plan) {
   CHECK(mtp_states_, "a plan asks for the MTP module's KV");
   make_mtp_batch(plan, batch_, mtp_batch_, mtp_rows_);
   const int64_t num_rows = mtp_batch_.num_tokens(), hidden_size = setup_.config->hidden_size;
-  setup_.ops->upload(mtp_row_idx_.get(), mtp_rows_.data(), num_rows * int64_t(sizeof(int32_t)));
+  setup_.ops->device().upload(mtp_row_idx_.get(), mtp_rows_.data(), num_rows * int64_t(sizeof(int32_t)));
   const View<float> states(reinterpret_cast<float*>(mtp_states_.get()), {num_rows, hidden_size});
   setup_.ops->gather(
       {model_->hidden(), View<const int32_t>(reinterpret_cast<const int32_t*>(mtp_row_idx_.get()), {num_rows}), states},

@@ -26,6 +26,7 @@ struct RankSetup {
   std::shared_ptr<const ModelWeights> weights;
   std::unique_ptr<Ops> ops;
   std::unique_ptr<Communicator> comm;
+  ExpertPlacement placement;
   int num_pages = 0;
   DType kv_dtype = DType::kF32;
   ModelLimits limits;
@@ -66,7 +67,7 @@ class RankWorker {
   void build();
   struct StepInFlight {
     const RankPlan* plan = nullptr;
-    Mark begin, end;
+    Event begin, end;
     View<const float> logits;
     int sampled = 0;  // DeviceSampler's step
   };
@@ -86,7 +87,7 @@ class RankWorker {
   Buffer mtp_row_idx_, mtp_states_;  // [max_tokens], [max_tokens, hidden_size]: the states the MTP module starts from
   std::unique_ptr<DeviceSampler> device_sampler_;  // where logits are out of the host's reach
   std::deque<StepInFlight> in_flight_;
-  Mark last_end_;  // of the step that ended last
+  Event last_end_;  // of the step that ended last
   StepResult result_;
 
   std::mutex mutex_;

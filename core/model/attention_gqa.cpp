@@ -26,23 +26,26 @@ void norm_and_rotate(Step& step, const View<float>& t, View<const float> norm_we
 
 }  // namespace
 
-void gqa_cache(Step& step, const GqaWeights& w, int layer_idx, View<const float> x) {
+void gqa_cache(Step& step, const GqaWeights& w, int layer_idx, const Operands& x) {
   const View<float> k = step.buffers.k.first(step.num_tokens), v = step.buffers.v.first(step.num_tokens);
-  step.ops.linear({x, w.k, flat(k), w.k_bias}, step.stream);
-  step.ops.linear({x, w.v, flat(v), w.v_bias}, step.stream);
+  step.ops.linear({x.get(w.k.operand), w.k, flat(k), w.k_bias}, step.stream);
+  step.ops.linear({x.get(w.v.operand), w.v, flat(v), w.v_bias}, step.stream);
   norm_and_rotate(step, k, w.k_norm, step.config.layers[size_t(layer_idx)].rope);
   step.ops.gqa_cache_write({k, v, step.in.slots, kPageSize, step.cache.layer(layer_idx)}, step.stream);
 }
 
-void gqa_layer(Step& step, const GqaWeights& w, int layer_idx, View<const float> x, View<float> out) {
+void gqa_layer(Step& step, const GqaWeights& w, int layer_idx, const Operands& x, View<float> out) {
   const Config& c = step.config;
   const LayerConfig& layer = c.layers[size_t(layer_idx)];
   Ops& ops = step.ops;
-  const View<float> q = step.buffers.q.first(step.num_tokens), heads = step.buffers.heads.first(step.num_tokens);
-  ops.linear({x, w.q, flat(q), w.q_bias}, step.stream);
-  ops.beside([&] { gqa_cache(step, w, layer_idx, x); });
+  const int64_t n = step.num_tokens;
+  const DType o = w.o.operand;
+  const View<float> q = step.buffers.q.first(n);
+  const Operands heads = step.buffers.heads.rows(n, q.row_size(), {DType::kF32, o});
+  ops.linear({x.get(w.q.operand), w.q, flat(q), w.q_bias}, step.stream);
+  ops.device().fork([&] { gqa_cache(step, w, layer_idx, x); });
   norm_and_rotate(step, q, w.q_norm, layer.rope);
-  ops.rejoin();
+  ops.device().join();
   ops.gqa_attention({.q = q,
                      .cache = step.cache.layer(layer_idx),
                      .page_table = step.in.page_table,
@@ -53,11 +56,12 @@ void gqa_layer(Step& step, const GqaWeights& w, int layer_idx, View<const float>
                      .window = layer.window,
                      .chunk = layer.chunk,
                      .scale = c.softmax_scale,
-                     .out = heads,
+                     .out = View<float>(heads.f32.f32().data, {n, q.dim(1), q.dim(2)}),
                      .temperature_floor = layer.temperature ? c.gqa.temperature_floor : 0.0f,
                      .temperature_scale = c.gqa.temperature_scale},
                     step.stream);
-  ops.linear({flat(heads), w.o, out, w.o_bias}, step.stream);
+  if (o != DType::kF32) ops.quantize({heads.f32.f32(), Operands(heads.get(o))}, step.stream);
+  ops.linear({heads.get(o), w.o, out, w.o_bias}, step.stream);
 }
 
 }  // namespace moectl

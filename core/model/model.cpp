@@ -10,7 +10,7 @@
 
 namespace moectl {
 
-// ------------------------------------------------------------------------------------------------ cache and buffers
+// ------------------------------------------------------------------------------------------------ cache
 
 KvCache::KvCache(const Config& config, Ops& ops, int64_t num_pages_, DType dtype) : num_pages(num_pages_) {
   const int64_t values = config.kv_values_per_token();
@@ -20,7 +20,7 @@ KvCache::KvCache(const Config& config, Ops& ops, int64_t num_pages_, DType dtype
   else
     shape_.shape = {num_pages, config.gqa.num_kv_heads, 2 * kPageSize, config.gqa.head_dim};
   const int64_t num_bytes = num_pages * kPageSize * values * dtype_bytes(dtype);
-  for (int i = 0; i < config.num_layers + config.num_mtp_layers; ++i) layers.push_back(ops.alloc(num_bytes));
+  for (int i = 0; i < config.num_layers + config.num_mtp_layers; ++i) layers.push_back(ops.device().alloc(num_bytes));
 }
 
 int64_t KvCache::bytes_per_token(const Config& config, DType dtype) {
@@ -33,75 +33,27 @@ KvView KvCache::layer(int layer_idx) const {
   return view;
 }
 
-void Buffers::visit(const Config& config, const ModelLimits& limits, int64_t expert_rows, auto&& make) {
-  const int64_t tokens = limits.max_tokens, hidden_size = config.hidden_size, heads_n = config.num_heads;
-  const MlaConfig& mla = config.mla;
-  const MoeConfig& moe = config.moe;
-  const int64_t latent_size = mla.kv_lora_rank + mla.qk_rope_head_dim;
-  make(cos_sin, {tokens, config.rope.dim});
-  make(residual, {tokens, hidden_size});
-  make(normed, {tokens, hidden_size});
-  make(delta, {tokens, hidden_size});
-  make(hidden, {tokens, hidden_size});
-  if (config.attention() == AttentionKind::kMla) {
-    make(q, {tokens, heads_n, mla.qk_nope_head_dim + mla.qk_rope_head_dim});
-    make(heads, {tokens, heads_n, mla.v_head_dim});
-    make(q_a, {tokens, std::max(mla.q_lora_rank, 1)});
-    make(kv_a, {tokens, latent_size});
-    make(q_latent, {tokens, heads_n, latent_size});
-    make(latent, {tokens, heads_n, mla.kv_lora_rank});
-  } else {
-    const int64_t kv_heads = config.gqa.num_kv_heads, head_dim = config.gqa.head_dim;
-    make(q, {tokens, heads_n, head_dim});
-    make(heads, {tokens, heads_n, head_dim});
-    make(k, {tokens, kv_heads, head_dim});
-    make(v, {tokens, kv_heads, head_dim});
-  }
-  make(mlp_hidden, {std::max(config.intermediate_size * tokens, expert_rows * moe.moe_intermediate_size)});
-  make(shared_hidden, {tokens, std::max(moe.shared_intermediate_size, 1)});
-  make(gate_logits, {tokens, std::max(moe.num_experts, 1)});
-  make(expert_idx, {tokens, std::max(moe.num_experts_per_tok, 1)});
-  make(expert_weight, {tokens, std::max(moe.num_experts_per_tok, 1)});
-  make(shared, {tokens, hidden_size});
-  make(shared_gate, {tokens, 1});
-  make(logits_hidden, {limits.max_logits, hidden_size});
-  make(logits, {limits.max_logits, config.vocab_size});
-  make(sampled, {limits.max_logits});
-}
-
-Buffers::Buffers(const Config& config, const ModelLimits& limits, int64_t expert_rows, Ops& ops) {
-  visit(config, limits, expert_rows, [&]<class T>(View<T>& view, std::initializer_list<int64_t> dims) {
-    View<T> shape(nullptr, dims);
-    storage_.push_back(ops.alloc(shape.size() * int64_t(sizeof(T))));
-    view = View<T>(reinterpret_cast<T*>(storage_.back().get()), dims);
-  });
-}
-
-int64_t Buffers::num_bytes(const Config& config, const ModelLimits& limits, int64_t expert_rows) {
-  int64_t sum = 0;
-  Buffers().visit(config, limits, expert_rows, [&]<class T>(View<T>&, std::initializer_list<int64_t> dims) {
-    sum += View<T>(nullptr, dims).size() * int64_t(sizeof(T));
-  });
-  return sum;
-}
-
 // ------------------------------------------------------------------------------------------------ decoder
 
-void decoder_layer(Step& step, const LayerWeights& w, int layer_idx, View<const float> delta) {
+void decoder_layer(Step& step, const LayerWeights& w, const LayerOperands& operands, int layer_idx,
+                   View<const float> delta) {
   Buffers& b = step.buffers;
+  const int64_t n = step.num_tokens, hidden_size = step.config.hidden_size;
   const float eps = step.config.rms_norm_eps;
-  const View<float> residual = b.residual.first(step.num_tokens), normed = b.normed.first(step.num_tokens);
-  const View<float> out = b.delta.first(step.num_tokens);
+  const LayerConfig& layer = step.config.layers[size_t(layer_idx)];
+  const View<float> residual = b.residual.first(n), out = b.delta.first(n);
+  const Operands attention_input = b.normed.rows(n, hidden_size, operands.attention_input);
   if (delta)
-    step.ops.rms_norm({delta, residual, w.input_norm, normed, eps}, step.stream);
+    step.ops.rms_norm({delta, residual, w.input_norm, attention_input, eps}, step.stream);
   else
-    step.ops.rms_norm({.x = residual, .weight = w.input_norm, .out = normed, .eps = eps}, step.stream);
-  if (step.config.layers[size_t(layer_idx)].attention == AttentionKind::kMla)
-    mla_layer(step, w.mla, layer_idx, normed, out);
+    step.ops.rms_norm({.x = residual, .weight = w.input_norm, .out = attention_input, .eps = eps}, step.stream);
+  if (layer.attention == AttentionKind::kMla)
+    mla_layer(step, w.mla, operands, layer_idx, attention_input, out);
   else
-    gqa_layer(step, w.gqa, layer_idx, normed, out);
-  step.ops.rms_norm({out, residual, w.post_attention_norm, normed, eps}, step.stream);
-  feed_forward(step, w, step.config.layers[size_t(layer_idx)].feed_forward, normed, out);
+    gqa_layer(step, w.gqa, layer_idx, attention_input, out);
+  const Operands ffn_input = b.normed.rows(n, hidden_size, operands.ffn_input);
+  step.ops.rms_norm({out, residual, w.post_attention_norm, ffn_input, eps}, step.stream);
+  feed_forward(step, w, operands, layer.feed_forward, ffn_input, out);
 }
 
 int leave_out_absent_mtp(Config& config, const Checkpoint& checkpoint) {
@@ -123,76 +75,71 @@ bool has_moe(const Config& c) {
                      [](const LayerConfig& x) { return x.feed_forward == FeedForwardKind::kMoe; });
 }
 
-int64_t max_expert_rows(const Config& c, const ModelLimits& limits, int num_ranks) {
-  if (!has_moe(c)) return 0;
-  return int64_t{num_ranks} * limits.max_tokens *
-         std::min<int64_t>(c.moe.num_experts_per_tok, c.moe.num_experts / num_ranks);
-}
-
-ScratchShape scratch_shape(const Config& c, const ModelLimits& limits, int num_ranks) {
+ScratchShape scratch_shape(const Config& c, const ModelLimits& limits) {
   const bool mla = c.attention() == AttentionKind::kMla;
-  const int64_t q_head = mla ? c.mla.qk_nope_head_dim + c.mla.qk_rope_head_dim : c.gqa.head_dim;
-  const int64_t v_head = mla ? c.mla.v_head_dim : c.gqa.head_dim;
-  return {
-      .max_tokens = limits.max_tokens,
-      .max_expert_rows = max_expert_rows(c, limits, num_ranks),
-      .max_linear_k = std::max<int64_t>({c.hidden_size, c.mla.q_lora_rank, c.intermediate_size, c.num_heads * v_head,
-                                         c.moe.shared_intermediate_size, c.moe.moe_intermediate_size}),
-      .max_linear_n = std::max<int64_t>({c.hidden_size, c.vocab_size, c.intermediate_size, c.num_heads * q_head,
-                                         c.moe.shared_intermediate_size, c.moe.moe_intermediate_size}),
-      .max_expert_k = std::max<int64_t>(c.hidden_size, c.moe.moe_intermediate_size),
-      .num_heads = c.num_heads,
-      .q_head_size = mla ? c.kv_values_per_token() : q_head,
-      .out_head_size = mla ? c.mla.kv_lora_rank : v_head,
-      .num_experts = c.moe.num_experts,
-      .top_k = c.moe.num_experts_per_tok,
-      .num_ranks = num_ranks,
-      .max_sampled_rows = limits.max_logits,
-      .vocab_size = c.vocab_size};
+  return {.max_tokens = limits.max_tokens,
+          .num_heads = c.num_heads,
+          .q_head_size = mla ? c.kv_values_per_token() : c.gqa.head_dim,
+          .out_head_size = mla ? c.mla.kv_lora_rank : c.gqa.head_dim,
+          .num_experts = c.moe.num_experts,
+          .max_sampled_rows = limits.max_logits,
+          .vocab_size = c.vocab_size};
 }
 
-// Decode steps are recorded for few sizes; a step takes the next larger one.
-int64_t rounded_rows(int64_t n, int64_t limit) {
-  int64_t rows = 1;
-  while (rows < n && rows < 8) rows *= 2;
-  const int64_t step = n <= 64 ? 8 : n <= 256 ? 16 : 32;
-  if (n > 8) rows = (n + step - 1) / step * step;
-  return std::min(rows, limit);
+ExpertDispatchConfig dispatch_config(const Config& c, const ModelLimits& limits) {
+  return {.top_k = c.moe.num_experts_per_tok, .hidden_size = c.hidden_size, .max_tokens = limits.max_tokens};
+}
+
+int64_t max_expert_rows(const Config& c, const ModelLimits& limits, const ExpertPlacement& placement) {
+  return has_moe(c) ? ExpertDispatch::max_rows(placement, dispatch_config(c, limits)) : 0;
+}
+
+int64_t min_expanded_chunk(Ops& ops) {
+  return ops.expanded_mla() ? ops.expanded_mla()->min_rows() : 0;
 }
 
 }  // namespace
+
+// A captured decode step serves batches of as many rows, with as many rows per sequence and columns of the page table.
+struct GraphKey {
+  int64_t rows = 0, rows_per_seq = 1, page_stride = 0;
+  auto operator<=>(const GraphKey&) const = default;
+};
 
 struct Model::Impl {
   const Config& config;
   std::shared_ptr<const ModelWeights> weights;
   Ops& ops;
+  Communicator& comm;
   KvCache& cache;
   const ModelLimits limits;
   Buffers buffers;
-  StepInputs inputs;
-  std::unique_ptr<ExpertExchange> exchange;
+  std::unique_ptr<StepInputs> inputs;
+  std::unique_ptr<ExpertDispatch> experts;
+  OperandPlan operands;
   Buffer inv_freq_storage;
   View<const float> inv_freq;
   int64_t num_hidden = 0;
-  // Recorded decode steps by (rows, columns of the page table); null: run once, so that all is warm, not recorded yet.
-  std::map<std::pair<int64_t, int64_t>, Graph> graphs;
+  std::map<GraphKey, Graph> graphs;  // null: run once, so that everything is loaded, and not captured yet
 
-  Impl(const Config& c, std::shared_ptr<const ModelWeights> w, Ops& o, Communicator& comm, KvCache& ca, ModelLimits l)
+  Impl(const Config& c, std::shared_ptr<const ModelWeights> w, Ops& o, Communicator& co,
+       const ExpertPlacement& placement, KvCache& ca, ModelLimits l)
       : config(c),
         weights(std::move(w)),
         ops(o),
+        comm(co),
         cache(ca),
         limits(l),
-        buffers(c, l, max_expert_rows(c, l, comm.size()), o),
-        inputs(l, o) {
-    if (has_moe(c))
-      exchange = std::make_unique<ExpertExchange>(comm, ops, c.moe.num_experts, c.moe.num_experts_per_tok,
-                                                  c.hidden_size, l.max_tokens);
-    const int64_t scratch_bytes = ops.scratch_bytes(scratch_shape(c, l, comm.size()));
-    if (scratch_bytes > 0) ops.set_scratch(ops.alloc(scratch_bytes), scratch_bytes);
+        buffers(c, l, max_expert_rows(c, l, placement), o) {
+    Device& device = ops.device();
+    if (has_moe(c)) experts = make_expert_dispatch(comm, ops, placement, dispatch_config(c, l));
+    const ScratchShape scratch = scratch_shape(c, l);
+    ops.set_scratch(device.alloc(ops.scratch_bytes(scratch)), scratch);
+    inputs = std::make_unique<StepInputs>(l, device, min_expanded_chunk(ops));
+    operands = plan_operands(c, *weights, ops, cache.layer(0), placement.num_local());
     const std::vector<float> freq = rope_inv_freq(c.rope);
-    inv_freq_storage = ops.alloc(int64_t(freq.size() * sizeof(float)));
-    ops.upload(inv_freq_storage.get(), freq.data(), int64_t(freq.size() * sizeof(float)));
+    inv_freq_storage = device.alloc(int64_t(freq.size() * sizeof(float)));
+    device.upload(inv_freq_storage.get(), freq.data(), int64_t(freq.size() * sizeof(float)));
     inv_freq = View<const float>(reinterpret_cast<const float*>(inv_freq_storage.get()), {int64_t(freq.size())});
   }
 
@@ -213,7 +160,7 @@ struct Model::Impl {
 
   Step begin_step(const Batch& batch) {
     check(batch);
-    inputs.set(batch, batch.num_tokens(), batch.num_logits(), batch.max_pages, ops.stream());
+    inputs->set(batch, batch.num_tokens(), batch.num_logits(), batch.max_pages, ops.device().stream());
     return step_of(batch.num_tokens());
   }
 
@@ -222,9 +169,9 @@ struct Model::Impl {
             .ops = ops,
             .buffers = buffers,
             .cache = cache,
-            .exchange = exchange.get(),
-            .stream = ops.stream(),
-            .in = inputs,
+            .experts = experts.get(),
+            .stream = ops.device().stream(),
+            .in = *inputs,
             .num_tokens = num_rows};
   }
 
@@ -239,13 +186,13 @@ struct Model::Impl {
   // Inputs to logits: all that a step computes on the device.
   View<const float> layers(Step& step) {
     const ModelWeights& w = *weights;
-    const View<float> residual = buffers.residual.first(step.num_tokens),
-                      hidden = buffers.hidden.first(step.num_tokens);
+    const View<float> residual = buffers.residual.first(step.num_tokens);
+    const Operands hidden = buffers.hidden.rows(step.num_tokens, config.hidden_size, {DType::kF32, w.head.operand});
     View<const float> delta;  // the last sub-layer's contribution, not yet added to the residual stream
     rope_table(step);
     ops.embed({step.in.token_ids, w.embed, residual, buffers.sampled}, step.stream);
     for (int i = 0; i < config.num_layers; ++i) {
-      decoder_layer(step, w.layers[size_t(i)], i, delta);
+      decoder_layer(step, w.layers[size_t(i)], operands.layers[size_t(i)], i, delta);
       delta = buffers.delta.first(step.num_tokens);
       if (layers_done) ++*layers_done;
     }
@@ -253,24 +200,30 @@ struct Model::Impl {
     return logits(step, hidden, w.head);
   }
 
-  // A step of one token a sequence, each with its logits, where the backend can record: the number of rows is rounded
-  // up, and what it puts into the stream is recorded at the second time and replayed from then on.
+  // A decode step whose rows all have logits. The number of rows is rounded up; the step is captured the second time,
+  // and replayed from then on.
   bool can_replay(const Batch& batch) const {
-    return !ops.host_memory() && batch.num_tokens() > 0 && batch.num_tokens() == batch.num_seqs() &&
-           batch.num_logits() == batch.num_tokens();
+    return ops.capabilities().graphs && (comm.size() == 1 || comm.capturable()) && batch.num_tokens() > 0 &&
+           batch.num_tokens() == batch.num_seqs() && batch.num_logits() == batch.num_tokens();
   }
   View<const float> replay(const Batch& batch) {
     check(batch);
-    const int64_t rows = rounded_rows(batch.num_tokens(), std::min(limits.max_logits, limits.max_seqs));
+    const Stream stream = ops.device().stream();
+    const int64_t limit = std::min(limits.max_logits, limits.max_seqs);
+    const int64_t rows = std::min(ops.device().graph_rows(batch.num_tokens()), limit);
     const int64_t page_stride = StepInputs::page_stride(batch.max_pages);
-    inputs.set(batch, rows, rows, page_stride, ops.stream());
+    begin_experts(rows);
+    inputs->set(batch, rows, rows, page_stride, stream);
     Step step = step_of(rows);
-    const auto [place, is_new] = graphs.try_emplace({rows, page_stride});
+    const auto [place, is_new] = graphs.try_emplace({.rows = rows, .rows_per_seq = 1, .page_stride = page_stride});
     if (is_new) return layers(step).first(batch.num_tokens());
-    if (!place->second) place->second = ops.capture([&] { layers(step); });
+    if (!place->second) place->second = ops.device().capture([&] { layers(step); });
     if (!place->second) return layers(step).first(batch.num_tokens());
-    ops.replay(place->second, ops.stream());
+    ops.device().replay(place->second, stream);
     return buffers.logits.first(batch.num_tokens());
+  }
+  void begin_experts(int64_t num_rows) {
+    if (experts) experts->begin_step(num_rows);
   }
 
   // The MTP module's input x = eh_proj [enorm(embedding); hnorm(state)]: its two halves stand in the residual stream
@@ -283,28 +236,32 @@ struct Model::Impl {
     Step step = begin_step(batch);
     rope_table(step);
     const int64_t n = step.num_tokens;
-    const View<float> residual = buffers.residual.first(n), normed = buffers.normed.first(n),
-                      delta = buffers.delta.first(n);
+    const View<float> residual = buffers.residual.first(n), delta = buffers.delta.first(n);
+    // out = proj norm(x).
+    const auto project = [&](View<const float> x, View<const float> norm, const Weight& proj, View<float> out) {
+      const Operands normed = buffers.normed.rows(n, config.hidden_size, {proj.operand});
+      ops.rms_norm({.x = x, .weight = norm, .out = normed, .eps = eps}, step.stream);
+      ops.linear({normed.get(proj.operand), proj, out}, step.stream);
+    };
     ops.embed({step.in.token_ids, w.embed ? w.embed : weights->embed, delta}, step.stream);
-    ops.rms_norm({.x = delta, .weight = w.enorm, .out = normed, .eps = eps}, step.stream);
-    ops.linear({normed, w.eh_proj_e, residual}, step.stream);
-    ops.rms_norm({.x = hidden, .weight = w.hnorm, .out = normed, .eps = eps}, step.stream);
-    ops.linear({normed, w.eh_proj_h, delta}, step.stream);
+    project(delta, w.enorm, w.eh_proj_e, residual);
+    project(hidden, w.hnorm, w.eh_proj_h, delta);
     return step;
   }
 
-  View<const float> logits(Step& step, View<const float> normed, const Weight& head) {
+  View<const float> logits(Step& step, const Operands& normed, const Weight& head) {
     const int64_t n = step.in.logits_rows.dim(0);
-    const View<float> rows = buffers.logits_hidden.first(n), out = buffers.logits.first(n);
-    ops.gather({normed, step.in.logits_rows, rows}, step.stream);
+    const Operand rows = buffers.logits_hidden.rows(n, config.hidden_size, {head.operand}).get(head.operand);
+    const View<float> out = buffers.logits.first(n);
+    ops.gather({normed.get(head.operand), step.in.logits_rows, rows}, step.stream);
     ops.linear({rows, head, out}, step.stream);
     return out;
   }
 };
 
 Model::Model(const Config& config, std::shared_ptr<const ModelWeights> weights, Ops& ops, Communicator& comm,
-             KvCache& cache, ModelLimits limits)
-    : impl_(std::make_unique<Impl>(config, std::move(weights), ops, comm, cache, limits)) {}
+             const ExpertPlacement& placement, KvCache& cache, ModelLimits limits)
+    : impl_(std::make_unique<Impl>(config, std::move(weights), ops, comm, placement, cache, limits)) {}
 Model::~Model() = default;
 
 void Model::count_layers(std::atomic<int64_t>* done) {
@@ -315,16 +272,17 @@ View<const float> Model::forward(const Batch& batch) {
   Impl& m = *impl_;
   m.num_hidden = batch.num_tokens();
   if (m.can_replay(batch)) return m.replay(batch);
+  m.begin_experts(batch.num_tokens());
   Step step = m.begin_step(batch);
   return m.layers(step);
 }
 
-int64_t Model::workspace_bytes(const Config& config, const ModelLimits& limits, int num_ranks, const Ops& ops) {
-  int64_t sum = Buffers::num_bytes(config, limits, max_expert_rows(config, limits, num_ranks)) +
-                StepInputs::num_bytes(limits) + ops.scratch_bytes(scratch_shape(config, limits, num_ranks));
-  if (has_moe(config))
-    sum += ExpertExchange::num_bytes(num_ranks, config.moe.num_experts, config.moe.num_experts_per_tok,
-                                     config.hidden_size, limits.max_tokens);
+int64_t Model::workspace_bytes(const Config& config, const ModelLimits& limits, const ExpertPlacement& placement,
+                               const Ops& ops) {
+  const Capabilities& capabilities = ops.capabilities();
+  int64_t sum = Buffers::num_bytes(config, limits, max_expert_rows(config, limits, placement), capabilities) +
+                StepInputs::num_bytes(limits) + ops.scratch_bytes(scratch_shape(config, limits));
+  if (has_moe(config)) sum += ExpertDispatch::num_bytes(placement, dispatch_config(config, limits), capabilities);
   return sum;
 }
 
@@ -333,19 +291,21 @@ View<int32_t> Model::sampled() const {
 }
 
 View<const float> Model::hidden() const {
-  return impl_->buffers.hidden.first(impl_->num_hidden);
+  return impl_->buffers.hidden.rows(impl_->num_hidden, impl_->config.hidden_size, {DType::kF32}).f32.f32();
 }
 
 View<const float> Model::forward_mtp(const Batch& batch, View<const float> hidden) {
   Impl& m = *impl_;
+  m.begin_experts(batch.num_tokens());
   Step step = m.begin_mtp(batch, hidden);
   const MtpWeights& w = m.weights->mtp[0];
+  const Weight& head = w.head ? w.head : m.weights->head;
   const int64_t n = step.num_tokens;
-  const View<float> residual = m.buffers.residual.first(n), normed = m.buffers.normed.first(n),
-                    delta = m.buffers.delta.first(n);
-  decoder_layer(step, w.layer, m.config.num_layers, delta);
+  const View<float> residual = m.buffers.residual.first(n), delta = m.buffers.delta.first(n);
+  decoder_layer(step, w.layer, m.operands.mtp[0], m.config.num_layers, delta);
+  const Operands normed = m.buffers.normed.rows(n, m.config.hidden_size, {head.operand});
   m.ops.rms_norm({delta, residual, w.norm, normed, m.config.rms_norm_eps}, step.stream);
-  return m.logits(step, normed, w.head ? w.head : m.weights->head);
+  return m.logits(step, normed, head);
 }
 
 void Model::cache_mtp(const Batch& batch, View<const float> hidden) {
@@ -353,7 +313,7 @@ void Model::cache_mtp(const Batch& batch, View<const float> hidden) {
   Step step = m.begin_mtp(batch, hidden);
   const LayerWeights& w = m.weights->mtp[0].layer;
   const int64_t n = step.num_tokens;
-  const View<float> normed = m.buffers.normed.first(n);
+  const Operands normed = m.buffers.normed.rows(n, m.config.hidden_size, m.operands.mtp[0].attention_input);
   m.ops.rms_norm({m.buffers.delta.first(n), m.buffers.residual.first(n), w.input_norm, normed, m.config.rms_norm_eps},
                  step.stream);
   if (m.config.attention() == AttentionKind::kMla)

@@ -11,6 +11,7 @@
 #include "core/model/batch.h"
 #include "core/model/config.h"
 #include "core/model/safetensors.h"
+#include "core/parallel/expert_placement.h"
 #include "kernels/ops.h"
 
 namespace moectl {
@@ -42,28 +43,30 @@ struct KvCache {
 };
 
 struct ModelLimits {
-  int max_tokens = 512;  // rows a step
-  int max_seqs = 64;     // sequences a step
-  int max_logits = 64;   // rows with logits a step
+  int max_tokens = 512;  // rows per step
+  int max_seqs = 64;     // sequences per step
+  int max_logits = 64;   // rows with logits per step
   int max_model_len = 2048;
 };
 
 class Model {
  public:
-  // All references must outlive the model. Ranks of one group pass communicators of one group.
-  Model(const Config& config, std::shared_ptr<const ModelWeights> weights, Ops& ops, Communicator& comm, KvCache& cache,
-        ModelLimits limits);
+  // All references but `placement` must outlive the model. Ranks of one group pass communicators of one group, and the
+  // same placement.
+  Model(const Config& config, std::shared_ptr<const ModelWeights> weights, Ops& ops, Communicator& comm,
+        const ExpertPlacement& placement, KvCache& cache, ModelLimits limits);
   ~Model();
   // `done` counts layers as their computation is issued: a sign of life within long steps. It outlives the model.
   void count_layers(std::atomic<int64_t>* done);
 
   // Device memory that a model takes beside weights and cache; the constructor takes it all.
-  static int64_t workspace_bytes(const Config& config, const ModelLimits& limits, int num_ranks, const Ops& ops);
+  static int64_t workspace_bytes(const Config& config, const ModelLimits& limits, const ExpertPlacement& placement,
+                                 const Ops& ops);
 
   // Computes one step: writes the batch's keys and values to the cache, then logits of batch.logits_rows.
-  // Returns [num_logits, vocab_size], in device memory once ops.stream() is done with it, valid until the next call.
+  // Returns [num_logits, vocab_size], in device memory once device().stream() is done with it, valid until the next call.
   View<const float> forward(const Batch& batch);
-  // Device memory [max_logits] that the tokens chosen from these logits are written to (Ops::sample_rows) before the
+  // Device memory [max_logits] that the tokens chosen from these logits are written to (DeviceSampling) before the
   // next forward(), where that is to go on from them: Batch::token_ids.
   View<int32_t> sampled() const;
   // The main model's states after the final norm, of the last forward(): [num_tokens, hidden_size].

@@ -1,5 +1,5 @@
-// StepInputs: what the host tells the device of one step, in one block of memory, so that a step begins with one copy.
-// Two host blocks take turns: one may still be on its way while the next step is written.
+// StepInputs: the inputs of one step on the device, in one block of memory, so that a step begins with one copy. Two
+// host blocks alternate: one may still be in flight while the next step is written.
 #pragma once
 
 #include <array>
@@ -12,16 +12,16 @@
 namespace moectl {
 
 // Rows [row, row + num_rows) of a step, at consecutive positions of one sequence.
-struct LongChunk {
+struct PrefillChunk {
   int64_t row = 0, num_rows = 0, seq = 0, first_position = 0;
 };
-inline constexpr int64_t kLongChunk = 128;  // rows, at least
 
 class StepInputs {
  public:
-  StepInputs(const ModelLimits& limits, Ops& ops);
+  // `min_chunk`: rows of a prefill chunk that ExpandedMla may take, at least; 0: there is no ExpandedMla.
+  StepInputs(const ModelLimits& limits, Device& device, int64_t min_chunk);
   static int64_t num_bytes(const ModelLimits& limits);  // on the device
-  // Columns of the page table of a recorded step: few different ones.
+  // Columns of the page table of a captured step: few different ones.
   static int64_t page_stride(int64_t max_pages);
 
   // Puts the copy of `batch` into the stream and points the views at it. Rows beyond the batch, up to num_rows, and
@@ -33,14 +33,14 @@ class StepInputs {
   View<const int32_t> logits_rows;                    // [num_logits]
   View<const int32_t> one_expert;                     // [2]: offsets {0, num_rows} of a dense feed-forward
   View<const int32_t> page_table;                     // [max(num_seqs, 1), page_stride]
-  std::vector<LongChunk> long_chunks;                 // by row; none in a recorded step
+  std::vector<PrefillChunk> prefill_chunks;           // that ExpandedMla may take, by row; none in a captured step
 
  private:
-  Ops& ops_;
-  const int64_t max_bytes_;
-  Buffer device_;
+  Device& device_;
+  const int64_t max_bytes_, min_chunk_;
+  Buffer inputs_;
   std::array<Buffer, 2> host_;
-  int turn_ = 0;
+  size_t next_host_ = 0;
 };
 
 }  // namespace moectl

@@ -1,10 +1,7 @@
-// The parts of CpuOps that are not arithmetic: memory, and the embedding and row copies.
+// The parts of CpuOps that are not arithmetic: the embedding and row copies.
 #include "kernels/cpu/cpu_ops.h"
 
-#include <sys/mman.h>
-
 #include <cstring>
-#include <new>
 
 #include "kernels/cpu/simd.h"
 
@@ -15,23 +12,6 @@ inline constexpr int kKernelVersion = 1;
 
 std::string CpuOps::numerics_id() const {
   return fmt::format("cpu-{}-{}", kPathName, kKernelVersion);
-}
-
-Buffer CpuOps::alloc(int64_t num_bytes) {
-  CHECK(num_bytes >= 0, "allocation of {} bytes", num_bytes);
-  // Pages come zeroed and are touched first by their user; what is never used costs nothing.
-  size_t size = size_t(num_bytes > 0 ? num_bytes : 1);
-  void* p = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (p == MAP_FAILED)
-    throw Error(Code::kResourceExhausted,
-                fmt::format("cannot allocate {} bytes of memory; lower --kv-cache-memory-bytes or "
-                            "--max-num-batched-tokens, or use a machine with more memory",
-                            size));
-  return Buffer(static_cast<std::byte*>(p), [size](std::byte* q) { munmap(q, size); });
-}
-
-void CpuOps::upload(void* device, const void* host, int64_t num_bytes) {
-  if (num_bytes > 0) std::memcpy(device, host, size_t(num_bytes));  // empty batches have null pointers
 }
 
 const float* const* CpuOps::row_pointers(const float* x, int64_t num_rows, int64_t stride) {
@@ -67,8 +47,15 @@ void CpuOps::embed(const EmbedArgs& a, Stream) {
 }
 
 void CpuOps::gather(const GatherArgs& a, Stream) {
+  const View<float> x = a.x.f32(), out = a.out.f32();
   for (int64_t i = 0; i < a.row_idx.dim(0); ++i)
-    std::memcpy(a.out.row(i), a.x.row(a.row_idx(i)), size_t(a.x.row_size()) * sizeof(float));
+    std::memcpy(out.row(i), x.row(a.row_idx(i)), size_t(x.row_size()) * sizeof(float));
+}
+
+void CpuOps::quantize(const QuantizeArgs& a, Stream) {
+  CHECK(!a.out.bf16 && !a.out.fp8, "the CPU backend's operands are f32");
+  const View<float> out = a.out.f32.f32();
+  if (out && out.data != a.x.data) std::memcpy(out.data, a.x.data, size_t(a.x.size()) * sizeof(float));
 }
 
 #include "kernels/cpu/path_end.h"

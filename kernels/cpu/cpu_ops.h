@@ -1,9 +1,10 @@
-// CpuOps: the CPU backend of one instruction-set path. One object a rank; operations run on the rank's thread and its
-// team.
+// CpuOps: the CPU backend of one instruction-set path. One object per rank; operations run on the rank's thread and its
+// team. Every operand is f32.
 #pragma once
 
 #include "core/base/parallel.h"
 #include "kernels/cpu/weight.h"
+#include "kernels/cpu_device.h"
 #include "kernels/ops.h"
 
 #include "kernels/cpu/path_begin.h"
@@ -12,14 +13,20 @@ class CpuOps final : public Ops {
  public:
   CpuOps(int num_threads, bool spin) : pool_(num_threads, spin) {}
   std::string numerics_id() const override;
-  Buffer alloc(int64_t num_bytes) override;
-  void upload(void* device, const void* host, int64_t num_bytes) override;
-  void copy(void* to, const void* from, int64_t num_bytes, Stream) override { upload(to, from, num_bytes); }
+  Device& device() override { return device_; }
+  const Capabilities& capabilities() const override { return capabilities_; }
+  ExpandedMla* expanded_mla() override { return nullptr; }
+  DeviceSampling* device_sampling() override { return nullptr; }
+  int64_t scratch_bytes(const ScratchShape&) const override { return 0; }
+  void set_scratch(Buffer, const ScratchShape&) override {}
+  ExpertOperands expert_operands(const MoeExpertsArgs&) const override { return {}; }
+  MlaForm mla_form(const Weight&, const Weight&, const KvView&) const override { return {}; }
   Weight pack(std::span<const MatrixSpec> batch) override;
   Weight pack_rows(const MatrixSpec& table) override;
   void embed(const EmbedArgs&, Stream) override;
   void rms_norm(const RmsNormArgs&, Stream) override;
   void linear(const LinearArgs&, Stream) override;
+  void quantize(const QuantizeArgs&, Stream) override;
   void gather(const GatherArgs&, Stream) override;
   void rope_table(const RopeTableArgs&, Stream) override;
   void rope(const RopeArgs&, Stream) override;
@@ -39,6 +46,8 @@ class CpuOps final : public Ops {
   // Pointers to the rows of x, for the GEMM kernels; the storage is reused.
   const float* const* row_pointers(const float* x, int64_t num_rows, int64_t stride);
 
+  CpuDevice device_;
+  const Capabilities capabilities_;  // the defaults
   ThreadPool pool_;
   std::vector<const float*> row_pointers_;
 };

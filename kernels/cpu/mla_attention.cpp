@@ -12,7 +12,7 @@
 void CpuOps::mla_query(const MlaQueryArgs& a, Stream) {
   const int64_t num_tokens = a.q.dim(0), num_heads = a.q.dim(1), head_dim = a.q.dim(2);
   const int64_t nope = a.w_uk.k, rank = a.w_uk.n, rope = head_dim - nope;
-  const View<float> out = cpu::f32_view(a.out);
+  const View<float> out = a.out.f32();
   const float* const* rows = row_pointers(a.q.data, num_tokens * num_heads, head_dim);
   // Row pointers are by (token, head); one head needs those of a stride.
   pool_.parallel_for(
@@ -48,7 +48,7 @@ void CpuOps::mla_attention(const MlaAttentionArgs& a, Stream) {
   const int64_t num_tokens = a.q.dim(0), num_heads = a.q.dim(1), width = a.q.dim(2), rank = a.kv_lora_rank;
   const int64_t page_size = a.cache.dim(1), num_pages = a.cache.dim(0);
   const float* cache = cpu::cache_data(a.cache);
-  const View<float> q = cpu::f32_view(a.q), out = cpu::f32_view(a.out);
+  const View<float> q = a.q.f32(), out = a.out.f32();
   CHECK(page_size <= kMaxPage, "pages of {} tokens", page_size);
   int64_t work = 0;
   for (int64_t t = 0; t < num_tokens; ++t) work += (a.positions(t) + 1) * num_heads * (width + rank);
@@ -86,7 +86,8 @@ void CpuOps::mla_attention(const MlaAttentionArgs& a, Stream) {
 
 void CpuOps::mla_output(const MlaOutputArgs& a, Stream) {
   const int64_t num_tokens = a.latent.dim(0), num_heads = a.latent.dim(1), rank = a.latent.dim(2), v_dim = a.w_uv.n;
-  const float* const* rows = row_pointers(cpu::cache_data(a.latent), num_tokens * num_heads, rank);
+  const float* const* rows = row_pointers(a.latent.f32().data, num_tokens * num_heads, rank);
+  const View<float> out = a.out.get(DType::kF32).f32();
   pool_.parallel_for(num_heads, kMinWorkPerThread / (rank * v_dim * num_tokens + 1) + 1,
                      [&](int64_t begin, int64_t end) {
                        thread_local std::vector<const float*> x;
@@ -95,7 +96,7 @@ void CpuOps::mla_output(const MlaOutputArgs& a, Stream) {
                          for (int64_t t = 0; t < num_tokens; ++t) x.push_back(rows[t * num_heads + h]);
                          const PackedMatrix& w = cpu::packed(a.w_uv).matrices[h];
                          gemm(w, 0, w.num_tiles, x.data(), num_tokens, [&](int64_t t, int64_t tile, F32x16 value) {
-                           store_tile(a.out.row(t) + h * v_dim, tile, v_dim, value);
+                           store_tile(out.row(t) + h * v_dim, tile, v_dim, value);
                          });
                        }
                      });

@@ -43,7 +43,10 @@ void CpuOps::moe_experts(const MoeExpertsArgs& a, Stream) {
   const int32_t* offsets = a.expert_offsets.data;
   const int64_t num_rows = offsets[num_experts];
   if (num_rows == 0) return;
+  const View<float> hidden = a.hidden.get(DType::kF32).f32();
   CHECK(num_rows <= a.x.dim(0), "{} expert rows in a buffer of {}", num_rows, a.x.dim(0));
+  // Batch entry of each local expert's weights.
+  const auto entry = [&](int64_t e) { return a.weight_idx ? int64_t{a.weight_idx(e)} : e; };
   const auto &gate = cpu::packed(a.w_gate).matrices, &up = cpu::packed(a.w_up).matrices,
              &down = cpu::packed(a.w_down).matrices;
   const int64_t hidden_size = a.w_down.n, intermediate = a.w_gate.n;
@@ -53,21 +56,21 @@ void CpuOps::moe_experts(const MoeExpertsArgs& a, Stream) {
   auto bias_of = [](const View<const float>& bias, int64_t w, int64_t tile, int64_t n) {
     return tile_bias(bias.data + w * n, tile, n);
   };
-  const float* const* x = row_pointers(a.x.data, num_rows, hidden_size);
+  const float* const* x = row_pointers(a.x.f32().data, num_rows, hidden_size);
   pool_.run(chunks, [&](int chunk) {
     for_expert_tiles(
         offsets, num_experts, gate[0].num_tiles, chunk, chunks, [&](int64_t e, int64_t begin, int64_t end) {
-          const int64_t row0 = offsets[e], rows = offsets[e + 1] - row0, w = a.expert_begin + e;
+          const int64_t row0 = offsets[e], rows = offsets[e + 1] - row0, w = entry(e);
           auto scaled = [&](int64_t row, F32x16 value) {
             return a.row_scale ? value * broadcast(a.row_scale(row0 + row)) : value;
           };
           gemm(gate[w], begin, end, x + row0, rows, [&](int64_t row, int64_t tile, F32x16 value) {
             value = scaled(row, value);
             if (a.gate_bias) value = value + bias_of(a.gate_bias, w, tile, intermediate);
-            store_tile(a.hidden.row(row0 + row), tile, intermediate, gate_activation(a.activation, value));
+            store_tile(hidden.row(row0 + row), tile, intermediate, gate_activation(a.activation, value));
           });
           gemm(up[w], begin, end, x + row0, rows, [&](int64_t row, int64_t tile, F32x16 value) {
-            float* out = a.hidden.row(row0 + row);
+            float* out = hidden.row(row0 + row);
             const int left = int(std::min<int64_t>(16, intermediate - tile * 16));
             value = scaled(row, value);
             if (a.up_bias) value = value + bias_of(a.up_bias, w, tile, intermediate);
@@ -75,11 +78,11 @@ void CpuOps::moe_experts(const MoeExpertsArgs& a, Stream) {
           });
         });
   });
-  const float* const* h = row_pointers(a.hidden.data, num_rows, intermediate);
+  const float* const* h = row_pointers(hidden.data, num_rows, intermediate);
   pool_.run(chunks, [&](int chunk) {
     for_expert_tiles(offsets, num_experts, down[0].num_tiles, chunk, chunks,
                      [&](int64_t e, int64_t begin, int64_t end) {
-                       const int64_t row0 = offsets[e], rows = offsets[e + 1] - row0, w = a.expert_begin + e;
+                       const int64_t row0 = offsets[e], rows = offsets[e + 1] - row0, w = entry(e);
                        gemm(down[w], begin, end, h + row0, rows, [&](int64_t row, int64_t tile, F32x16 value) {
                          if (a.down_bias) value = value + bias_of(a.down_bias, w, tile, hidden_size);
                          store_tile(a.out.row(row0 + row), tile, hidden_size, value);

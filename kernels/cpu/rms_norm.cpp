@@ -6,6 +6,7 @@
 
 void CpuOps::rms_norm(const RmsNormArgs& a, Stream) {
   const int64_t size = a.x.row_size();
+  const View<float> out = a.out.get(DType::kF32).f32();
   pool_.parallel_for(a.x.dim(0), kMinWorkPerThread / (size + 1) + 1, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
       const float* x = a.x.row(row);
@@ -14,7 +15,7 @@ void CpuOps::rms_norm(const RmsNormArgs& a, Stream) {
         for (int64_t i = 0; i < size; ++i) residual[i] = residual[i] + x[i];
         x = residual;
       }
-      rms_norm_row(x, a.weight.data, size, a.eps, a.out.row(row));
+      rms_norm_row(x, a.weight.data, size, a.eps, out.row(row));
     }
   });
 }

@@ -154,9 +154,9 @@ Weight CpuOps::pack(std::span<const MatrixSpec> batch) {
   const PackedMatrix& shape = weight->matrices[0];
   const int64_t matrix_bytes = shape.num_tiles * shape.tile_bytes(), scale_bytes = dtype_bytes(shape.scale_dtype);
   int64_t num_bytes = matrix_bytes * int64_t(batch.size());
-  weight->data = alloc(num_bytes);
-  if (num_scales) weight->scales = alloc(num_scales * scale_bytes);
-  if (num_scales && first.zeros) weight->zeros = alloc(num_scales);
+  weight->data = device_.alloc(num_bytes);
+  if (num_scales) weight->scales = device_.alloc(num_scales * scale_bytes);
+  if (num_scales && first.zeros) weight->zeros = device_.alloc(num_scales);
   int64_t scale = 0;
   for (size_t i = 0; i < batch.size(); ++i) {
     PackedMatrix& p = weight->matrices[i];
@@ -170,7 +170,7 @@ Weight CpuOps::pack(std::span<const MatrixSpec> batch) {
   pool_.parallel_for(int64_t(batch.size()), 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) pack_one(batch[size_t(i)], weight->matrices[size_t(i)]);
   });
-  return {int64_t(batch.size()), n, k, dtype, num_bytes, weight};
+  return {int64_t(batch.size()), n, k, dtype, DType::kF32, num_bytes, weight};
 }
 
 Weight CpuOps::pack_rows(const MatrixSpec& table) {
@@ -180,9 +180,9 @@ Weight CpuOps::pack_rows(const MatrixSpec& table) {
   rows->rows = table.rows;
   rows->cols = table.cols;
   int64_t num_bytes = table.rows * table.cols * dtype_bytes(table.dtype);
-  rows->data = alloc(num_bytes);
+  rows->data = device_.alloc(num_bytes);
   std::memcpy(rows->data.get(), table.data, size_t(num_bytes));
-  return {1, table.rows, table.cols, table.dtype, num_bytes, rows};
+  return {1, table.rows, table.cols, table.dtype, DType::kF32, num_bytes, rows};
 }
 
 #include "kernels/cpu/path_end.h"

@@ -48,12 +48,9 @@ inline const PackedRows& packed_rows(const Weight& w) {
 }
 
 // All that this backend keeps is f32.
-inline float* cache_data(const TypedView& cache) {
+inline float* cache_data(const KvView& cache) {
   CHECK(cache.dtype == DType::kF32, "a cache of {} on the CPU", dtype_name(cache.dtype));
   return static_cast<float*>(cache.data);
-}
-inline View<float> f32_view(const TypedView& v) {
-  return View<float>(cache_data(v), {v.dim(0), v.dim(1), v.dim(2)});
 }
 
 }  // namespace moectl::cpu

@@ -19,7 +19,7 @@
 namespace moectl::test {
 namespace {
 
-class StreamOps final : public WrappedOps {
+class StreamOps final : public WrappedOps, private Device, private DeviceSampling {
  public:
   // `before` sees the number of each operation before the device's thread begins it: it may wait or throw.
   StreamOps(std::unique_ptr<Ops> real, std::function<void(int64_t)> before)
@@ -33,24 +33,9 @@ class StreamOps final : public WrappedOps {
     thread_.join();
   }
 
-  bool host_memory() const override { return false; }
-  void upload(void* device, const void* host, int64_t n) override {
-    synchronize({});
-    WrappedOps::upload(device, host, n);
-  }
-  void synchronize(Stream s) override { wait(mark(s)); }
-  Mark mark(Stream) override {
-    auto number = std::make_shared<int64_t>();
-    std::lock_guard lock(mutex_);
-    *number = num_put_;
-    return number;
-  }
-  void wait(const Mark& mark) override {
-    std::unique_lock lock(mutex_);
-    changed_.wait(lock, [&] { return num_done_ >= *static_cast<const int64_t*>(mark.get()); });
-    if (!error_.empty()) throw Error(Code::kUnavailable, error_);
-  }
-  double seconds_between(const Mark&, const Mark&) override { return 1; }
+  Device& device() override { return *this; }
+  const Capabilities& capabilities() const override { return capabilities_; }
+  DeviceSampling* device_sampling() override { return this; }
 
   void embed(const EmbedArgs& a, Stream s) override {
     around([=, this] {
@@ -71,11 +56,48 @@ class StreamOps final : public WrappedOps {
     });
   }
   void moe_locate(const MoeLocateArgs& a, Stream s) override {
-    around([=, this, args = a, owners = std::vector(a.owners.begin(), a.owners.end())]() mutable {
-      args.owners = owners;
+    around([=, this, args = a, results = std::vector(a.results.begin(), a.results.end())]() mutable {
+      args.results = results;
       real().moe_locate(args, s);
     });
   }
+  int64_t num_fed_back() const { return num_fed_back_; }
+
+ protected:
+  void around(std::function<void()> operation) override { put(std::move(operation)); }
+
+ private:
+  Device& memory_device() { return real().device(); }
+  Buffer alloc(int64_t n) override { return memory_device().alloc(n); }
+  Buffer alloc_host(int64_t n) override { return memory_device().alloc_host(n); }
+  void upload(void* device, const void* host, int64_t n) override {
+    synchronize({});
+    memory_device().upload(device, host, n);
+  }
+  void copy(void* to, const void* from, int64_t n, Stream s) override {
+    put([=, this] { memory_device().copy(to, from, n, s); });
+  }
+  Memory memory() const override { return {}; }
+  Stream stream() override { return {}; }
+  void synchronize(Stream s) override { wait(record_event(s)); }
+  Event record_event(Stream) override {
+    auto number = std::make_shared<int64_t>();
+    std::lock_guard lock(mutex_);
+    *number = num_put_;
+    return number;
+  }
+  void wait(const Event& event) override {
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [&] { return num_done_ >= *static_cast<const int64_t*>(event.get()); });
+    if (!error_.empty()) throw Error(Code::kUnavailable, error_);
+  }
+  double seconds_between(const Event&, const Event&) override { return 1; }
+  void fork(const std::function<void()>& work) override { work(); }
+  void join() override {}
+  Graph capture(const std::function<void()>&) override { return nullptr; }
+  void replay(const Graph&, Stream) override { ADD_FAILURE() << "nothing is captured"; }
+  int64_t graph_rows(int64_t rows) const override { return rows; }
+
   // Greedy rows without adjustments.
   void sample_rows(const SampleRowsArgs& a, Stream) override {
     around([=] {
@@ -88,12 +110,6 @@ class StreamOps final : public WrappedOps {
     });
   }
 
-  int64_t num_fed_back() const { return num_fed_back_; }
-
- protected:
-  void around(std::function<void()> operation) override { put(std::move(operation)); }
-
- private:
   void put(std::function<void()> operation) {
     {
       std::lock_guard lock(mutex_);
@@ -126,6 +142,7 @@ class StreamOps final : public WrappedOps {
     }
   }
 
+  const Capabilities capabilities_ = {.max_steps_in_flight = 2, .host_readable = false};
   const std::function<void(int64_t)> before_;
   std::mutex mutex_;
   std::condition_variable changed_;

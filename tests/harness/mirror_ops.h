@@ -1,6 +1,8 @@
 // MirrorOps: lets tests that hold everything in host memory drive a backend whose memory is elsewhere. Every operation
-// copies its arguments to that backend's memory, runs there, and copies what it wrote back. Owns the backend and one
-// arena, which each operation takes anew; results that a test prefills (with NaN) are prefilled there, too.
+// copies its arguments to that backend's memory, runs there, and copies the results back. Operands are f32 on the host:
+// they are quantized on the device to the dtype that the operation asks for, and results that the test wants in f32 are
+// written in f32. Owns the backend and one arena, which each operation takes anew; results that a test prefills (with
+// NaN) are prefilled there, too.
 #pragma once
 
 #include <cstring>
@@ -9,38 +11,32 @@
 #include <utility>
 #include <vector>
 
+#include "kernels/cpu_device.h"
 #include "kernels/ops.h"
 
 namespace moectl::test {
 
 class MirrorOps final : public Ops {
  public:
-  explicit MirrorOps(std::unique_ptr<Ops> ops) : ops_(std::move(ops)), arena_(ops_->alloc(kArenaBytes)) {
-    const ScratchShape shape = {.max_tokens = 1024,
-                                .max_expert_rows = 1024,
-                                .max_linear_k = 2048,
-                                .max_linear_n = 2048,
-                                .num_heads = 64,
-                                .q_head_size = 640,
-                                .out_head_size = 640,
-                                .num_experts = 2048,
-                                .top_k = 16};
-    const int64_t num_bytes = ops_->scratch_bytes(shape);
-    if (num_bytes > 0) ops_->set_scratch(ops_->alloc(num_bytes), num_bytes);
+  explicit MirrorOps(std::unique_ptr<Ops> ops) : ops_(std::move(ops)), arena_(ops_->device().alloc(kArenaBytes)) {
+    const ScratchShape shape = {
+        .max_tokens = 1024, .num_heads = 64, .q_head_size = 640, .out_head_size = 640, .num_experts = 2048};
+    ops_->set_scratch(ops_->device().alloc(ops_->scratch_bytes(shape)), shape);
   }
 
-  Ops& device() { return *ops_; }
+  Ops& backend() { return *ops_; }
   std::string numerics_id() const override { return ops_->numerics_id(); }
-  bool host_memory() const override { return ops_->host_memory(); }
-  Buffer alloc(int64_t num_bytes) override {
-    return {static_cast<std::byte*>(std::calloc(size_t(num_bytes), 1)), std::free};
-  }
-  void upload(void* to, const void* from, int64_t num_bytes) override { std::memcpy(to, from, size_t(num_bytes)); }
-  void copy(void* to, const void* from, int64_t num_bytes, Stream) override { upload(to, from, num_bytes); }
+  Device& device() override { return host_; }
+  const Capabilities& capabilities() const override { return ops_->capabilities(); }
+  ExpandedMla* expanded_mla() override { return nullptr; }
+  DeviceSampling* device_sampling() override { return nullptr; }
+  int64_t scratch_bytes(const ScratchShape&) const override { return 0; }
+  void set_scratch(Buffer, const ScratchShape&) override {}
   Weight pack(std::span<const MatrixSpec> batch) override { return ops_->pack(batch); }
   Weight pack_rows(const MatrixSpec& table) override { return ops_->pack_rows(table); }
-  DType latent_dtype(const Weight& w_uk, const Weight& w_uv, const KvView& cache) const override {
-    return ops_->latent_dtype(w_uk, w_uv, cache);
+  ExpertOperands expert_operands(const MoeExpertsArgs& a) const override { return ops_->expert_operands(a); }
+  MlaForm mla_form(const Weight& w_uk, const Weight& w_uv, const KvView& cache) const override {
+    return ops_->mla_form(w_uk, w_uv, cache);
   }
 
   void embed(const EmbedArgs& a, Stream) override {
@@ -48,16 +44,19 @@ class MirrorOps final : public Ops {
   }
   void rms_norm(const RmsNormArgs& a, Stream) override {
     run([&](Ops& o) {
-      const View<float> to = out(a.out);
-      const View<const float> x = a.x.data == a.out.data ? View<const float>(to) : in(a.x);
+      const View<float> host = a.out.f32.f32(), to = out(host);
+      const View<const float> x = a.x.data == host.data ? View<const float>(to) : in(a.x);
       o.rms_norm({x, out(a.residual), in(a.weight), to, a.eps}, {});
     });
   }
   void linear(const LinearArgs& a, Stream) override {
-    run([&](Ops& o) { o.linear({in(a.x), a.weight, out(a.out), in(a.bias)}, {}); });
+    run([&](Ops& o) { o.linear({operand(a.x, a.weight.operand), a.weight, out(a.out), in(a.bias)}, {}); });
+  }
+  void quantize(const QuantizeArgs& a, Stream) override {
+    run([&](Ops& o) { o.quantize({in(a.x), out(a.out.f32.f32())}, {}); });
   }
   void gather(const GatherArgs& a, Stream) override {
-    run([&](Ops& o) { o.gather({in(a.x), in(a.row_idx), out(a.out)}, {}); });
+    run([&](Ops& o) { o.gather({in(a.x.f32()), in(a.row_idx), out(a.out.f32())}, {}); });
   }
   void rope_table(const RopeTableArgs& a, Stream) override {
     run([&](Ops& o) { o.rope_table({in(a.positions), in(a.inv_freq), a.factor, out(a.cos_sin)}, {}); });
@@ -66,13 +65,13 @@ class MirrorOps final : public Ops {
     run([&](Ops& o) { o.rope({out(a.x), in(a.cos_sin), a.interleaved}, {}); });
   }
   void gqa_cache_write(const GqaCacheWriteArgs& a, Stream) override {
-    run([&](Ops& o) { o.gqa_cache_write({in(a.k), in(a.v), in(a.slots), a.page_size, typed(a.cache)}, {}); });
+    run([&](Ops& o) { o.gqa_cache_write({in(a.k), in(a.v), in(a.slots), a.page_size, cache(a.cache)}, {}); });
   }
   void gqa_attention(const GqaAttentionArgs& a, Stream) override {
     run([&](Ops& o) {
       GqaAttentionArgs d = a;
       d.q = in(a.q);
-      d.cache = typed(a.cache);
+      d.cache = cache(a.cache);
       d.page_table = in(a.page_table);
       d.seq_idx = in(a.seq_idx);
       d.positions = in(a.positions);
@@ -82,23 +81,23 @@ class MirrorOps final : public Ops {
     });
   }
   void mla_query(const MlaQueryArgs& a, Stream) override {
-    run([&](Ops& o) { o.mla_query({in(a.q), a.w_uk, in(a.cos_sin), typed(a.out), a.interleaved}, {}); });
+    run([&](Ops& o) { o.mla_query({in(a.q), a.w_uk, in(a.cos_sin), out(a.out.f32()), a.interleaved}, {}); });
   }
   void mla_cache_write(const MlaCacheWriteArgs& a, Stream) override {
     run([&](Ops& o) {
-      o.mla_cache_write({in(a.kv), in(a.norm_weight), a.eps, in(a.cos_sin), in(a.slots), typed(a.cache), a.interleaved},
+      o.mla_cache_write({in(a.kv), in(a.norm_weight), a.eps, in(a.cos_sin), in(a.slots), cache(a.cache), a.interleaved},
                         {});
     });
   }
   void mla_attention(const MlaAttentionArgs& a, Stream) override {
     run([&](Ops& o) {
-      o.mla_attention({typed(a.q), typed(a.cache), in(a.page_table), in(a.seq_idx), in(a.positions), a.kv_lora_rank,
-                       a.scale, typed(a.out)},
+      o.mla_attention({in(a.q.f32()), cache(a.cache), in(a.page_table), in(a.seq_idx), in(a.positions), a.kv_lora_rank,
+                       a.scale, out(a.out.f32())},
                       {});
     });
   }
   void mla_output(const MlaOutputArgs& a, Stream) override {
-    run([&](Ops& o) { o.mla_output({typed(a.latent), a.w_uv, out(a.out)}, {}); });
+    run([&](Ops& o) { o.mla_output({in(a.latent.f32()), a.w_uv, out(a.out.f32.f32())}, {}); });
   }
   void moe_gate(const MoeGateArgs& a, Stream) override {
     run([&](Ops& o) {
@@ -114,16 +113,20 @@ class MirrorOps final : public Ops {
     run([&](Ops& o) {
       std::vector<MoeSource> sources;
       for (const MoeSource& s : a.sources)
-        sources.push_back({in(s.x), in(s.expert_idx), in(s.expert_weight), out(s.row_of)});
-      o.moe_permute({sources, a.expert_begin, out(a.expert_offsets), out(a.x), out(a.scale)}, {});
+        sources.push_back({in(s.x.f32()), in(s.expert_idx), in(s.expert_weight), out(s.row_of), s.token_begin});
+      o.moe_permute({sources, placement(a.placement), a.rank, out(a.expert_offsets), out(a.x.f32()), out(a.scale)}, {});
     });
   }
   void moe_experts(const MoeExpertsArgs& a, Stream) override {
     run([&](Ops& o) {
       MoeExpertsArgs d = a;
-      d.x = in(a.x);
+      const ExpertOperands dtypes = o.expert_operands(a);
+      d.x = operand(a.x, dtypes.x);
       d.expert_offsets = in(a.expert_offsets);
-      d.hidden = out(a.hidden);
+      d.weight_idx = in(a.weight_idx);
+      d.hidden = {};
+      for (DType t : {DType::kF32, DType::kBF16, DType::kF8E4M3})
+        if (dtypes.hidden.has(t)) d.hidden.set(space(t, a.hidden.dim(0), a.hidden.row_size()));
       d.out = out(a.out);
       d.gate_bias = in(a.gate_bias);
       d.up_bias = in(a.up_bias);
@@ -132,13 +135,15 @@ class MirrorOps final : public Ops {
       o.moe_experts(d, {});
     });
   }
-  // The owners' results stay where they are: their addresses are computed with, and nobody reads them.
+  // The results stay where they are: only their addresses are used.
   void moe_locate(const MoeLocateArgs& a, Stream) override {
     run([&](Ops& o) {
-      std::vector<MoeOwner> owners;
-      for (const MoeOwner& owner : a.owners)
-        owners.push_back({owner.out, in(View<const int32_t>(owner.row_of, {a.expert_idx.size()})).data});
-      o.moe_locate({in(a.expert_idx), owners, a.num_local_experts, a.hidden_size, out(a.expert_rows)}, {});
+      std::vector<MoeResults> results;
+      for (const MoeResults& r : a.results)
+        results.push_back({r.out, in(View<const int32_t>(r.row_of, {a.expert_idx.size()})).data});
+      o.moe_locate({in(a.expert_idx), results, placement(a.placement), a.rank, a.token_begin, a.hidden_size,
+                    out(a.expert_rows)},
+                   {});
     });
   }
   void moe_combine(const MoeCombineArgs& a, Stream) override {
@@ -165,17 +170,34 @@ class MirrorOps final : public Ops {
     used_ = 0;
     results_.clear();
     operation(*ops_);
-    ops_->synchronize({});
-    for (const auto& [host, device, num_bytes] : results_) ops_->copy(host, device, num_bytes, {});
-    ops_->synchronize({});
+    Device& d = ops_->device();
+    d.synchronize({});
+    for (const auto& [host, device, num_bytes] : results_) d.copy(host, device, num_bytes, {});
+    d.synchronize({});
   }
-  void* take(const void* host, int64_t num_bytes) {
+  void* take(int64_t num_bytes) {
     CHECK(used_ + num_bytes <= kArenaBytes, "{} bytes in an arena of {}", used_ + num_bytes, kArenaBytes);
     std::byte* p = arena_.get() + used_;
     used_ += (num_bytes + 255) / 256 * 256;
-    if (num_bytes > 0) ops_->upload(p, host, num_bytes);
     return p;
   }
+  void* take(const void* host, int64_t num_bytes) {
+    void* p = take(num_bytes);
+    if (num_bytes > 0) ops_->device().upload(p, host, num_bytes);
+    return p;
+  }
+  Operand space(DType dtype, int64_t rows, int64_t row_size) {
+    return Operand(take(Operand::num_bytes(dtype, rows, row_size)), dtype, {rows, row_size});
+  }
+  // f32 rows of the host as an operand of the device.
+  Operand operand(const Operand& host, DType dtype) {
+    const View<float> x = in(host.f32());
+    if (dtype == DType::kF32) return x;
+    const Operand to = space(dtype, x.dim(0), x.row_size());
+    ops_->quantize({View<const float>(x.data, {x.dim(0), x.row_size()}), to}, {});
+    return to;
+  }
+  PlacementView placement(const PlacementView& p) { return {in(p.replica_begin), in(p.rank), in(p.local)}; }
   template <class T>
   View<T> in(View<T> v) {
     if (v) v.data = static_cast<T*>(take(v.data, v.size() * int64_t(sizeof(T))));
@@ -189,7 +211,7 @@ class MirrorOps final : public Ops {
           {const_cast<void*>(static_cast<const void*>(v.data)), device.data, v.size() * int64_t(sizeof(T))});
     return device;
   }
-  TypedView typed(TypedView v) {
+  KvView cache(KvView v) {
     void* device = take(v.data, v.num_bytes());
     results_.push_back({v.data, device, v.num_bytes()});
     v.data = device;
@@ -202,6 +224,7 @@ class MirrorOps final : public Ops {
     int64_t num_bytes;
   };
   std::unique_ptr<Ops> ops_;
+  CpuDevice host_;
   Buffer arena_;
   int64_t used_ = 0;
   std::vector<Result> results_;

@@ -3,6 +3,7 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
@@ -23,8 +24,9 @@ class ModelRunner {
  public:
   struct Options {
     std::string cpu_path = "auto";
-    int threads = 1;  // a rank
+    int threads = 1;  // per rank
     int ep_size = 1;
+    std::optional<int> num_redundant_experts;  // make_placement
     int max_tokens = 2048, max_logits = 2048;
     int num_pages = 40;
     std::string device = "cpu";
@@ -51,16 +53,19 @@ class ModelRunner {
       rank.cache = std::make_unique<KvCache>(config_, *rank.ops, options.num_pages, options.kv_dtype);
       ranks_.push_back(std::move(rank));
     }
+    ExpertPlacement placement;
+    if (config_.moe.num_experts > 0)
+      placement = make_placement(config_.moe.num_experts, options.ep_size, options.num_redundant_experts);
     on_all([&](RankModel& rank) {
       ModelLimits limits = {options.max_tokens, 16, options.max_logits, config_.max_position_embeddings};
-      rank.model = std::make_unique<Model>(config_, weights, *rank.ops, *rank.comm, *rank.cache, limits);
+      rank.model = std::make_unique<Model>(config_, weights, *rank.ops, *rank.comm, placement, *rank.cache, limits);
     });
   }
 
   const Config& config() const { return config_; }
   RankModel& rank(int r = 0) { return ranks_[size_t(r)]; }
 
-  // f(rank) on a thread a rank, as a group.
+  // f(rank) on one thread per rank, as a group.
   void on_all(const std::function<void(RankModel&)>& f) {
     std::vector<std::thread> threads;
     std::exception_ptr error;
@@ -88,9 +93,10 @@ class ModelRunner {
 // Rows of a step's logits or states, wherever the backend keeps them.
 inline std::vector<std::vector<float>> host_rows(Ops& ops, View<const float> view) {
   const int64_t num_bytes = view.size() * int64_t(sizeof(float));
-  const Buffer host = ops.alloc_host(num_bytes);
-  ops.copy(host.get(), view.data, num_bytes, ops.stream());
-  ops.synchronize(ops.stream());
+  Device& device = ops.device();
+  const Buffer host = device.alloc_host(num_bytes);
+  device.copy(host.get(), view.data, num_bytes, device.stream());
+  device.synchronize(device.stream());
   std::vector<std::vector<float>> rows;
   const float* data = reinterpret_cast<const float*>(host.get());
   for (int64_t i = 0; i < view.dim(0); ++i, data += view.row_size()) rows.emplace_back(data, data + view.row_size());

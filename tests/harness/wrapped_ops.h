@@ -14,17 +14,23 @@ class WrappedOps : public Ops {
  public:
   explicit WrappedOps(std::unique_ptr<Ops> real) : real_(std::move(real)) {}
   std::string numerics_id() const override { return real_->numerics_id(); }
-  Buffer alloc(int64_t n) override { return real_->alloc(n); }
-  void upload(void* device, const void* host, int64_t n) override { real_->upload(device, host, n); }
+  Device& device() override { return real_->device(); }
+  const Capabilities& capabilities() const override { return real_->capabilities(); }
+  ExpandedMla* expanded_mla() override { return real_->expanded_mla(); }
+  DeviceSampling* device_sampling() override { return real_->device_sampling(); }
+  int64_t scratch_bytes(const ScratchShape& shape) const override { return real_->scratch_bytes(shape); }
+  void set_scratch(Buffer memory, const ScratchShape& shape) override { real_->set_scratch(std::move(memory), shape); }
+  ExpertOperands expert_operands(const MoeExpertsArgs& a) const override { return real_->expert_operands(a); }
+  MlaForm mla_form(const Weight& w_uk, const Weight& w_uv, const KvView& cache) const override {
+    return real_->mla_form(w_uk, w_uv, cache);
+  }
   Weight pack(std::span<const MatrixSpec> batch) override { return real_->pack(batch); }
   Weight pack_rows(const MatrixSpec& table) override { return real_->pack_rows(table); }
 
-  void copy(void* to, const void* from, int64_t n, Stream s) override {
-    around([=, this] { real_->copy(to, from, n, s); });
-  }
   void embed(const EmbedArgs& a, Stream s) override { pass(&Ops::embed, a, s); }
   void rms_norm(const RmsNormArgs& a, Stream s) override { pass(&Ops::rms_norm, a, s); }
   void linear(const LinearArgs& a, Stream s) override { pass(&Ops::linear, a, s); }
+  void quantize(const QuantizeArgs& a, Stream s) override { pass(&Ops::quantize, a, s); }
   void gather(const GatherArgs& a, Stream s) override { pass(&Ops::gather, a, s); }
   void rope_table(const RopeTableArgs& a, Stream s) override { pass(&Ops::rope_table, a, s); }
   void rope(const RopeArgs& a, Stream s) override { pass(&Ops::rope, a, s); }

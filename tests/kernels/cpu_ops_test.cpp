@@ -34,20 +34,20 @@ TEST_P(CpuOpsTest, Gather) {
 }
 
 TEST_P(CpuOpsTest, AllocIsAlignedAndZero) {
-  if (!ops().host_memory()) GTEST_SKIP() << "tests/kernels_cuda looks at device memory";
+  if (!ops().capabilities().host_readable) GTEST_SKIP() << "tests/kernels_cuda looks at device memory";
   for (int64_t num_bytes : {0, 1, 100, 1 << 20}) {
-    const Buffer b = ops().alloc(num_bytes);
+    const Buffer b = ops().device().alloc(num_bytes);
     EXPECT_EQ(reinterpret_cast<uintptr_t>(b.get()) % 64, 0u);
     for (int64_t i = 0; i < num_bytes; ++i) ASSERT_EQ(b.get()[i], std::byte{0});
   }
   const int64_t half_the_address_space = int64_t{1} << 62;
   try {
-    ops().alloc(half_the_address_space);
+    ops().device().alloc(half_the_address_space);
     ADD_FAILURE() << "allocated 2^62 bytes";
   } catch (const Error& e) {
     EXPECT_EQ(e.code(), Code::kResourceExhausted);
   }
-  EXPECT_THROW(ops().alloc(-1), Error);
+  EXPECT_THROW(ops().device().alloc(-1), Error);
 }
 
 TEST_P(CpuOpsTest, NumericsIdNamesThePath) {

@@ -27,7 +27,7 @@ class KernelTest : public testing::TestWithParam<std::string> {
   Ops& ops() { return *ops_; }
   // Whether operations look at the host's copy of indexes and refuse those that are out of range; a GPU leaves such
   // rows out.
-  bool refuses_bad_indexes() { return ops_->host_memory(); }
+  bool refuses_bad_indexes() { return ops_->capabilities().host_readable; }
 
   // compute(ops) -> vector<float> must give the same bits with every number of threads (a GPU: every time).
   template <class Compute>

@@ -40,7 +40,9 @@ struct Experts {
     a.w_gate = pack(ops, gate);
     a.w_up = pack(ops, up);
     a.w_down = pack(ops, down);
-    a.expert_begin = begin;
+    std::vector<int32_t> entries;
+    for (size_t e = 0; e + 1 < offsets.size(); ++e) entries.push_back(int32_t(size_t(begin) + e));
+    if (begin > 0) a.weight_idx = View<const int32_t>(entries.data(), {int64_t(entries.size())});
     a.hidden = View<float>(h.data(), {room, intermediate});
     a.out = View<float>(out.data(), {room, hidden});
     a.activation = activation;
@@ -99,6 +101,7 @@ TEST_P(MoeExpertsTest, AgainstReference) {
   for (DType dtype : weight_dtypes())
     for (const auto& offsets : expert_offsets())
       for (int64_t begin : {0, 2}) {
+        if (begin > 0 && !ops().capabilities().host_readable) continue;  // a GPU holds its own experts only
         SCOPED_TRACE(fmt::format("{}, {} experts from {}, {} rows", dtype_name(dtype), offsets.size() - 1, begin,
                                  offsets.back()));
         const Experts experts(dtype, int64_t(offsets.size()) - 1, begin, 40, 25);

@@ -13,13 +13,18 @@ namespace {
 class CudaOpsTest : public GpuTest {
  protected:
   std::vector<float> download(Ops& ops, const float* from, int64_t size) {
-    const Buffer host = ops.alloc_host(size * 4);
-    ops.copy(host.get(), from, size * 4, {});
-    ops.synchronize({});
+    Device& device = ops.device();
+    const Buffer host = device.alloc_host(size * 4);
+    device.copy(host.get(), from, size * 4, {});
+    device.synchronize({});
     const float* p = reinterpret_cast<const float*>(host.get());
     return {p, p + size};
   }
 };
+
+void set_scratch(Ops& ops, const ScratchShape& shape) {
+  ops.set_scratch(ops.device().alloc(ops.scratch_bytes(shape)), shape);
+}
 
 float* floats(const Buffer& b) {
   return reinterpret_cast<float*>(b.get());
@@ -27,27 +32,27 @@ float* floats(const Buffer& b) {
 
 TEST_F(CudaOpsTest, MemoryIsZeroAndAligned) {
   const auto ops = make_ops({.device = "cuda"});
-  EXPECT_FALSE(ops->host_memory());
+  EXPECT_FALSE(ops->capabilities().host_readable);
   for (int64_t num_bytes : {0, 4, 100, 1 << 22}) {
-    const Buffer b = ops->alloc(num_bytes);
+    const Buffer b = ops->device().alloc(num_bytes);
     EXPECT_EQ(reinterpret_cast<uintptr_t>(b.get()) % 256, 0u);
     for (float v : download(*ops, floats(b), num_bytes / 4)) ASSERT_EQ(v, 0.0f);
   }
-  EXPECT_GT(ops->memory().total_bytes, ops->memory().free_bytes);
-  EXPECT_THROW(ops->alloc(-1), Error);
+  EXPECT_GT(ops->device().memory().total_bytes, ops->device().memory().free_bytes);
+  EXPECT_THROW(ops->device().alloc(-1), Error);
 }
 
 TEST_F(CudaOpsTest, TooMuchMemoryIsRefusedWithTheNumbers) {
   const auto ops = make_ops({.device = "cuda"});
   try {
-    ops->alloc(int64_t{1} << 45);
+    ops->device().alloc(int64_t{1} << 45);
     FAIL() << "allocated 32 TiB";
   } catch (const Error& e) {
     EXPECT_EQ(e.code(), Code::kResourceExhausted);
     EXPECT_NE(std::string(e.what()).find("are free; lower"), std::string::npos) << e.what();
   }
-  EXPECT_NO_THROW(ops->alloc(64));  // the failure is not found again by the next call
-  EXPECT_NO_THROW(ops->synchronize({}));
+  EXPECT_NO_THROW(ops->device().alloc(64));  // the failure is not found again by the next call
+  EXPECT_NO_THROW(ops->device().synchronize({}));
 }
 
 TEST_F(CudaOpsTest, CardsThatAreNotThereAreNamed) {
@@ -58,107 +63,95 @@ TEST_F(CudaOpsTest, CardsThatAreNotThereAreNamed) {
   const auto precise = make_ops({.device = "cuda", .precise = true}), fast = make_ops({.device = "cuda"});
   EXPECT_NE(precise->numerics_id(), fast->numerics_id());
   EXPECT_NE(make_ops({.device = "cuda", .portable = true})->numerics_id(), fast->numerics_id());
-  EXPECT_EQ(precise->kv_dtypes().front(), DType::kF32);
-  EXPECT_EQ(fast->kv_dtypes().front(), DType::kBF16);
+  EXPECT_EQ(precise->capabilities().kv_dtypes.front(), DType::kF32);
+  EXPECT_EQ(fast->capabilities().kv_dtypes.front(), DType::kBF16);
 }
 
-// A replay reads and writes the memory that was recorded, with what stands there now; recording computes nothing.
+// A replay reads and writes the captured memory, with what is there now; capturing computes nothing.
 TEST_F(CudaOpsTest, CaptureAndReplay) {
   for (const OpsOptions& options : {OpsOptions{.device = "cuda"}, OpsOptions{.device = "cuda", .precise = true},
                                     OpsOptions{.device = "cuda", .portable = true}}) {
     const auto ops = make_ops(options);
     SCOPED_TRACE(ops->numerics_id());
     constexpr int64_t kRows = 5, kK = 256, kN = 384;
-    const int64_t scratch = ops->scratch_bytes({.max_tokens = 8,
-                                                .max_expert_rows = 8,
-                                                .max_linear_k = kK,
-                                                .max_linear_n = kN,
-                                                .num_heads = 1,
-                                                .num_experts = 1});
-    ops->set_scratch(ops->alloc(scratch), scratch);
+    set_scratch(*ops, {.max_tokens = 8, .num_heads = 1, .num_experts = 1});
     const Matrix m = random_matrix(DType::kF8E4M3, kN, kK, 1);
     const MatrixSpec spec = m.whole();
     const Weight w = ops->pack({&spec, 1});
-    const Buffer x = ops->alloc(kRows * kK * 4), normed = ops->alloc(kRows * kK * 4), out = ops->alloc(kRows * kN * 4),
-                 other = ops->alloc(kRows * kN * 4);
+    const Buffer x = ops->device().alloc(kRows * kK * 4), normed = ops->device().alloc(kRows * kK * 4), out = ops->device().alloc(kRows * kN * 4),
+                 other = ops->device().alloc(kRows * kN * 4);
     auto step = [&](const Buffer& to) {
-      const View<float> rows(floats(normed), {kRows, kK});
+      const Operand rows(normed.get(), w.operand, {kRows, kK});
       ops->rms_norm({.x = View<const float>(floats(x), {kRows, kK}), .out = rows}, {});
       ops->linear({rows, w, View<float>(floats(to), {kRows, kN})}, {});
     };
-    const Graph graph = ops->capture([&] { step(out); });
+    const Graph graph = ops->device().capture([&] { step(out); });
     ASSERT_NE(graph, nullptr);
     EXPECT_EQ(download(*ops, floats(out), kRows * kN), std::vector<float>(size_t(kRows * kN)));
     for (uint64_t seed : {2, 3}) {
       const auto values = Random(seed).floats(kRows * kK);
-      ops->upload(x.get(), values.data(), kRows * kK * 4);
+      ops->device().upload(x.get(), values.data(), kRows * kK * 4);
       step(other);
       const auto expected = download(*ops, floats(other), kRows * kN);
-      ops->replay(graph, {});
+      ops->device().replay(graph, {});
       EXPECT_TRUE(same_bits(download(*ops, floats(out), kRows * kN), expected));
       EXPECT_NE(expected, std::vector<float>(size_t(kRows * kN)));
     }
-    EXPECT_THROW(ops->capture([] { throw Error(Code::kInternal, "on purpose"); }), Error);
+    EXPECT_THROW(ops->device().capture([] { throw Error(Code::kInternal, "on purpose"); }), Error);
     EXPECT_NO_THROW(step(out));
-    EXPECT_NO_THROW(ops->synchronize({}));
+    EXPECT_NO_THROW(ops->device().synchronize({}));
   }
 }
 
-// Work of the side sees what was there when they parted; what follows rejoin() sees the side's; in streams and
-// recorded.
-TEST_F(CudaOpsTest, BesideAndRejoin) {
+// Work on the side stream sees what was there at fork(); what follows join() sees the side stream's results; in streams
+// and captured.
+TEST_F(CudaOpsTest, ForkAndJoin) {
   for (DType dtype : {DType::kF8E4M3, DType::kBF16, DType::kF32}) {
     const auto ops = make_ops({.device = "cuda"});
     constexpr int64_t kRows = 48, kK = 2048;
-    const int64_t scratch = ops->scratch_bytes({.max_tokens = kRows,
-                                                .max_expert_rows = kRows,
-                                                .max_linear_k = kK,
-                                                .max_linear_n = kK,
-                                                .num_heads = 1,
-                                                .num_experts = 1});
-    ops->set_scratch(ops->alloc(scratch), scratch);
+    set_scratch(*ops, {.max_tokens = kRows, .num_heads = 1, .num_experts = 1});
     const Matrix m = random_matrix(dtype, kK, kK, 1);
     const MatrixSpec spec = m.whole();
     const Weight w = ops->pack({&spec, 1});
     std::vector<Buffer> memory;
     const auto rows = [&] {
-      memory.push_back(ops->alloc(kRows * kK * 4));
+      memory.push_back(ops->device().alloc(kRows * kK * 4));
       return View<float>(floats(memory.back()), {kRows, kK});
     };
     const View<float> x = rows(), a = rows(), b = rows(), c = rows(), d = rows(), out = rows();
-    const View<float> normed[] = {rows(), rows()};  // of each side
+    const Operand normed[] = {Operand(rows().data, w.operand, {kRows, kK}),
+                              Operand(rows().data, w.operand, {kRows, kK})};  // of each stream
     const auto product = [&](const View<float>& from, const View<float>& to, bool side = false) {
       ops->rms_norm({.x = from, .out = normed[side]}, {});  // so that values stay of one size
       ops->linear({normed[side], w, to}, {});
     };
-    const auto step = [&](bool beside) {
+    const auto step = [&](bool forked) {
       product(x, a);
       const auto side = [&] {
         product(a, b, true);
         product(b, b, true);
       };
-      if (beside)
-        ops->beside(side);
+      if (forked)
+        ops->device().fork(side);
       else
         side();
       product(a, c);
       product(c, c);
-      if (beside) ops->rejoin();
+      if (forked) ops->device().join();
       ops->rms_norm({.x = b, .residual = c, .out = d}, {});
       product(d, out);
     };
-    Graph graph = ops->capture([&] { step(true); });
+    const Graph graph = ops->device().capture([&] { step(true); });
     for (uint64_t seed = 1; seed <= 12; ++seed) {
       SCOPED_TRACE(fmt::format("{}, input {}", dtype_name(dtype), seed));
       const auto values = Random(seed).floats(kRows * kK);
-      ops->upload(x.data, values.data(), kRows * kK * 4);
+      ops->device().upload(x.data, values.data(), kRows * kK * 4);
       step(false);
       const auto expected = download(*ops, out.data, kRows * kK);
       for (int i = 0; i < 3; ++i) step(true);
       ASSERT_TRUE(same_bits(download(*ops, out.data, kRows * kK), expected)) << "in streams";
-      for (int i = 0; i < 3; ++i) ops->replay(graph, {});
-      ASSERT_TRUE(same_bits(download(*ops, out.data, kRows * kK), expected)) << "recorded";
-      graph = ops->capture([&] { step(true); });  // with what products have asked for by now
+      for (int i = 0; i < 3; ++i) ops->device().replay(graph, {});
+      ASSERT_TRUE(same_bits(download(*ops, out.data, kRows * kK), expected)) << "captured";
     }
   }
 }
@@ -167,9 +160,9 @@ TEST_F(CudaOpsTest, BesideAndRejoin) {
 void read_what_is_not_there(bool blocking) {
   if (blocking) setenv("CUDA_LAUNCH_BLOCKING", "1", 1);
   const auto ops = make_ops({.device = "cuda"});
-  const Buffer rows = ops->alloc(sizeof(float*)), out = ops->alloc(64 * 4);
+  const Buffer rows = ops->device().alloc(sizeof(float*)), out = ops->device().alloc(64 * 4);
   const float* nowhere = reinterpret_cast<const float*>(uintptr_t{1} << 46);
-  ops->upload(rows.get(), &nowhere, sizeof nowhere);
+  ops->device().upload(rows.get(), &nowhere, sizeof nowhere);
   const auto tell = [](const char* when, auto&& call) {
     try {
       call();
@@ -184,7 +177,7 @@ void read_what_is_not_there(bool blocking) {
         {.expert_rows = View<const float* const>(reinterpret_cast<const float* const*>(rows.get()), {1, 1}), .out = to},
         {});
   });
-  tell("synchronize", [&] { ops->synchronize({}); });
+  tell("synchronize", [&] { ops->device().synchronize({}); });
   tell("next", [&] { ops->rms_norm({.x = to, .out = to}, {}); });
   std::exit(3);
 }
@@ -225,9 +218,8 @@ TEST_F(CudaOpsTest, PacksWhatIsLargerThanItsStaging) {
   }
 }
 
-// The latent side of DeepSeek's attention: which number format it has, and the FP8 copy that mla_output leaves behind
-// for the product after it.
-TEST_F(CudaOpsTest, LatentsOfDeepSeek) {
+// Compressed KV of DeepSeek's attention: its dtype, and the FP8 rows that mla_output writes for the product after it.
+TEST_F(CudaOpsTest, CompressedKvOfDeepSeek) {
   if (!takes_hopper_kernels()) GTEST_SKIP() << "no Hopper";
   constexpr int64_t kHeads = 4, kNope = 128, kRope = 64, kRank = 512, kValue = 128, kN = 256, kTokens = 9, kPage = 64;
   struct Packed {
@@ -245,15 +237,12 @@ TEST_F(CudaOpsTest, LatentsOfDeepSeek) {
     return Packed{ops.pack(uk_specs), ops.pack(uv_specs)};
   };
   const ScratchShape shape = {.max_tokens = 64,
-                              .max_linear_k = kHeads * kValue,
-                              .max_linear_n = kN,
                               .num_heads = kHeads,
                               .q_head_size = kRank + kRope,
                               .out_head_size = kRank};
   auto make = [&](bool precise, bool portable = false) {
     auto ops = make_ops({.device = "cuda", .precise = precise, .portable = portable});
-    const int64_t scratch = ops->scratch_bytes(shape);
-    ops->set_scratch(ops->alloc(scratch), scratch);
+    set_scratch(*ops, shape);
     return ops;
   };
   const auto ops = make(false), precise = make(true), portable = make(false, true);
@@ -262,38 +251,44 @@ TEST_F(CudaOpsTest, LatentsOfDeepSeek) {
   f32_cache.dtype = DType::kF32;
   other_pages.shape[1] = 16;
   const Packed f8 = pack(*ops, DType::kF8E4M3, kNope), bf16 = pack(*ops, DType::kBF16, kNope);
-  EXPECT_EQ(ops->latent_dtype(f8.uk, f8.uv, cache), DType::kBF16);
-  EXPECT_EQ(ops->latent_dtype(bf16.uk, f8.uv, cache), DType::kBF16);
-  EXPECT_EQ(ops->latent_dtype(f8.uk, f8.uv, f32_cache), DType::kF32);
-  EXPECT_EQ(ops->latent_dtype(f8.uk, f8.uv, other_pages), DType::kF32);
-  EXPECT_EQ(precise->latent_dtype(f8.uk, f8.uv, cache), DType::kF32);
-  EXPECT_EQ(portable->latent_dtype(f8.uk, f8.uv, cache), DType::kF32);
-  EXPECT_EQ(ops->latent_dtype(pack(*ops, DType::kF16, kNope).uk, f8.uv, cache), DType::kF32);
-  EXPECT_EQ(ops->latent_dtype(pack(*ops, DType::kF8E4M3, 256).uk, f8.uv, cache), DType::kF32);
+  EXPECT_EQ(ops->mla_form(f8.uk, f8.uv, cache).latent, DType::kBF16);
+  EXPECT_EQ(ops->mla_form(bf16.uk, f8.uv, cache).latent, DType::kBF16);
+  EXPECT_EQ(ops->mla_form(f8.uk, f8.uv, f32_cache).latent, DType::kF32);
+  EXPECT_EQ(ops->mla_form(f8.uk, f8.uv, other_pages).latent, DType::kF32);
+  EXPECT_EQ(precise->mla_form(f8.uk, f8.uv, cache).latent, DType::kF32);
+  EXPECT_EQ(portable->mla_form(f8.uk, f8.uv, cache).latent, DType::kF32);
+  EXPECT_EQ(ops->mla_form(pack(*ops, DType::kF16, kNope).uk, f8.uv, cache).latent, DType::kF32);
+  EXPECT_EQ(ops->mla_form(pack(*ops, DType::kF8E4M3, 256).uk, f8.uv, cache).latent, DType::kF32);
 
   const Matrix o = random_matrix(DType::kF8E4M3, kN, kHeads * kValue, 20);
   const MatrixSpec o_spec = o.whole();
   const Weight w_o = ops->pack({&o_spec, 1});
   constexpr int64_t kLatents = kTokens * kHeads * kRank, kValues = kTokens * kHeads * kValue;
-  const Buffer latent = ops->alloc(kLatents * 2), heads = ops->alloc(kValues * 4), again = ops->alloc(kValues * 4),
-               out = ops->alloc(kTokens * kN * 4);
+  ASSERT_EQ(w_o.operand, DType::kF8E4M3);
+  Device& device = ops->device();
+  const Buffer latent = device.alloc(kLatents * 2), heads = device.alloc(kValues * 4),
+               out = device.alloc(kTokens * kN * 4),
+               fp8 = device.alloc(Operand::num_bytes(DType::kF8E4M3, kTokens, kHeads * kValue)),
+               again = device.alloc(Operand::num_bytes(DType::kF8E4M3, kTokens, kHeads * kValue));
   auto product = [&](const Buffer& x) {
-    ops->linear(
-        {View<const float>(floats(x), {kTokens, kHeads * kValue}), w_o, View<float>(floats(out), {kTokens, kN})}, {});
+    ops->linear({Operand(x.get(), DType::kF8E4M3, {kTokens, kHeads * kValue}), w_o,
+                 View<float>(floats(out), {kTokens, kN})},
+                {});
     return download(*ops, floats(out), kTokens * kN);
   };
   std::vector<float> last;
   for (uint64_t seed : {1, 2}) {
     std::vector<uint16_t> bits;
     for (float v : Random(seed).floats(kLatents)) bits.push_back(f32_to_bf16(v));
-    ops->upload(latent.get(), bits.data(), kLatents * 2);
-    ops->mla_output({TypedView(latent.get(), DType::kBF16, {kTokens, kHeads, kRank, 0}), f8.uv,
-                     View<float>(floats(heads), {kTokens, kHeads, kValue})},
-                    {});
-    const auto result = product(heads);
-    const auto values = download(*ops, floats(heads), kValues);
-    ops->upload(again.get(), values.data(), kValues * 4);
-    EXPECT_TRUE(same_bits(product(again), result)) << "a fresh copy";
+    device.upload(latent.get(), bits.data(), kLatents * 2);
+    Operands to = View<float>(floats(heads), {kTokens, kHeads, kValue});
+    to.set(Operand(fp8.get(), DType::kF8E4M3, {kTokens, kHeads * kValue}));
+    ops->mla_output({Operand(latent.get(), DType::kBF16, {kTokens, kHeads, kRank}), f8.uv, to}, {});
+    const auto result = product(fp8);
+    ops->quantize({View<const float>(floats(heads), {kTokens, kHeads * kValue}),
+                   Operands(Operand(again.get(), DType::kF8E4M3, {kTokens, kHeads * kValue}))},
+                  {});
+    EXPECT_TRUE(same_bits(product(again), result)) << "quantized from the f32 rows";
     EXPECT_NE(result, last);
     last = result;
   }

@@ -14,7 +14,6 @@ namespace moectl::test {
 namespace {
 
 using cuda::GemmConfig;
-using cuda::kFp8Block;
 
 struct Case {
   int64_t m = 0, n = 0, k = 0;               // m: of the dense case

@@ -1,14 +1,13 @@
 // FP8 copies of activations against their definition (kernels/cuda/elementwise/fp8_quantize.h): scales exactly, numbers
 // to the nearest e4m3, the fused forms within the error of what they are fused with.
 #include "kernels/cuda/elementwise/fp8_quantize.h"
+#include "kernels/cuda/elementwise/rms_norm.h"
 #include "kernels/cuda/elementwise/bf16_copy.h"
 
 #include "tests/kernels_cuda/gpu_test.h"
 
 namespace moectl::test {
 namespace {
-
-using cuda::kFp8Block;
 
 class Fp8QuantizeTest : public GpuTest {
  protected:
@@ -92,25 +91,6 @@ TEST_F(Fp8QuantizeTest, RowsBehindTheLastAreLeftAlone) {
     for (int64_t j = 0; j < k; ++j) ASSERT_EQ(std::isnan(copy.values[size_t(r * k + j)]), r >= 4) << r;
 }
 
-TEST_F(Fp8QuantizeTest, Swiglu) {
-  for (int64_t k : {128, 2048})
-    for (int64_t rows : {1, 33}) {
-      Random random(uint64_t(k * 7 + rows));
-      const auto both = random.floats(rows * 2 * k, 6.0f);  // gate and up side by side
-      std::vector<double> expected;
-      for (int64_t r = 0; r < rows; ++r)
-        for (int64_t j = 0; j < k; ++j) {
-          const double g = both[size_t(r * 2 * k + j)], u = both[size_t(r * 2 * k + k + j)];
-          expected.push_back(g / (1.0 + std::exp(-g)) * u);
-        }
-      DeviceArray<float> x(both);
-      DeviceArray<uint8_t> memory(cuda::fp8_rows_bytes(rows, k));
-      const cuda::Fp8Rows a = cuda::fp8_rows_at(memory.data(), rows, k);
-      cuda::swiglu_quantize({.gate = x.data(), .up = x.data() + k, .stride = 2 * k, .out = a}, {});
-      expect_copy(read(memory, a), expected, rows, k, 16 * unit_roundoff(DType::kF32));
-    }
-}
-
 TEST_F(Fp8QuantizeTest, RmsNorm) {
   for (int64_t k : {128, 1536, 7168, 16384})
     for (int64_t rows : {1, 7})
@@ -140,9 +120,11 @@ TEST_F(Fp8QuantizeTest, RmsNorm) {
         args.x = View<const float>(dx.data(), {rows, k});
         if (with_residual) args.residual = View<float>(dr.data(), {rows, k});
         args.weight = View<const float>(dw.data(), {k});
-        args.out = View<float>(out.data(), {rows, k});
         DeviceArray<uint16_t> bf16(rows * k), expected_bf16(rows * k);
-        cuda::rms_norm_copies(args, {.fp8 = a, .bf16 = bf16.data()}, {});
+        args.out.set(View<float>(out.data(), {rows, k}));
+        args.out.set(Operand(bf16.data(), DType::kBF16, {rows, k}));
+        args.out.set(Operand(memory.data(), DType::kF8E4M3, {rows, k}));
+        cuda::rms_norm(args, {});
         cuda::bf16_copy(out.data(), rows, k, expected_bf16.data(), k, nullptr, {});
         ASSERT_EQ(bf16.host(), expected_bf16.host());
         expect_copy(read(memory, a), expected, rows, k, error);

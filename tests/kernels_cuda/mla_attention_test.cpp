@@ -81,8 +81,8 @@ struct Attention {
     a.scale = scale;
     a.out = View<float>(out.data(), {n, heads, rank});
     if (bf16) {
-      a.q = TypedView(q_bf16.data(), DType::kBF16, {n, heads, width, 0});
-      a.out = TypedView(out_bf16.data(), DType::kBF16, {n, heads, rank, 0});
+      a.q = Operand(q_bf16.data(), DType::kBF16, {n, heads, width});
+      a.out = Operand(out_bf16.data(), DType::kBF16, {n, heads, rank});
     }
     cuda::mla_attention(a, scratch.scratch, {});
     auto result = out.host();

@@ -82,34 +82,29 @@ struct Prompt {
   // The same through CudaOps, which may decline; `absorbed`: by the three operations there.
   bool through(Ops& ops, std::vector<float>& out, bool absorbed = false) {
     Device d(*this, ops);
-    const ScratchShape shape = {.max_tokens = n,
-                                .max_linear_k = heads * kValue,
-                                .max_linear_n = heads * kQuery,
-                                .num_heads = heads,
-                                .q_head_size = kWidth,
-                                .out_head_size = kRank};
-    const int64_t num_bytes = ops.scratch_bytes(shape);
-    ops.set_scratch(ops.alloc(num_bytes), num_bytes);
+    const ScratchShape shape = {
+        .max_tokens = n, .num_heads = heads, .q_head_size = kWidth, .out_head_size = kRank};
+    ops.set_scratch(ops.device().alloc(ops.scratch_bytes(shape)), shape);
     bool done = true;
     if (absorbed) {
       DeviceArray<int32_t> seq(std::vector<int32_t>(size_t(n), 0)), positions(n);
       std::vector<int32_t> at;
       for (int64_t i = 0; i < n; ++i) at.push_back(int32_t(first + i));
-      ops.upload(positions.data(), at.data(), n * 4);
+      ops.device().upload(positions.data(), at.data(), n * 4);
       DeviceArray<float> q_latent(n * heads * kWidth), latent(n * heads * kRank);
-      TypedView in_latents = View<float>(q_latent.data(), {n, heads, kWidth}),
-                sums = View<float>(latent.data(), {n, heads, kRank});
-      in_latents.dtype = sums.dtype = ops.latent_dtype(d.args.w_uk, d.args.w_uv, d.args.cache);
+      const DType dtype = ops.mla_form(d.args.w_uk, d.args.w_uv, d.args.cache).latent;
+      const Operand in_latents(q_latent.data(), dtype, {n, heads, kWidth}), sums(latent.data(), dtype, {n, heads, kRank});
       ops.mla_query({d.args.q, d.args.w_uk, d.args.cos_sin, in_latents, interleaved}, {});
       ops.mla_attention(
           {in_latents, d.args.cache, View<const int32_t>(d.pages.data(), {1, own_pages}),
            View<const int32_t>(seq.data(), {n}), View<const int32_t>(positions.data(), {n}), int(kRank), scale, sums},
           {});
       ops.mla_output({sums, d.args.w_uv, d.args.out}, {});
-      ops.synchronize({});
+      ops.device().synchronize({});
     } else {
-      done = ops.mla_prefill(d.args, {});
-      ops.synchronize({});
+      done = ops.expanded_mla() && ops.expanded_mla()->takes(d.args);
+      if (done) ops.expanded_mla()->mla_prefill(d.args, {});
+      ops.device().synchronize({});
     }
     out = d.out.host();
     return done;
@@ -299,7 +294,7 @@ TEST_F(MlaPrefillTest, IsDeclined) {
   for (float v : out) ASSERT_TRUE(std::isnan(v)) << "nothing was to be done";
   EXPECT_FALSE(longer.through(*make_ops({.device = "cuda", .precise = true}), out));
   EXPECT_FALSE(longer.through(*make_ops({.device = "cuda", .portable = true}), out));
-  EXPECT_FALSE(make_ops({.device = "cpu"})->mla_prefill({}, {}));
+  EXPECT_EQ(make_ops({.device = "cpu"})->expanded_mla(), nullptr);
 }
 
 // ------------------------------------------------------------------------------------------------ in a model
@@ -328,7 +323,7 @@ void expect_model_agrees(Ops& ops, const std::string& shape, double most) {
   // Logits of the last row of each part.
   auto serve = [&](const Steps& steps) {
     KvCache cache(config, ops, 3 * kPages, DType::kBF16);
-    Model model(config, weights, ops, *comm, cache, {1024, 4, 8, kLong});
+    Model model(config, weights, ops, *comm, {}, cache, {1024, 4, 8, kLong});
     std::vector<std::vector<float>> rows;
     for (const auto& step : steps) {
       Batch batch;

@@ -95,8 +95,8 @@ class MlaProjectTest : public HopperTest {
     DeviceArray<float> out(tokens * size);
     DeviceArray<uint8_t> copy(cuda::fp8_rows_bytes(tokens, size)), expected(cuda::fp8_rows_bytes(tokens, size));
     DeviceArray<uint16_t> bf16(tokens * size), expected_bf16(tokens * size);
-    cuda::RowCopies copies;
-    if (with_copies) copies = {.fp8 = cuda::fp8_rows_at(copy.data(), tokens, size), .bf16 = bf16.data()};
+    cuda::Fp8Rows fp8;
+    if (with_copies) fp8 = cuda::fp8_rows_at(copy.data(), tokens, size);
     cuda::mla_project_out({.w = cuda::matrix_of(w_uv),
                            .x = x.data(),
                            .x_row = heads * kRank,
@@ -106,7 +106,7 @@ class MlaProjectTest : public HopperTest {
                            .out_head = w_uv.n,
                            .num_tokens = tokens,
                            .num_heads = heads},
-                          copies, {});
+                          with_copies ? bf16.data() : nullptr, fp8, {});
     cuda::fp8_quantize({.x = out.data(), .out = cuda::fp8_rows_at(expected.data(), tokens, size)}, {});
     cuda::bf16_copy(out.data(), tokens, size, expected_bf16.data(), size, nullptr, {});
     return {out.host(), copy.host(), expected.host(), bf16.host(), expected_bf16.host()};

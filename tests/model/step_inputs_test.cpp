@@ -1,4 +1,4 @@
-// StepInputs: which rows of a step are long chunks of prompts.
+// StepInputs: which rows of a step are prefill chunks for expanded MLA.
 #include "core/model/step_inputs.h"
 
 #include <gmock/gmock.h>
@@ -10,9 +10,10 @@ namespace {
 using testing::ElementsAre;
 using testing::FieldsAre;
 
-TEST(StepInputs, FindsLongChunks) {
+TEST(StepInputs, FindsPrefillChunks) {
+  constexpr int64_t kMinChunk = 128;
   const auto ops = make_ops({.device = "cpu"});
-  StepInputs inputs({2048, 16, 16, 4096}, *ops);
+  StepInputs inputs({2048, 16, 16, 4096}, ops->device(), kMinChunk);
   Batch batch;
   batch.max_pages = 64;
   batch.page_table.assign(size_t(6 * batch.max_pages), 0);
@@ -24,22 +25,22 @@ TEST(StepInputs, FindsLongChunks) {
     }
   };
   add(0, 900, 1);
-  add(1, 0, int(kLongChunk) - 1);
-  add(2, 7, int(kLongChunk));
-  add(3, 7 + int(kLongChunk), int(kLongChunk));  // goes on where the one before ends, but is another sequence
+  add(1, 0, int(kMinChunk) - 1);
+  add(2, 7, int(kMinChunk));
+  add(3, 7 + int(kMinChunk), int(kMinChunk));  // goes on where the one before ends, but is another sequence
   add(4, 0, 200);
   add(4, 201, 300);  // position 200 is missing
   add(5, 3, 1);
   inputs.set(batch, batch.num_tokens(), 0, batch.max_pages, {});
-  const int64_t n = kLongChunk;
-  EXPECT_THAT(inputs.long_chunks, ElementsAre(FieldsAre(n, n, 2, 7), FieldsAre(2 * n, n, 3, 7 + n),
+  const int64_t n = kMinChunk;
+  EXPECT_THAT(inputs.prefill_chunks, ElementsAre(FieldsAre(n, n, 2, 7), FieldsAre(2 * n, n, 3, 7 + n),
                                               FieldsAre(3 * n, 200, 4, 0), FieldsAre(3 * n + 200, 300, 4, 201)));
   batch = {};
   batch.max_pages = 64;
   batch.page_table.assign(64, 0);
   add(0, 5, 1);
   inputs.set(batch, 8, 0, batch.max_pages, {});
-  EXPECT_TRUE(inputs.long_chunks.empty());
+  EXPECT_TRUE(inputs.prefill_chunks.empty());
 }
 
 }  // namespace

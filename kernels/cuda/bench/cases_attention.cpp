@@ -73,14 +73,14 @@ Work work_of(const Load& load, const Args& args, const Args& plain_args, const A
   return work;
 }
 
-TypedView bf16_latents(Memory& memory, int64_t tokens, int64_t heads, int64_t width) {
-  return TypedView(memory.bf16(tokens * heads * width), DType::kBF16, {tokens, heads, width, 0});
+Operand bf16_latents(Memory& memory, int64_t tokens, int64_t heads, int64_t width) {
+  return Operand(memory.bf16(tokens * heads * width), DType::kBF16, {tokens, heads, width});
 }
 View<float> f32_latents(Memory& memory, int64_t tokens, int64_t heads, int64_t width) {
   return View<float>(memory.floats(tokens * heads * width), {tokens, heads, width});
 }
 
-void set_out(Work& work, const TypedView& out) {
+void set_out(Work& work, const Operand& out) {
   work.out = out.data;
   work.out_bytes = out.num_bytes();
 }
@@ -179,7 +179,7 @@ Case query_case(const KernelShape& s, int64_t tokens) {
     args.w_uk = random_weight(memory, s.f8, heads, rank, nope);
     args.cos_sin = {memory.floats(tokens * rope, 0.5f), {tokens, rope}};
     args.out = f32_latents(memory, tokens, heads, rank + rope);
-    const TypedView out = bf16_latents(memory, tokens, heads, rank + rope);
+    const Operand out = bf16_latents(memory, tokens, heads, rank + rope);
     const MlaProject project = by_head(args.w_uk, args.q.data, nope + rope, out.data, rank + rope, tokens);
     Work work;
     work.run = [=](Stream stream) { mla_project_in(project, {args.cos_sin.data, rope, true}, stream); };
@@ -203,15 +203,16 @@ Case output_case(const KernelShape& s, int64_t tokens) {
     MlaOutputArgs args;
     args.latent = f32_latents(memory, tokens, heads, rank);
     args.w_uv = random_weight(memory, s.f8, heads, dim, rank);
-    args.out = {memory.alloc<float>(tokens * heads * dim), {tokens, heads, dim}};
+    const View<float> out(memory.alloc<float>(tokens * heads * dim), {tokens, heads, dim});
+    args.out = out;
     const MlaProject project =
-        by_head(args.w_uv, bf16_latents(memory, tokens, heads, rank).data, rank, args.out.data, dim, tokens);
+        by_head(args.w_uv, bf16_latents(memory, tokens, heads, rank).data, rank, out.data, dim, tokens);
     Fp8Rows copy;
     if (s.f8) copy = fp8_rows_at(memory.alloc<std::byte>(fp8_rows_bytes(tokens, heads * dim)), tokens, heads * dim);
     Work work;
-    work.run = [=](Stream stream) { mla_project_out(project, {.fp8 = copy}, stream); };
+    work.run = [=](Stream stream) { mla_project_out(project, nullptr, copy, stream); };
     work.peers = {[args](Stream stream) { mla_output(args, {.tensor_cores = true}, stream); }};
-    set_out(work, args.out);
+    set_out(work, out);
     return work;
   };
   return c;
@@ -257,7 +258,7 @@ Case prefill_case(const KernelShape& s, int64_t context, int64_t n) {
     work.peers = {[=](Stream stream) {
       mla_project_in(in, {args.cos_sin.data, rope, true}, stream);
       mla_attention(rows, scratch, stream);
-      mla_project_out(out, {}, stream);
+      mla_project_out(out, nullptr, {}, stream);
     }};
     set_out(work, args.out);
     return work;

@@ -33,11 +33,12 @@ Case rms_norm_case(const KernelShape& s, int64_t rows) {
     args.x = {memory.floats(rows * size), {rows, size}};
     args.residual = {memory.floats(rows * size), {rows, size}};
     args.weight = {memory.floats(size), {size}};
-    args.out = {memory.alloc<float>(rows * size), {rows, size}};
+    const View<float> out(memory.alloc<float>(rows * size), {rows, size});
+    args.out = out;
     Work work;
     work.run = [args](Stream stream) { rms_norm(args, stream); };
     work.peers = {copy_of(memory, bytes)};
-    work.out = args.out.data;
+    work.out = out.data;
     work.out_bytes = rows * size * 4;
     return work;
   };
@@ -70,27 +71,9 @@ Case quantize_case(const KernelShape& s, int64_t rows) {
   return c;
 }
 
-Case swiglu_case(const KernelShape& s, int64_t rows) {
-  const int64_t k = s.moe_intermediate_size;
-  Case c{.kernel = "swiglu_quantize",
-         .shape = fmt::format("{} {}x{}", s.name, rows, k),
-         .bytes = double(rows * k) * (2 * 4 + 1 + 4.0 / 128),
-         .peers = copy_peer()};
-  c.make = [=, bytes = c.bytes](Memory& memory) {
-    SwigluQuantizeArgs args{.gate = memory.floats(rows * k), .up = memory.floats(rows * k), .stride = k};
-    args.out = f8_rows(memory, rows, k);
-    Work work;
-    work.run = [args](Stream stream) { swiglu_quantize(args, stream); };
-    work.peers = {copy_of(memory, bytes)};
-    set_out(work, args.out);
-    return work;
-  };
-  return c;
-}
-
 Case norm_quantize_case(const KernelShape& s, int64_t rows) {
   const int64_t k = s.hidden_size;
-  Case c{.kernel = "rms_norm_copies",
+  Case c{.kernel = "rms_norm fp8",
          .shape = fmt::format("{} {}x{}, residual", s.name, rows, k),
          .bytes = double(rows * k) * (3 * 4 + 1 + 4.0 / 128),
          .peers = copy_peer()};
@@ -99,11 +82,11 @@ Case norm_quantize_case(const KernelShape& s, int64_t rows) {
     args.x = {memory.floats(rows * k), {rows, k}};
     args.residual = {memory.floats(rows * k), {rows, k}};
     args.weight = {memory.floats(k), {k}};
-    const Fp8Rows out = f8_rows(memory, rows, k);
+    args.out.set(Operand(memory.alloc<std::byte>(fp8_rows_bytes(rows, k)), DType::kF8E4M3, {rows, k}));
     Work work;
-    work.run = [=](Stream stream) { rms_norm_copies(args, {.fp8 = out}, stream); };
+    work.run = [=](Stream stream) { rms_norm(args, stream); };
     work.peers = {copy_of(memory, bytes)};
-    set_out(work, out);
+    set_out(work, fp8_rows(args.out.fp8));
     return work;
   };
   return c;
@@ -202,7 +185,6 @@ void add_elementwise_cases(const KernelShape& s, Cases& cases) {
     if (!s.f8) continue;
     cases.push_back(norm_quantize_case(s, rows));
     cases.push_back(quantize_case(s, rows));
-    cases.push_back(swiglu_case(s, rows * s.num_experts_per_tok));
   }
 }
 

@@ -1,4 +1,5 @@
-// Row copies: embedding look-ups, which widen a table's numbers, and gathers. A block a row.
+// Row copies: embedding look-ups, which widen a table's numbers, and gathers. One block per row.
+#include "kernels/cuda/gemm/fp8_gemm.h"
 #include "kernels/cuda/gemm/weight.h"
 #include "kernels/cuda/runtime/device.cuh"
 #include "kernels/cuda/runtime/kernels.h"
@@ -41,12 +42,32 @@ __global__ void __launch_bounds__(kThreads)
   copy_row(reinterpret_cast<const T*>(table + id * row_bytes), size, out);
 }
 
+// Row-major rows of row_bytes.
 __global__ void __launch_bounds__(kThreads)
-    gather(const float* x, int64_t num_rows, const int32_t* row_idx, int size, float* out) {
+    gather(const std::byte* x, int64_t num_rows, const int32_t* row_idx, int64_t row_bytes, std::byte* out) {
   const int64_t from = row_idx[blockIdx.x];
-  out += int64_t{blockIdx.x} * size;
-  if (from < 0 || from >= num_rows) return clear_row(size, out);
-  copy_row(x + from * size, size, out);
+  const bool exists = from >= 0 && from < num_rows;
+  x += from * row_bytes;
+  out += int64_t{blockIdx.x} * row_bytes;
+  if (row_bytes % 16 == 0 && (reinterpret_cast<uintptr_t>(x) | reinterpret_cast<uintptr_t>(out)) % 16 == 0) {
+    for (int64_t i = threadIdx.x; i < row_bytes / 16; i += kThreads)
+      reinterpret_cast<uint4*>(out)[i] = exists ? reinterpret_cast<const uint4*>(x)[i] : uint4{};
+  } else {
+    for (int64_t i = threadIdx.x; i < row_bytes / 2; i += kThreads)
+      reinterpret_cast<uint16_t*>(out)[i] = exists ? reinterpret_cast<const uint16_t*>(x)[i] : uint16_t{0};
+  }
+}
+
+__global__ void __launch_bounds__(kThreads) gather_fp8(Fp8Rows x, const int32_t* row_idx, Fp8Rows out) {
+  const int64_t from = row_idx[blockIdx.x], to = blockIdx.x;
+  const bool exists = from >= 0 && from < x.rows;
+  constexpr int kUnits = kFp8Block / 16;
+  for (int64_t i = threadIdx.x; i < x.k / 16; i += kThreads) {
+    const int64_t kb = i / kUnits, at = i % kUnits * 16;
+    *reinterpret_cast<uint4*>(out.data + (kb * out.rows + to) * kFp8Block + at) =
+        exists ? *reinterpret_cast<const uint4*>(x.data + (kb * x.rows + from) * kFp8Block + at) : uint4{};
+    if (at == 0) out.scales[kb * out.scale_stride + to] = exists ? x.scales[kb * x.scale_stride + from] : 1.0f;
+  }
 }
 
 }  // namespace kernel
@@ -79,10 +100,16 @@ void embed(const EmbedArgs& a, Stream stream) {
 
 void gather(const GatherArgs& a, Stream stream) {
   const int64_t num_rows = a.row_idx.dim(0), size = a.x.row_size();
-  CHECK(a.out.row_size() == size, "gather: rows of {} into rows of {}", size, a.out.row_size());
+  CHECK(a.out.row_size() == size && a.out.dtype == a.x.dtype, "gather: rows of {} {} into rows of {} {}", size,
+        dtype_name(a.x.dtype), a.out.row_size(), dtype_name(a.out.dtype));
   if (num_rows == 0) return;
-  kernel::gather<<<unsigned(num_rows), kernel::kThreads, 0, handle(stream)>>>(a.x.data, a.x.dim(0), a.row_idx.data,
-                                                                              int(size), a.out.data);
+  if (a.x.dtype == DType::kF8E4M3)
+    kernel::gather_fp8<<<unsigned(num_rows), kernel::kThreads, 0, handle(stream)>>>(fp8_rows(a.x), a.row_idx.data,
+                                                                                    fp8_rows(a.out));
+  else
+    kernel::gather<<<unsigned(num_rows), kernel::kThreads, 0, handle(stream)>>>(
+        static_cast<const std::byte*>(a.x.data), a.x.dim(0), a.row_idx.data, size * dtype_bytes(a.x.dtype),
+        static_cast<std::byte*>(a.out.data));
   CUDA_CHECK(cudaGetLastError());
 }
 

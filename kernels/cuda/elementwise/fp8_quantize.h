@@ -1,6 +1,5 @@
-// FP8 copies of activations: rows of f32 to e4m3 with one f32 scale for each 128 columns, in the layout of Fp8Rows
-// (kernels/cuda/gemm/fp8_gemm.h), alone or fused with what makes the rows. Launchers of
-// kernels/cuda/elementwise/fp8_quantize.cu.
+// FP8 activations: rows of f32 or bf16 to e4m3 with one f32 scale per 128 columns, in the layout of Fp8Rows
+// (kernels/cuda/gemm/fp8_gemm.h). Launchers of kernels/cuda/elementwise/fp8_quantize.cu.
 //
 // For a row's columns 128 b .. 128 b + 127: amax = max |x|; scale = amax / 448 (448 is e4m3's largest number), 1 where
 // amax < 1e-30; number = e4m3(x / scale), computed as x * (1 / scale), rounded to nearest even, saturating. NaN stays
@@ -21,24 +20,5 @@ struct Fp8QuantizeArgs {
   const int32_t* num_rows = nullptr;
 };
 void fp8_quantize(const Fp8QuantizeArgs& args, Stream stream);
-
-// silu(gate) * up, both [rows, k], f32 or bf16, rows `stride` elements apart.
-struct SwigluQuantizeArgs {
-  const void *gate = nullptr, *up = nullptr;
-  int64_t stride = 0;
-  DType type = DType::kF32;
-  Fp8Rows out;
-  const int32_t* num_rows = nullptr;
-};
-void swiglu_quantize(const SwigluQuantizeArgs& args, Stream stream);
-
-// Copies of rows of f32 [rows, k] (k a multiple of 128, 16-byte aligned) that who writes the rows makes, too.
-struct RowCopies {
-  Fp8Rows fp8;           // data null: none
-  void* bf16 = nullptr;  // [rows, k]; null: none
-};
-
-// RmsNormArgs with copies of its output; args.out may be empty.
-void rms_norm_copies(const RmsNormArgs& args, const RowCopies& copies, Stream stream);
 
 }  // namespace moectl::cuda

@@ -1,11 +1,13 @@
 // RMSNorm of rows. Rows of whole aligned float4s stay in registers: a short one is a warp's, a long one a block's, all
-// of its reads on their way at once. Any other row: one block, two passes. A row's result depends on nothing but the
-// row: each thread sums a fixed set of elements in ascending order, and the partial sums meet in a fixed tree.
+// of its reads on their way at once. Any other row: one block, two passes. Rows that are also written as bf16 or FP8
+// operands: one block, each warp whole blocks of 128 columns. A row's result depends on nothing but the row: each thread
+// sums a fixed set of elements in ascending order, and the partial sums are added in a fixed tree.
 #include "kernels/cuda/elementwise/rms_norm.h"
 
 #include <climits>
 
 #include "core/base/check.h"
+#include "kernels/cuda/elementwise/fp8_quantize.cuh"
 #include "kernels/cuda/runtime/device.cuh"
 
 namespace moectl::cuda {
@@ -102,6 +104,63 @@ __global__ void __launch_bounds__(kNormThreads) rms_norm_any(const __grid_consta
     p.out[row + i] = p.weight ? in[i] * inv * p.weight[i] : in[i] * inv;
 }
 
+constexpr int kOperandThreads = 512, kOperandWarps = kOperandThreads / kWarp, kMaxBlocks = 8;  // of 128, per warp
+
+// Where a norm's rows [rows, size] go; null: not wanted. FP8: size is a multiple of 128.
+struct NormOperands {
+  float* f32;
+  __nv_bfloat16* bf16;
+  Fp8Rows fp8;
+};
+
+// One block per row of whole float4s. Warp w takes blocks w, w + 16, ... of 128 columns, up to kEach of them.
+template <int kEach>
+__global__ void __launch_bounds__(kOperandThreads)
+    rms_norm_operands(const float* x, float* residual, const float* weight, int size, NormOperands out, float eps) {
+  wait_for_earlier();
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+  const int64_t begin = int64_t{blockIdx.x} * size;
+  const auto column = [&](int i) { return (warp + i * kOperandWarps) * kFp8Block + lane * 4; };
+  const auto load = [&](const float* from, int at) {
+    return at < size ? *reinterpret_cast<const float4*>(from + at) : float4{};
+  };
+  float4 v[kEach], w[kEach];
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) {
+    v[i] = load(x + begin, column(i));
+    w[i] = weight ? load(weight, column(i)) : float4{1.0f, 1.0f, 1.0f, 1.0f};
+  }
+  if (residual) {
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) {
+      const float4 r = load(residual + begin, column(i));
+      v[i] = {r.x + v[i].x, r.y + v[i].y, r.z + v[i].z, r.w + v[i].w};
+    }
+  }
+  float squares = 0.0f;
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) {
+    if (residual && column(i) < size) *reinterpret_cast<float4*>(residual + begin + column(i)) = v[i];
+    squares += v[i].x * v[i].x + v[i].y * v[i].y + v[i].z * v[i].z + v[i].w * v[i].w;
+  }
+  const float inv = 1.0f / sqrtf(block_sum<kOperandThreads>(squares) / float(size) + eps);
+#pragma unroll
+  for (int i = 0; i < kEach; ++i)
+    v[i] = {v[i].x * inv * w[i].x, v[i].y * inv * w[i].y, v[i].z * inv * w[i].z, v[i].w * inv * w[i].w};
+  Fp8Piece piece[kEach];
+  if (out.fp8.data)
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) piece[i] = quantize(v[i]);
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) {
+    if (column(i) >= size) break;
+    const int64_t at = begin + column(i);
+    if (out.f32) *reinterpret_cast<float4*>(out.f32 + at) = v[i];
+    if (out.fp8.data) store_piece(piece[i], out.fp8, blockIdx.x, warp + i * kOperandWarps);
+    if (out.bf16) store_bf16(out.bf16 + at, v[i]);
+  }
+}
+
 }  // namespace kernel
 
 namespace {
@@ -124,11 +183,24 @@ void rms_norm(const RmsNormArgs& a, Stream stream) {
   CHECK(size > 0 && size <= INT_MAX && num_rows <= INT_MAX, "rms_norm of [{}, {}]", num_rows, size);
   CHECK(!a.weight || a.weight.size() == size, "rms_norm: rows of {}, a weight of {}", size, a.weight.size());
   CHECK(a.out.size() == num_rows * size, "rms_norm: {} values into {}", num_rows * size, a.out.size());
+  float* const out = a.out.f32.f32().data;
   CHECK(!a.residual || a.residual.size() == num_rows * size, "rms_norm: a residual of {} for {} values",
         a.residual.size(), num_rows * size);
   if (num_rows == 0) return;
-  const kernel::Norm p = {a.x.data, a.residual.data, a.weight.data, a.out.data, int(num_rows), int(size), a.eps};
   const cudaStream_t s = handle(stream);
+  if (a.out.bf16 || a.out.fp8) {
+    const kernel::NormOperands to = {out, static_cast<__nv_bfloat16*>(a.out.bf16.data), fp8_rows(a.out.fp8)};
+    constexpr int64_t kMost = int64_t{kFp8Block} * kernel::kOperandWarps * kernel::kMaxBlocks;
+    CHECK(size % 4 == 0 && size <= kMost && aligned(a.x.data) && aligned(a.residual.data) && aligned(a.weight.data) &&
+              aligned(out),
+          "rms_norm: rows of {} as operands: whole 16 bytes, at most {} numbers", size, kMost);
+    launch_early(size <= kMost / 2 ? kernel::rms_norm_operands<kernel::kMaxBlocks / 2>
+                                   : kernel::rms_norm_operands<kernel::kMaxBlocks>,
+                 unsigned(num_rows), kernel::kOperandThreads, 0, s, a.x.data, a.residual.data, a.weight.data, int(size),
+                 to, a.eps);
+    return;
+  }
+  const kernel::Norm p = {a.x.data, a.residual.data, a.weight.data, out, int(num_rows), int(size), a.eps};
   const bool wide = size % 4 == 0 && aligned(p.x) && aligned(p.residual) && aligned(p.weight) && aligned(p.out);
   if (wide && size <= 128)
     launch_wide<32, 128, 1>(p, s);

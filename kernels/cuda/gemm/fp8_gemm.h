@@ -12,12 +12,10 @@
 
 namespace moectl::cuda {
 
-constexpr int kFp8Block = 128;
-
 // Both operands lie k-block by k-block, so that a tile of 128 columns is one contiguous piece of memory: element (i, k)
 // is byte (k / 128 * num_rows + i) * 128 + k % 128. k is a multiple of 128 (pad with zeros).
 
-// The FP8 copy of activations x [rows, k]; written by kernels/cuda/elementwise/fp8_quantize.h.
+// Activations [rows, k]: an Operand of f8_e4m3, for kernels.
 struct Fp8Rows {
   uint8_t* data = nullptr;  // e4m3 [k / 128, rows, 128], 128-byte aligned
   float* scales = nullptr;  // [k / 128, scale_stride], 16-byte aligned
@@ -25,8 +23,9 @@ struct Fp8Rows {
   int64_t scale_stride = 0;  // rows rounded up to a multiple of 4
 };
 int64_t fp8_rows_bytes(int64_t rows, int64_t k);
-// Lays the copy out in `memory` (256-byte aligned) of at least fp8_rows_bytes.
+// In `memory` (256-byte aligned) of at least fp8_rows_bytes.
 Fp8Rows fp8_rows_at(void* memory, int64_t rows, int64_t k);
+Fp8Rows fp8_rows(const Operand& operand);  // no data: no data
 
 // `batch` matrices [n, k]. n is a multiple of 8.
 struct Fp8Weight {

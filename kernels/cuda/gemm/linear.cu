@@ -207,7 +207,7 @@ void linear(const LinearArgs& a, Numerics numerics, Stream stream) {
   CHECK(a.x.row_size() == w.k && a.out.row_size() == w.n, "linear: x has {} columns and out {}, the weight is [{}, {}]",
         a.x.row_size(), a.out.row_size(), w.n, w.k);
   any_gemm({.w = w,
-            .x = a.x.data,
+            .x = a.x.f32().data,
             .x_row = w.k,
             .out = a.out.data,
             .out_row = w.n,

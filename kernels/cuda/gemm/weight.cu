@@ -209,7 +209,7 @@ void set_scales(Matrix& w, std::span<const MatrixSpec> batch) {
 
 Weight CudaOps::pack(std::span<const MatrixSpec> batch) {
   CHECK(!batch.empty(), "pack needs at least one matrix");
-  activate();
+  device_.activate();
   const MatrixSpec& first = batch[0];
   CHECK(num_outputs(first) > 0 && num_inputs(first) > 0, "{}: cannot pack a {} x {} matrix", first.name,
         num_outputs(first), num_inputs(first));
@@ -224,18 +224,18 @@ Weight CudaOps::pack(std::span<const MatrixSpec> batch) {
   set_numbers(w, num_outputs(first), num_inputs(first), scaled && std::all_of(batch.begin(), batch.end(), in_panels));
   const int64_t num_entries = int64_t(batch.size()), data_bytes = num_entries * w.entry_bytes;
   int64_t num_bytes = data_bytes;
-  weight->data = allocate(data_bytes);
+  weight->data = device_.allocate(data_bytes);
   w.data = weight->data.get();
   Staging& staging = this->staging();
   if (scaled) {
     set_scales(w, batch);
     const int64_t size = dtype_bytes(w.scale_dtype), scale_bytes = w.entry_scales * size;
-    weight->scales = alloc(num_entries * scale_bytes);
-    weight->first_segment = alloc(num_entries * 4);
+    weight->scales = device_.alloc(num_entries * scale_bytes);
+    weight->first_segment = device_.alloc(num_entries * 4);
     w.scales = weight->scales.get();
     w.first_segment = reinterpret_cast<const int32_t*>(weight->first_segment.get());
     if (first.zeros) {
-      weight->zeros = alloc(num_entries * w.entry_scales);
+      weight->zeros = device_.alloc(num_entries * w.entry_scales);
       w.zeros = reinterpret_cast<const uint8_t*>(weight->zeros.get());
     }
     num_bytes += num_entries * (scale_bytes + (first.zeros ? w.entry_scales : 0));
@@ -247,9 +247,9 @@ Weight CudaOps::pack(std::span<const MatrixSpec> batch) {
       fill_scales(batch[size_t(i)], w, scales.data() + i * scale_bytes,
                   zeros.empty() ? nullptr : zeros.data() + i * w.entry_scales);
     });
-    upload(weight->scales.get(), scales.data(), int64_t(scales.size()));
-    upload(weight->zeros.get(), zeros.data(), int64_t(zeros.size()));
-    upload(weight->first_segment.get(), ends.data(), num_entries * 4);
+    device_.upload(weight->scales.get(), scales.data(), int64_t(scales.size()));
+    device_.upload(weight->zeros.get(), zeros.data(), int64_t(zeros.size()));
+    device_.upload(weight->first_segment.get(), ends.data(), num_entries * 4);
   }
   const int64_t num_panels = w.is_fp8_block() ? ceil_div(w.k, kStep) : 1;
   staging.entries(weight->data.get(), num_entries, w.n, num_panels, w.row_bytes,
@@ -260,8 +260,8 @@ Weight CudaOps::pack(std::span<const MatrixSpec> batch) {
     for (const MatrixSpec& m : batch) check_no_f8_nan(m);  // says where
     CHECK(false, "{}: NaN on the device only: its memory or the copy is faulty", first.name);
   }
-  staging.join(stream_);
-  return {num_entries, w.n, w.k, w.dtype, num_bytes, weight};
+  staging.join(static_cast<cudaStream_t>(device_.stream().handle));
+  return {num_entries, w.n, w.k, w.dtype, linear_operand(w), num_bytes, weight};
 }
 
 Weight CudaOps::pack_rows(const MatrixSpec& table) {

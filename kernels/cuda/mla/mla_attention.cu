@@ -43,7 +43,7 @@ void mla_attention(const MlaAttentionArgs& a, const AttentionScratch& scratch, S
   const int64_t num_tokens = a.q.dim(0), num_heads = a.q.dim(1), width = a.q.dim(2), rank = a.kv_lora_rank;
   CHECK(rank > 0 && rank <= width && a.cache.dim(2) == width, "mla_attention: queries of {}, a cache of {}, rank {}",
         width, a.cache.dim(2), rank);
-  const int64_t num_out = a.out.dim(0) * a.out.page_values();
+  const int64_t num_out = a.out.size();
   CHECK(num_out == num_tokens * num_heads * rank && a.out.dtype == a.q.dtype,
         "mla_attention: {} x {} x {} values of {} into {} of {}", num_tokens, num_heads, rank, dtype_name(a.q.dtype),
         num_out, dtype_name(a.out.dtype));

@@ -32,7 +32,8 @@ constexpr int kThreads = 256, kWarps = kThreads / kWarp, kTileN = 128, kBlockK =
 struct ProjectParams {
   MlaProject p;
   MlaRotation rotation;
-  RowCopies copies;
+  __nv_bfloat16* bf16;  // mla_project_out, as below
+  Fp8Rows fp8;
   int tiles_each;  // tiles of W a block
 };
 
@@ -235,23 +236,22 @@ __device__ __forceinline__ void store_results(const ProjectParams& q, const uint
     for (int i = 0; i < kEach; ++i) {
       const int row = i * kWarps + warp;
       v[i] = *reinterpret_cast<const float4*>(from + row * S::kOutPitch + lane * 16);
-      if (row < rows) *reinterpret_cast<float4*>(out + row * q.p.out_row) = v[i];
+      if (q.p.out && row < rows) *reinterpret_cast<float4*>(out + row * q.p.out_row) = v[i];
     }
-    if (q.copies.bf16) {  // rows of out stand one behind the other then
-      auto* copy =
-          static_cast<__nv_bfloat16*>(q.copies.bf16) + token * q.p.out_row + head * q.p.out_head + column + lane * 4;
+    if (q.bf16) {
+      auto* to = q.bf16 + token * q.p.out_row + head * q.p.out_head + column + lane * 4;
 #pragma unroll
       for (int i = 0; i < kEach; ++i)
-        if (const int row = i * kWarps + warp; row < rows) store_bf16(copy + row * q.p.out_row, v[i]);
+        if (const int row = i * kWarps + warp; row < rows) store_bf16(to + row * q.p.out_row, v[i]);
     }
-    if (!q.copies.fp8.data) return;
+    if (!q.fp8.data) return;
     const int64_t kb = (head * q.p.out_head + column) / kTileN;
     Fp8Piece piece[kEach];
 #pragma unroll
     for (int i = 0; i < kEach; ++i) piece[i] = quantize(v[i]);
 #pragma unroll
     for (int i = 0; i < kEach; ++i)
-      if (i * kWarps + warp < rows) store_piece(piece[i], q.copies.fp8, token + i * kWarps + warp, kb);
+      if (i * kWarps + warp < rows) store_piece(piece[i], q.fp8, token + i * kWarps + warp, kb);
   }
 }
 
@@ -396,14 +396,14 @@ void mla_project_in(const MlaProject& p, const MlaRotation& rotation, Stream str
   launch_any<true, kInputs>({.p = p, .rotation = rotation}, stream);
 }
 
-void mla_project_out(const MlaProject& p, const RowCopies& copies, Stream stream) {
-  const Fp8Rows& copy = copies.fp8;
+void mla_project_out(const MlaProject& p, void* bf16, const Fp8Rows& fp8, Stream stream) {
+  const int64_t size = p.num_heads * p.w.n;
   CHECK(mla_project_out_fits(p.w), "mla_project_out: weights [{}, {}]", p.w.n, p.w.k);
-  CHECK(!copy.data || (copy.rows == p.num_tokens && copy.k == p.num_heads * p.w.n && p.out_head == p.w.n),
-        "mla_project_out: [{}, {} x {}] into a copy of [{}, {}]", p.num_tokens, p.num_heads, p.w.n, copy.rows, copy.k);
-  CHECK(!copies.bf16 || p.out_row == p.num_heads * p.w.n, "mla_project_out: a copy of rows that are {} apart",
-        p.out_row);
-  launch_any<false, kLatent>({.p = p, .copies = copies}, stream);
+  CHECK(!fp8.data || (fp8.rows == p.num_tokens && fp8.k == size), "mla_project_out: [{}, {}] into FP8 rows of [{}, {}]",
+        p.num_tokens, size, fp8.rows, fp8.k);
+  CHECK((!fp8.data && !bf16) || (p.out_row == size && p.out_head == p.w.n),
+        "mla_project_out: operands of rows that are {} apart, heads {}", p.out_row, p.out_head);
+  launch_any<false, kLatent>({.p = p, .bf16 = static_cast<__nv_bfloat16*>(bf16), .fp8 = fp8}, stream);
 }
 
 }  // namespace moectl::cuda

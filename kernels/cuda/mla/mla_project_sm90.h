@@ -2,7 +2,7 @@
 // of 512), f32 on the model's side and bf16 on the latent one. Launchers of kernels/cuda/mla/mla_project_sm90.cu.
 #pragma once
 
-#include "kernels/cuda/elementwise/fp8_quantize.h"
+#include "kernels/cuda/gemm/fp8_gemm.h"
 #include "kernels/cuda/gemm/weight.h"
 
 namespace moectl::cuda {
@@ -29,7 +29,11 @@ struct MlaRotation {
 };
 void mla_project_in(const MlaProject& p, const MlaRotation& rotation, Stream stream);
 
-// x bf16, out f32 [num_tokens, num_heads, n]; `copies`: of out's rows [num_tokens, num_heads * n].
-void mla_project_out(const MlaProject& p, const RowCopies& copies, Stream stream);
+// x bf16, p.out f32 [num_tokens, num_heads, n] or null; bf16, fp8: the same rows [num_tokens, num_heads * n], or null.
+void mla_project_out(const MlaProject& p, void* bf16, const Fp8Rows& fp8, Stream stream);
+
+// mla_query and mla_output by these, with compressed KV in bf16.
+void mla_query_bf16(const MlaQueryArgs& args, Stream stream);
+void mla_output_bf16(const MlaOutputArgs& args, Stream stream);
 
 }  // namespace moectl::cuda

@@ -66,7 +66,7 @@ void mla_output(const MlaOutputArgs& a, Numerics numerics, Stream stream) {
             .x = static_cast<const float*>(a.latent.data),
             .x_row = num_heads * rank,
             .x_batch = rank,
-            .out = a.out.data,
+            .out = a.out.get(DType::kF32).f32().data,
             .out_row = num_heads * w.n,
             .out_batch = w.n,
             .num_rows = num_tokens},

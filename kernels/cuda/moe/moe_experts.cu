@@ -9,18 +9,18 @@ namespace moectl::cuda {
 void moe_experts(const MoeExpertsArgs& a, Numerics numerics, Stream stream) {
   const Matrix &gate = matrix_of(a.w_gate), &up = matrix_of(a.w_up), &down = matrix_of(a.w_down);
   const int64_t num_experts = a.expert_offsets.dim(0) - 1, hidden_size = down.n, intermediate = gate.n;
+  const View<float> hidden = a.hidden.get(DType::kF32).f32();
   CHECK(gate.k == hidden_size && up.n == intermediate && up.k == hidden_size && down.k == intermediate &&
-            a.x.row_size() == hidden_size && a.hidden.row_size() == intermediate && a.out.row_size() == hidden_size,
+            a.x.row_size() == hidden_size && hidden.row_size() == intermediate && a.out.row_size() == hidden_size,
         "moe_experts: rows of {}, gate [{}, {}], up [{}, {}], down [{}, {}]", a.x.row_size(), gate.n, gate.k, up.n,
         up.k, down.n, down.k);
-  CHECK(a.expert_begin + num_experts <= std::min({a.w_gate.batch, a.w_up.batch, a.w_down.batch}),
-        "moe_experts: experts {} .. {} of {}", a.expert_begin, a.expert_begin + num_experts, a.w_gate.batch);
+  CHECK(num_experts <= std::min({a.w_gate.batch, a.w_up.batch, a.w_down.batch}), "moe_experts: {} experts of {}",
+        num_experts, a.w_gate.batch);
   PlainGemm p = {.w = gate,
-                 .w_begin = a.expert_begin,
                  .num_batches = num_experts,
-                 .x = a.x.data,
+                 .x = a.x.f32().data,
                  .x_row = hidden_size,
-                 .out = a.hidden.data,
+                 .out = hidden.data,
                  .out_row = intermediate,
                  .offsets = a.expert_offsets.data,
                  .num_rows = a.x.dim(0),
@@ -34,9 +34,8 @@ void moe_experts(const MoeExpertsArgs& a, Numerics numerics, Stream stream) {
   p.bias = a.up_bias.data;
   any_gemm(p, numerics, stream);
   any_gemm({.w = down,
-            .w_begin = a.expert_begin,
             .num_batches = num_experts,
-            .x = a.hidden.data,
+            .x = hidden.data,
             .x_row = intermediate,
             .out = a.out.data,
             .out_row = hidden_size,

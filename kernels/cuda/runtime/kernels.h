@@ -1,10 +1,9 @@
-// Launchers of the plain CUDA kernels, one an operation of kernels/ops.h, each in the file of its name. Views point to
+// Launchers of the portable CUDA kernels, one per operation of kernels/ops.h, each in the file of its name. Views point to
 // device memory; a call returns before the kernel is done. They throw Error{kInternal} for shapes that do not fit each
 // other and Error{kUnavailable} when a launch fails. tensor_cores: operands may be rounded to bf16 (mma_gemm), where
 // the weight fits.
 #pragma once
 
-#include "kernels/cuda/elementwise/fp8_quantize.h"
 #include "kernels/cuda/elementwise/rms_norm.h"
 #include "kernels/cuda/gemm/plain_gemm.h"
 #include "kernels/ops.h"
@@ -21,9 +20,8 @@ void mla_query(const MlaQueryArgs& args, Numerics numerics, Stream stream);
 void mla_cache_write(const MlaCacheWriteArgs& args, Stream stream);
 void mla_output(const MlaOutputArgs& args, Numerics numerics, Stream stream);
 void moe_gate(const MoeGateArgs& args, Stream stream);
-// `counts` [num_local_experts]: scratch. `copies`: of args.x, in its place where `only_copies`; the sources are 16-byte
-// aligned then.
-void moe_permute(const MoePermuteArgs& args, int32_t* counts, const RowCopies& copies, bool only_copies, Stream stream);
+// `counts` [num_local_experts]: scratch.
+void moe_permute(const MoePermuteArgs& args, int32_t* counts, Stream stream);
 void moe_experts(const MoeExpertsArgs& args, Numerics numerics, Stream stream);
 void moe_locate(const MoeLocateArgs& args, Stream stream);
 void moe_combine(const MoeCombineArgs& args, Stream stream);
