@@ -247,14 +247,15 @@ struct PlacementView {
   View<const int32_t> rank, local;    // [num_physical_experts]
 };
 
-// Tokens of one rank of a group, in that rank's memory, which its peers may read.
+// Tokens of one rank of a group, in that rank's memory, which its peers may read: tokens token_begin, token_begin + 1,
+// ... of its batch.
 struct MoeSource {
-  Operand x;                        // [num_tokens, hidden_size]
+  Operand x;                        // [batch, hidden_size]: the whole batch
   View<const int32_t> expert_idx;   // [num_tokens, top_k] logical; -1: none
   View<const float> expert_weight;  // [num_tokens, top_k]; empty: not wanted
   View<int32_t> row_of;             // [num_tokens * top_k] out, the caller's: row in `x` of MoePermuteArgs where the
                                     // expert is the caller's
-  int64_t token_begin = 0;          // index of token 0 in its rank's batch (PlacementView's t)
+  int64_t token_begin = 0;          // PlacementView's t and the row in `x` of expert_idx's first token
 };
 
 // Gathers the rows that the caller's experts compute, sorted by local expert, then source rank, token and slot.
@@ -279,7 +280,7 @@ struct MoeLocateArgs {
   View<const int32_t> expert_idx;       // [num_tokens, top_k] logical; -1: the row is null
   std::span<const MoeResults> results;  // by rank
   PlacementView placement;
-  int64_t rank = 0, token_begin = 0;  // the caller's (PlacementView's s); index of token 0 in its batch
+  int64_t rank = 0, token_begin = 0;  // the caller's (PlacementView's s); PlacementView's t of expert_idx's first token
   int64_t hidden_size = 0;
   View<const float*> expert_rows;  // [num_tokens, top_k] out
 };

@@ -1,4 +1,4 @@
-// Rows to their experts and back: places, offsets and copies are exact.
+// Rows to their experts and back: rows, offsets and copies are exact.
 #include "tests/kernels/kernel_test.h"
 
 namespace moectl::test {
@@ -16,7 +16,7 @@ struct Group {
   int64_t num_experts, top_k, size;
   std::vector<Source> sources;
 
-  // Distinct experts a token; every fifth token of a rank is padding and chooses nobody.
+  // Distinct experts per token; every fifth token of a rank is padding without experts.
   Group(int64_t num_experts, int64_t top_k, int64_t size, std::vector<int64_t> tokens, uint64_t seed)
       : num_experts(num_experts), top_k(top_k), size(size) {
     Random random(seed);
@@ -33,32 +33,83 @@ struct Group {
   }
 };
 
-void expect_sorted(Ops& ops, Group g, int64_t expert_begin, int64_t num_local, bool with_scale) {
-  const int64_t size = g.size;
-  struct Choice {
-    int64_t source, index;
-  };
-  std::vector<std::vector<Choice>> expected(static_cast<size_t>(num_local));
-  int64_t room = 0;
-  for (size_t r = 0; r < g.sources.size(); ++r) {
-    room += g.sources[r].tokens * std::min(g.top_k, num_local);
-    for (int64_t i = 0; i < int64_t(g.sources[r].idx.size()); ++i) {
-      const int64_t e = g.sources[r].idx[size_t(i)] - expert_begin;
-      if (g.sources[r].idx[size_t(i)] >= 0 && e >= 0 && e < num_local) expected[size_t(e)].push_back({int64_t(r), i});
+// Tables of a placement. Physical experts are dealt to the ranks in a random order, so that nothing but the tables says
+// where one is.
+struct Placement {
+  std::vector<int32_t> replica_begin, rank, local;
+  int64_t num_local = 0;
+
+  // Expert e has 1 + e % max_replicas replicas; some more of the last expert make the ranks even.
+  Placement(int64_t num_experts, int64_t num_ranks, int64_t max_replicas, uint64_t seed) {
+    int32_t num_physical = 0;
+    for (int64_t e = 0; e < num_experts; ++e) {
+      replica_begin.push_back(num_physical);
+      num_physical += int32_t(1 + e % max_replicas);
+    }
+    num_physical = int32_t((num_physical + num_ranks - 1) / num_ranks * num_ranks);
+    replica_begin.push_back(num_physical);
+    num_local = num_physical / num_ranks;
+    std::vector<int32_t> slots;
+    for (int32_t p = 0; p < num_physical; ++p) slots.push_back(p);
+    Random random(seed);
+    random.shuffle(slots);
+    for (int32_t slot : slots) {
+      rank.push_back(int32_t(slot / num_local));
+      local.push_back(int32_t(slot % num_local));
     }
   }
-  room = std::max<int64_t>(room, 1);
+  // The definition in ops.h.
+  size_t physical(int32_t expert, int64_t source, int64_t token) const {
+    const int64_t first = replica_begin[size_t(expert)], num = replica_begin[size_t(expert) + 1] - first;
+    return size_t(first + (source + token) % num);
+  }
+  PlacementView view() const {
+    return {View<const int32_t>(replica_begin.data(), {int64_t(replica_begin.size())}),
+            View<const int32_t>(rank.data(), {int64_t(rank.size())}),
+            View<const int32_t>(local.data(), {int64_t(local.size())})};
+  }
+};
+
+// Tokens [begin, end) of each source; placement null: every expert is the caller's.
+struct Part {
+  int64_t begin = 0, end = int64_t{1} << 30;
+};
+void expect_sorted(Ops& ops, Group g, const Placement* placement, int64_t rank, bool with_scale, Part part = {}) {
+  const int64_t size = g.size, num_local = placement ? placement->num_local : g.num_experts;
+  struct Choice {
+    int64_t source, index;  // in Source::idx
+  };
+  std::vector<std::vector<Choice>> expected(static_cast<size_t>(num_local));
   std::vector<MoeSource> sources;
-  for (Source& s : g.sources)
-    sources.push_back({View<const float>(s.x.data(), {s.tokens, size}),
-                       View<const int32_t>(s.idx.data(), {s.tokens, g.top_k}),
-                       with_scale ? View<const float>(s.weight.data(), {s.tokens, g.top_k}) : View<const float>(),
-                       View<int32_t>(s.row_of.data(), {s.tokens * g.top_k})});
+  int64_t room = 1;
+  for (size_t r = 0; r < g.sources.size(); ++r) {
+    Source& s = g.sources[r];
+    const int64_t begin = std::min(part.begin, s.tokens), n = std::min(part.end, s.tokens) - begin;
+    for (int64_t i = begin * g.top_k; i < (begin + n) * g.top_k; ++i) {
+      const int32_t expert = s.idx[size_t(i)];
+      if (expert < 0) continue;
+      const size_t p = placement ? placement->physical(expert, int64_t(r), i / g.top_k) : 0;
+      if (placement && placement->rank[p] != rank) continue;
+      expected[size_t(placement ? placement->local[p] : expert)].push_back({int64_t(r), i});
+    }
+    room += n * std::min(g.top_k, num_local);
+    MoeSource source;
+    source.x = View<const float>(s.x.data(), {s.tokens, size});
+    source.expert_idx = View<const int32_t>(s.idx.data() + begin * g.top_k, {n, g.top_k});
+    if (with_scale) source.expert_weight = View<const float>(s.weight.data() + begin * g.top_k, {n, g.top_k});
+    source.row_of = View<int32_t>(s.row_of.data() + begin * g.top_k, {n * g.top_k});
+    source.token_begin = begin;
+    sources.push_back(source);
+  }
   std::vector<int32_t> offsets(size_t(num_local + 1), -1);
   std::vector<float> x(size_t(room * size), NAN), scale(size_t(room), NAN);
-  ops.moe_permute({sources, expert_begin, View<int32_t>(offsets.data(), {num_local + 1}),
-                   View<float>(x.data(), {room, size}), with_scale ? View<float>(scale.data(), {room}) : View<float>()},
-                  {});
+  MoePermuteArgs args = {.sources = sources,
+                         .rank = rank,
+                         .expert_offsets = View<int32_t>(offsets.data(), {num_local + 1}),
+                         .x = View<float>(x.data(), {room, size})};
+  if (placement) args.placement = placement->view();
+  if (with_scale) args.scale = View<float>(scale.data(), {room});
+  ops.moe_permute(args, {});
   int32_t row = 0;
   for (int64_t e = 0; e < num_local; ++e) {
     ASSERT_EQ(offsets[size_t(e)], row) << "expert " << e;
@@ -78,40 +129,81 @@ void expect_sorted(Ops& ops, Group g, int64_t expert_begin, int64_t num_local, b
 TEST_P(MoePermuteTest, SortedByExpertThenRankThenToken) {
   for (int64_t size : {1, 7, 64, 130})
     for (bool with_scale : {false, true}) {
-      expect_sorted(ops(), Group(1, 1, size, {3}, 1), 0, 1, with_scale);
-      expect_sorted(ops(), Group(8, 2, size, {5}, 2), 0, 8, with_scale);
-      expect_sorted(ops(), Group(8, 8, size, {1}, 3), 0, 8, with_scale);
-      expect_sorted(ops(), Group(64, 6, size, {70, 0, 300, 1}, 4), 16, 16, with_scale);  // one rank of four
-      expect_sorted(ops(), Group(64, 6, size, {0, 0}, 5), 32, 32, with_scale);           // nobody has a token
-      expect_sorted(ops(), Group(300, 2, size, {90}, 6), 0, 300, with_scale);            // most experts have no row
-      expect_sorted(ops(), Group(256, 8, size, {200, 150}, 7), 0, 128, with_scale);      // two thousand choices
-      expect_sorted(ops(), Group(2000, 3, size, {100}, 8), 0, 2000, with_scale);
+      const auto expect_alone = [&](const Group& g) { expect_sorted(ops(), g, nullptr, 0, with_scale); };
+      expect_alone(Group(1, 1, size, {3}, 1));
+      expect_alone(Group(8, 2, size, {5}, 2));
+      expect_alone(Group(8, 8, size, {1}, 3));
+      expect_alone(Group(300, 2, size, {90}, 6));  // most experts have no row
+      expect_alone(Group(2000, 3, size, {100}, 8));
     }
 }
 
-TEST_P(MoePermuteTest, Locate) {
-  constexpr int64_t kTokens = 70, kTopK = 3, kLocal = 4, kRanks = 5, kSize = 6;
+TEST_P(MoePermuteTest, RanksWithReplicas) {
+  for (int64_t size : {7, 64})
+    for (bool with_scale : {false, true})
+      for (int64_t max_replicas : {1, 2, 4}) {
+        const auto expect_ranks = [&](const Group& g) {
+          const int64_t ranks = int64_t(g.sources.size());
+          const Placement placement(g.num_experts, ranks, max_replicas, uint64_t(size));
+          for (int64_t rank = 0; rank < ranks; ++rank) expect_sorted(ops(), g, &placement, rank, with_scale);
+        };
+        expect_ranks(Group(64, 6, size, {70, 0, 300, 1}, 4));
+        expect_ranks(Group(64, 6, size, {0, 0}, 5));              // no rank has a token
+        expect_ranks(Group(256, 8, size, {200, 150, 20}, 7));     // about 3,000 choices
+        expect_ranks(Group(100, 8, size, {300, 280, 1, 40}, 9));  // about 5,000
+        expect_ranks(Group(5, 2, size, {3, 9, 2, 4, 4, 1, 0, 2}, 10));
+      }
+}
+
+// A round takes the same tokens from every rank; replicas are chosen by a token's index in its batch.
+TEST_P(MoePermuteTest, PartsOfBatches) {
+  const Group g(20, 4, 33, {70, 11, 40}, 11);
+  const Placement placement(20, 3, 3, 1);
+  for (const Part part : {Part{0, 1}, Part{7, 20}, Part{10, 11}, Part{39, 70}, Part{70, 80}}) {
+    for (int64_t rank = 0; rank < 3; ++rank) expect_sorted(ops(), g, &placement, rank, true, part);
+    expect_sorted(ops(), g, nullptr, 0, true, part);
+  }
+}
+
+void expect_located(Ops& ops, const Placement* placement, int64_t rank, int64_t token_begin) {
+  constexpr int64_t kTokens = 70, kTopK = 3, kExperts = 20, kSize = 6;
+  const size_t num_ranks = placement ? 5 : 1;
   Random random(7);
   std::vector<int32_t> idx;
-  std::vector<std::vector<int32_t>> row_of(kRanks);
-  std::vector<std::vector<float>> out(kRanks, std::vector<float>(size_t(kTokens * kTopK * kSize)));
+  std::vector<std::vector<int32_t>> row_of(num_ranks);
+  std::vector<std::vector<float>> out(num_ranks, std::vector<float>(size_t(kTokens * kTopK * kSize)));
   for (int64_t i = 0; i < kTokens * kTopK; ++i) {
-    idx.push_back(i % 11 == 3 ? -1 : int32_t(random.below(kLocal * kRanks)));
+    idx.push_back(i % 11 == 3 ? -1 : int32_t(random.below(kExperts)));
     for (auto& rows : row_of) rows.push_back(int32_t(random.below(kTokens * kTopK)));
   }
-  std::vector<MoeOwner> owners;
-  for (size_t r = 0; r < kRanks; ++r) owners.push_back({out[r].data(), row_of[r].data()});
+  std::vector<MoeResults> results;
+  for (size_t r = 0; r < num_ranks; ++r) results.push_back({out[r].data(), row_of[r].data()});
   std::vector<const float*> rows(idx.size(), out[0].data());
-  ops().moe_locate({View<const int32_t>(idx.data(), {kTokens, kTopK}), owners, kLocal, kSize,
-                    View<const float*>(rows.data(), {kTokens, kTopK})},
-                   {});
+  MoeLocateArgs args = {.expert_idx = View<const int32_t>(idx.data(), {kTokens, kTopK}),
+                        .results = results,
+                        .rank = rank,
+                        .token_begin = token_begin,
+                        .hidden_size = kSize,
+                        .expert_rows = View<const float*>(rows.data(), {kTokens, kTopK})};
+  if (placement) args.placement = placement->view();
+  ops.moe_locate(args, {});
   for (size_t i = 0; i < idx.size(); ++i) {
     if (idx[i] < 0) {
       EXPECT_EQ(rows[i], nullptr);
       continue;
     }
-    const size_t owner = size_t(idx[i] / kLocal);
-    EXPECT_EQ(rows[i], out[owner].data() + row_of[owner][i] * kSize) << i;
+    const size_t from =
+        placement ? size_t(placement->rank[placement->physical(idx[i], rank, token_begin + int64_t(i) / kTopK)]) : 0;
+    EXPECT_EQ(rows[i], out[from].data() + row_of[from][i] * kSize) << i;
+  }
+}
+
+TEST_P(MoePermuteTest, Locate) {
+  expect_located(ops(), nullptr, 0, 0);
+  for (int64_t max_replicas : {1, 3}) {
+    const Placement placement(20, 5, max_replicas, 3);
+    for (int64_t rank : {0, 2, 4})
+      for (int64_t token_begin : {0, 13}) expect_located(ops(), &placement, rank, token_begin);
   }
 }
 

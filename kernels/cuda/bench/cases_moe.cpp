@@ -46,19 +46,30 @@ Case gate_case(const KernelShape& s, int64_t tokens) {
   return c;
 }
 
-Case permute_case(const KernelShape& s, int64_t tokens) {
+Operand random_operand(Memory& memory, DType dtype, int64_t rows, int64_t size) {
+  const int64_t num_bytes = Operand::num_bytes(dtype, rows, size);
+  void* data = nullptr;
+  if (dtype == DType::kF32) data = memory.floats(rows * size);
+  if (dtype == DType::kBF16) data = memory.bf16(rows * size);
+  if (dtype == DType::kF8E4M3) data = memory.f8(num_bytes);  // the scales are as random as the numbers
+  return Operand(data, dtype, {rows, size});
+}
+
+Case permute_case(const KernelShape& s, int64_t tokens, DType dtype) {
   const int64_t top_k = s.num_experts_per_tok, rows = tokens * top_k, size = s.hidden_size;
-  Case c{.kernel = "moe_permute",
-         .shape = fmt::format("{} {} tokens to {} rows of {}", s.name, tokens, rows, size),
-         .bytes = double((tokens + rows) * size + 2 * rows) * 4,
-         .peers = copy_peer()};
+  Case c{
+      .kernel = "moe_permute",
+      .shape = fmt::format("{} {} tokens to {} rows of {}{}", s.name, tokens, rows, size,
+                           dtype == DType::kF32 ? "" : fmt::format(" {}", dtype_name(dtype))),
+      .bytes = double(Operand::num_bytes(dtype, tokens, size) + Operand::num_bytes(dtype, rows, size) + 2 * rows * 4),
+      .peers = copy_peer()};
   c.make = [=, bytes = c.bytes](Memory& memory) {
     MoeSource source;
-    source.x = {memory.floats(tokens * size), {tokens, size}};
+    source.x = random_operand(memory, dtype, tokens, size);
     source.expert_idx = {memory.upload(routing(tokens, s.num_experts, int(top_k))), {tokens, top_k}};
     source.row_of = {memory.alloc<int32_t>(rows), {rows}};
     const View<int32_t> offsets(memory.alloc<int32_t>(s.num_experts + 1), {s.num_experts + 1});
-    const View<float> x(memory.alloc<float>(rows * size), {rows, size});
+    const Operand x(memory.alloc<std::byte>(Operand::num_bytes(dtype, rows, size)), dtype, {rows, size});
     auto* counts = memory.alloc<int32_t>(s.num_experts);
     Work work;
     work.run = [=](Stream stream) {
@@ -66,11 +77,11 @@ Case permute_case(const KernelShape& s, int64_t tokens) {
       args.sources = std::span(&source, 1);
       args.expert_offsets = offsets;
       args.x = x;
-      moe_permute(args, counts, {}, false, stream);
+      moe_permute(args, counts, stream);
     };
     work.peers = {copy_of(memory, bytes)};
     work.out = x.data;
-    work.out_bytes = rows * size * 4;
+    work.out_bytes = rows * size * dtype_bytes(dtype);
     return work;
   };
   return c;
@@ -108,7 +119,9 @@ void add_moe_cases(const KernelShape& s, Cases& cases) {
   if (s.num_experts == 0) return;
   for (const int64_t tokens : {1, 128, 4096}) {
     cases.push_back(gate_case(s, tokens));
-    cases.push_back(permute_case(s, tokens));
+    cases.push_back(permute_case(s, tokens, DType::kF32));
+    cases.push_back(permute_case(s, tokens, DType::kBF16));
+    if (s.hidden_size % kFp8Block == 0) cases.push_back(permute_case(s, tokens, DType::kF8E4M3));
     cases.push_back(combine_case(s, tokens));
   }
 }
