@@ -1,11 +1,23 @@
-// Communicator: what the ranks of an instance need of each other. One object a rank, used from that rank's thread only
-// (abort from any). Local implementation: ranks are threads of one process that share an address space.
+// Communicator: the collectives of a group of ranks. One object per rank, used on that rank's thread only; abort() may
+// be called on any thread. It knows bytes and sums, nothing of models or experts.
+//
+// Ranks of a group make the same calls in the same order. Every wait ends: with the last rank's call, with an abort, or
+// at a deadline that names the ranks that are missing. After any of the two failures the group is unusable: each call
+// throws Error{kUnavailable} with the first reason.
+//
+// Implementations: `local` (this file): threads of one process, memory that the host can address. To come, behind the
+// same interface: GPUs of one process with peer access, NCCL, gloo.
 #pragma once
 
+#include <chrono>
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <string>
 #include <vector>
+
+#include "core/base/tensor.h"
+#include "kernels/device.h"
 
 namespace moectl {
 
@@ -14,16 +26,41 @@ class Communicator {
   virtual ~Communicator() = default;
   virtual int rank() const = 0;
   virtual int size() const = 0;
-  // Returns when every rank has called it. Throws Error{kUnavailable} once any rank has aborted: nobody waits for a
-  // dead peer.
-  virtual void barrier() = 0;
-  // Pointers of all ranks, by rank; the peers' memory may be read until the next exchange of the same rank.
-  virtual std::vector<const void*> all_gather(const void* mine) = 0;
-  // Wakes all waiting ranks with an error; final.
+  // Whether the stream-ordered calls below may be captured in a CUDA graph: they then block no host thread.
+  virtual bool capturable() const = 0;
+  // Ends all waits of all ranks, on the host and on devices. Any thread; returns at once.
   virtual void abort(const std::string& reason) = 0;
+
+  // ---- On the host: they block the thread until every rank has called, and wait for no stream. Not in a layer.
+
+  // Makes `num_bytes` of this rank's memory known to its peers, who register a buffer of the same purpose and size in
+  // the same call. Once per buffer; it must outlive the group's use of it. Returns the buffers by rank, as this rank's
+  // kernels address them: null where they cannot reach that rank's memory.
+  virtual std::vector<std::byte*> register_buffer(void* data, int64_t num_bytes) = 0;
+  // One value of each rank, by rank: what ranks must agree on before a step (numbers of tokens).
+  virtual std::vector<int64_t> all_gather_host(int64_t value) = 0;
+
+  // ---- On a stream: what follows in the stream finds the result. They may return before that, or block the thread
+  // (local: always). Buffers lie in registered memory; sizes are the same on every rank.
+
+  // What every rank's stream did before is complete and visible to all ranks.
+  virtual void barrier(Stream) = 0;
+  // recv [size, num_bytes]: `send` of each rank. `send` may be this rank's row of `recv`.
+  virtual void all_gather(const void* send, void* recv, int64_t num_bytes, Stream) = 0;
+  // recv [size, num_bytes]: row `rank()` of each rank's `send` [size, num_bytes].
+  virtual void all_to_all(const void* send, void* recv, int64_t num_bytes, Stream) = 0;
+  // Sums over the ranks, added in rank order: the bits depend neither on timing nor on the rank that reads them.
+  virtual void all_reduce(View<float> data, Stream) = 0;
+  // recv [n]: the sum of row `rank()` of each rank's `send` [size, n], which `recv` may be.
+  virtual void reduce_scatter(View<const float> send, View<float> recv, Stream) = 0;
+};
+
+struct LocalGroupOptions {
+  // Of one wait for peers that are busy; a stopped process does not use it up.
+  std::chrono::milliseconds deadline{20'000};
 };
 
 // `size` communicators of one group of threads.
-std::vector<std::unique_ptr<Communicator>> make_local_communicators(int size);
+std::vector<std::unique_ptr<Communicator>> make_local_communicators(int size, LocalGroupOptions options = {});
 
 }  // namespace moectl

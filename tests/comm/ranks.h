@@ -1,4 +1,4 @@
-// on_ranks: runs a body on one thread a rank of a fresh group and passes on the first exception.
+// on_ranks: runs a body on one thread per rank of a new group and passes on the first exception.
 #pragma once
 
 #include <exception>

@@ -1,0 +1,75 @@
+// ExpertDispatch: sends each token's hidden state to the ranks that hold its experts (dispatch) and sums the experts'
+// results at the token's rank (combine). One object per rank, used on its thread; ranks of a group make the same calls
+// in the same order. Everything is put into device().stream(); between begin_step() calls nothing crosses hosts but
+// what Communicator orders on the stream.
+//
+// Receive buffers are bounded: a step runs in rounds. In each, the same range of token indexes of every source rank is
+// dispatched, computed and combined. A token's result depends neither on the bound nor on the number of ranks: its
+// experts' rows are added in the order of its top-k choices.
+//
+//   begin_step(num_tokens)                     per step
+//   for round in 0 .. num_rounds() - 1:        per MoE layer
+//     rows = dispatch(tokens, round); moe_experts(rows.x -> rows.out); combine(args, round)
+#pragma once
+
+#include <cstdint>
+#include <memory>
+
+#include "core/comm/communicator.h"
+#include "core/parallel/expert_placement.h"
+#include "kernels/ops.h"
+
+namespace moectl {
+
+struct ExpertDispatchConfig {
+  int top_k = 0, hidden_size = 0;
+  int max_tokens = 0;             // of a step, on any rank
+  int64_t max_received_rows = 0;  // per rank and round, at least one token of each source; 0: what
+                                  // kDefaultReceiveBytes hold, and for a rank alone all in one round
+};
+// Of a token's row and its result in f32.
+inline constexpr int64_t kDefaultReceiveBytes = int64_t{1} << 30;
+
+class ExpertDispatch {
+ public:
+  virtual ~ExpertDispatch() = default;
+  // Rows that a rank's experts compute in a round, at most: dimensions of moe_experts' scratch.
+  static int64_t max_rows(const ExpertPlacement& placement, const ExpertDispatchConfig& config);
+  // Device memory that each rank's object takes.
+  static int64_t num_bytes(const ExpertPlacement& placement, const ExpertDispatchConfig& config,
+                           const Capabilities& capabilities);
+
+  // Blocks the host until every rank has called (a rank alone: returns at once); ranks without work call with 0.
+  // num_tokens: rows of the tokens that the layers will dispatch, padding included.
+  virtual void begin_step(int64_t num_tokens) = 0;
+  virtual int num_rounds() const = 0;  // of each layer of the step, the same on every rank; at least 1
+
+  // The rank's tokens. Every step and rank passes them in the same buffers of max_tokens rows, which peers may read
+  // until combine() of the last round.
+  struct Tokens {
+    Operand x;                        // [num_tokens, hidden_size]
+    View<const int32_t> expert_idx;   // [num_tokens, top_k] logical; -1: none
+    View<const float> expert_weight;  // [num_tokens, top_k]; given where experts need the rows' weights (row_scale)
+  };
+  // What this rank's experts compute: rows sorted by local expert, then source rank, token and slot.
+  struct Received {
+    Operand x;                           // [max_rows, hidden_size] in the tokens' dtype
+    View<const int32_t> expert_offsets;  // [num_local_experts + 1], on the device; the last one: number of rows
+    View<float> out;                     // [max_rows, hidden_size]: to be written before combine()
+    View<const float> scale;             // [max_rows]: the rows' weights; empty unless given
+  };
+  virtual Received dispatch(const Tokens& tokens, int round) = 0;
+  // `args` of all tokens of the rank, without expert_rows; writes `out` of the round's tokens.
+  virtual void combine(const MoeCombineArgs& args, int round) = 0;
+
+  // [num_local_experts]: the logical expert that each local expert is, on the device; empty: 0, 1, 2, ...
+  virtual View<const int32_t> logical_experts() const = 0;
+};
+
+// Picks the form that the communicator and the device allow; all ranks of a group construct together. Today: `naive`,
+// for ranks that address each other's memory: destination ranks read the tokens that they need in place
+// (Ops::moe_permute), source ranks the results (Ops::moe_locate). Two barriers per round, none for a rank alone.
+std::unique_ptr<ExpertDispatch> make_expert_dispatch(Communicator& comm, Ops& ops, const ExpertPlacement& placement,
+                                                     const ExpertDispatchConfig& config);
+
+}  // namespace moectl
