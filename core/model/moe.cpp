@@ -5,16 +5,24 @@
 namespace moectl {
 namespace {
 
-void dense(Step& step, const MlpWeights& w, View<const float> x, View<float> hidden_rows, View<float> out) {
+void dense(Step& step, const MlpWeights& w, const ExpertOperands& operands, const Operands& x,
+           const OperandBuffer& hidden, View<float> out) {
   if (step.num_tokens == 0) return;
-  const View<float> hidden(hidden_rows.data, {step.num_tokens, w.gate.n});
-  step.ops.moe_experts({x, step.in.one_expert, w.gate, w.up, w.down, 0, hidden, out}, step.stream);
+  step.ops.moe_experts({.x = x.get(operands.x),
+                        .expert_offsets = step.in.one_expert,
+                        .w_gate = w.gate,
+                        .w_up = w.up,
+                        .w_down = w.down,
+                        .hidden = hidden.rows(step.num_tokens, w.gate.n, operands.hidden),
+                        .out = out},
+                       step.stream);
 }
 
 }  // namespace
 
-void feed_forward(Step& step, const LayerWeights& w, FeedForwardKind kind, View<const float> x, View<float> out) {
-  if (kind == FeedForwardKind::kDense) return dense(step, w.mlp, x, step.buffers.mlp_hidden, out);
+void feed_forward(Step& step, const LayerWeights& w, const LayerOperands& operands, FeedForwardKind kind,
+                  const Operands& x, View<float> out) {
+  if (kind == FeedForwardKind::kDense) return dense(step, w.mlp, operands.mlp, x, step.buffers.mlp_hidden, out);
 
   const MoeConfig& moe = step.config.moe;
   Buffers& b = step.buffers;
@@ -22,17 +30,18 @@ void feed_forward(Step& step, const LayerWeights& w, FeedForwardKind kind, View<
   const View<float> logits = b.gate_logits.first(n), expert_weight = b.expert_weight.first(n),
                     shared = b.shared.first(n);
   const View<int32_t> expert_idx = b.expert_idx.first(n);
-  step.ops.linear({x, w.gate, logits, w.gate_bias}, step.stream);
+  step.ops.linear({x.get(w.gate.operand), w.gate, logits, w.gate_bias}, step.stream);
   MoeCombineArgs combine = {.out = out};
   if (w.shared_gate) {
     const View<float> gate = b.shared_gate.first(n);
-    step.ops.linear({x, w.shared_gate, gate}, step.stream);
+    step.ops.linear({x.get(w.shared_gate.operand), w.shared_gate, gate}, step.stream);
     combine.shared_gate = View<const float>(gate.data, {n});
   }
   if (moe.num_shared_experts > 0) {
-    step.ops.beside([&] { dense(step, w.shared, x, b.shared_hidden, shared); });
+    step.ops.device().fork([&] { dense(step, w.shared, operands.shared, x, b.shared_hidden, shared); });
     combine.shared = shared;
   }
+  if (!moe.scale_input) combine.expert_weight = expert_weight;
   step.ops.moe_gate({.logits = logits,
                      .bias = w.correction_bias,
                      .expert_idx = expert_idx,
@@ -49,23 +58,26 @@ void feed_forward(Step& step, const LayerWeights& w, FeedForwardKind kind, View<
   MoeExpertsArgs experts = {.w_gate = w.experts.gate,
                             .w_up = w.experts.up,
                             .w_down = w.experts.down,
-                            .expert_begin = step.exchange->expert_begin(),
                             .activation = moe.activation,
                             .gate_bias = w.experts.gate_bias,
                             .up_bias = w.experts.up_bias,
                             .down_bias = w.experts.down_bias};
-  const ExpertExchange::Received rows = moe.scale_input ? step.exchange->dispatch(x, expert_idx, expert_weight)
-                                                        : step.exchange->dispatch(x, expert_idx, {}, &experts);
-  experts.x = rows.x;
-  experts.expert_offsets = rows.expert_offsets;
-  experts.hidden = View<float>(b.mlp_hidden.data, {rows.x.dim(0), moe.moe_intermediate_size});
-  experts.out = rows.out;
-  experts.row_scale = rows.scale;
-  step.ops.moe_experts(experts, step.stream);
-  if (!moe.scale_input) combine.expert_weight = expert_weight;
-  combine.expert_rows = step.exchange->collect();
-  step.ops.rejoin();
-  step.ops.moe_combine(combine, step.stream);
+  ExpertDispatch& dispatch = *step.experts;
+  // Ranks that share the weights of all experts pick theirs; others hold their own, in order.
+  if (w.experts.gate.batch == moe.num_experts) experts.weight_idx = dispatch.logical_experts();
+  ExpertDispatch::Tokens tokens = {.x = x.get(operands.experts.x), .expert_idx = expert_idx};
+  if (moe.scale_input) tokens.expert_weight = expert_weight;
+  for (int round = 0; round < dispatch.num_rounds(); ++round) {
+    const ExpertDispatch::Received rows = dispatch.dispatch(tokens, round);
+    experts.x = rows.x;
+    experts.expert_offsets = rows.expert_offsets;
+    experts.hidden = b.mlp_hidden.rows(rows.x.dim(0), moe.moe_intermediate_size, operands.experts.hidden);
+    experts.out = rows.out;
+    experts.row_scale = rows.scale;
+    step.ops.moe_experts(experts, step.stream);
+    if (round == 0) step.ops.device().join();  // the shared expert
+    dispatch.combine(combine, round);
+  }
 }
 
 }  // namespace moectl
