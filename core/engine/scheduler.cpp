@@ -359,9 +359,9 @@ void Scheduler::register_full_pages(Sequence& seq, int num_tokens) {
   Rank& rank = *ranks_[size_t(seq.rank)];
   const int page_size = config_.page_size;
   if (config_.compute_mtp_kv) num_tokens = std::min(num_tokens, seq.num_mtp_computed);
-  while (!seq.cursor.detached && (seq.cursor.num_blocks + 1) * page_size <= num_tokens) {
-    const size_t block = size_t(seq.cursor.num_blocks);
-    rank.cache.insert(seq.cursor, seq.pages[block], seq.ids().subspan(block * size_t(page_size), size_t(page_size)));
+  while (!seq.cursor.detached && (seq.cursor.num_pages + 1) * page_size <= num_tokens) {
+    const size_t page = size_t(seq.cursor.num_pages);
+    rank.cache.insert(seq.cursor, seq.pages[page], seq.ids().subspan(page * size_t(page_size), size_t(page_size)));
   }
 }
 

@@ -31,7 +31,7 @@
 
 #include "core/engine/engine.h"
 #include "core/engine/request.h"
-#include "core/kv/block_pool.h"
+#include "core/kv/page_pool.h"
 #include "core/kv/prefix_cache.h"
 
 namespace moectl {
@@ -131,13 +131,13 @@ class Scheduler {
   std::optional<TimePoint> next_deadline() const;
   EngineStats stats() const;  // all but the progress and failure fields
   const SchedulerConfig& config() const { return config_; }
-  const BlockPool& pool(int rank) const { return ranks_[size_t(rank)]->pool; }
+  const PagePool& pool(int rank) const { return ranks_[size_t(rank)]->pool; }
 
  private:
   struct Rank {
     explicit Rank(const SchedulerConfig& config)
         : pool(config.num_pages), cache(pool, config.page_size, config.enable_prefix_caching) {}
-    BlockPool pool;
+    PagePool pool;
     PrefixCache cache;
     std::vector<Sequence*> running;  // oldest first
   };

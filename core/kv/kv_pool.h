@@ -1,4 +1,4 @@
-// KV memory as the transfer between workers sees it: where pages lie, what both sides must agree on, and which pages a
+// KV memory as the transfer between workers sees it: where pages are, what both sides must agree on, and which pages a
 // request holds. Plain data; core/engine and core/pd/transfer share it.
 #pragma once
 
@@ -9,7 +9,7 @@
 
 namespace moectl {
 
-// The KV memory of one rank as the transfer sees it: `layer_bytes` of a page lie together, one page after the other.
+// The KV memory of one rank: in each layer, pages of `page_bytes` bytes one after the other.
 struct KvPool {
   int num_layers = 0;  // MTP layers included
   int64_t num_pages = 0;
@@ -36,9 +36,10 @@ struct KvLayout {
 // Pages of one request, all on one rank. Entry i holds tokens [(first_page + i) * page_size, ...).
 struct KvPages {
   int rank = 0;
-  int first_page = 0;            // index within the prompt of pages[0]
-  std::vector<int32_t> pages;    // page ids of the rank's pool
-  std::vector<uint32_t> epochs;  // of each page when it was reserved: a page whose epoch has moved on is not ours
+  int first_page = 0;          // index within the prompt of pages[0]
+  std::vector<int32_t> pages;  // page ids of the rank's pool
+  std::vector<uint32_t>
+      epochs;  // of each page when it was reserved: a page whose epoch has changed is no longer this request's
 };
 
 }  // namespace moectl

@@ -6,7 +6,7 @@
 
 namespace moectl {
 
-PrefixCache::PrefixCache(BlockPool& pool, int page_size, bool enabled, HashFunction hash)
+PrefixCache::PrefixCache(PagePool& pool, int page_size, bool enabled, HashFunction hash)
     : pool_(pool), page_size_(page_size), enabled_(enabled), hash_(hash), hash_of_page_(size_t(pool.num_pages())) {
   CHECK(page_size > 0, "page size {}", page_size);
 }
@@ -31,27 +31,27 @@ bool PrefixCache::advance(PrefixCursor& cursor, std::span<const int32_t> ids) co
   if (!entry) return false;
   cursor.hash = hash;
   cursor.entry = entry->id;
-  ++cursor.num_blocks;
+  ++cursor.num_pages;
   return true;
 }
 
 int PrefixCache::num_matching_pages(std::string_view salt, std::span<const int32_t> ids, int max_pages) const {
   if (!enabled_) return 0;
   PrefixCursor cursor = root(salt);
-  const int num_blocks = int(std::min<size_t>(ids.size() / size_t(page_size_), size_t(std::max(max_pages, 0))));
-  while (cursor.num_blocks < num_blocks &&
-         advance(cursor, ids.subspan(size_t(cursor.num_blocks) * page_size_, size_t(page_size_)))) {
+  const int num_pages = int(std::min<size_t>(ids.size() / size_t(page_size_), size_t(std::max(max_pages, 0))));
+  while (cursor.num_pages < num_pages &&
+         advance(cursor, ids.subspan(size_t(cursor.num_pages) * page_size_, size_t(page_size_)))) {
   }
-  return cursor.num_blocks;
+  return cursor.num_pages;
 }
 
 std::vector<PageId> PrefixCache::acquire(PrefixCursor& cursor, std::span<const int32_t> ids, int max_pages) {
-  CHECK(cursor.num_blocks == 0, "a cursor that stands at block {}", cursor.num_blocks);
+  CHECK(cursor.num_pages == 0, "a cursor that stands at page {}", cursor.num_pages);
   std::vector<PageId> pages;
   if (!enabled_) return pages;
-  const int num_blocks = int(std::min<size_t>(ids.size() / size_t(page_size_), size_t(std::max(max_pages, 0))));
-  while (cursor.num_blocks < num_blocks &&
-         advance(cursor, ids.subspan(size_t(cursor.num_blocks) * page_size_, size_t(page_size_)))) {
+  const int num_pages = int(std::min<size_t>(ids.size() / size_t(page_size_), size_t(std::max(max_pages, 0))));
+  while (cursor.num_pages < num_pages &&
+         advance(cursor, ids.subspan(size_t(cursor.num_pages) * page_size_, size_t(page_size_)))) {
     pages.push_back(entries_.at(cursor.hash).page);
     pool_.retain(pages.back());
   }
@@ -59,7 +59,7 @@ std::vector<PageId> PrefixCache::acquire(PrefixCursor& cursor, std::span<const i
 }
 
 void PrefixCache::insert(PrefixCursor& cursor, PageId page, std::span<const int32_t> ids) {
-  CHECK(int(ids.size()) == page_size_, "a block of {} ids, pages hold {}", ids.size(), page_size_);
+  CHECK(int(ids.size()) == page_size_, "{} ids for a page of {}", ids.size(), page_size_);
   cursor.detached = cursor.detached || !enabled_;
   if (cursor.detached) return;
   if (cursor.entry != 0) {  // the parent may have been another request's page that was evicted since
@@ -71,7 +71,7 @@ void PrefixCache::insert(PrefixCursor& cursor, PageId page, std::span<const int3
   }
   if (advance(cursor, ids)) return;
   const BlockHash hash = hash_(cursor.hash, ids);
-  if (const auto it = entries_.find(hash); it != entries_.end()) {  // an unreachable or colliding entry makes room
+  if (const auto it = entries_.find(hash); it != entries_.end()) {  // an unreachable or colliding entry is replaced
     pool_.unregister_page(it->second.page);
     entries_.erase(it);
   }
@@ -82,7 +82,7 @@ void PrefixCache::insert(PrefixCursor& cursor, PageId page, std::span<const int3
       hash, Entry{page, id, cursor.entry, {ids.begin(), ids.end()}, cursor.entry == 0 ? cursor.salt : std::string()});
   cursor.hash = hash;
   cursor.entry = id;
-  ++cursor.num_blocks;
+  ++cursor.num_pages;
 }
 
 void PrefixCache::evict(PageId page) {

@@ -196,7 +196,7 @@ class Player {
 
   void check_pages() {
     for (int r = 0; r < config_.num_ranks; ++r) {
-      const BlockPool& pool = scheduler.pool(r);
+      const PagePool& pool = scheduler.pool(r);
       EXPECT_EQ(pool.num_used() + pool.num_cached() + pool.num_free(), config_.num_pages);
     }
     const EngineStats s = scheduler.stats();

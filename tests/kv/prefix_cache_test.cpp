@@ -39,7 +39,7 @@ Text run_text(PrefixCache& cache, std::span<const int32_t> ids, std::string_view
 }
 
 TEST(PrefixCache, FindsTheLongestPrefixOfWholePages) {
-  BlockPool pool(16);
+  PagePool pool(16);
   PrefixCache cache(pool, kPage, true);
   const auto ids = iota(14);
   Text first = run_text(cache, ids);
@@ -65,7 +65,7 @@ TEST(PrefixCache, FindsTheLongestPrefixOfWholePages) {
 }
 
 TEST(PrefixCache, SaltsSeparateTenants) {
-  BlockPool pool(16);
+  PagePool pool(16);
   PrefixCache cache(pool, kPage, true);
   const auto ids = iota(9);
   run_text(cache, ids, "a");
@@ -75,7 +75,7 @@ TEST(PrefixCache, SaltsSeparateTenants) {
 }
 
 TEST(PrefixCache, DisabledFindsAndKeepsNothing) {
-  BlockPool pool(4);
+  PagePool pool(4);
   PrefixCache cache(pool, kPage, false);
   const auto ids = iota(9);
   Text t = run_text(cache, ids);
@@ -85,7 +85,7 @@ TEST(PrefixCache, DisabledFindsAndKeepsNothing) {
 }
 
 TEST(PrefixCache, EndsOfTextsAreEvictedBeforeTheirBeginnings) {
-  BlockPool pool(4);
+  PagePool pool(4);
   PrefixCache cache(pool, kPage, true);
   const auto ids = iota(16);
   cache.release(run_text(cache, ids).pages);
@@ -99,10 +99,10 @@ TEST(PrefixCache, EndsOfTextsAreEvictedBeforeTheirBeginnings) {
 }
 
 TEST(PrefixCache, OrphansOfEvictedParentsAreNotServedAndNotLost) {
-  BlockPool pool(6);
+  PagePool pool(6);
   PrefixCache cache(pool, kPage, true);
   const auto ids = iota(12);
-  // Two requests compute the same first block at once: the second's copy stays private.
+  // Two requests compute the same first page at once: the second's copy stays private.
   PrefixCursor a = cache.root(""), b = cache.root("");
   const PageId a0 = *cache.allocate(), b0 = *cache.allocate(), b1 = *cache.allocate();
   cache.insert(a, a0, std::span(ids).subspan(0, 4));
@@ -111,7 +111,7 @@ TEST(PrefixCache, OrphansOfEvictedParentsAreNotServedAndNotLost) {
   EXPECT_EQ(cache.num_entries(), 2);
   EXPECT_FALSE(pool.is_registered(b0));
   cache.release(std::vector{a0});
-  cache.flush();  // the first block is forgotten, the second is still held
+  cache.flush();  // the first page is evicted, the second is still referenced
   EXPECT_EQ(cache.num_matching_pages("", ids, 99), 0) << "a child without its parent";
   const PageId b2 = *cache.allocate();
   cache.insert(b, b2, std::span(ids).subspan(8, 4));
@@ -119,7 +119,7 @@ TEST(PrefixCache, OrphansOfEvictedParentsAreNotServedAndNotLost) {
   cache.release(std::vector{b0, b1, b2});
   EXPECT_EQ(pool.num_used(), 0);
   EXPECT_EQ(pool.num_cached(), 2);
-  // The text comes back: its blocks replace the orphans.
+  // The text comes back: its pages replace the orphans.
   Text again = run_text(cache, ids);
   EXPECT_EQ(again.num_hits, 0);
   EXPECT_EQ(cache.num_matching_pages("", ids, 99), 3);
@@ -130,7 +130,7 @@ TEST(PrefixCache, OrphansOfEvictedParentsAreNotServedAndNotLost) {
 }
 
 TEST(PrefixCache, DetachedTextInsertsNothing) {
-  BlockPool pool(4);
+  PagePool pool(4);
   PrefixCache cache(pool, kPage, true);
   const auto ids = iota(8);
   PrefixCursor a = cache.root(""), b = cache.root("");
@@ -146,7 +146,7 @@ TEST(PrefixCache, DetachedTextInsertsNothing) {
 }
 
 TEST(PrefixCache, FlushKeepsWhatRequestsHold) {
-  BlockPool pool(8);
+  PagePool pool(8);
   PrefixCache cache(pool, kPage, true);
   const auto held = iota(8), idle = iota(8, 100);
   Text h = run_text(cache, held);
@@ -169,7 +169,7 @@ BlockHash two_bits(const BlockHash& parent, std::span<const int32_t> ids) {
 // Every hit is checked against the text that was written to the page, whatever the hash does.
 void random_texts(PrefixCache::HashFunction hash, bool expect_hits) {
   constexpr int kPages = 24;
-  BlockPool pool(kPages);
+  PagePool pool(kPages);
   PrefixCache cache(pool, kPage, true, hash);
   std::mt19937 rng(7);
   std::map<PageId, std::pair<std::string, std::vector<int32_t>>> written;  // page -> salt and whole text up to its end

@@ -1,13 +1,11 @@
-// BlockPool: who holds which page of one rank's KV cache. It owns the bookkeeping, not the storage (core/model's
-// KvCache), and knows nothing of tokens or requests. Used from one thread (the scheduler's); every operation is O(1).
+// PagePool: the reference counts and states of one rank's KV pages. It owns the bookkeeping, not the storage
+// (core/model's KvCache), and knows nothing of tokens or requests. Scheduler thread only; every operation is O(1).
 //
 // A page is in exactly one state:
-//   free    nobody needs its contents
+//   free    its contents are invalid
 //   used    held by one or more requests (reference count > 0), registered or not
-//   cached  held by nobody, but registered: the prefix cache can still serve its contents; least recently used first
-//   out
-// Its epoch counts how often its contents were given up: whoever kept (page, epoch) can tell that it is no longer the
-// same.
+//   cached  no references, but registered: the prefix cache can still serve its contents; evicted in LRU order
+// Its epoch counts how often its contents were invalidated: a stale (page, epoch) pair is recognized by its epoch.
 #pragma once
 
 #include <cstdint>
@@ -18,9 +16,9 @@ namespace moectl {
 
 using PageId = int32_t;
 
-class BlockPool {
+class PagePool {
  public:
-  explicit BlockPool(int num_pages);
+  explicit PagePool(int num_pages);
 
   int num_pages() const { return int(pages_.size()); }
   int num_free() const { return num_free_; }
@@ -37,7 +35,7 @@ class BlockPool {
 
   // A used page whose contents the prefix cache will serve from now on.
   void register_page(PageId page);
-  // The prefix cache forgets it: a cached page becomes free, a used one stays with its holders.
+  // Removed from the prefix cache: a cached page becomes free, a used one keeps its references.
   void unregister_page(PageId page);
   std::optional<PageId> oldest_cached() const;
 

@@ -1,32 +1,32 @@
-#include "core/kv/block_pool.h"
+#include "core/kv/page_pool.h"
 
 #include "core/base/check.h"
 
 namespace moectl {
 
-BlockPool::BlockPool(int num_pages) {
+PagePool::PagePool(int num_pages) {
   CHECK(num_pages >= 0, "{} pages", num_pages);
   pages_.resize(size_t(num_pages));
   for (PageId page = num_pages; page-- > 0;) push_free(page);  // page 0 comes out first
 }
 
-const BlockPool::Page& BlockPool::at(PageId page) const {
+const PagePool::Page& PagePool::at(PageId page) const {
   CHECK(page >= 0 && page < num_pages(), "page {} of {}", page, num_pages());
   return pages_[size_t(page)];
 }
 
-BlockPool::Page& BlockPool::at(PageId page) {
+PagePool::Page& PagePool::at(PageId page) {
   CHECK(page >= 0 && page < num_pages(), "page {} of {}", page, num_pages());
   return pages_[size_t(page)];
 }
 
-void BlockPool::push_free(PageId page) {
+void PagePool::push_free(PageId page) {
   pages_[size_t(page)].next = free_head_;
   free_head_ = page;
   ++num_free_;
 }
 
-void BlockPool::push_cached(PageId page) {
+void PagePool::push_cached(PageId page) {
   Page& p = pages_[size_t(page)];
   p.prev = cached_newest_;
   p.next = kNone;
@@ -35,7 +35,7 @@ void BlockPool::push_cached(PageId page) {
   ++num_cached_;
 }
 
-void BlockPool::unlink_cached(PageId page) {
+void PagePool::unlink_cached(PageId page) {
   Page& p = pages_[size_t(page)];
   (p.prev == kNone ? cached_oldest_ : pages_[size_t(p.prev)].next) = p.next;
   (p.next == kNone ? cached_newest_ : pages_[size_t(p.next)].prev) = p.prev;
@@ -43,7 +43,7 @@ void BlockPool::unlink_cached(PageId page) {
   --num_cached_;
 }
 
-std::optional<PageId> BlockPool::allocate() {
+std::optional<PageId> PagePool::allocate() {
   if (free_head_ == kNone) return std::nullopt;
   const PageId page = free_head_;
   Page& p = pages_[size_t(page)];
@@ -54,15 +54,15 @@ std::optional<PageId> BlockPool::allocate() {
   return page;
 }
 
-void BlockPool::retain(PageId page) {
+void PagePool::retain(PageId page) {
   Page& p = at(page);
   CHECK(p.references > 0 || p.registered, "page {} is free", page);
   if (p.references++ == 0) unlink_cached(page);
 }
 
-void BlockPool::release(PageId page) {
+void PagePool::release(PageId page) {
   Page& p = at(page);
-  CHECK(p.references > 0, "page {} is held by nobody", page);
+  CHECK(p.references > 0, "page {} has no references", page);
   if (--p.references > 0) return;
   if (p.registered) {
     push_cached(page);
@@ -72,14 +72,14 @@ void BlockPool::release(PageId page) {
   }
 }
 
-void BlockPool::register_page(PageId page) {
+void PagePool::register_page(PageId page) {
   Page& p = at(page);
   CHECK(p.references > 0 && !p.registered, "page {} has {} references, registered: {}", page, p.references,
         p.registered);
   p.registered = true;
 }
 
-void BlockPool::unregister_page(PageId page) {
+void PagePool::unregister_page(PageId page) {
   Page& p = at(page);
   CHECK(p.registered, "page {} is not registered", page);
   p.registered = false;
@@ -89,7 +89,7 @@ void BlockPool::unregister_page(PageId page) {
   push_free(page);
 }
 
-std::optional<PageId> BlockPool::oldest_cached() const {
+std::optional<PageId> PagePool::oldest_cached() const {
   if (cached_oldest_ == kNone) return std::nullopt;
   return cached_oldest_;
 }

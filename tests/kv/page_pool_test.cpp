@@ -1,5 +1,5 @@
-// BlockPool against a naive model under random operations, and its rules one by one.
-#include "core/kv/block_pool.h"
+// PagePool against a naive model under random operations, and its rules one by one.
+#include "core/kv/page_pool.h"
 
 #include <gtest/gtest.h>
 
@@ -14,8 +14,8 @@
 namespace moectl {
 namespace {
 
-TEST(BlockPool, PageGoesThroughItsStates) {
-  BlockPool pool(2);
+TEST(PagePool, PageGoesThroughItsStates) {
+  PagePool pool(2);
   const PageId page = *pool.allocate();
   EXPECT_EQ(pool.num_used(), 1);
   pool.retain(page);
@@ -34,8 +34,8 @@ TEST(BlockPool, PageGoesThroughItsStates) {
   EXPECT_EQ(pool.epoch(page), 1u);
 }
 
-TEST(BlockPool, EpochCountsEveryGivingUp) {
-  BlockPool pool(1);
+TEST(PagePool, EpochCountsEveryGivingUp) {
+  PagePool pool(1);
   for (uint32_t i = 0; i < 5; ++i) {
     EXPECT_EQ(pool.epoch(0), i);
     ASSERT_EQ(pool.allocate(), PageId{0});
@@ -44,8 +44,8 @@ TEST(BlockPool, EpochCountsEveryGivingUp) {
   }
 }
 
-TEST(BlockPool, RefusesWhatMakesNoSense) {
-  BlockPool pool(2);
+TEST(PagePool, RefusesWhatMakesNoSense) {
+  PagePool pool(2);
   EXPECT_THROW(pool.retain(0), Error) << "free";
   EXPECT_THROW(pool.release(0), Error) << "free";
   EXPECT_THROW(pool.register_page(0), Error) << "free";
@@ -55,11 +55,11 @@ TEST(BlockPool, RefusesWhatMakesNoSense) {
   EXPECT_EQ(pool.num_free(), 2);
 }
 
-TEST(BlockPool, RandomOperationsAgreeWithANaiveModel) {
+TEST(PagePool, RandomOperationsAgreeWithANaiveModel) {
   constexpr int kPages = 13, kSteps = 100000;
   for (unsigned seed = 0; seed < 3; ++seed) {
     std::mt19937 rng(seed);
-    BlockPool pool(kPages);
+    PagePool pool(kPages);
     struct Naive {
       int references = 0;
       bool registered = false;
@@ -79,7 +79,7 @@ TEST(BlockPool, RandomOperationsAgreeWithANaiveModel) {
               std::ranges::any_of(pages, [](auto& e) { return !e.second.references && !e.second.registered; });
           ASSERT_EQ(got.has_value(), any_free);
           if (!got) break;
-          ASSERT_TRUE(pages[*got].references == 0 && !pages[*got].registered) << "a page somebody needs";
+          ASSERT_TRUE(pages[*got].references == 0 && !pages[*got].registered) << "a page in use";
           pages[*got].references = 1;
           break;
         }
