@@ -97,7 +97,7 @@ struct GenerateRequest {
 };
 
 // How a prompt's KV came to be, for the timeline.
-struct PrefillFacts {
+struct PrefillStats {
   std::string worker;            // who computed it for us; empty: computed here
   std::string local_reason;      // why here: "aggregated", "no prefill worker", "short prompt", ...
   int64_t kv_bytes = 0;          // received
@@ -106,7 +106,7 @@ struct PrefillFacts {
   double remote_queue_seconds = 0, remote_compute_seconds = 0, transfer_seconds = 0;
 };
 
-enum class FinishReason { kNone, kStop, kLength, kCancelled, kError };
+enum class FinishReason { kNone, kStop, kLength, kCancelled, kDeadline, kError };
 
 // One increment of an answer. The first carries prompt facts; the last has finish != kNone.
 struct GenerateOutput {
@@ -118,7 +118,7 @@ struct GenerateOutput {
   std::vector<Token> tokens;            // new output tokens
   std::vector<Token> prompt_tokens;     // once, when prompt_logprobs: entry i belongs to prompt token i + 1
   int num_cached_tokens = 0;            // prompt tokens served by the prefix cache
-  std::optional<PrefillFacts> prefill;  // once, with the first increment
+  std::optional<PrefillStats> prefill;  // once, with the first increment
   FinishReason finish = FinishReason::kNone;
   int32_t stop_token = -1;  // the eos or stop id that ended the answer
   // Why, when kError. kInvalidArgument: the request's own parameters, of which `error_param` is one; anything else is

@@ -43,7 +43,7 @@ struct Sequence {
 
   uint64_t remote = 0;         // the attempt under way, in Phase::kRemotePrefill
   bool remote_failed = false;  // from now on computed here
-  PrefillFacts facts;
+  PrefillStats prefill;
   int num_mtp_computed = 0;  // tokens, from the first on, whose KV of the MTP layer is in `pages`
 
   bool admitted_before = false;                        // a preemption sends it back to the queue

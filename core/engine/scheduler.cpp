@@ -131,7 +131,7 @@ void Scheduler::expire(TimePoint now) {
     for (auto it = group->begin(); it != group->end();) {
       Sequence& seq = *(it++)->second;  // finish() erases its entry
       if (seq.request.deadline && *seq.request.deadline <= now)
-        finish(seq, {.finish = FinishReason::kError, .error = "deadline"});
+        finish(seq, {.finish = FinishReason::kDeadline});
     }
 }
 
@@ -292,15 +292,15 @@ bool Scheduler::place(Sequence& seq, int rank_idx, TimePoint now) {
     begin_job(seq);
   else if (may_go_remote(seq) && seq.num_cacheable() - seq.num_computed > config_.local_prefill_tokens)
     start_remote(seq);
-  else if (seq.facts.local_reason.empty())
-    seq.facts.local_reason = local_reason(seq);
+  else if (seq.prefill.local_reason.empty())
+    seq.prefill.local_reason = local_reason(seq);
   return true;
 }
 
 void Scheduler::note_admission(Sequence& seq, TimePoint now) {
   seq.admitted_before = true;
   seq.admitted = now;
-  seq.facts.queue_seconds = seconds_between(seq.submitted, now);
+  seq.prefill.queue_seconds = seconds_between(seq.submitted, now);
   seq.num_cached_tokens = std::min(seq.num_computed, seq.num_prompt_tokens);
   if (!config_.enable_prefix_caching || seq.wants_prompt_logprobs()) return;
   counters_.prefix_cache_queries += seq.is_job() ? seq.job_tokens : seq.num_prompt_tokens;
@@ -380,7 +380,7 @@ void Scheduler::emit(Sequence& seq, GenerateOutput output) {
   output.num_cached_tokens = seq.num_cached_tokens;
   if (!seq.reported) {
     seq.reported = true;
-    output.prefill = seq.facts;
+    output.prefill = seq.prefill;
     output.prompt_tokens = std::move(seq.prompt_logprobs);
     // The entries moved out still count as scored: a preemption after the first output must not score them again.
     seq.prompt_logprobs.assign(output.prompt_tokens.size(), {});

@@ -59,15 +59,15 @@ void Scheduler::remote_done(uint64_t remote, RemotePrefillResult result) {
   seq.phase = Phase::kRunning;
   if (!result.ok) {  // computed here, from the cached prefix on
     seq.remote_failed = true;
-    seq.facts.local_reason = result.worker.empty()
+    seq.prefill.local_reason = result.worker.empty()
                                  ? "transfer failed: " + result.error
                                  : fmt::format("transfer failed: {}: {}", result.worker, result.error);
     return;
   }
-  seq.facts = {.worker = std::move(result.worker),
+  seq.prefill = {.worker = std::move(result.worker),
                .kv_bytes = result.num_bytes,
                .remote_cached_tokens = result.num_cached_tokens,
-               .queue_seconds = seq.facts.queue_seconds,
+               .queue_seconds = seq.prefill.queue_seconds,
                .remote_queue_seconds = result.queue_seconds,
                .remote_compute_seconds = result.compute_seconds,
                .transfer_seconds = result.transfer_seconds};
@@ -154,7 +154,7 @@ void Scheduler::release_job(uint64_t handle) {
 void Scheduler::report_job(const Sequence& seq, PrefillProgress progress) {
   progress.num_tokens_ready = seq.num_computed;
   progress.num_cached_tokens = seq.num_cached_tokens;
-  progress.queue_seconds = seq.facts.queue_seconds;
+  progress.queue_seconds = seq.prefill.queue_seconds;
   progress.compute_seconds = seq.job_seconds;
   progress_.push_back({seq.handle, std::move(progress)});
 }

@@ -21,7 +21,6 @@
 namespace moectl {
 namespace {
 
-constexpr const char* kDeadlinePassed = "The request's deadline passed before its answer began";
 constexpr const char* kReadsTooSlowly = "The client reads its stream too slowly: too much of it waits to be sent";
 
 // What is longer is made on the worker pool, in pieces: the I/O thread serves other clients, too.
@@ -35,6 +34,11 @@ std::string random_id(const char* prefix) {
   return fmt::format("{}{:016x}{:016x}", prefix, generator(), generator());
 }
 
+class DeadlinePassed : public Error {
+ public:
+  DeadlinePassed() : Error(Code::kUnavailable, "The request's deadline passed before its answer began") {}
+};
+
 // The engine failed while it computed this request, and the instance ends.
 class EngineFailed : public Error {
  public:
@@ -43,19 +47,19 @@ class EngineFailed : public Error {
 
 // The engine requests of one job, one per choice, submitted in order. Those that still run are cancelled when it goes
 // out of scope, whatever the reason.
-class Submission {
+class ChoiceRequests {
  public:
-  Submission(const Instance& instance, const Job& job, const RequestContext& context,
-             std::shared_ptr<Increments> increments)
+  ChoiceRequests(const Instance& instance, const Job& job, const RequestContext& context,
+                 std::shared_ptr<Increments> increments)
       : instance_(instance),
         job_(job),
         context_(context),
         seed_(job.common.sampling.seed ? *job.common.sampling.seed : draw_seed()),
         increments_(std::move(increments)) {}
-  ~Submission() {
+  ~ChoiceRequests() {
     for (const uint64_t handle : handles_) instance_.engine->cancel(handle);  // finished ones are ignored
   }
-  Submission(const Submission&) = delete;
+  ChoiceRequests(const ChoiceRequests&) = delete;
 
   void submit_next() {
     GenerateRequest request = make_request(handles_.size());
@@ -133,9 +137,9 @@ class Generation {
     const size_t max_unsent = job_.common.stream ? kMaxUnsentBytes : std::numeric_limits<size_t>::max();
     auto increments = std::make_shared<Increments>(record_.context().id, answers_.size(), max_unsent);
     exchange.on_client_gone([increments] { increments->close(); });
-    const std::unique_ptr<Admission::Ticket> ticket = enter(increments);  // outlives the submission
-    Submission submission(instance_, job_, record_.context(), increments);
-    for (int64_t i = 0; i < ticket->num_admitted_at_once(); ++i) submission.submit_next();
+    const std::unique_ptr<Admission::Ticket> ticket = enter(increments);  // outlives the requests
+    ChoiceRequests requests(instance_, job_, record_.context(), increments);
+    for (int64_t i = 0; i < ticket->num_admitted_at_once(); ++i) requests.submit_next();
     if (job_.common.stream) co_await start_stream(exchange);
     Clock::time_point turn_end = Clock::now() + kLongestTurn;
     for (size_t num_open = answers_.size(); num_open > 0;) {
@@ -143,13 +147,12 @@ class Generation {
         co_await sleep_for(Clock::duration::zero());
         turn_end = Clock::now() + kLongestTurn;
       }
-      std::optional<Increment> increment = co_await increments->pop(patience(submission));
+      std::optional<Increment> increment = co_await increments->pop(patience(requests));
       if (!increment) {
         if (increments->overflowed()) throw Error(Code::kInvalidArgument, kReadsTooSlowly);
         if (!increments->timed_out()) throw Error(Code::kCancelled, "the client went away");
-        // Of choices that were submitted the engine knows it.
-        if (!submission.complete() && record_.context().deadline_passed(Clock::now()))
-          throw Error(Code::kUnavailable, kDeadlinePassed);
+        // The engine checks the deadline of choices that were submitted.
+        if (!requests.complete() && record_.context().deadline_passed(Clock::now())) throw DeadlinePassed();
         if (job_.common.stream) {
           std::string ping(http::kSsePing);
           co_await exchange.write(std::move(ping));
@@ -157,7 +160,7 @@ class Generation {
         continue;
       }
       if (increment->admitted) {
-        submission.submit_next();
+        requests.submit_next();
         continue;
       }
       Answer& answer = answers_[increment->choice_idx];
@@ -175,7 +178,7 @@ class Generation {
         delta = co_await run_on(instance_.pool, std::move(push_all));
       }
       if (answer.done()) {
-        submission.cancel(increment->choice_idx);
+        requests.cancel(increment->choice_idx);
         ticket->finish_one();
         --num_open;
       }
@@ -195,7 +198,9 @@ class Generation {
  private:
   // The end of an output that failed, without the tokens before it; these are sent first.
   static GenerateOutput take_failure(GenerateOutput& output) {
-    if (output.finish != FinishReason::kError && output.finish != FinishReason::kCancelled) return {};
+    const bool failed = output.finish == FinishReason::kError || output.finish == FinishReason::kCancelled ||
+                        output.finish == FinishReason::kDeadline;
+    if (!failed) return {};
     return {.finish = std::exchange(output.finish, FinishReason::kNone),
             .error = output.error,
             .error_param = output.error_param,
@@ -213,15 +218,15 @@ class Generation {
   }
 
   // How long nothing may happen: up to the next ping, or the deadline of choices that are not admitted yet.
-  Clock::duration patience(const Submission& submission) const {
+  Clock::duration patience(const ChoiceRequests& requests) const {
     const auto& deadline = record_.context().deadline;
-    if (submission.complete() || !deadline) return kPingInterval;
+    if (requests.complete() || !deadline) return kPingInterval;
     return std::clamp<Clock::duration>(*deadline - Clock::now(), Clock::duration(0), kPingInterval);
   }
 
+  // Throws what the request's answer becomes when it ended without success.
   void check_finish(const GenerateOutput& output) const {
-    if (output.finish == FinishReason::kError && record_.context().deadline_passed(Clock::now()))
-      throw Error(Code::kUnavailable, kDeadlinePassed);
+    if (output.finish == FinishReason::kDeadline) throw DeadlinePassed();
     if (output.finish == FinishReason::kError && instance_.engine->stats().failed) throw EngineFailed(output.error);
     if (output.finish == FinishReason::kError && output.error_code == Code::kInvalidArgument)
       throw Error(Code::kInvalidArgument, output.error, output.error_param);
@@ -369,10 +374,9 @@ Task<void> report(http::Exchange& exchange, RequestRecord& record, const api::Ap
   exchange.abort();
 }
 
-api::ApiError to_api_error(const std::exception& e, const RequestContext& context) {
+api::ApiError to_api_error(const std::exception& e) {
   const auto* error = dynamic_cast<const Error*>(&e);
-  if (error && error->code() == Code::kUnavailable && context.deadline_passed(Clock::now()))
-    return api::from_status(504, e.what());
+  if (dynamic_cast<const DeadlinePassed*>(&e)) return api::from_status(504, e.what());
   if (dynamic_cast<const EngineFailed*>(&e)) return api::engine_failed(e.what());
   if (error) return api::from_error(*error);
   return api::from_status(500, e.what());
@@ -391,7 +395,7 @@ Task<void> generate(Instance& instance, MakeJob make_job, http::Exchange& exchan
   };
   RequestContext context = co_await run_on(instance.pool, std::move(check));
   record.on_context(context);
-  if (context.deadline_passed(Clock::now())) throw Error(Code::kUnavailable, kDeadlinePassed);
+  if (context.deadline_passed(Clock::now())) throw DeadlinePassed();
   instance.admission.check(context.client, 1);  // before the work of preparing it
   auto prepare = [&instance, make_job, &request] { return make_job(instance, request.body); };
   Job job = co_await run_on(instance.pool, std::move(prepare));
@@ -413,9 +417,9 @@ http::Handler generation_handler(Instance& instance, MakeJob make_job) {
       co_await generate(instance, make_job, exchange, record);
     } catch (const Error& e) {
       if (e.code() == Code::kCancelled) throw;  // the client is gone: nobody to tell; the server closes
-      failure = to_api_error(e, record.context());
+      failure = to_api_error(e);
     } catch (const std::exception& e) {
-      failure = to_api_error(e, record.context());
+      failure = to_api_error(e);
     }
     if (!failure) co_return;
     if (failure->status >= 500) log::warn("{} {}", record.context().id, failure->message);

@@ -119,17 +119,18 @@ EngineStats queue_stats(const Instance& instance) {
 
 http::Response metrics(Instance& instance, const http::Request&) {
   http::Response response{.content_type = "text/plain; version=0.0.4; charset=utf-8"};
-  InstanceFacts facts{.role = name_of(instance.options.role), .phase = std::string(name_of(health_of(instance).state))};
+  InstanceReport report{.role = name_of(instance.options.role),
+                        .phase = std::string(name_of(health_of(instance).state))};
   EngineStats stats;
   KvTransferTotals transfers;
   if (instance.loaded()) {
     stats = queue_stats(instance);
     transfers = transfer_totals(instance);
-    facts.stats = &stats;
-    facts.info = &instance.engine->info();
-    if (!instance.options.cluster_secret.empty()) facts.transfers = &transfers;
+    report.stats = &stats;
+    report.info = &instance.engine->info();
+    if (!instance.options.cluster_secret.empty()) report.transfers = &transfers;
   }
-  response.body = instance.metrics.text(facts);
+  response.body = instance.metrics.text(report);
   return response;
 }
 

@@ -16,15 +16,15 @@ double tokens_per_second(int64_t num_tokens, double seconds) {
   return num_tokens > 1 && seconds > 0 ? double(num_tokens - 1) / seconds : 0;
 }
 
-std::string transfer_detail(const PrefillFacts& facts) {
-  const double mb = double(facts.kv_bytes) / 1e6;
-  if (facts.transfer_seconds <= 0) return fmt::format("{:.2f} MB", mb);
-  return fmt::format("{:.2f} MB, {:.2f} GB/s", mb, mb / 1e3 / facts.transfer_seconds);
+std::string transfer_detail(const PrefillStats& stats) {
+  const double mb = double(stats.kv_bytes) / 1e6;
+  if (stats.transfer_seconds <= 0) return fmt::format("{:.2f} MB", mb);
+  return fmt::format("{:.2f} MB, {:.2f} GB/s", mb, mb / 1e3 / stats.transfer_seconds);
 }
 
 }  // namespace
 
-std::vector<api::Stage> stages_of(const RequestTimes& times, const PrefillFacts& facts, int64_t num_tokens) {
+std::vector<api::Stage> stages_of(const RequestTimes& times, const PrefillStats& stats, int64_t num_tokens) {
   std::vector<api::Stage> stages;
   const auto add = [&](const char* name, double start, double end, std::string detail = {}) {
     stages.push_back({name, 1e3 * start, 1e3 * std::max(0.0, end - start), std::move(detail)});
@@ -32,21 +32,21 @@ std::vector<api::Stage> stages_of(const RequestTimes& times, const PrefillFacts&
   const double submitted = seconds_between(times.start, times.submitted);
   const double first_token = seconds_between(times.start, times.first_token);
   const double end = seconds_between(times.start, times.last_token);
-  const double admitted = std::min(submitted + facts.queue_seconds, first_token);
+  const double admitted = std::min(submitted + stats.queue_seconds, first_token);
   add("prepare", 0, submitted, "read, render, tokenise");
   add("queue", submitted, admitted);
-  if (facts.worker.empty()) {
-    add("prefill", admitted, first_token, "here: " + facts.local_reason);
+  if (stats.worker.empty()) {
+    add("prefill", admitted, first_token, "here: " + stats.local_reason);
   } else {
     // The worker's own measurements, laid end to end from our request to it and cut at our first token: clocks of two
     // machines may contradict each other. Blocks travel while it still computes.
-    const double computing = std::min(admitted + facts.remote_queue_seconds, first_token);
-    const double computed = std::min(computing + facts.remote_compute_seconds, first_token);
-    const double received = std::min(std::max(computed, computing + facts.transfer_seconds), first_token);
-    add("prefill.queue", admitted, computing, facts.worker);
+    const double computing = std::min(admitted + stats.remote_queue_seconds, first_token);
+    const double computed = std::min(computing + stats.remote_compute_seconds, first_token);
+    const double received = std::min(std::max(computed, computing + stats.transfer_seconds), first_token);
+    add("prefill.queue", admitted, computing, stats.worker);
     add("prefill.compute", computing, computed,
-        facts.remote_cached_tokens > 0 ? fmt::format("{} tokens from its cache", facts.remote_cached_tokens) : "");
-    add("kv.transfer", std::max(computing, received - facts.transfer_seconds), received, transfer_detail(facts));
+        stats.remote_cached_tokens > 0 ? fmt::format("{} tokens from its cache", stats.remote_cached_tokens) : "");
+    add("kv.transfer", std::max(computing, received - stats.transfer_seconds), received, transfer_detail(stats));
     add("first_token", received, first_token, "the last prompt token, here");
   }
   add("decode", first_token, end,
@@ -105,10 +105,10 @@ void RequestRecord::on_submit(int64_t num_prompt_tokens) {
   submitted_ = Clock::now();
 }
 
-void RequestRecord::on_prefill(const PrefillFacts& facts) {
-  instance_.metrics.observe_prefill(facts);
-  kv_bytes_ += facts.kv_bytes;
-  if (!prefill_) prefill_ = facts;
+void RequestRecord::on_prefill(const PrefillStats& stats) {
+  instance_.metrics.observe_prefill(stats);
+  kv_bytes_ += stats.kv_bytes;
+  if (!prefill_) prefill_ = stats;
 }
 
 void RequestRecord::on_tokens(int64_t count) {
@@ -137,18 +137,18 @@ void RequestRecord::on_error(const api::ApiError& error) {
 
 api::Timeline RequestRecord::timeline(int64_t num_cached_tokens) const {
   const auto now = Clock::now();
-  const PrefillFacts facts = prefill_.value_or(PrefillFacts{});
+  const PrefillStats stats = prefill_.value_or(PrefillStats{});
   api::Timeline timeline{.role = "decode", .worker = instance_.url, .request_id = context_.id};
   if (first_token_) {
     const RequestTimes times{start_, submitted_.value_or(start_), *first_token_, last_token_};
-    timeline.stages = stages_of(times, facts, num_tokens_);
+    timeline.stages = stages_of(times, stats, num_tokens_);
     timeline.ttft_ms = 1e3 * seconds_between(start_, *first_token_);
     timeline.tokens_per_second = tokens_per_second(num_tokens_, seconds_between(*first_token_, last_token_));
   } else {
     timeline.stages.push_back({"queue", 0, 1e3 * seconds_between(start_, now), "no token was computed"});
   }
-  timeline.prefill_worker = facts.worker;
-  timeline.prefill_reason = facts.local_reason.substr(0, kMaxReasonBytes);
+  timeline.prefill_worker = stats.worker;
+  timeline.prefill_reason = stats.local_reason.substr(0, kMaxReasonBytes);
   timeline.kv_bytes = kv_bytes_;
   timeline.prompt_tokens = int(num_prompt_tokens_);
   timeline.cached_tokens = int(num_cached_tokens);

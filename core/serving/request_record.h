@@ -26,7 +26,7 @@ class RequestRecord {
   // The events of a request's life, in order.
   void on_context(const RequestContext& context);
   void on_submit(int64_t num_prompt_tokens);
-  void on_prefill(const PrefillFacts& facts);  // once a choice
+  void on_prefill(const PrefillStats& stats);  // once per choice
   void on_tokens(int64_t count);
   void on_end(Outcome outcome, int status);
   void on_error(const api::ApiError& error);  // the end of a request that was refused or failed
@@ -48,7 +48,7 @@ class RequestRecord {
   int64_t num_prompt_tokens_ = 0, num_tokens_ = 0, kv_bytes_ = 0;
   api::LoggedError error_;
   std::string error_code_;
-  std::optional<PrefillFacts> prefill_;  // of the first choice
+  std::optional<PrefillStats> prefill_;  // of the first choice
   std::optional<Clock::time_point> submitted_, first_token_;
   Clock::time_point last_token_;
 };
@@ -57,6 +57,6 @@ class RequestRecord {
 struct RequestTimes {
   Clock::time_point start, submitted, first_token, last_token;
 };
-std::vector<api::Stage> stages_of(const RequestTimes& times, const PrefillFacts& facts, int64_t num_tokens);
+std::vector<api::Stage> stages_of(const RequestTimes& times, const PrefillStats& stats, int64_t num_tokens);
 
 }  // namespace moectl

@@ -55,10 +55,10 @@ metrics::Counter ServiceMetrics::prefills(const char* where) {
   return registry_.counter("moectl_prefills_total", "Prompts by where they were computed", {{"where", where}});
 }
 
-void ServiceMetrics::observe_prefill(const PrefillFacts& facts) {
-  queue_.observe(facts.queue_seconds);
-  prefills(facts.worker.empty() ? "local" : "remote").add();
-  if (!facts.worker.empty()) transfer_.observe(facts.transfer_seconds);
+void ServiceMetrics::observe_prefill(const PrefillStats& stats) {
+  queue_.observe(stats.queue_seconds);
+  prefills(stats.worker.empty() ? "local" : "remote").add();
+  if (!stats.worker.empty()) transfer_.observe(stats.transfer_seconds);
 }
 
 void ServiceMetrics::count_request(Outcome outcome) {
@@ -110,14 +110,16 @@ void ServiceMetrics::show_transfers(const KvTransferTotals& totals) {
         .set_total(double(count));
 }
 
-std::string ServiceMetrics::text(const InstanceFacts& facts) {
-  ready_.set(facts.phase == "ready");
+std::string ServiceMetrics::text(const InstanceReport& report) {
+  ready_.set(report.phase == "ready");
   for (const char* state : {"loading", "ready", "draining", "stalled", "failed"})
-    registry_.gauge("moectl_worker_state", "1 for the state the worker is in", {{"role", facts.role}, {"state", state}})
-        .set(facts.phase == state);
-  if (facts.stats) show_engine(*facts.stats);
-  if (facts.info) registry_.gauge("moectl_weight_bytes", "Bytes of the weights").set(double(facts.info->weight_bytes));
-  if (facts.transfers) show_transfers(*facts.transfers);
+    registry_
+        .gauge("moectl_worker_state", "1 for the state the worker is in", {{"role", report.role}, {"state", state}})
+        .set(report.phase == state);
+  if (report.stats) show_engine(*report.stats);
+  if (report.info)
+    registry_.gauge("moectl_weight_bytes", "Bytes of the weights").set(double(report.info->weight_bytes));
+  if (report.transfers) show_transfers(*report.transfers);
   registry_.counter("moectl_log_lines_dropped_total", "Log lines lost because stderr did not take them")
       .set_total(double(log::num_dropped()));
   return registry_.text();

@@ -23,7 +23,7 @@ struct KvTransferTotals {
 };
 
 // What a scrape shows of the instance's state.
-struct InstanceFacts {
+struct InstanceReport {
   std::string role, phase;
   const EngineStats* stats = nullptr;  // both null while the model loads
   const ModelInfo* info = nullptr;
@@ -37,13 +37,13 @@ class ServiceMetrics {
   void observe_first_token(double seconds) { first_token_.observe(seconds); }
   void observe_inter_token(double seconds) { inter_token_.observe(seconds); }
   void observe_request(double seconds, double prompt_tokens, double generation_tokens);
-  // Decode: how a prompt's KV came to be.
-  void observe_prefill(const PrefillFacts& facts);
+  // Decode: how a prompt's KV was obtained.
+  void observe_prefill(const PrefillStats& stats);
   // Prefill: a job for a peer, from its first page ready to its last one sent.
   void observe_queue(double seconds) { queue_.observe(seconds); }
   void observe_transfer(double seconds) { transfer_.observe(seconds); }
   void add_in_flight(int change) { in_flight_.add(change); }
-  std::string text(const InstanceFacts& facts);
+  std::string text(const InstanceReport& report);
 
  private:
   metrics::Registry registry_;

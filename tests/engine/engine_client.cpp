@@ -70,7 +70,7 @@ size_t Client::send(GenerateRequest request, std::function<void(const Answer&)> 
       a.error = output.error;
       a.num_cached_tokens = output.num_cached_tokens;
       if (output.prefill) {
-        ++a.num_prefill_facts;
+        ++a.num_prefill_stats;
         a.prefill = *output.prefill;
       }
       copy = a;

@@ -38,8 +38,8 @@ struct Answer {
   std::string error;
   int num_cached_tokens = 0;
   int num_outputs_after_end = 0;
-  int num_prefill_facts = 0;
-  PrefillFacts prefill;
+  int num_prefill_stats = 0;
+  PrefillStats prefill;
   bool same_text(const Answer& o) const { return ids == o.ids && numbers == o.numbers && finish == o.finish; }
 };
 

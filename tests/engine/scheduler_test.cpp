@@ -374,8 +374,7 @@ TEST(Scheduler, DeadlineEndsWaitingRequestsOnly) {
   const uint64_t running = p.submit(r), waiting = p.submit(r);
   p.step(start);
   p.step(start + std::chrono::seconds(5));
-  EXPECT_EQ(p.answers[waiting].finish, FinishReason::kError);
-  EXPECT_EQ(p.answers[waiting].error, "deadline");
+  EXPECT_EQ(p.answers[waiting].finish, FinishReason::kDeadline);
   EXPECT_EQ(p.answers[running].finish, FinishReason::kNone);
   p.run();
   EXPECT_EQ(p.answers[running].ids.size(), 20u);

@@ -111,8 +111,8 @@ void expect_in_order(const std::vector<api::Stage>& stages) {
 
 TEST(Stages, OfAPromptComputedHere) {
   const auto t = Clock::time_point{} + 1h;
-  const PrefillFacts facts{.local_reason = "short prompt", .queue_seconds = 0.010};
-  const auto stages = stages_of({t, t + 2ms, t + 30ms, t + 130ms}, facts, 11);
+  const PrefillStats stats{.local_reason = "short prompt", .queue_seconds = 0.010};
+  const auto stages = stages_of({t, t + 2ms, t + 30ms, t + 130ms}, stats, 11);
   ASSERT_EQ(stages.size(), 4u);
   expect_in_order(stages);
   EXPECT_EQ(stages[2].name, "prefill");
@@ -124,13 +124,13 @@ TEST(Stages, OfAPromptComputedHere) {
 
 TEST(Stages, OfAPromptComputedElsewhere) {
   const auto t = Clock::time_point{} + 1h;
-  const PrefillFacts facts{.worker = "10.0.0.1:9100",
+  const PrefillStats stats{.worker = "10.0.0.1:9100",
                            .kv_bytes = 2'000'000,
                            .queue_seconds = 0.001,
                            .remote_queue_seconds = 0.002,
                            .remote_compute_seconds = 0.050,
                            .transfer_seconds = 0.040};
-  const auto stages = stages_of({t, t + 1ms, t + 60ms, t + 100ms}, facts, 5);
+  const auto stages = stages_of({t, t + 1ms, t + 60ms, t + 100ms}, stats, 5);
   ASSERT_EQ(stages.size(), 7u);
   EXPECT_EQ(stages[2].name, "prefill.queue");
   EXPECT_EQ(stages[4].name, "kv.transfer");
@@ -140,11 +140,11 @@ TEST(Stages, OfAPromptComputedElsewhere) {
 
 TEST(Stages, OfMeasurementsThatContradictEachOther) {
   const auto t = Clock::time_point{} + 1h;
-  PrefillFacts facts{
+  PrefillStats stats{
       .worker = "10.0.0.1:9100", .queue_seconds = 9, .remote_compute_seconds = 9, .transfer_seconds = 90};
-  expect_in_order(stages_of({t, t + 1ms, t + 2ms, t + 3ms}, facts, 5));
-  facts.worker = "";
-  expect_in_order(stages_of({t, t + 1ms, t + 2ms, t + 3ms}, facts, 5));
+  expect_in_order(stages_of({t, t + 1ms, t + 2ms, t + 3ms}, stats, 5));
+  stats.worker = "";
+  expect_in_order(stages_of({t, t + 1ms, t + 2ms, t + 3ms}, stats, 5));
   expect_in_order(stages_of({t, t, t, t}, {}, 0));
 }
 
