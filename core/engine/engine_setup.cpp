@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "core/base/log.h"
+#include "core/engine/engine_impl.h"
 #include "core/engine/memory_plan.h"
 #include "core/engine/rank_worker.h"
 #include "core/model/inspect.h"
@@ -210,7 +211,8 @@ std::unique_ptr<Engine> Engine::create(EngineConfig config) {
                  .kv_pool_tokens = int64_t{setup.scheduler.num_pages} * kPageSize * config.ep_size,
                  .numerics_id = fmt::format("{}-kv-{}", ranks[0].ops->numerics_id(), dtype_name(setup.kv_dtype)),
                  .model_hash = made_up ? "made up: " + config.shape : model_hash(checkpoint)};
-  return start_engine(std::move(info), model, setup.scheduler, std::move(ranks), config.prefill_source);
+  return start_engine(std::move(info), setup.scheduler, start_rank_workers(model, std::move(ranks)),
+                      config.prefill_source);
 }
 
 }  // namespace moectl

@@ -1,5 +1,5 @@
 // Sampler: one row of logits becomes one token. A pure function of the row, the request's parameters, its text so far
-// and (seed, output index); the object only keeps scratch memory. One a rank thread.
+// and (seed, output index); the object only keeps scratch memory. One per rank thread.
 //
 // Order of operations, as vLLM's sampler has it (vllm/v1/sample/sampler.py):
 //   1. logprobs of the raw row (vLLM's default, raw_logprobs)
@@ -15,7 +15,7 @@
 #include <span>
 #include <vector>
 
-#include "core/engine/engine.h"
+#include "core/engine/types.h"
 
 namespace moectl {
 

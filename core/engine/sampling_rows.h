@@ -1,14 +1,14 @@
-// Sampling on the device, seen from the host: the row of numbers that says how a sequence's next token is chosen
-// (kernels/ops.h, SamplingRow), and the token that comes back. Sampler chooses the same token from the same row.
+// Sampling on the device, host side: the parameters by which a sequence's next token is chosen (kernels/ops.h,
+// SamplingRow), and the token in return. Sampler chooses the same token from the same row.
 //
-// The object only keeps scratch memory. One a rank thread.
+// The object only keeps scratch memory. One per rank thread.
 #pragma once
 
 #include <cstdint>
 #include <span>
 #include <vector>
 
-#include "core/engine/engine.h"
+#include "core/engine/types.h"
 #include "kernels/ops.h"
 
 namespace moectl {
@@ -17,7 +17,7 @@ struct SamplingRowArgs {
   const SamplingParams& params;                     // valid by check_sampling_params
   std::span<const int32_t> prompt_ids, output_ids;  // the text so far
   std::span<const int32_t> eos_token_ids;
-  // Output tokens after output_ids that are not known here yet, one at most: where the device finds it, if one.
+  // Output tokens after output_ids that the host does not know yet, at most one, and the row that samples it.
   int num_unknown = 0;
   int feedback_row = -1;
 };

@@ -1,6 +1,5 @@
-// The scheduler's part in prefill and decode apart. Decode role: sequences whose pages another worker fills. Prefill
-// role: jobs, whose pages another worker reads. Either way pages stay where they are until the other side is known to
-// be done.
+// The scheduler's part in disaggregated prefill. Decode role: sequences whose pages another worker fills. Prefill role:
+// jobs, whose pages another worker reads. Either way pages stay reserved until the other side is known to be done.
 #include <algorithm>
 #include <utility>
 
@@ -19,7 +18,7 @@ KvPages Scheduler::kv_pages(const Sequence& seq, int first_page) const {
 
 // ------------------------------------------------------------------------------------------------ decode role
 
-// A prompt that was computed before, answer and all, is computed again here: its text is no longer what a prompt is.
+// A preempted request that has output tokens is computed by this engine: its text is no longer a prompt alone.
 bool Scheduler::may_go_remote(const Sequence& seq) const {
   return cancel_remote_ && !seq.is_job() && !seq.request.prefill_workers.empty() && !seq.remote_failed &&
          !seq.wants_prompt_logprobs() && seq.num_output_tokens() == 0;
@@ -31,7 +30,7 @@ std::string Scheduler::local_reason(const Sequence& seq) const {
   return seq.request.prefill_workers.empty() ? "no prefill worker" : "short prompt";
 }
 
-// place() has made sure of the pages. The last prompt token is left to this engine.
+// place() has checked that the pages suffice. The last prompt token is left to this engine.
 void Scheduler::start_remote(Sequence& seq) {
   Rank& rank = *ranks_[size_t(seq.rank)];
   const int first_page = int(seq.pages.size()), num_tokens = seq.num_prompt_tokens - 1;
@@ -57,25 +56,25 @@ void Scheduler::remote_done(uint64_t remote, RemotePrefillResult result) {
   remotes_.erase(it);
   seq.remote = 0;
   seq.phase = Phase::kRunning;
-  if (!result.ok) {  // computed here, from the cached prefix on
+  if (!result.ok) {  // computed by this engine, from the cached prefix on
     seq.remote_failed = true;
     seq.prefill.local_reason = result.worker.empty()
-                                 ? "transfer failed: " + result.error
-                                 : fmt::format("transfer failed: {}: {}", result.worker, result.error);
+                                   ? "transfer failed: " + result.error
+                                   : fmt::format("transfer failed: {}: {}", result.worker, result.error);
     return;
   }
   seq.prefill = {.worker = std::move(result.worker),
-               .kv_bytes = result.num_bytes,
-               .remote_cached_tokens = result.num_cached_tokens,
-               .queue_seconds = seq.prefill.queue_seconds,
-               .remote_queue_seconds = result.queue_seconds,
-               .remote_compute_seconds = result.compute_seconds,
-               .transfer_seconds = result.transfer_seconds};
+                 .kv_bytes = result.num_bytes,
+                 .remote_cached_tokens = result.num_cached_tokens,
+                 .queue_seconds = seq.prefill.queue_seconds,
+                 .remote_queue_seconds = result.queue_seconds,
+                 .remote_compute_seconds = result.compute_seconds,
+                 .transfer_seconds = result.transfer_seconds};
   seq.num_computed = seq.num_mtp_computed = seq.num_prompt_tokens - 1;
   register_full_pages(seq, seq.num_computed);
 }
 
-// Afterwards nobody writes to the sequence's pages.
+// Afterwards no other worker writes to the sequence's pages.
 void Scheduler::end_remote(Sequence& seq) {
   cancel_remote_(seq.remote);
   std::erase_if(remote_starts_, [&](const RemotePrefill& start) { return start.handle == seq.remote; });
@@ -112,23 +111,23 @@ void Scheduler::submit_job(uint64_t handle, PrefillJob job, TimePoint now) {
   seq.job_tokens = job.num_tokens;
 }
 
-// place() has made sure of the pages.
+// place() has checked that the pages suffice.
 void Scheduler::begin_job(Sequence& seq) {
   const int room = grow(*ranks_[size_t(seq.rank)], seq, seq.num_remaining());
   CHECK(room == seq.num_remaining(), "room for {} of {} tokens", room, seq.num_remaining());
   report_job(seq, {.pages = kv_pages(seq, 0)});
-  if (seq.num_remaining() == 0) hold_job(seq, "");
+  if (seq.num_remaining() == 0) park_job(seq, "");
 }
 
 void Scheduler::advance_job(Sequence& seq, TimePoint now) {
   seq.job_seconds = std::chrono::duration<double>(now - seq.admitted).count();
   if (seq.num_remaining() > 0) return report_job(seq, {});
-  hold_job(seq, "");
+  park_job(seq, "");
 }
 
-// The job's last report. Its pages stay until their release; without any it is forgotten at once.
-void Scheduler::hold_job(Sequence& seq, const std::string& error) {
-  if (seq.phase == Phase::kHeld) return;
+// The job's last report. Its pages stay until their release; a job that was waiting has none and is removed at once.
+void Scheduler::park_job(Sequence& seq, const std::string& error) {
+  if (seq.phase == Phase::kParked) return;
   report_job(seq, {.finished = true, .error = error});
   if (error.empty()) counters_.prompt_tokens_total += seq.job_tokens;
   if (seq.phase == Phase::kWaiting) {
@@ -136,18 +135,19 @@ void Scheduler::hold_job(Sequence& seq, const std::string& error) {
     sequences_.erase(seq.handle);
     return;
   }
+  drop_mirror(seq);
   std::erase(ranks_[size_t(seq.rank)]->running, &seq);
-  seq.phase = Phase::kHeld;
-  held_.emplace(seq.handle, &seq);
+  seq.phase = Phase::kParked;
+  parked_.emplace(seq.handle, &seq);
 }
 
 void Scheduler::release_job(uint64_t handle) {
   CHECK(num_in_flight_ == 0, "a job's pages are released during a step");
   const auto it = sequences_.find(handle);
-  if (it == sequences_.end() || !it->second->is_job()) return;
-  hold_job(*it->second, "its pages were released before it was finished");
-  if (!held_.erase(handle)) return;
-  release_pages(*sequences_.at(handle));
+  if (it == sequences_.end() || !it->second.is_job()) return;
+  park_job(it->second, "its pages were released before it was finished");
+  if (!parked_.erase(handle)) return;
+  release_pages(sequences_.at(handle));
   sequences_.erase(handle);
 }
 

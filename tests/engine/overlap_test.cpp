@@ -1,4 +1,4 @@
-// Two steps in flight, with a device that works by itself: real CPU operations, carried out in order by a thread of
+// Two steps in flight, with a device that executes by itself: real CPU operations, executed in order by a thread of
 // their own, so that the host runs ahead of them as it does of a GPU. (On a real GPU tests/golden/cuda_test.cpp and
 // tests/e2e/cuda_test.py do the same with everything that samples.)
 #include <gtest/gtest.h>
@@ -10,6 +10,7 @@
 #include <thread>
 
 #include "core/base/error.h"
+#include "core/engine/engine_impl.h"
 #include "core/engine/engine_setup.h"
 #include "core/engine/rank_worker.h"
 #include "core/model/weights.h"
@@ -182,7 +183,7 @@ OverlappedEngine overlapped_engine(std::function<void(int64_t)> before = [](int6
                    .num_pages = setup.scheduler.num_pages,
                    .limits = setup.limits,
                    .eos_token_ids = setup.scheduler.eos_token_ids});
-  result.engine = start_engine({}, config, setup.scheduler, std::move(ranks));
+  result.engine = start_engine({}, setup.scheduler, start_rank_workers(config, std::move(ranks)));
   return result;
 }
 

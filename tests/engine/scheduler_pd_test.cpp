@@ -37,12 +37,12 @@ struct Fixture : testing::Test {
   bool step(Scheduler::TimePoint now = {}) {
     const StepPlan plan = scheduler.plan(now);
     if (!plan.empty()) {
-      std::vector<std::vector<ChunkResult>> results(1);
+      StepResult result{.ranks = std::vector<RankStepResult>(1)};
       for (const Chunk& chunk : plan.ranks[0].chunks) {
-        ChunkResult& result = results[0].emplace_back();
-        if (chunk.sample) result.token = {.id = 9};
+        ChunkResult& chunk_result = result.ranks[0].chunks.emplace_back();
+        if (chunk.sample) chunk_result.tokens = {{.id = 9}};
       }
-      scheduler.complete(plan, std::move(results), now);
+      scheduler.complete(plan, std::move(result), now);
     }
     for (Emission& e : scheduler.take_emissions()) emissions.push_back(std::move(e));
     return !plan.empty();
@@ -69,7 +69,7 @@ TEST_F(SchedulerPd, ReservesThePagesAndLeavesTheLastToken) {
   ASSERT_EQ(plan.ranks[0].chunks.size(), 1u);
   EXPECT_EQ(plan.ranks[0].chunks[0].begin, 9);
   EXPECT_TRUE(plan.ranks[0].chunks[0].sample);
-  EXPECT_EQ(std::vector<int32_t>(plan.ranks[0].chunks[0].seq->pages), start.into.pages);
+  EXPECT_EQ(plan.ranks[0].chunks[0].new_pages, start.into.pages);
   scheduler.end_all(FinishReason::kCancelled, "");
   EXPECT_TRUE(cancelled.empty());
 }
@@ -129,7 +129,7 @@ TEST_F(SchedulerPd, AJobIsNeverPreempted) {
   scheduler.submit_job(2, {.prompt_ids = std::vector<int32_t>(20, 7), .num_tokens = 18});
   while (step()) {
   }
-  EXPECT_TRUE(scheduler.waits_for_others()) << "the job's five pages are held, the request has no fourth";
+  EXPECT_TRUE(scheduler.waits_for_others()) << "the job keeps its five pages, the request has no fourth";
   EXPECT_EQ(scheduler.stats().num_preemptions_total, 0);
   const auto progress = scheduler.take_progress();
   ASSERT_EQ(progress.front().progress.pages.pages.size(), 5u);
@@ -144,7 +144,7 @@ TEST_F(SchedulerPd, JobsEndInEveryPhase) {
     scheduler.submit_job(handle, {.prompt_ids = std::vector<int32_t>(17, 7), .num_tokens = 16});
   scheduler.release_job(3);  // in the queue
   step();
-  step();  // the first is held, the second runs
+  step();  // the first is parked, the second runs
   scheduler.submit_job(4, {.prompt_ids = std::vector<int32_t>(17, 7), .num_tokens = 16});
   scheduler.end_all(FinishReason::kError, "over");
   std::map<uint64_t, std::string> errors;

@@ -1,5 +1,6 @@
-// Scheduler under a model of the cache: every step writes the ids of its rows to the pages it was given and reads each
-// sequence's whole text back from them, so a page that is shared, lost or given twice shows as a wrong text.
+// Scheduler under a model of the ranks: each keeps mirrors of its sequences from the plans alone. Every step writes the
+// ids of its rows to the pages of its mirrors and reads each sequence's whole text back from them, so a page that is
+// shared, lost or assigned twice, or a delta that is missing, shows as a wrong text.
 #include "core/engine/scheduler.h"
 
 #include <gtest/gtest.h>
@@ -11,6 +12,7 @@
 #include <set>
 
 #include "core/base/error.h"
+#include "core/engine/sequence_mirror.h"
 
 namespace moectl {
 namespace {
@@ -70,20 +72,18 @@ Answer expected_answer(const GenerateRequest& r, const SchedulerConfig& config) 
   return a;
 }
 
-// Plays the ranks: carries out plans on pretended caches, in order and as soon as they are made, feeds sampled tokens
-// back as a device does, and collects the answers when as many steps are in flight as may be.
+// Plays the ranks: executes plans on model caches, in order and as soon as they are made, feeds sampled tokens back as
+// a device does, and collects the answers when the maximum number of steps is in flight.
 class Player {
  public:
   explicit Player(SchedulerConfig config) : scheduler(config), config_(std::move(config)) {
-    caches_.resize(size_t(config_.num_ranks),
-                   std::vector<std::vector<int32_t>>(size_t(config_.num_pages),
-                                                     std::vector<int32_t>(size_t(config_.page_size), -1)));
-    sampled_.resize(size_t(config_.num_ranks));
+    for (int i = 0; i < config_.num_ranks; ++i) ranks_.emplace_back(config_);
   }
 
   uint64_t submit(GenerateRequest r) {
     check_request(r, config_);
     const uint64_t handle = next_handle_++;
+    requests_[handle] = r;
     scheduler.submit(handle, std::move(r));
     return handle;
   }
@@ -96,7 +96,7 @@ class Player {
     const bool launches = !plan.empty();
     if (launches) execute(std::move(plan));
     if (in_flight_.empty() || (launches && int(in_flight_.size()) < config_.max_steps_in_flight)) return launches;
-    scheduler.complete(in_flight_.front().plan, std::move(in_flight_.front().results));
+    scheduler.complete(in_flight_.front().plan, std::move(in_flight_.front().result));
     in_flight_.pop_front();
     collect();
     check_pages();
@@ -104,23 +104,13 @@ class Player {
   }
 
   void execute(StepPlan plan) {
-    std::vector<std::vector<ChunkResult>> results(plan.ranks.size());
-    std::set<const Sequence*> seen;
-    for (size_t r = 0; r < plan.ranks.size(); ++r) {
-      check_limits(plan.ranks[r]);
-      for (const Chunk& chunk : plan.ranks[r].chunks) {
-        EXPECT_TRUE(seen.insert(chunk.seq.get()).second) << "a sequence twice in one step";
-        EXPECT_EQ(chunk.seq->rank, int(r));
-        write(caches_[r], chunk, sampled_[r]);
-      }
-      sampled_[r].clear();
-      for (const Chunk& chunk : plan.ranks[r].chunks) {
-        results[r].push_back(read(caches_[r], chunk));
-        sampled_[r].resize(sampled_[r].size() + size_t(chunk.num_logits()), -1);
-        if (results[r].back().token) sampled_[r].back() = results[r].back().token->id;
-      }
-    }
-    in_flight_.push_back({std::move(plan), std::move(results)});
+    StepResult result;
+    for (size_t r = 0; r < plan.ranks.size(); ++r) result.ranks.push_back(execute(ranks_[r], plan.ranks[r]));
+    std::set<uint64_t> seen;
+    for (const RankStepPlan& rank : plan.ranks)
+      for (const Chunk& chunk : rank.chunks)
+        EXPECT_TRUE(seen.insert(chunk.seq).second) << "a sequence twice in one step";
+    in_flight_.push_back({std::move(plan), std::move(result)});
   }
 
   void run(int limit = 10000) {
@@ -145,52 +135,75 @@ class Player {
 
   Scheduler scheduler;
   std::map<uint64_t, Answer> answers;
-  std::function<bool(const Chunk&)> breaks;  // chunks whose sampling fails
+  std::function<bool(const std::vector<int32_t>&)> breaks;  // texts whose sampling fails
 
  private:
-  using Cache = std::vector<std::vector<int32_t>>;
+  struct PlayedRank {
+    explicit PlayedRank(const SchedulerConfig& config)
+        : page_size(config.page_size),
+          cache(size_t(config.num_pages * config.page_size), -1),
+          mirrors(config.num_pages, config.page_size, config.vocab_size) {}
+    int32_t& at(const SequenceMirror& mirror, int position) {
+      return cache.at(size_t(mirror.pages.at(size_t(position / page_size)) * page_size + position % page_size));
+    }
+    int page_size;
+    std::vector<int32_t> cache;  // [num_pages * page_size]
+    SequenceMirrors mirrors;
+    std::vector<int32_t> sampled;  // by the last step, by row of logits
+  };
 
-  void check_limits(const RankPlan& plan) {
+  RankStepResult execute(PlayedRank& rank, const RankStepPlan& plan) {
+    check_limits(plan);
+    const ChunkMirrors mirrors = rank.mirrors.apply(plan);
+    EXPECT_LE(rank.mirrors.size(), config_.max_seqs_per_rank());
+    for (size_t c = 0; c < mirrors.size(); ++c)
+      for (int i = plan.chunks[c].begin; i < plan.chunks[c].end(); ++i) {
+        const int32_t id = plan.chunks[c].token_at(i);
+        rank.at(*mirrors[c], i) = id < 0 ? rank.sampled.at(size_t(-1 - id)) : id;
+      }
+    rank.sampled.clear();
+    RankStepResult result;
+    for (size_t c = 0; c < mirrors.size(); ++c) {
+      const Chunk& chunk = plan.chunks[c];
+      result.chunks.push_back(read(rank, *mirrors[c], chunk));
+      rank.sampled.resize(rank.sampled.size() + size_t(chunk.num_logits()), -1);
+      if (chunk.sample) rank.sampled.back() = result.chunks.back().tokens.at(0).id;
+    }
+    return result;
+  }
+
+  void check_limits(const RankStepPlan& plan) {
     int tokens = 0, prompt_logits = 0, logits = 0;
     for (const Chunk& c : plan.chunks) {
-      EXPECT_GT(c.num_tokens, 0);
-      EXPECT_TRUE(c.prompt_logits_begin >= c.begin && c.prompt_logits_end <= c.begin + c.num_tokens);
-      tokens += c.num_tokens;
-      prompt_logits += c.prompt_logits_end - c.prompt_logits_begin;
+      EXPECT_GT(c.num_tokens(), 0);
+      EXPECT_TRUE(c.prompt_logits_begin >= c.begin && c.prompt_logits_end <= c.end());
+      tokens += c.num_tokens();
+      prompt_logits += c.num_prompt_logits();
       logits += c.num_logits();
     }
-    EXPECT_EQ(tokens, plan.num_tokens);
-    EXPECT_EQ(prompt_logits, plan.num_prompt_logits);
     EXPECT_LE(tokens, config_.max_num_batched_tokens);
     EXPECT_LE(prompt_logits, config_.max_prompt_logits);
     EXPECT_LE(logits, config_.max_logits_per_rank());
     EXPECT_LE(int(plan.chunks.size()), config_.max_seqs_per_rank());
   }
 
-  // `sampled`: by the step before, by row of logits.
-  void write(Cache& cache, const Chunk& chunk, const std::vector<int32_t>& sampled) {
-    for (int i = chunk.begin; i < chunk.begin + chunk.num_tokens; ++i) {
-      const bool known = i < chunk.seq->num_tokens();
-      cache[size_t(chunk.seq->pages[size_t(i / config_.page_size)])][size_t(i % config_.page_size)] =
-          known ? chunk.seq->token_ids[size_t(i)] : sampled.at(size_t(chunk.feedback_row));
-    }
-  }
-
-  ChunkResult read(const Cache& cache, const Chunk& chunk) {
-    const Sequence& seq = *chunk.seq;
+  ChunkResult read(PlayedRank& rank, const SequenceMirror& mirror, const Chunk& chunk) {
+    const GenerateRequest& request = requests_.at(chunk.seq);
     std::vector<int32_t> text;
-    for (int i = 0; i < chunk.begin + chunk.num_tokens; ++i)
-      text.push_back(cache[size_t(seq.pages[size_t(i / config_.page_size)])][size_t(i % config_.page_size)]);
-    const int num_known = std::min(seq.num_tokens(), int(text.size()));
-    EXPECT_LE(int(text.size()) - num_known, config_.max_steps_in_flight - 1);
-    EXPECT_EQ(std::vector(text.begin(), text.begin() + num_known),
-              std::vector(seq.token_ids.begin(), seq.token_ids.begin() + num_known))
-        << "the cache holds another text";
+    for (int i = 0; i < chunk.end(); ++i) text.push_back(rank.at(mirror, i));
+    // The cache holds the prompt and the known output; at most one token after them is the device's own.
+    std::vector<int32_t> known = request.prompt_ids;
+    EXPECT_EQ(mirror.start.num_prompt_tokens, int(known.size()));
+    EXPECT_EQ(mirror.start.sampling, request.sampling);
+    known.insert(known.end(), mirror.output_ids.begin(), mirror.output_ids.end());
+    if (known.size() > text.size()) known.resize(text.size());
+    EXPECT_LE(int(text.size() - known.size()), config_.max_steps_in_flight - 1);
+    EXPECT_EQ(std::vector(text.begin(), text.begin() + long(known.size())), known) << "the cache holds another text";
     ChunkResult result;
     for (int i = chunk.prompt_logits_begin; i < chunk.prompt_logits_end; ++i)
-      result.prompt_logprobs.push_back({.id = seq.token_ids[size_t(i) + 1]});
-    if (chunk.sample) result.token = {.id = next_token(text, seq.request.sampling.seed)};
-    if (breaks && breaks(chunk)) result.error = Error(Code::kInternal, "broken row");
+      result.prompt_logprobs.push_back({.id = chunk.token_at(i + 1)});
+    if (chunk.sample) result.tokens = {{.id = next_token(text, mirror.start.sampling.seed)}};
+    if (breaks && breaks(text)) result.error = Error(Code::kInternal, "broken row");
     return result;
   }
 
@@ -207,11 +220,11 @@ class Player {
   }
 
   const SchedulerConfig config_;
-  std::vector<Cache> caches_;
-  std::vector<std::vector<int32_t>> sampled_;  // by the last step: of each rank, by row of logits
+  std::vector<PlayedRank> ranks_;
+  std::map<uint64_t, GenerateRequest> requests_;
   struct InFlight {
     StepPlan plan;
-    std::vector<std::vector<ChunkResult>> results;
+    StepResult result;
   };
   std::deque<InFlight> in_flight_;
   uint64_t next_handle_ = 1;
@@ -244,8 +257,8 @@ TEST(Scheduler, DecodesGoBeforePrefills) {
   p.submit(request(prompt_of(30, 20), 3));
   const StepPlan plan = p.scheduler.plan({});
   ASSERT_EQ(plan.ranks[0].chunks.size(), 2u);
-  EXPECT_EQ(plan.ranks[0].chunks[0].num_tokens, 1);
-  EXPECT_EQ(plan.ranks[0].chunks[1].num_tokens, 15) << "the rest of the budget";
+  EXPECT_EQ(plan.ranks[0].chunks[0].num_tokens(), 1);
+  EXPECT_EQ(plan.ranks[0].chunks[1].num_tokens(), 15) << "the rest of the budget";
   p.scheduler.end_all(FinishReason::kCancelled, "");
 }
 
@@ -387,9 +400,7 @@ TEST(Scheduler, ABrokenRowEndsItsRequestAlone) {
   const uint64_t good = p.submit(r);
   r.prompt_ids = prompt_of(4, 30);
   const uint64_t bad = p.submit(r);
-  p.breaks = [](const Chunk& c) {
-    return c.seq->request.prompt_ids.empty() && c.seq->token_ids[0] == 30 && c.seq->num_tokens() == 7;
-  };
+  p.breaks = [](const std::vector<int32_t>& text) { return text[0] == 30 && text.size() == 7; };
   p.run();
   EXPECT_EQ(p.answers[bad].finish, FinishReason::kError);
   EXPECT_EQ(p.answers[bad].error, "broken row");
@@ -412,7 +423,7 @@ TEST(Scheduler, WithTwoStepsInFlightASequenceGoesOnFromATokenThatIsNotKnown) {
   EXPECT_TRUE(p.answers[h].ids.empty()) << "the first step is launched, nothing collected";
   for (int i = 0; i < 8; ++i) {
     ASSERT_TRUE(p.step());
-    EXPECT_EQ(p.answers[h].ids.size(), size_t(i + 1)) << "a token a step";
+    EXPECT_EQ(p.answers[h].ids.size(), size_t(i + 1)) << "one token per step";
   }
   ASSERT_TRUE(p.step());
   EXPECT_EQ(p.answers[h].ids, expected_answer(r, small_config()).ids);
@@ -455,16 +466,17 @@ TEST(Scheduler, CancelWithStepsInFlightReturnsThePages) {
 TEST(Scheduler, SpreadsOverRanksAndFollowsPrefixes) {
   auto config = small_config();
   config.num_ranks = 2;
-  Player p(config);
   auto a = request(prompt_of(12), 4), b = request(prompt_of(12, 30), 4);
   a.sampling.ignore_eos = b.sampling.ignore_eos = true;
-  p.submit(a);
-  p.submit(b);
-  StepPlan plan = p.scheduler.plan({});
-  EXPECT_EQ(plan.ranks[0].chunks.size(), 1u);
-  EXPECT_EQ(plan.ranks[1].chunks.size(), 1u);
-  p.scheduler.end_all(FinishReason::kCancelled, "");
-  p.collect();
+  {
+    Player two(config);
+    two.submit(a);
+    two.submit(b);
+    const StepPlan plan = two.scheduler.plan({});
+    EXPECT_EQ(plan.ranks[0].chunks.size(), 1u);
+    EXPECT_EQ(plan.ranks[1].chunks.size(), 1u);
+  }
+  Player p(config);
   p.submit(b);
   p.run();  // on rank 0, the first of equals
   p.submit(a);

@@ -6,6 +6,7 @@
 #include <utility>
 #include <vector>
 
+#include "core/engine/engine_impl.h"
 #include "core/engine/engine_setup.h"
 #include "core/engine/rank_worker.h"
 #include "core/model/weights.h"
@@ -28,27 +29,39 @@ class TamperedOps final : public WrappedOps {
   Tamper after_linear_;
 };
 
-inline std::unique_ptr<Engine> tampered_engine(const EngineConfig& flags, TamperedOps::Tamper tamper) {
-  const Config config = read_config(flags.model_dir);
-  const OpsOptions backend = plan_ops(flags, config, 1);
-  const Checkpoint checkpoint = Checkpoint::open(flags.model_dir);
-  const EngineSetup setup =
-      plan_setup(flags, config, config.eos_token_ids, *make_ops(backend), checkpoint.total_bytes());
+// What Engine::create would start for these flags, to be changed before it is started.
+struct EngineParts {
+  Config config;
+  EngineSetup setup;
   std::vector<RankSetup> ranks;
+  ModelInfo info() const { return {.max_model_len = setup.scheduler.max_model_len}; }
+};
+
+inline EngineParts engine_parts(const EngineConfig& flags) {
+  EngineParts parts{.config = read_config(flags.model_dir)};
+  const OpsOptions backend = plan_ops(flags, parts.config, 1);
+  const Checkpoint checkpoint = Checkpoint::open(flags.model_dir);
+  parts.setup =
+      plan_setup(flags, parts.config, parts.config.eos_token_ids, *make_ops(backend), checkpoint.total_bytes());
   std::shared_ptr<const ModelWeights> weights;
   for (auto& comm : make_local_communicators(flags.ep_size)) {
     auto ops = make_ops(backend);
-    if (!weights) weights = load_weights(config, checkpoint, *ops);
-    if (comm->rank() == flags.ep_size - 1) ops = std::make_unique<TamperedOps>(std::move(ops), tamper);
-    ranks.push_back({.weights = weights,
-                     .ops = std::move(ops),
-                     .comm = std::move(comm),
-                     .num_pages = setup.scheduler.num_pages,
-                     .limits = setup.limits,
-                     .eos_token_ids = setup.scheduler.eos_token_ids});
+    if (!weights) weights = load_weights(parts.config, checkpoint, *ops);
+    parts.ranks.push_back({.weights = weights,
+                           .ops = std::move(ops),
+                           .comm = std::move(comm),
+                           .num_pages = parts.setup.scheduler.num_pages,
+                           .limits = parts.setup.limits,
+                           .eos_token_ids = parts.setup.scheduler.eos_token_ids});
   }
-  const ModelInfo info = {.max_model_len = setup.scheduler.max_model_len};
-  return start_engine(info, config, setup.scheduler, std::move(ranks));
+  return parts;
+}
+
+inline std::unique_ptr<Engine> tampered_engine(const EngineConfig& flags, TamperedOps::Tamper tamper) {
+  EngineParts parts = engine_parts(flags);
+  auto& ops = parts.ranks.back().ops;
+  ops = std::make_unique<TamperedOps>(std::move(ops), std::move(tamper));
+  return start_engine(parts.info(), parts.setup.scheduler, start_rank_workers(parts.config, std::move(parts.ranks)));
 }
 
 }  // namespace moectl::test

@@ -1,9 +1,10 @@
-// EngineImpl: the threads behind engine.h. The scheduler thread owns the Scheduler and the sinks and runs the loop
-// take submissions -> plan -> launch -> collect -> deliver; each RankWorker computes on its own thread. With two steps
-// in flight (SchedulerConfig) what is collected is the step before the one just launched. Callers only touch the inbox
-// and the published statistics, both under short locks; so do the results of a PrefillSource, which may come from any
-// thread, and even late: the mailbox outlives the engine if it must.
-#include "core/engine/engine.h"
+// EngineImpl: the scheduler thread owns the Scheduler and the sinks and runs the loop take submissions -> plan ->
+// launch
+// -> collect -> deliver; ranks compute behind their RankHandles. With two steps in flight (SchedulerConfig) the step
+// collected is the one before the step just launched. Callers access only the inbox and the published statistics, both
+// under short locks; so do the results of a PrefillSource, which may come from any thread and after the engine's end:
+// the mailbox is shared with it.
+#include "core/engine/engine_impl.h"
 
 #include <algorithm>
 #include <condition_variable>
@@ -15,8 +16,6 @@
 
 #include "core/base/check.h"
 #include "core/base/log.h"
-#include "core/engine/rank_worker.h"
-#include "core/engine/scheduler.h"
 
 namespace moectl {
 namespace {
@@ -26,9 +25,9 @@ using Clock = std::chrono::steady_clock;
 struct Submission {
   uint64_t handle = 0;
   Clock::time_point time;
-  GenerateRequest request;  // or, when `job_sink`:
-  PrefillJob job;
+  GenerateRequest request;
   OutputSink sink;
+  PrefillJob job;  // instead of the request, when `job_sink` is set
   PrefillSink job_sink;
 };
 
@@ -63,7 +62,7 @@ struct Mailbox {
 
 class EngineImpl final : public Engine {
  public:
-  EngineImpl(ModelInfo info, Config config, SchedulerConfig scheduler, std::vector<RankSetup> ranks,
+  EngineImpl(ModelInfo info, SchedulerConfig scheduler, std::vector<std::unique_ptr<RankHandle>> ranks,
              std::shared_ptr<PrefillSource> source);
   ~EngineImpl() override;
 
@@ -85,7 +84,6 @@ class EngineImpl final : public Engine {
   void keep_sinks(Inbox& inbox);
   void apply(Inbox inbox);
   void step();
-  StepPlan plan_step();
   void launch(StepPlan plan);
   void collect();
   void start_remotes();
@@ -99,23 +97,21 @@ class EngineImpl final : public Engine {
   void publish(bool progressed);
 
   const ModelInfo info_;
-  const Config config_;
   const std::shared_ptr<PrefillSource> source_;  // may be null
-  std::atomic<int64_t> layers_done_{0};          // by all ranks; goes after them
-  std::vector<std::unique_ptr<RankWorker>> workers_;
+  const std::vector<std::unique_ptr<RankHandle>> ranks_;
 
   // Scheduler thread.
   Scheduler scheduler_;
-  struct StepInFlight {
+  struct LaunchedStep {
     StepPlan plan;
     bool follows = false;  // the step before was launched without a pause between them
   };
-  std::deque<StepInFlight> in_flight_;  // oldest first
+  std::deque<LaunchedStep> in_flight_;  // oldest first
   double busy_seconds_ = 0, idle_seconds_ = 0;
   std::map<uint64_t, OutputSink> sinks_;
   std::map<uint64_t, PrefillSink> job_sinks_;
-  bool parked_ = false;  // the last plan was empty: nothing to do until the inbox or a deadline says so
-  bool paused_ = true;   // no step was there to run since the last one
+  bool parked_ = false;  // the last plan was empty: nothing to do until the inbox fills or a deadline passes
+  bool paused_ = true;   // there was no step to run since the last one
 
   // Shared, under mail_->mutex.
   const std::shared_ptr<Mailbox> mail_ = std::make_shared<Mailbox>();
@@ -124,29 +120,29 @@ class EngineImpl final : public Engine {
   EngineStats stats_;  // as of the last step
   bool working_ = false;
   mutable Clock::time_point last_progress_;  // while working
-  mutable int64_t layers_seen_ = 0;          // of layers_done_, by the last stats()
+  mutable int64_t layers_seen_ = 0;          // of all ranks, by the last stats()
 
   std::thread thread_;
 };
 
-EngineImpl::EngineImpl(ModelInfo info, Config config, SchedulerConfig scheduler, std::vector<RankSetup> ranks,
+// The failure to report: its cause, rather than what the peers of the failed rank say.
+std::string cause_of(const std::vector<RankFailure>& failures) {
+  if (failures.empty()) return {};
+  const auto own = std::ranges::find(failures, false, &RankFailure::by_peer);
+  return own == failures.end() ? failures.front().what : own->what;
+}
+
+EngineImpl::EngineImpl(ModelInfo info, SchedulerConfig scheduler, std::vector<std::unique_ptr<RankHandle>> ranks,
                        std::shared_ptr<PrefillSource> source)
     : info_(std::move(info)),
-      config_(std::move(config)),
       source_(std::move(source)),
+      ranks_(std::move(ranks)),
       scheduler_(std::move(scheduler), source_ ? [source = source_.get()](uint64_t remote) { source->cancel(remote); }
                                                : std::function<void(uint64_t)>()) {
-  for (RankSetup& rank : ranks) {
-    rank.config = &config_;
-    rank.layers_done = &layers_done_;
-    workers_.push_back(std::make_unique<RankWorker>(std::move(rank)));
-  }
-  std::string failure;
-  for (auto& worker : workers_) {
-    const std::string why = worker->begun();
-    if (failure.empty() || !worker->failed_by_peer()) failure = why.empty() ? failure : why;
-  }
-  if (!failure.empty()) throw Error(Code::kBadConfig, "the model could not be set up: " + failure);
+  std::vector<RankFailure> failures;
+  for (const auto& rank : ranks_)
+    if (auto failure = rank->wait_until_built()) failures.push_back(*std::move(failure));
+  if (!failures.empty()) throw Error(Code::kBadConfig, "the model could not be set up: " + cause_of(failures));
   if (source_) source_->attach(kv_layout(), kv_pools());
   stats_ = scheduler_.stats();
   thread_ = std::thread([this] { run(); });
@@ -199,19 +195,24 @@ void EngineImpl::release_prefill(uint64_t handle) {
   mail_->post([&](Inbox& inbox) { inbox.releases.push_back(handle); });
 }
 
+// One layout for all ranks: a peer may read pages of any of them.
 KvLayout EngineImpl::kv_layout() const {
-  const KvPool pool = workers_[0]->kv_pool();
-  return {.model_hash = info_.model_hash,
-          .numerics_id = info_.numerics_id,
-          .num_layers = pool.num_layers,
-          .page_size = pool.page_size,
-          .page_bytes = pool.page_bytes,
-          .token_rows = pool.token_rows};
+  const auto layout_of = [&](const KvPool& pool) {
+    return KvLayout{.model_hash = info_.model_hash,
+                    .numerics_id = info_.numerics_id,
+                    .num_layers = pool.num_layers,
+                    .page_size = pool.page_size,
+                    .page_bytes = pool.page_bytes,
+                    .token_rows = pool.token_rows};
+  };
+  const KvLayout layout = layout_of(ranks_[0]->kv_pool());
+  for (const auto& rank : ranks_) CHECK(layout_of(rank->kv_pool()) == layout, "the ranks' KV layouts differ");
+  return layout;
 }
 
 std::vector<KvPool> EngineImpl::kv_pools() const {
   std::vector<KvPool> pools;
-  for (const auto& worker : workers_) pools.push_back(worker->kv_pool());
+  for (const auto& rank : ranks_) pools.push_back(rank->kv_pool());
   return pools;
 }
 
@@ -220,7 +221,8 @@ EngineStats EngineImpl::stats() const {
   EngineStats stats = stats_;
   stats.num_waiting += int64_t(mail_->inbox.submissions.size());
   // A layer is progress too: one step of a large model may take minutes on a CPU.
-  const int64_t layers = layers_done_;
+  int64_t layers = 0;
+  for (const auto& rank : ranks_) layers += rank->num_layers_done();
   if (std::exchange(layers_seen_, layers) != layers) last_progress_ = Clock::now();
   if (working_) stats.seconds_since_progress = std::chrono::duration<double>(Clock::now() - last_progress_).count();
   return stats;
@@ -253,12 +255,10 @@ void EngineImpl::run() {
     publish(progressed);
   }
   keep_sinks(inbox);
-  for (auto& worker : workers_) worker->begun();  // then nobody reads the plans any more
-  in_flight_.clear();
   end_everything(FinishReason::kCancelled, "");
 }
 
-// Parks until there is something to do; false when the engine is to end (`inbox` then holds what came last).
+// Parks until there is something to do; false when the engine is to end (`inbox` then holds the last messages).
 bool EngineImpl::take_inbox(Inbox& inbox) {
   const auto deadline = parked_ ? scheduler_.next_deadline() : std::nullopt;
   std::unique_lock lock(mail_->mutex);
@@ -299,7 +299,7 @@ void EngineImpl::apply(Inbox inbox) {
 }
 
 void EngineImpl::step() {
-  StepPlan plan = plan_step();
+  StepPlan plan = scheduler_.plan(Clock::now());
   const bool launches = !plan.empty();
   parked_ = !launches && in_flight_.empty();
   if (parked_) {
@@ -312,46 +312,32 @@ void EngineImpl::step() {
   if (!launches || int(in_flight_.size()) == scheduler_.config().max_steps_in_flight) collect();
 }
 
-// Sequences change only when no rank is about to read them.
-StepPlan EngineImpl::plan_step() {
-  if (!in_flight_.empty())
-    for (auto& worker : workers_)
-      if (!worker->begun().empty()) return {};  // collect() tells
-  return scheduler_.plan(Clock::now());
-}
-
 void EngineImpl::launch(StepPlan plan) {
+  for (size_t i = 0; i < ranks_.size(); ++i) ranks_[i]->launch(plan.ranks[i]);
   in_flight_.push_back({.plan = std::move(plan), .follows = !std::exchange(paused_, false)});
-  for (size_t i = 0; i < workers_.size(); ++i) workers_[i]->launch(in_flight_.back().plan.ranks[i]);
 }
 
 // Waits for the oldest step and hands its results to the scheduler.
 void EngineImpl::collect() {
-  std::string failure;
-  bool by_peer = true;
-  for (auto& worker : workers_) {  // all, even after a failure: the plan must outlive the step
-    const std::string why = worker->wait();
-    if (why.empty() || !by_peer) continue;
-    failure = why;
-    by_peer = worker->failed_by_peer();
+  StepResult result;
+  std::vector<RankFailure> failures;
+  for (const auto& rank : ranks_) {
+    result.ranks.push_back(rank->wait());
+    if (const auto& failure = result.ranks.back().failure) failures.push_back(*failure);
   }
-  const StepInFlight step = std::move(in_flight_.front());
+  const LaunchedStep step = std::move(in_flight_.front());
   in_flight_.pop_front();
-  if (!failure.empty()) {
-    in_flight_.clear();  // the ranks that failed are done with what they had begun
-    return fail(failure);
+  if (!failures.empty()) {
+    in_flight_.clear();  // a failed rank gives no more results
+    return fail(cause_of(failures));
   }
-  std::vector<std::vector<ChunkResult>> results;
-  for (auto& worker : workers_) {
-    RankWorker::StepResult result = worker->take_result();
-    if (worker == workers_[0]) busy_seconds_ += result.busy_seconds;
-    if (worker == workers_[0] && step.follows) idle_seconds_ += result.idle_seconds;
-    results.push_back(std::move(result.chunks));
-  }
-  scheduler_.complete(step.plan, std::move(results), Clock::now());
+  // Ranks advance layer by layer together, so one rank's clock tells the time of the step.
+  busy_seconds_ += result.ranks[0].busy_seconds;
+  if (step.follows) idle_seconds_ += result.ranks[0].idle_seconds;
+  scheduler_.complete(step.plan, std::move(result), Clock::now());
 }
 
-// Never throws: a source that cannot begin has failed, and the prompt is computed here.
+// Never throws: when a source cannot begin, its prefill has failed and this engine computes the prompt.
 void EngineImpl::start_remotes() {
   for (RemotePrefill& start : scheduler_.take_remote_starts()) {
     const uint64_t remote = start.handle;
@@ -368,7 +354,8 @@ void EngineImpl::start_remotes() {
   }
 }
 
-// Decision 8: a failed step ends the instance. Everything in flight ends with an error; nothing new is taken.
+// A failed step ends the instance (docs/architecture.md, decision 7). Everything in flight ends with an error; no
+// request is taken any more.
 void EngineImpl::fail(const std::string& reason) {
   bool first = false;
   {
@@ -380,7 +367,7 @@ void EngineImpl::fail(const std::string& reason) {
   end_everything(FinishReason::kError, reason);
 }
 
-// Every sink hears the end, also of requests that never reached the scheduler.
+// Every sink gets its terminal output, also those of requests that never reached the scheduler.
 void EngineImpl::end_everything(FinishReason reason, const std::string& error) {
   scheduler_.end_all(reason, error);
   deliver();
@@ -409,7 +396,7 @@ void EngineImpl::call_job_sink(JobProgress progress) {
   call(job_sinks_, progress.handle, std::move(progress.progress), last);
 }
 
-// A step may be in progress: the scheduler is left alone.
+// A step may be in flight: the scheduler is not touched.
 template <class Sink, class Value>
 void EngineImpl::call(std::map<uint64_t, Sink>& sinks, uint64_t handle, Value value, bool last) {
   const auto it = sinks.find(handle);
@@ -450,10 +437,10 @@ void EngineImpl::publish(bool progressed) {
 
 }  // namespace
 
-std::unique_ptr<Engine> start_engine(ModelInfo info, Config config, SchedulerConfig scheduler,
-                                     std::vector<RankSetup> ranks, std::shared_ptr<PrefillSource> source) {
-  return std::make_unique<EngineImpl>(std::move(info), std::move(config), std::move(scheduler), std::move(ranks),
-                                      std::move(source));
+std::unique_ptr<Engine> start_engine(ModelInfo info, SchedulerConfig scheduler,
+                                     std::vector<std::unique_ptr<RankHandle>> ranks,
+                                     std::shared_ptr<PrefillSource> source) {
+  return std::make_unique<EngineImpl>(std::move(info), std::move(scheduler), std::move(ranks), std::move(source));
 }
 
 }  // namespace moectl

@@ -1,5 +1,5 @@
-// Sequence: one request inside the engine, from submit to its last output. Plain data; the scheduler changes it when no
-// rank begins or ends a step, rank threads read it when they do.
+// Sequence: one request inside the engine, from submit to its last output. Owned by the scheduler; scheduler thread
+// only (ranks keep mirrors of what they need, step.h).
 #pragma once
 
 #include <chrono>
@@ -7,7 +7,7 @@
 #include <span>
 #include <vector>
 
-#include "core/engine/engine.h"
+#include "core/engine/types.h"
 #include "core/kv/prefix_cache.h"
 
 namespace moectl {
@@ -15,9 +15,8 @@ namespace moectl {
 enum class Phase {
   kWaiting,        // in the queue, without pages
   kRunning,        // on a rank, computed step by step
-  kRemotePrefill,  // on a rank, its reserved pages are filled by another worker; no step touches them
-  kHeld,           // a prefill job that is over; its pages wait for their release
-  kEnded,          // its last output went out; only steps in flight still know it, and what they bring is dropped
+  kRemotePrefill,  // on a rank; another worker fills its reserved pages and no step touches them
+  kParked,         // a prefill job that is finished or failed; it keeps its pages until they are released
 };
 
 struct Sequence {
@@ -31,23 +30,27 @@ struct Sequence {
   int num_computed = 0;       // tokens whose KV is in `pages` when all steps planned so far are done
   int num_in_flight = 0;      // chunks of steps in flight
   int num_pending = 0;        // of these, chunks that sample: tokens after token_ids that are not known yet
-  int sample_row = -1;        // the newest of them: its row among the logits of its step
+  int sample_row = -1;        // of the newest pending token: its row among the logits of its step
   std::vector<PageId> pages;  // page i holds tokens [i * page_size, (i + 1) * page_size)
   PrefixCursor cursor;
 
-  // A prefill job computes the KV of its first tokens and nothing else; all its pages are reserved when it is admitted,
-  // because a peer reads them until it says otherwise.
+  // What the rank's mirror holds after the last plan (step.h).
+  bool has_mirror = false;
+  int num_pages_sent = 0, num_outputs_sent = 0;
+
+  // A prefill job computes the KV of its first tokens and samples nothing; all its pages are reserved at admission,
+  // because a peer reads them until release_job().
   int job_tokens = 0;      // 0: an ordinary request
   double job_seconds = 0;  // from its admission to the last step
   std::chrono::steady_clock::time_point submitted, admitted;
 
-  uint64_t remote = 0;         // the attempt under way, in Phase::kRemotePrefill
-  bool remote_failed = false;  // from now on computed here
+  uint64_t remote = 0;         // the remote prefill under way, in Phase::kRemotePrefill
+  bool remote_failed = false;  // from now on computed by this engine
   PrefillStats prefill;
   int num_mtp_computed = 0;  // tokens, from the first on, whose KV of the MTP layer is in `pages`
 
   bool admitted_before = false;                        // a preemption sends it back to the queue
-  bool reported = false;                               // prompt facts went out with the first output
+  bool reported = false;                               // its prompt stats were emitted with the first output
   int num_cached_tokens = 0;                           // at the first admission
   std::vector<GenerateOutput::Token> prompt_logprobs;  // of prompt tokens 1 ..., kept through a preemption
 

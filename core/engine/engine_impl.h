@@ -1,0 +1,18 @@
+// The threads behind engine.h, over ranks that are started: Engine::create and tests assemble engines with it.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "core/engine/engine.h"
+#include "core/engine/rank_handle.h"
+#include "core/engine/scheduler.h"
+
+namespace moectl {
+
+// Waits until all ranks are built. Throws Error{kBadConfig} with the cause when one could not be.
+std::unique_ptr<Engine> start_engine(ModelInfo info, SchedulerConfig scheduler,
+                                     std::vector<std::unique_ptr<RankHandle>> ranks,
+                                     std::shared_ptr<PrefillSource> source = {});
+
+}  // namespace moectl
