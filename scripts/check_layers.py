@@ -29,6 +29,9 @@ LAYERS = {
     "tests": ["core/", "kernels", "router"],
 }
 
+# A layer with a boundary header: from these layers it is entered through that header only.
+BOUNDARIES = {"core/engine/engine.h": ("core/serving", "cmd")}
+
 # third-party include: (what it is, the files it may stand in)
 HOMES = [
     (r"boost/", r"core/(http|pd)/|tests/(http|pd)/"),
@@ -69,6 +72,10 @@ def third_party_fault(path, header):
 def project_fault(path, layer, header):
     if not (ROOT / header).is_file():
         return f'"{header}" is not a path from the root of the repository'
+    for boundary, layers in BOUNDARIES.items():
+        folder = boundary.rpartition("/")[0] + "/"
+        if layer in layers and header.startswith(folder) and header != boundary:
+            return f"{layer} may include {boundary} of {folder}, not {header}"
     allowed = [layer + "/"] + [a if a.endswith(("/", ".h")) else a + "/" for a in LAYERS[layer]]
     if any(header.startswith(a) for a in allowed):
         return None
