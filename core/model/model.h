@@ -4,7 +4,6 @@
 #pragma once
 
 #include <atomic>
-#include <functional>
 #include <memory>
 
 #include "core/comm/communicator.h"
@@ -21,12 +20,6 @@ struct ModelWeights;  // weights.h
 // Re-exported checkpoints often lack the MTP modules that their config.json promises. Where no tensor of them is there,
 // `config` loses them. Returns how many.
 int leave_out_absent_mtp(Config& config, const Checkpoint& checkpoint);
-
-// Packs every tensor of the checkpoint. `progress(done, total)` in bytes. Read-only afterwards: CPU ranks share one
-// object.
-std::shared_ptr<const ModelWeights> load_weights(const Config& config, const Checkpoint& checkpoint, Ops& ops,
-                                                 const std::function<void(int64_t, int64_t)>& progress = {});
-int64_t weight_bytes(const ModelWeights& weights);  // as packed
 
 // Paged cache of one rank, for each layer (MTP layers included). MLA: [num_pages, kPageSize, values a token]; GQA:
 // [num_pages, num_kv_heads, 2 * kPageSize, head_dim], a page's keys of one head, then its values.

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <initializer_list>
+#include <utility>
 
 namespace moectl {
 
@@ -110,7 +111,7 @@ class Finder {
     if (t_.linear && q_.form == QuantForm::kScaled) dtypes.push_back(q_.dtype);
     want(t_.name, {t_.shape}, dtypes);
     if (const TensorInfo* input = checkpoint_.find(base_ + ".input_scale"); input && scaled)
-      out_.tensors.push_back(input);  // of activations that other programs quantise
+      out_.tensors.push_back(input);  // of activations that other programs quantize
     if (!out_.wrong.empty() && q_.form == QuantForm::kNone && t.dtype == DType::kF8E4M3)
       out_.wrong.back() += " (config.json has no quantization_config)";
     numbers(&t, t.dtype, rows_ * cols_ * dtype_bytes(t.dtype));
@@ -118,7 +119,7 @@ class Finder {
     if (!scaled) {
       if (t_.linear && out_.wrong.empty() && (checkpoint_.find(inverse) || checkpoint_.find(plain)))
         wrong(
-            fmt::format("{} has dtype {} and a scale; expected {}: weights that are still to be quantised are not "
+            fmt::format("{} has dtype {} and a scale; expected {}: weights that are still to be quantized are not "
                         "supported",
                         t_.name, dtype_name(t.dtype), q_.form == QuantForm::kNone ? "none" : dtype_name(q_.dtype)));
       return;
@@ -209,6 +210,17 @@ class Finder {
 StoredMatrix find_matrix(const QuantConfig& quant, const Checkpoint& checkpoint, const TensorSpec& tensor,
                          int64_t slice) {
   return Finder(quant, checkpoint, tensor, slice).find();
+}
+
+ScaleBlock scale_block(const StoredMatrix& stored) {
+  const MatrixSpec& m = stored.matrix;
+  ScaleBlock block;
+  if (m.scales && m.block_n < m.rows) block.rows = m.block_n;
+  if (m.scales && m.block_k < m.cols) block.cols = m.block_k;
+  if (m.nibble_order == NibbleOrder::kAwq) block.rows = 8;
+  if (dtype_bits(m.dtype) == 4 && block.cols == 1) block.cols = 8;
+  if (stored.flipped) std::swap(block.rows, block.cols);
+  return block;
 }
 
 bool is_scale_name(std::string_view name) {

@@ -27,6 +27,13 @@ struct StoredMatrix {
 StoredMatrix find_matrix(const QuantConfig& quant, const Checkpoint& checkpoint, const TensorSpec& tensor,
                          int64_t slice = 0);
 
+// What must not be divided between ranks: the elements that share a scale, or a word of AWQ. In rows and columns of the
+// tensor as the model has it (TensorSpec). 1: a boundary may lie anywhere, as where one scale serves the whole axis.
+struct ScaleBlock {
+  int64_t rows = 1, cols = 1;
+};
+ScaleBlock scale_block(const StoredMatrix& stored);
+
 // Scales, zero points and the like: not parameters of the model. By the endings that all schemes use.
 bool is_scale_name(std::string_view name);
 

@@ -8,14 +8,14 @@
 namespace moectl {
 namespace {
 
-constexpr size_t kPieceBytes = 8 << 20;
+constexpr size_t kRequestBytes = 8 << 20;
 
 // Reads and maps the pages that hold `bytes`.
-void bring_in(ReadAhead::Bytes bytes) {
+void populate(ReadAhead::Bytes bytes) {
   static const uintptr_t page = uintptr_t(::sysconf(_SC_PAGESIZE));
   const uintptr_t begin = uintptr_t(bytes.data()) / page * page, end = uintptr_t(bytes.data()) + bytes.size();
   void* const p = reinterpret_cast<void*>(begin);
-  (void)::madvise(p, end - begin, MADV_WILLNEED);  // one large request to the disk; the rest waits for it
+  (void)::madvise(p, end - begin, MADV_WILLNEED);  // one large request to the disk; the next call waits for it
 #if defined(MADV_POPULATE_READ)
   (void)::madvise(p, end - begin, MADV_POPULATE_READ);  // Linux 5.14; before that the user's own accesses map the pages
 #endif
@@ -28,10 +28,10 @@ ReadAhead::ReadAhead(std::span<const std::vector<Bytes>> uses, int num_threads, 
   int64_t total = 0;
   for (const std::vector<Bytes>& use : uses) {
     for (const Bytes bytes : use)
-      for (size_t at = 0; at < bytes.size(); at += kPieceBytes) {
-        const Bytes piece = bytes.subspan(at, std::min(kPieceBytes, bytes.size() - at));
-        pieces_.push_back({piece, total});
-        total += int64_t(piece.size());
+      for (size_t at = 0; at < bytes.size(); at += kRequestBytes) {
+        const Bytes request = bytes.subspan(at, std::min(kRequestBytes, bytes.size() - at));
+        requests_.push_back({request, total});
+        total += int64_t(request.size());
       }
     ends_.push_back(total);
   }
@@ -58,11 +58,12 @@ void ReadAhead::next() {
 void ReadAhead::work() {
   std::unique_lock lock(mutex_);
   for (;;) {
-    moved_.wait(lock, [&] { return stop_ || next_piece_ == pieces_.size() || pieces_[next_piece_].begin < end_; });
-    if (stop_ || next_piece_ == pieces_.size()) return;
-    const Bytes bytes = pieces_[next_piece_++].bytes;
+    moved_.wait(lock,
+                [&] { return stop_ || next_request_ == requests_.size() || requests_[next_request_].begin < end_; });
+    if (stop_ || next_request_ == requests_.size()) return;
+    const Bytes bytes = requests_[next_request_++].bytes;
     lock.unlock();
-    bring_in(bytes);
+    populate(bytes);
     lock.lock();
   }
 }

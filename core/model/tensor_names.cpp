@@ -8,10 +8,17 @@ namespace moectl {
 
 namespace {
 
+// A dimension of a tensor, and the range of it that the shard holds.
+struct Axis {
+  int64_t size = 0, begin = 0, held = 0;
+  Axis(int64_t whole) : size(whole), held(whole) {}  // NOLINT: a size is an axis that is not split
+  Axis(int64_t size_, int64_t begin_, int64_t held_) : size(size_), begin(begin_), held(held_) {}
+};
+
 class Walk {
  public:
-  Walk(const Config& config, ModelWeights& weights, TensorVisitor& visitor)
-      : c_(config), w_(weights), visitor_(visitor) {}
+  Walk(const Config& config, const Shard& shard, ModelWeights& weights, TensorVisitor& visitor)
+      : c_(config), shard_(shard), d_(shard.dims), w_(weights), visitor_(visitor) {}
 
   void model() {
     const std::string& root = c_.names.root;
@@ -57,14 +64,15 @@ class Walk {
     if (c_.layers[size_t(layer)].feed_forward == FeedForwardKind::kMoe)
       moe(w, p + c_.names.moe);
     else
-      mlp(w.mlp, TensorRole::kDenseMlp, p + c_.names.mlp, c_.intermediate_size);
+      mlp(w.mlp, TensorRole::kDenseMlp, p + c_.names.mlp,
+          {c_.intermediate_size, d_.intermediate_begin, d_.intermediate_size});
     layer_ = -1;
   }
 
   void mla(MlaWeights& w, const std::string& p) {
     const MlaConfig& a = c_.mla;
-    const int64_t heads = c_.num_heads, nope = a.qk_nope_head_dim, v = a.v_head_dim;
-    const int64_t query = heads * (nope + a.qk_rope_head_dim);
+    const int64_t nope = a.qk_nope_head_dim, v = a.v_head_dim;
+    const Axis query = heads(nope + a.qk_rope_head_dim);
     if (a.q_lora_rank > 0) {
       linear(w.q_a, TensorRole::kAttention, p + "q_a_proj.weight", a.q_lora_rank, c_.hidden_size);
       if (a.bias) norm(w.q_a_bias, p + "q_a_proj.bias", a.q_lora_rank, TensorRole::kAttention);
@@ -80,8 +88,9 @@ class Walk {
     norm(w.kv_a_norm, p + "kv_a_layernorm.weight", a.kv_lora_rank);
     // By head: the part of the keys, transposed, and the part of the values.
     std::vector<TensorPart> uk, uv;
-    for (int64_t h = 0; h < heads; ++h) {
-      TensorPart part = matrix(TensorRole::kAttention, p + "kv_b_proj.weight", heads * (nope + v), a.kv_lora_rank);
+    for (int64_t h = d_.head_begin; h < d_.head_begin + d_.num_heads; ++h) {
+      TensorPart part =
+          matrix(TensorRole::kAttention, p + "kv_b_proj.weight", c_.num_heads * (nope + v), a.kv_lora_rank);
       part.row_begin = h * (nope + v);
       part.num_rows = nope;
       part.transpose = true;
@@ -93,14 +102,14 @@ class Walk {
     }
     visitor_.matrices(w.w_uk, uk);
     visitor_.matrices(w.w_uv, uv);
-    linear(w.o, TensorRole::kAttention, p + "o_proj.weight", c_.hidden_size, heads * v);
+    linear(w.o, TensorRole::kAttention, p + "o_proj.weight", c_.hidden_size, heads(v));
     if (a.bias) norm(w.o_bias, p + "o_proj.bias", c_.hidden_size, TensorRole::kAttention);
   }
 
   void gqa(GqaWeights& w, const std::string& p) {
     const GqaConfig& a = c_.gqa;
-    const int64_t q = int64_t{c_.num_heads} * a.head_dim, kv = int64_t{a.num_kv_heads} * a.head_dim;
-    auto projection = [&](Weight& to, View<const float>& bias, const char* name, int64_t n, int64_t k, bool has_bias) {
+    const Axis q = heads(a.head_dim), kv = kv_heads(a.head_dim);
+    auto projection = [&](Weight& to, View<const float>& bias, const char* name, Axis n, Axis k, bool has_bias) {
       linear(to, TensorRole::kAttention, fmt::format("{}{}.weight", p, name), n, k);
       if (has_bias) norm(bias, fmt::format("{}{}.bias", p, name), n, TensorRole::kAttention);
     };
@@ -110,10 +119,10 @@ class Walk {
     projection(w.o, w.o_bias, "o_proj", c_.hidden_size, q, a.o_bias);
     if (a.qk_norm != QkNorm::kNone && a.qk_norm != QkNorm::kHeadL2AfterRope) {
       const bool all = a.qk_norm == QkNorm::kAllBeforeRope;
-      norm(w.q_norm, fmt::format("{}{}.weight", p, c_.names.q_norm), all ? q : a.head_dim);
-      norm(w.k_norm, fmt::format("{}{}.weight", p, c_.names.k_norm), all ? kv : a.head_dim);
+      norm(w.q_norm, fmt::format("{}{}.weight", p, c_.names.q_norm), all ? q : Axis(a.head_dim));
+      norm(w.k_norm, fmt::format("{}{}.weight", p, c_.names.k_norm), all ? kv : Axis(a.head_dim));
     }
-    if (a.sinks) norm(w.sinks, p + "sinks", c_.num_heads, TensorRole::kAttention);
+    if (a.sinks) norm(w.sinks, p + "sinks", heads(1), TensorRole::kAttention);
   }
 
   void moe(LayerWeights& w, const std::string& p) {
@@ -125,87 +134,114 @@ class Walk {
     if (m.has_correction_bias) {
       const int64_t n = m.num_experts;
       const std::vector<int64_t> shape = names.correction_bias_is_matrix ? std::vector{int64_t{1}, n} : std::vector{n};
-      visitor_.vector(
-          w.correction_bias,
-          {.tensor = spec(TensorRole::kGate, p + names.correction_bias, shape, false), .num_rows = 1, .num_cols = n});
+      const TensorPart part = {
+          .tensor = spec(TensorRole::kGate, p + names.correction_bias, shape, false), .num_rows = 1, .num_cols = n};
+      visitor_.vector(w.correction_bias, {&part, 1});
     }
     if (names.experts == TensorNames::Experts::kEach)
       each_expert(w.experts, p);
     else
       fused_experts(w.experts, p + "experts.");
     if (m.num_shared_experts > 0)
-      mlp(w.shared, TensorRole::kSharedExpert, p + names.shared, m.shared_intermediate_size);
+      mlp(w.shared, TensorRole::kSharedExpert, p + names.shared,
+          {m.shared_intermediate_size, d_.shared_intermediate_begin, d_.shared_intermediate_size});
     if (m.has_shared_gate)
       linear(w.shared_gate, TensorRole::kSharedExpert, fmt::format("{}{}.weight", p, names.shared_gate), 1,
              c_.hidden_size);
   }
 
   void each_expert(MlpWeights& w, const std::string& p) {
-    auto all = [&](Weight& to, const std::string& name, int64_t n, int64_t k) {
+    auto all = [&](Weight& to, const std::string& name, Axis n, Axis k) {
       std::vector<TensorPart> batch;
-      for (int e = 0; e < c_.moe.num_experts; ++e)
+      for (int32_t e : shard_.experts)
         batch.push_back(matrix(TensorRole::kRoutedExpert, fmt::format("{}experts.{}.{}.weight", p, e, name), n, k));
       visitor_.matrices(to, batch);
     };
-    const int64_t hidden = c_.hidden_size, intermediate = c_.moe.moe_intermediate_size;
-    all(w.gate, c_.names.expert_gate, intermediate, hidden);
-    all(w.up, c_.names.expert_up, intermediate, hidden);
-    all(w.down, c_.names.expert_down, hidden, intermediate);
+    all(w.gate, c_.names.expert_gate, expert_width(), c_.hidden_size);
+    all(w.up, c_.names.expert_up, expert_width(), c_.hidden_size);
+    all(w.down, c_.names.expert_down, c_.hidden_size, expert_width());
   }
 
+  // [num_experts, inputs, outputs]; an output is every step-th column from `first` on.
   void fused_experts(MlpWeights& w, const std::string& p) {
     const int64_t hidden = c_.hidden_size, width = c_.moe.moe_intermediate_size, num = c_.moe.num_experts;
-    const bool in_turns = c_.names.experts == TensorNames::Experts::kFusedInterleaved;
-    auto all = [&](Weight& to, const char* name, int64_t k, int64_t cols, int64_t col_begin, int64_t n, int64_t step) {
+    const bool interleaved = c_.names.experts == TensorNames::Experts::kFusedInterleaved;
+    auto all = [&](Weight& to, const char* name, Axis k, int64_t cols, Axis n, int64_t first, int64_t step) {
       std::vector<TensorPart> batch;
-      for (int64_t e = 0; e < num; ++e)
-        batch.push_back({.tensor = spec(TensorRole::kRoutedExpert, p + name, {num, k, cols}, true),
+      for (int32_t e : shard_.experts)
+        batch.push_back({.tensor = spec(TensorRole::kRoutedExpert, p + name, {num, k.size, cols}, true),
                          .slice = e,
-                         .num_rows = k,
-                         .col_begin = col_begin,
-                         .num_cols = n,
+                         .row_begin = k.begin,
+                         .num_rows = k.held,
+                         .col_begin = first + n.begin * step,
+                         .num_cols = n.held,
                          .col_step = step,
                          .transpose = true});
       visitor_.matrices(to, batch);
     };
-    auto bias = [&](View<const float>& to, const char* name, int64_t cols, int64_t col_begin, int64_t n, int64_t step) {
+    auto bias = [&](View<const float>& to, const char* name, int64_t cols, Axis n, int64_t first, int64_t step) {
       if (!c_.moe.has_expert_bias) return;
-      visitor_.vector(to, {.tensor = spec(TensorRole::kRoutedExpert, p + name, {num, cols}, false),
-                           .num_rows = num,
-                           .col_begin = col_begin,
-                           .num_cols = n,
-                           .col_step = step});
+      std::vector<TensorPart> parts;
+      for (int32_t e : shard_.experts)
+        parts.push_back({.tensor = spec(TensorRole::kRoutedExpert, p + name, {num, cols}, false),
+                         .row_begin = e,
+                         .num_rows = 1,
+                         .col_begin = first + n.begin * step,
+                         .num_cols = n.held,
+                         .col_step = step});
+      visitor_.vector(to, parts);
     };
-    const int64_t up = in_turns ? 1 : width, step = in_turns ? 2 : 1;
-    all(w.gate, "gate_up_proj", hidden, 2 * width, 0, width, step);
-    all(w.up, "gate_up_proj", hidden, 2 * width, up, width, step);
-    all(w.down, "down_proj", width, hidden, 0, hidden, 1);
-    bias(w.gate_bias, "gate_up_proj_bias", 2 * width, 0, width, step);
-    bias(w.up_bias, "gate_up_proj_bias", 2 * width, up, width, step);
-    bias(w.down_bias, "down_proj_bias", hidden, 0, hidden, 1);
+    const int64_t up = interleaved ? 1 : width, step = interleaved ? 2 : 1;
+    all(w.gate, "gate_up_proj", hidden, 2 * width, expert_width(), 0, step);
+    all(w.up, "gate_up_proj", hidden, 2 * width, expert_width(), up, step);
+    all(w.down, "down_proj", expert_width(), hidden, hidden, 0, 1);
+    bias(w.gate_bias, "gate_up_proj_bias", 2 * width, expert_width(), 0, step);
+    bias(w.up_bias, "gate_up_proj_bias", 2 * width, expert_width(), up, step);
+    bias(w.down_bias, "down_proj_bias", hidden, hidden, 0, 1);
   }
 
-  void mlp(MlpWeights& w, TensorRole role, const std::string& p, int64_t width) {
+  void mlp(MlpWeights& w, TensorRole role, const std::string& p, Axis width) {
     linear(w.gate, role, p + "gate_proj.weight", width, c_.hidden_size);
     linear(w.up, role, p + "up_proj.weight", width, c_.hidden_size);
     linear(w.down, role, p + "down_proj.weight", c_.hidden_size, width);
   }
 
-  void norm(View<const float>& to, std::string name, int64_t n, TensorRole role = TensorRole::kNorm) {
-    visitor_.vector(to, {.tensor = spec(role, std::move(name), {n}, false), .num_rows = 1, .num_cols = n});
+  Axis heads(int64_t per_head) const {
+    return {c_.num_heads * per_head, d_.head_begin * per_head, d_.num_heads * per_head};
+  }
+  Axis kv_heads(int64_t per_head) const {
+    return {c_.gqa.num_kv_heads * per_head, d_.kv_head_begin * per_head, d_.num_kv_heads * per_head};
+  }
+  Axis expert_width() const {
+    return {c_.moe.moe_intermediate_size, d_.moe_intermediate_begin, d_.moe_intermediate_size};
+  }
+  Axis vocabulary() const { return {c_.vocab_size, d_.vocab_begin, d_.vocab_size}; }
+
+  void norm(View<const float>& to, std::string name, Axis n, TensorRole role = TensorRole::kNorm) {
+    const TensorPart part = {.tensor = spec(role, std::move(name), {n.size}, false),
+                             .num_rows = 1,
+                             .col_begin = n.begin,
+                             .num_cols = n.held};
+    visitor_.vector(to, {&part, 1});
   }
   void table(Weight& to, std::string name) {
-    visitor_.table(to, spec(TensorRole::kEmbedding, std::move(name), {c_.vocab_size, c_.hidden_size}, false));
+    TensorPart part = matrix(TensorRole::kEmbedding, std::move(name), vocabulary(), c_.hidden_size);
+    part.tensor.linear = false;
+    visitor_.table(to, part);
   }
   void head(Weight& to, std::string name) {
-    linear(to, TensorRole::kOutputHead, std::move(name), c_.vocab_size, c_.hidden_size);
+    linear(to, TensorRole::kOutputHead, std::move(name), vocabulary(), c_.hidden_size);
   }
-  void linear(Weight& to, TensorRole role, std::string name, int64_t n, int64_t k) {
+  void linear(Weight& to, TensorRole role, std::string name, Axis n, Axis k) {
     const TensorPart part = matrix(role, std::move(name), n, k);
     visitor_.matrices(to, {&part, 1});
   }
-  TensorPart matrix(TensorRole role, std::string name, int64_t n, int64_t k) const {
-    return {.tensor = spec(role, std::move(name), {n, k}, true), .num_rows = n, .num_cols = k};
+  TensorPart matrix(TensorRole role, std::string name, Axis n, Axis k) const {
+    return {.tensor = spec(role, std::move(name), {n.size, k.size}, true),
+            .row_begin = n.begin,
+            .num_rows = n.held,
+            .col_begin = k.begin,
+            .num_cols = k.held};
   }
   TensorSpec spec(TensorRole role, std::string name, std::vector<int64_t> shape, bool linear) const {
     return {.name = std::move(name),
@@ -217,6 +253,8 @@ class Walk {
   }
 
   const Config& c_;
+  const Shard& shard_;
+  const LocalDims& d_;
   ModelWeights& w_;
   TensorVisitor& visitor_;
   int layer_ = -1;
@@ -227,8 +265,10 @@ class Walk {
 class EachOnce final : public TensorVisitor {
  public:
   explicit EachOnce(const std::function<void(const TensorSpec&)>& visit) : visit_(visit) {}
-  void vector(View<const float>&, const TensorPart& part) override { once(part.tensor); }
-  void table(Weight&, const TensorSpec& spec) override { once(spec); }
+  void vector(View<const float>&, std::span<const TensorPart> parts) override {
+    for (const TensorPart& part : parts) once(part.tensor);
+  }
+  void table(Weight&, const TensorPart& part) override { once(part.tensor); }
   void matrices(Weight&, std::span<const TensorPart> batch) override {
     for (const TensorPart& part : batch) once(part.tensor);
   }
@@ -248,14 +288,14 @@ class EachOnce final : public TensorVisitor {
 
 }  // namespace
 
-void visit_weights(const Config& config, ModelWeights& weights, TensorVisitor& visitor) {
-  Walk(config, weights, visitor).model();
+void visit_weights(const Config& config, const Shard& shard, ModelWeights& weights, TensorVisitor& visitor) {
+  Walk(config, shard, weights, visitor).model();
 }
 
 void for_each_tensor(const Config& config, const std::function<void(const TensorSpec&)>& visit) {
   ModelWeights weights;
   EachOnce visitor(visit);
-  visit_weights(config, weights, visitor);
+  visit_weights(config, whole_model(config), weights, visitor);
 }
 
 std::string layer_prefix(const Config& config, int layer) {

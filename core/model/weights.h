@@ -1,9 +1,16 @@
-// ModelWeights: every tensor of a checkpoint, packed for the backend. Plain data, read-only after load_weights().
+// ModelWeights: the tensors of a checkpoint, or one rank's shard of them, packed for the backend. Plain data, read-only
+// after loading: CPU ranks share one object with all experts. Sizes below are the shard's.
 #pragma once
 
+#include <functional>
+#include <memory>
+#include <span>
 #include <vector>
 
-#include "core/model/model.h"
+#include "core/model/config.h"
+#include "core/model/safetensors.h"
+#include "core/model/shard.h"
+#include "kernels/ops.h"
 
 namespace moectl {
 
@@ -53,8 +60,31 @@ struct ModelWeights {
   View<const float> norm;
   std::vector<LayerWeights> layers;  // num_layers
   std::vector<MtpWeights> mtp;       // num_mtp_layers
+  std::vector<int32_t> experts;      // logical expert of each batch entry of LayerWeights::experts
   std::vector<Buffer> vectors;       // what the views point into
-  int64_t num_bytes = 0;
+  int64_t num_bytes = 0;             // as packed
 };
+
+// Bytes read so far and in total, of all shards together; `done` never falls and ends at `total`.
+using LoadProgress = std::function<void(int64_t done, int64_t total)>;
+
+// Packs the whole model on the calling thread. Throws Error{kResourceExhausted} before anything is allocated when
+// memory does not suffice, Error{kBadData} that names the tensor otherwise.
+std::shared_ptr<const ModelWeights> load_weights(const Config& config, const Checkpoint& checkpoint, Ops& ops,
+                                                 const LoadProgress& progress = {});
+
+// A rank's device and what it gets.
+struct ShardTarget {
+  Ops& ops;  // used on a loader thread until load_shards() returns
+  Shard shard;
+};
+// Packs several shards at the same time, one thread per target. `progress` is called on these threads, one at a time.
+// Throws as load_weights() does; the first failure ends the other threads.
+std::vector<std::shared_ptr<const ModelWeights>> load_shards(const Config& config, const Checkpoint& checkpoint,
+                                                             std::span<const ShardTarget> targets,
+                                                             const LoadProgress& progress = {});
+
+// Bytes of the checkpoint that a shard takes, each use of a tensor counted (tied embeddings twice), as stored.
+int64_t shard_bytes(const Config& config, const Checkpoint& checkpoint, const Shard& shard);
 
 }  // namespace moectl

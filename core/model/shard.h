@@ -1,0 +1,27 @@
+// Shard: what one rank holds of the model. With tp_size 1 only the routed experts differ from rank to rank. Pure; any
+// thread.
+#pragma once
+
+#include <vector>
+
+#include "core/model/config.h"
+#include "core/model/safetensors.h"
+#include "core/parallel/local_dims.h"
+
+namespace moectl {
+
+struct Shard {
+  LocalDims dims;
+  std::vector<int32_t> experts;  // logical experts by local index; one may stand in it twice (redundant experts)
+};
+
+ModelDims model_dims(const Config& config);
+Shard whole_model(const Config& config);
+// `experts`: ExpertPlacement::logical_experts(rank); with --ep-size 1 all of them.
+Shard rank_shard(const Config& config, const Parallelism& p, int rank, std::vector<int32_t> experts);
+
+// Throws Error{kBadConfig} when a boundary between TP ranks lies inside a scale block of a quantized tensor: names the
+// tensor, the block and the nearest legal TP sizes. `p` has passed check_parallelism().
+void check_shards(const Config& config, const Checkpoint& checkpoint, const Parallelism& p);
+
+}  // namespace moectl
