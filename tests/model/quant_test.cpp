@@ -286,7 +286,7 @@ TEST(QuantTensors, BlocksOfFusedExperts) {
   }
 }
 
-TEST(QuantTensors, PlainNumbersBesideQuantisedOnes) {
+TEST(QuantTensors, PlainNumbersBesideQuantizedOnes) {
   test::TempDir dir;
   File f;
   f.add("a.weight", "BF16", {48, 96}, std::string(48 * 96 * 2, '\0'));
@@ -360,7 +360,7 @@ TEST(QuantTensors, SaysWhatIsMissingOrWrong) {
       fp8);
   EXPECT_THAT(s.wrong, ElementsAre(HasSubstr("a.weight has dtype bf16 and a scale; expected f8_e4m3")));
 
-  // Embeddings are never quantised.
+  // Embeddings are never quantized.
   s = with(
       [&](File& f) {
         f.add("a.weight_packed", "I32", {48, 12}, zeros(48 * 12 * 4));

@@ -1,5 +1,5 @@
-// ReadAhead on a file that no memory holds: pages come before anybody touches them, and not all of a large file at
-// once.
+// ReadAhead on a file that is not in the page cache: pages are read before any access, and of a large file only a
+// window.
 #include "core/model/read_ahead.h"
 
 #include <fcntl.h>
@@ -60,11 +60,11 @@ TEST(ReadAhead, BringsEveryByteOfEveryUse) {
       {file.bytes(0, 1)}, {}, {file.bytes(17 << 20, kSize - (17 << 20)), file.bytes(1, (17 << 20) - 1)}};
   ReadAhead ahead(uses, 3);
   EXPECT_TRUE(soon([&] { return file.num_resident() >= kSize; }));
-  for (size_t i = 0; i < uses.size() + 3; ++i) ahead.next();  // more than there are is no harm
+  for (size_t i = 0; i < uses.size() + 3; ++i) ahead.next();  // beyond the last use: ignored
 }
 
-TEST(ReadAhead, KeepsItsDistance) {
-  constexpr size_t kUse = 4 << 20, kUses = 20, kWindow = 32 << 20, kPiece = 8 << 20;
+TEST(ReadAhead, StopsAtItsWindow) {
+  constexpr size_t kUse = 4 << 20, kUses = 20, kWindow = 32 << 20, kRequest = 8 << 20;
   MappedFile file(kUse * kUses);
   ASSERT_TRUE(file.is_there());
   std::vector<std::vector<ReadAhead::Bytes>> uses;
@@ -72,10 +72,10 @@ TEST(ReadAhead, KeepsItsDistance) {
   {
     ReadAhead ahead(uses, 2, kWindow);
     EXPECT_TRUE(soon([&] { return file.num_resident() >= kWindow; }));
-    EXPECT_LE(file.num_resident(), kWindow + 2 * kPiece);
+    EXPECT_LE(file.num_resident(), kWindow + 2 * kRequest);
     ahead.next();
     EXPECT_TRUE(soon([&] { return file.num_resident() >= kWindow + kUse; }));
-  }  // ends in the middle of its work
+  }  // destroyed while it reads
   EXPECT_LT(file.num_resident(), kUse * kUses);
 }
 

@@ -1,4 +1,4 @@
-// Made-up weights: every tensor that the config implies, of the right shape and format, with numbers of the intended
+// Synthetic weights: every tensor that the config implies, of the right shape and format, with numbers of the intended
 // spread; the loader takes them.
 #include "core/model/synthetic.h"
 
@@ -9,9 +9,9 @@
 #include <cstring>
 
 #include "core/base/error.h"
-#include "core/model/model.h"
 #include "core/model/shapes.h"
 #include "core/model/tensor_names.h"
+#include "core/model/weights.h"
 
 namespace moectl {
 namespace {
@@ -78,7 +78,7 @@ TEST(Synthetic, TheLoaderTakesThemAndKeepsThem) {
   const Checkpoint checkpoint = synthetic_checkpoint(config, "tiny");
   auto ops = make_ops({});
   const auto weights = load_weights(config, checkpoint, *ops);
-  EXPECT_GT(weight_bytes(*weights), checkpoint.total_bytes() / 2);
+  EXPECT_GT(weights->num_bytes, checkpoint.total_bytes() / 2);
   const TensorInfo& norm = *checkpoint.find("model.norm.weight");
   EXPECT_THAT(values(norm), testing::Each(1.0)) << "letting a file's pages go must not touch memory without a file";
 }

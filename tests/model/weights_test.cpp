@@ -18,7 +18,7 @@ TEST(Memory, IsKnownAndPositive) {
   EXPECT_GT(available_memory_bytes(), 1 << 20);
 }
 
-// One sparse tensor of 4 TB: valid headers, no such memory.
+// An embedding of 4 TB in a sparse file: valid headers, no such memory.
 TEST(LoadWeights, RefusesWhatCannotFit) {
   const auto dir = std::filesystem::temp_directory_path() / fmt::format("moectl-weights-{}", ::getpid());
   std::filesystem::create_directories(dir);
@@ -27,8 +27,12 @@ TEST(LoadWeights, RefusesWhatCannotFit) {
 #else
   const int64_t num_bytes = int64_t{1} << 42;
 #endif
+  Config config = read_config("models/demo");
+  config.hidden_size = 4096;
+  config.vocab_size = int32_t(num_bytes / 4 / config.hidden_size);
   std::string header =
-      fmt::format(R"({{"huge":{{"dtype":"U8","shape":[{}],"data_offsets":[0,{}]}}}})", num_bytes, num_bytes);
+      fmt::format(R"({{"model.embed_tokens.weight":{{"dtype":"F32","shape":[{},{}],"data_offsets":[0,{}]}}}})",
+                  config.vocab_size, config.hidden_size, num_bytes);
   {
     std::ofstream out(dir / "model.safetensors", std::ios::binary);
     const uint64_t size = header.size();
@@ -44,7 +48,7 @@ TEST(LoadWeights, RefusesWhatCannotFit) {
   const Checkpoint checkpoint = Checkpoint::open(dir);
   auto ops = make_ops({});
   try {
-    load_weights(read_config("models/demo"), checkpoint, *ops);
+    load_weights(config, checkpoint, *ops);
     ADD_FAILURE() << "loaded";
   } catch (const Error& e) {
     EXPECT_EQ(e.code(), Code::kResourceExhausted);
@@ -88,7 +92,7 @@ struct Edited {
   }
 };
 
-TEST(LoadWeights, RefusesDamagedQuantisedTensors) {
+TEST(LoadWeights, RefusesDamagedQuantizedTensors) {
   using testing::AllOf;
   using testing::HasSubstr;
   const std::string experts = "model.layers.1.mlp.experts.", gate = experts + "0.gate_proj.";
@@ -146,7 +150,7 @@ TEST(LoadWeights, RefusesDamagedQuantisedTensors) {
   {
     Edited e("deepseek_v3_awq");
     e.header[gate + "qweight"]["dtype"] = "F32";
-    EXPECT_THAT(e.refusal(), HasSubstr(gate + "qweight has dtype f32; expected i32 (quantisation: awq)"));
+    EXPECT_THAT(e.refusal(), HasSubstr(gate + "qweight has dtype f32; expected i32 (quantization: awq)"));
   }
   {
     Edited e("qwen3_moe_fp8_channel");
