@@ -85,25 +85,28 @@ Bounded silu_times(Bounded g, Bounded u) {
   return Bounded{value, 1.1 * g.error + 16 * unit_roundoff(DType::kF32) * std::abs(value) + 1e-30} * u;
 }
 
-// What the choice promises, whatever the sizes; needs no GPU.
+// What the choice guarantees for every size and device; needs no GPU.
 TEST(GemmConfigTest, ChoiceFitsClustersAndDeterminism) {
-  for (const int64_t rows : {1, 6, 16, 17, 64, 128, 129, 512, 4096})
-    for (const int64_t n : {8, 576, 1536, 2112, 4096, 7168, 129280})
-      for (const int64_t num_kb : {1, 2, 16, 56, 128})
-        for (const int64_t experts : {1, 9, 64, 256})
-          for (const bool gated : {false, true}) {
-            cuda::GemmSize size{.rows = rows, .n = n, .num_kb = num_kb, .num_experts = experts};
-            size.grouped = experts > 1;
-            size.gated = gated;
-            const GemmConfig c = cuda::choose_gemm_config(size);
-            EXPECT_LE(c.multicast * c.split, 8);
-            EXPECT_LE(c.split, num_kb);
-            const int tokens = c.swap ? c.tile_n : 128 * c.sub;
-            EXPECT_EQ(tokens % (8 * c.multicast), 0);
-            EXPECT_TRUE(c.swap || c.split == 1 || (c.sub == 1 && c.tile_n <= 128 && !gated));
-            size.deterministic = true;
-            EXPECT_EQ(cuda::choose_gemm_config(size).split, 1) << "k is divided alike for any number of rows";
-          }
+  for (const int64_t multiprocessors : {1, 78, 114, 132, 148})
+    for (const int64_t rows : {1, 6, 16, 17, 64, 128, 129, 512, 4096})
+      for (const int64_t n : {8, 576, 1536, 2112, 4096, 7168, 129280})
+        for (const int64_t num_kb : {1, 2, 16, 56, 128})
+          for (const int64_t experts : {1, 9, 64, 256})
+            for (const bool gated : {false, true}) {
+              cuda::GemmSize size{.rows = rows, .n = n, .num_kb = num_kb, .num_experts = experts};
+              size.num_multiprocessors = multiprocessors;
+              size.grouped = experts > 1;
+              size.gated = gated;
+              const GemmConfig c = cuda::choose_gemm_config(size);
+              EXPECT_LE(c.multicast * c.split, 8);
+              EXPECT_LE(c.split, num_kb);
+              const int tokens = c.swap ? c.tile_n : 128 * c.sub;
+              EXPECT_EQ(tokens % (8 * c.multicast), 0);
+              EXPECT_TRUE(c.swap || c.split == 1 || (c.sub == 1 && c.tile_n <= 128 && !gated));
+              size.deterministic = true;
+              EXPECT_EQ(cuda::choose_gemm_config(size).split, 1) << "k is divided alike for any number of rows";
+            }
+  EXPECT_THROW(cuda::choose_gemm_config({.rows = 1, .n = 128, .num_kb = 1}), Error) << "no device";
 }
 
 class Fp8GemmTest : public HopperTest {

@@ -9,6 +9,7 @@
 #include "kernels/cuda/bench/bench.h"
 #include "kernels/cuda/gemm/cublaslt.h"
 #include "kernels/cuda/runtime/check.h"
+#include "kernels/cuda/runtime/device.h"
 
 namespace moectl::cuda::bench {
 namespace kernel {
@@ -161,7 +162,7 @@ double read_roof(Bench& bench, Memory& memory) {
   auto* data = reinterpret_cast<const uint4*>(memory.f8(num_runs * kRunBytes));
   CUDA_CHECK(cudaDeviceSynchronize());
   double best = 1e30;
-  for (const int64_t blocks : {int64_t{bench.properties().multiProcessorCount} * 4, num_runs / 16, num_runs})
+  for (const int64_t blocks : {int64_t{current_device_info().num_multiprocessors} * 4, num_runs / 16, num_runs})
     best = std::min(best, bench.best_seconds([=](Stream stream) {
       kernel::read<<<unsigned(blocks), kernel::kReadThreads, 0, static_cast<cudaStream_t>(stream.handle)>>>(
           data, num_runs, sums);
@@ -264,8 +265,9 @@ std::string device_text(const cudaDeviceProp& p) {
   CUDA_CHECK(cudaRuntimeGetVersion(&runtime));
   CUDA_CHECK(cudaDriverGetVersion(&driver));
   return fmt::format("{}, {} multiprocessors, {:.0f} GiB, {:.0f} MiB L2; CUDA {}.{}, driver for {}.{}", p.name,
-                     p.multiProcessorCount, double(p.totalGlobalMem) / double(kGiB), double(p.l2CacheSize) / 1048576.0,
-                     runtime / 1000, runtime % 1000 / 10, driver / 1000, driver % 1000 / 10);
+                     current_device_info().num_multiprocessors, double(p.totalGlobalMem) / double(kGiB),
+                     double(p.l2CacheSize) / 1048576.0, runtime / 1000, runtime % 1000 / 10, driver / 1000,
+                     driver % 1000 / 10);
 }
 
 }  // namespace

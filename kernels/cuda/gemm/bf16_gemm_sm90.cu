@@ -32,6 +32,7 @@ GemmConfig bf16_gemm_config(const Bf16GemmArgs& a) {
                                      .n = a.n,
                                      .num_kb = a.k / kBlock,
                                      .num_experts = a.num_experts,
+                                     .num_multiprocessors = current_device_info().num_multiprocessors,
                                      .grouped = a.expert_offsets != nullptr,
                                      .gated = a.w_up != nullptr,
                                      .deterministic = a.deterministic});

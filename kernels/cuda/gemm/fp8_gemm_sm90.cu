@@ -48,6 +48,7 @@ GemmConfig fp8_gemm_config(const Fp8GemmArgs& a) {
                              .n = a.w.n,
                              .num_kb = a.w.k / kFp8Block,
                              .num_experts = a.num_experts,
+                             .num_multiprocessors = current_device_info().num_multiprocessors,
                              .grouped = a.expert_offsets != nullptr,
                              .gated = a.w_up.data != nullptr,
                              .deterministic = a.deterministic});

@@ -4,9 +4,6 @@
 
 #include <algorithm>
 #include <climits>
-#include <map>
-#include <mutex>
-#include <tuple>
 #include <type_traits>
 
 #include "core/base/check.h"
@@ -14,6 +11,7 @@
 #include "kernels/cuda/gemm/gemm_sm90.cuh"
 #include "kernels/cuda/gemm/tensor_map.h"
 #include "kernels/cuda/runtime/check.h"
+#include "kernels/cuda/runtime/device.cuh"
 
 namespace moectl::cuda {
 
@@ -27,31 +25,26 @@ struct GemmProblem {
   TokenMap token_map;    // (rows) -> map of A
 };
 
-// Largest number of clusters that the device runs at once; asked once for each kernel and launch shape.
-template <class Kernel>
-int max_clusters(Kernel* kernel, const cudaLaunchConfig_t& config, int cluster_size) {
-  static std::mutex mutex;
-  static std::map<std::tuple<const void*, int, int, size_t>, int> known;  // kernel, device, cluster size, shared memory
-  int device = 0;
-  CUDA_CHECK(cudaGetDevice(&device));
-  std::lock_guard lock(mutex);
-  auto [it, fresh] =
-      known.try_emplace({reinterpret_cast<const void*>(kernel), device, cluster_size, config.dynamicSmemBytes}, 0);
-  if (fresh) CUDA_CHECK(cudaOccupancyMaxActiveClusters(&it->second, kernel, &config));
-  return it->second;
+constexpr int kMaxClusterSize = 8, kMaxSharedBytes = 232448;
+
+// Largest number of clusters of this size that the current device runs at once, with kMaxSharedBytes for each block.
+template <auto* kKernel>
+int max_clusters(const cudaLaunchConfig_t& config, int cluster_size) {
+  static PerDevice<int> known[kMaxClusterSize + 1];
+  return known[cluster_size].get([&] {
+    int clusters = 0;
+    CUDA_CHECK(cudaOccupancyMaxActiveClusters(&clusters, kKernel, &config));
+    return clusters;
+  });
 }
 
 template <class S, class Problem>
 void launch_gemm(const Problem& problem, const GemmConfig& c, cudaStream_t stream) {
-  constexpr int kMaxSharedBytes = 232448;
   kernel::GemmParams p = problem.params;
   const int cluster_size = c.multicast * c.split;
-  CHECK((c.split == 1 || S::kCanSplit) && S::kTokens % (8 * c.multicast) == 0 && cluster_size <= 8,
+  CHECK((c.split == 1 || S::kCanSplit) && S::kTokens % (8 * c.multicast) == 0 && cluster_size <= kMaxClusterSize,
         "{}: a split of {} and a multicast of {} do not divide the tile", problem.name, c.split, c.multicast);
-  auto* const kernel = kernel::gemm<S>;
-  static const cudaError_t prepared =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kMaxSharedBytes);
-  CUDA_CHECK(prepared);
+  allow_shared_memory<kernel::gemm<S>>(kMaxSharedBytes);
   cudaLaunchAttribute attributes[2];
   attributes[0].id = cudaLaunchAttributeClusterDimension;
   attributes[0].val.clusterDim.x = unsigned(cluster_size);
@@ -70,7 +63,7 @@ void launch_gemm(const Problem& problem, const GemmConfig& c, cudaStream_t strea
   const int64_t m_tiles = p.offsets ? std::min(problem.max_rows, problem.max_rows / S::kTokens + p.num_experts)
                                     : (problem.max_rows + S::kTokens - 1) / S::kTokens;
   CHECK(m_tiles * groups <= INT_MAX, "{}: {} x {} tiles are too many", problem.name, m_tiles, groups);
-  const int64_t clusters = std::min<int64_t>(m_tiles * groups, max_clusters(kernel, config, cluster_size));
+  const int64_t clusters = std::min<int64_t>(m_tiles * groups, max_clusters<kernel::gemm<S>>(config, cluster_size));
   CHECK(clusters > 0, "{}: the device runs no cluster of {} blocks with {} bytes of shared memory", problem.name,
         cluster_size, config.dynamicSmemBytes);
   config.gridDim = dim3(unsigned(clusters * cluster_size));
@@ -100,7 +93,7 @@ void launch_gemm(const Problem& problem, const GemmConfig& c, cudaStream_t strea
                     map_w_up = problem.weight_map(weight_rows, S::kGated), map_a = problem.token_map(p.a_box),
                     map_a8 = problem.token_map(8);
 
-  CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, map_w, map_w_up, map_a, map_a8, p));
+  CUDA_CHECK(cudaLaunchKernelEx(&config, kernel::gemm<S>, map_w, map_w_up, map_a, map_a8, p));
 }
 
 // The product by the tiling `c`: one of those for which there is a kernel.

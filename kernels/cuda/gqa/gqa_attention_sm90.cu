@@ -365,17 +365,14 @@ void launch(const GqaParams& p, const CUtensorMap& map, cudaStream_t stream) {
   using C = Config<kDim>;
   using P = GqaPrefill<kDim>;
   if (p.prefill_tile > 0) {
-    CUDA_CHECK(cudaFuncSetAttribute(gqa_prefill<kDim>, cudaFuncAttributeMaxDynamicSharedMemorySize, P::kSharedBytes));
+    allow_shared_memory<gqa_prefill<kDim>>(P::kSharedBytes);
     const dim3 grid(unsigned(p.num_kv_heads), unsigned(p.num_tokens / p.prefill_tile));
     gqa_prefill<kDim><<<grid, P::kThreads, P::kSharedBytes, stream>>>(p, map);
     CUDA_CHECK(cudaGetLastError());
   }
-  int device = 0, count = 0;
-  CUDA_CHECK(cudaGetDevice(&device));
-  CUDA_CHECK(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device));
-  CUDA_CHECK(cudaFuncSetAttribute(gqa_attention<kDim>, cudaFuncAttributeMaxDynamicSharedMemorySize, C::kSharedBytes));
-  launch_early(gqa_attention<kDim>, unsigned(std::min(count * C::kBlocksPerSm, kMaxBlocks)), kThreads, C::kSharedBytes,
-               stream, p, map);
+  allow_shared_memory<gqa_attention<kDim>>(C::kSharedBytes);
+  const int blocks = std::min(current_device_info().num_multiprocessors * C::kBlocksPerSm, kMaxBlocks);
+  launch_early(gqa_attention<kDim>, unsigned(blocks), kThreads, C::kSharedBytes, stream, p, map);
 }
 
 }  // namespace

@@ -23,7 +23,7 @@
 #include "kernels/cuda/gemm/tensor_map.h"
 #include "kernels/cuda/mla/mla_attention_sm90.h"
 #include "kernels/cuda/mla/mla_sm90.cuh"
-#include "kernels/cuda/runtime/check.h"
+#include "kernels/cuda/runtime/device.cuh"
 
 namespace moectl::cuda {
 namespace kernel::mla {
@@ -297,17 +297,10 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
 }
 
-int num_multiprocessors() {
-  int device = 0, count = 0;
-  CUDA_CHECK(cudaGetDevice(&device));
-  CUDA_CHECK(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device));
-  return count;
-}
-
 template <int kCluster>
 void launch(const MlaParams& p, const CUtensorMap& values_map, const CUtensorMap& rope_map, int blocks,
             cudaStream_t stream) {
-  CUDA_CHECK(cudaFuncSetAttribute(mla_attention<kCluster>, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes));
+  allow_shared_memory<mla_attention<kCluster>>(kSharedBytes);
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(unsigned(blocks / kCluster * kCluster));
   config.blockDim = dim3(kThreads);
@@ -352,7 +345,7 @@ bool mla_attention_sm90_fits(const MlaAttentionArgs& a, const AttentionScratch& 
 void mla_attention_sm90(const MlaAttentionArgs& a, const AttentionScratch& scratch, Stream stream) {
   using namespace kernel::mla;
   const int tiles = int((a.q.dim(1) + kTile - 1) / kTile), cluster = tiles % 2 == 0 ? 2 : 1;
-  const int blocks = std::min(num_multiprocessors(), int(kMaxBlocks));
+  const int blocks = std::min(current_device_info().num_multiprocessors, int(kMaxBlocks));
   MlaParams p = {};
   p.q = a.q.data;
   p.page_table = a.page_table.data;

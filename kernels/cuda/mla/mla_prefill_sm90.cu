@@ -174,8 +174,9 @@ void mla_prefill_sm90(const MlaPrefillArgs& a, void* scratch, Stream stream) {
   std::byte* const keys_values = memory + layout.keys_values;
 
   const int64_t tiles = (n + Shape::kRows - 1) / Shape::kRows;
+  const int64_t multiprocessors = current_device_info().num_multiprocessors;
   int64_t group = heads;
-  while (group % 2 == 0 && group / 2 * tiles >= 4 * kMultiprocessors && group * context * kMlaHead * 2 > kKeyValueBytes)
+  while (group % 2 == 0 && group / 2 * tiles >= 4 * multiprocessors && group * context * kMlaHead * 2 > kKeyValueBytes)
     group /= 2;
   const int64_t most = std::min(kMaxPart, kKeyValueBytes / (group * kMlaHead * 2)) / Shape::kKeys * Shape::kKeys;
   CHECK(most > 0, "mla_prefill: {} heads", heads);
@@ -190,9 +191,7 @@ void mla_prefill_sm90(const MlaPrefillArgs& a, void* scratch, Stream stream) {
   p.first_position = int(a.first_position);
   p.scale_log2 = a.scale * kLog2e;
   p.interleaved = a.interleaved;
-  static const cudaError_t prepared =
-      cudaFuncSetAttribute(kernel::mla_prefill, cudaFuncAttributeMaxDynamicSharedMemorySize, Shape::kSharedBytes);
-  CUDA_CHECK(prepared);
+  allow_shared_memory<kernel::mla_prefill>(Shape::kSharedBytes);
   for (int64_t head = 0; head < heads; head += group) {
     mla_expand_weights<<<dim3(kMlaRank / kTile, unsigned(group), 2), 256, 0, handle(stream)>>>(
         matrix_of(a.w_uk), matrix_of(a.w_uv), int(head), weights);
@@ -200,7 +199,7 @@ void mla_prefill_sm90(const MlaPrefillArgs& a, void* scratch, Stream stream) {
     for (int64_t begin = 0; begin < context; begin += most) {
       const int64_t num = std::min(most, context - begin);
       if (head == 0 || most < context) {
-        mla_gather_latents<<<blocks_for(num * kMlaWidth / 8, 256, 8 * kMultiprocessors), 256, 0, handle(stream)>>>(
+        mla_gather_latents<<<blocks_for(num * kMlaWidth / 8, 256, 8 * multiprocessors), 256, 0, handle(stream)>>>(
             static_cast<const uint4*>(a.cache.data), a.pages.data, int(page_size), int(begin), int(num), latents, rope);
         CUDA_CHECK(cudaGetLastError());
       }

@@ -354,12 +354,9 @@ void launch(const kernel::ProjectParams& params, cudaStream_t stream) {
     groups *= 2;
   q.tiles_each = int(tiles / groups);
   CHECK(token_tiles <= 65535, "mla_project: {} tokens", q.p.num_tokens);
-  auto* const kernel = kernel::mla_project<S>;
-  static const cudaError_t prepared =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::shared_bytes(2));
-  CUDA_CHECK(prepared);
-  launch_early(kernel, dim3(unsigned(q.p.num_heads), unsigned(token_tiles), unsigned(groups)), kernel::kThreads,
-               size_t(S::shared_bytes(q.tiles_each)), stream, q);
+  allow_shared_memory<kernel::mla_project<S>>(S::shared_bytes(2));
+  launch_early(kernel::mla_project<S>, dim3(unsigned(q.p.num_heads), unsigned(token_tiles), unsigned(groups)),
+               kernel::kThreads, size_t(S::shared_bytes(q.tiles_each)), stream, q);
 }
 
 template <bool kIn, int K>

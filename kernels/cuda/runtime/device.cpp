@@ -1,8 +1,10 @@
 #include "kernels/cuda/runtime/device.h"
 
 #include <cstdlib>
+#include <mutex>
 #include <string_view>
 
+#include "core/base/check.h"
 #include "kernels/cuda/runtime/check.h"
 
 namespace moectl::cuda {
@@ -39,24 +41,36 @@ std::string why_unusable(int device) {
   return {};
 }
 
-ComputeCapability compute_capability(int device) {
-  ComputeCapability card;
-  CUDA_CHECK(cudaDeviceGetAttribute(&card.major, cudaDevAttrComputeCapabilityMajor, device));
-  CUDA_CHECK(cudaDeviceGetAttribute(&card.minor, cudaDevAttrComputeCapabilityMinor, device));
-  return card;
+int current_device() {
+  int device = 0;
+  CUDA_CHECK(cudaGetDevice(&device));
+  CHECK(device >= 0 && device < kMaxDevices, "GPU {}: at most {} are supported", device, kMaxDevices);
+  return device;
+}
+
+const DeviceInfo& device_info(int device) {
+  static std::array<std::once_flag, kMaxDevices> asked;
+  static std::array<DeviceInfo, kMaxDevices> known;
+  CHECK(device >= 0 && device < kMaxDevices, "GPU {}: at most {} are supported", device, kMaxDevices);
+  DeviceInfo& info = known[size_t(device)];
+  std::call_once(asked[size_t(device)], [&] {
+    const auto attribute = [&](cudaDeviceAttr name) {
+      int value = 0;
+      CUDA_CHECK(cudaDeviceGetAttribute(&value, name, device));
+      return value;
+    };
+    info = {{attribute(cudaDevAttrComputeCapabilityMajor), attribute(cudaDevAttrComputeCapabilityMinor)},
+            attribute(cudaDevAttrMultiProcessorCount)};
+  });
+  return info;
 }
 
 bool takes_hopper_kernels() {
-  thread_local int known = -1;  // the device that was asked last
-  thread_local bool hopper = false;
-  if (portable_launches) return false;
-  int device = 0;
-  CUDA_CHECK(cudaGetDevice(&device));
-  if (device == known) return hopper;
-  const char* ptx_only = std::getenv("CUDA_FORCE_PTX_JIT");
-  hopper = is_hopper(compute_capability(device)) && !(ptx_only && std::string_view(ptx_only) == "1");
-  known = device;
-  return hopper;
+  static const bool ptx_only = [] {
+    const char* value = std::getenv("CUDA_FORCE_PTX_JIT");
+    return value && std::string_view(value) == "1";
+  }();
+  return !portable_launches && !ptx_only && is_hopper(current_device_info().capability);
 }
 
 PortableLaunches::PortableLaunches(bool portable) : before_(portable_launches) {

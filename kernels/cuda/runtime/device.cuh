@@ -1,4 +1,5 @@
-// What the plain kernels share: the stream of an operation, number formats widened to f32, sums over a warp.
+// What launchers and portable kernels share: the stream of an operation, preparation of kernels per device,
+// programmatic dependent launch; dtypes widened to f32, sums over a warp.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -18,15 +19,26 @@ inline cudaStream_t handle(Stream stream) {
   return static_cast<cudaStream_t>(stream.handle);
 }
 
-// Blocks for `items` when each takes `per_block`; a grid-stride loop does what a grid of `most` does not cover.
+// Blocks for `items` at `per_block` each; a grid-stride loop covers what a grid of `most` blocks does not.
 inline unsigned blocks_for(int64_t items, int64_t per_block, int64_t most = int64_t{1} << 30) {
   const int64_t blocks = (items + per_block - 1) / per_block;
   return unsigned(blocks < most ? blocks : most);
 }
 
-// Early start (programmatic dependent launch): the kernel's blocks may come to the card while the kernels before it
-// still run. Every thread of it calls kernel::wait_for_earlier() before it touches what another kernel writes or reads.
-// What is saved is the time of the launch. Only on Hopper: elsewhere code for 8.0 may run, which cannot wait.
+// Lets launches of kKernel on the current device take `num_bytes` of dynamic shared memory, which above 48 KB needs the
+// kernel's consent. A driver call at the first launch on each device. num_bytes is the same in every call.
+template <auto* kKernel>
+void allow_shared_memory(int num_bytes) {
+  static PerDevice<bool> allowed;
+  allowed.get([&] {
+    CUDA_CHECK(cudaFuncSetAttribute(kKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, num_bytes));
+    return true;
+  });
+}
+
+// Programmatic dependent launch (PDL): the kernel's blocks may become resident while the kernels before it still run,
+// which hides the latency of its launch. Every thread of it calls kernel::wait_for_earlier() before it touches what
+// another kernel writes or reads. Only on Hopper: elsewhere code for 8.0 may run, which cannot wait.
 template <class... Params, class... Args>
 void launch_early(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
                   Args&&... args) {
@@ -45,7 +57,8 @@ void launch_early(void (*kernel)(Params...), dim3 grid, dim3 block, size_t share
 
 namespace kernel {
 
-// Until the kernels before this one are done and visible; the next one may come meanwhile, and waits in turn.
+// Waits until the kernels before this one are done and their writes visible. The next kernel may already launch; it
+// waits in turn.
 __device__ __forceinline__ void wait_for_earlier() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;");
@@ -53,7 +66,8 @@ __device__ __forceinline__ void wait_for_earlier() {
 #endif
 }
 
-// The same, but the next one comes only when the kernels before this one are done: what they wrote it may read at once.
+// The same, but the next kernel launches only when the kernels before this one are done, and may read what they wrote
+// without waiting.
 __device__ __forceinline__ void wait_for_earlier_before_next() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
@@ -71,7 +85,7 @@ __device__ inline float widen_f16(uint16_t x) {
   return __half2float(__ushort_as_half(x));
 }
 
-// Exact. From sm_89 on a conversion of two at once; before, the bits stand in an f16 that is off by 2^8.
+// Exact. sm_89 and later convert two at once; before that, the bits form an f16 that is off by a factor of 2^8.
 __device__ inline float2 widen_f8x2(uint16_t x) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 890
   return __half22float2(__half2(__nv_cvt_fp8x2_to_halfraw2(x, __NV_E4M3)));
@@ -84,13 +98,13 @@ __device__ inline float widen_e8m0(uint8_t x) {
   return __uint_as_float(x == 0 ? 0x00400000u : uint32_t{x} << 23);
 }
 
-// The value of an OCP e2m1 number: sign, two bits of exponent with bias 1, one of mantissa; moved into an f32 whose
-// exponent is off by 126, which also puts the subnormal 0.5 right.
+// The value of an OCP e2m1 element: sign, two bits of exponent with bias 1, one bit of mantissa. They are moved into an
+// f32 whose exponent is off by 126, which also makes the subnormal 0.5 right.
 __device__ inline float widen_e2m1(uint32_t q) {
   return __uint_as_float((q & 8u) << 28 | (q & 7u) << 22) * 0x1p126f;
 }
 
-// Of an operand or a cache: the value and its rounding.
+// The f32 value of an element of an operand or a cache.
 template <class T>
 __device__ float to_f32(T x);
 template <>

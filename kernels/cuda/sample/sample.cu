@@ -15,6 +15,7 @@
 
 #include "core/base/check.h"
 #include "kernels/cuda/runtime/check.h"
+#include "kernels/cuda/runtime/device.h"
 #include "kernels/cuda/sample/sample.cuh"
 
 namespace moectl::cuda {
@@ -231,7 +232,9 @@ struct RowSums {
   }
 };
 
-__global__ void __launch_bounds__(kThreads, 5)
+constexpr int kSumBlocksPerMultiprocessor = 5;
+
+__global__ void __launch_bounds__(kThreads, kSumBlocksPerMultiprocessor)
     sample_sums(const float* logits, const SamplingRow* rows, SampleScratch s, SampleShape shape) {
   __shared__ BinShared bins;
   __shared__ uint8_t list[kMaxRows];
@@ -312,8 +315,9 @@ void sample_turn(const SampleRowsArgs& a, std::byte* scratch, Stream stream) {
       a.logits.data, a.rows.data, a.adjustments.data, a.sampled.data, int(a.sampled.size()), s, shape, vectors);
   CUDA_CHECK(cudaGetLastError());
   const int tiles = (shape.vocab_size + kernel::kTile - 1) / kernel::kTile;
-  constexpr int kSumBlocks = 660;  // five a multiprocessor of an H200; any number is right
-  kernel::sample_sums<<<unsigned(std::min(tiles * shape.num_rows, kSumBlocks)), kernel::kThreads, 0, cuda_stream>>>(
+  // Any number of blocks gives the same result; as many as are resident at once are fastest.
+  const int sum_blocks = kernel::kSumBlocksPerMultiprocessor * current_device_info().num_multiprocessors;
+  kernel::sample_sums<<<unsigned(std::min(tiles * shape.num_rows, sum_blocks)), kernel::kThreads, 0, cuda_stream>>>(
       a.logits.data, a.rows.data, s, shape);
   CUDA_CHECK(cudaGetLastError());
   launch_sample_choose(a, s, shape, stream);

@@ -7,7 +7,7 @@
 // passes a target, with integer sums.
 #include <algorithm>
 
-#include "kernels/cuda/runtime/check.h"
+#include "kernels/cuda/runtime/device.cuh"
 #include "kernels/cuda/sample/sample_block.cuh"
 
 namespace moectl::cuda {
@@ -226,7 +226,7 @@ __global__ void __launch_bounds__(kMaxThreads)
 void launch_sample_choose(const SampleRowsArgs& a, const kernel::SampleScratch& scratch,
                           const kernel::SampleShape& shape, Stream stream) {
   constexpr int kSharedBytes = int(sizeof(kernel::ChooseShared));
-  CUDA_CHECK(cudaFuncSetAttribute(kernel::sample_choose, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes));
+  allow_shared_memory<kernel::sample_choose>(kSharedBytes);
   // Few rows: as fast as one can be. Many: three to a multiprocessor, whose steps of one thread overlap.
   const unsigned threads = shape.num_rows <= 128 ? kernel::kMaxThreads : 256;
   kernel::sample_choose<<<unsigned(shape.num_rows), threads, kSharedBytes, static_cast<cudaStream_t>(stream.handle)>>>(
