@@ -1,5 +1,5 @@
-// Launching the kernel of gemm_sm90.cuh: what fp8_gemm_sm90.cu and bf16_gemm_sm90.cu have in common. Host code, but
-// only for files that are compiled for sm_90a.
+// Launches the kernel of gemm_sm90.cuh: what fp8_gemm_sm90.cu and bf16_gemm_sm90.cu have in common. Host code, but only
+// for files that are compiled for sm_90a.
 #pragma once
 
 #include <algorithm>
@@ -15,7 +15,7 @@
 
 namespace moectl::cuda {
 
-// One product, whatever its number format. The map functions take the rows of one copy.
+// One product of either dtype. The map functions take the rows of one copy.
 template <class WeightMap, class TokenMap>
 struct GemmProblem {
   const char* name;
@@ -58,7 +58,7 @@ void launch_gemm(const Problem& problem, const GemmConfig& c, cudaStream_t strea
   config.stream = stream;
   config.attrs = attributes;
   config.numAttrs = c.early_start ? 2 : 1;
-  // Tiles: at most one partial tile an expert more than the rows fill.
+  // Tiles: at most one partial tile per expert more than the rows fill.
   const int64_t groups = ((p.n + S::kOutCols - 1) / S::kOutCols + c.multicast - 1) / c.multicast;
   const int64_t m_tiles = p.offsets ? std::min(problem.max_rows, problem.max_rows / S::kTokens + p.num_experts)
                                     : (problem.max_rows + S::kTokens - 1) / S::kTokens;
@@ -68,13 +68,13 @@ void launch_gemm(const Problem& problem, const GemmConfig& c, cudaStream_t strea
         cluster_size, config.dynamicSmemBytes);
   config.gridDim = dim3(unsigned(clusters * cluster_size));
 
-  // A cluster that shares one tile and has no other may exchange sums in its stages: that costs it a round trip, and
-  // saves memory.
+  // A cluster that splits one tile and has no other may exchange partial sums in the memory of its stages: that costs
+  // one round trip, and leaves room for more stages.
   constexpr int kEnoughStages = 7;
-  const int head = S::head_bytes(p.num_experts), reduce = S::reduce_bytes(c.split) + S::kPassBytes;
+  const int head = S::head_bytes(p.num_experts), reduce = S::reduce_bytes(c.split) + S::kEpilogueBytes;
   p.one_tile = m_tiles * groups <= clusters;
-  p.exchange_in_ring = p.one_tile && c.split > 1 && kMaxSharedBytes - head - reduce < kEnoughStages * S::kStageBytes;
-  const int others = p.exchange_in_ring ? S::kPassBytes : reduce,
+  p.partials_in_stages = p.one_tile && c.split > 1 && kMaxSharedBytes - head - reduce < kEnoughStages * S::kStageBytes;
+  const int others = p.partials_in_stages ? S::kEpilogueBytes : reduce,
             most = std::min(S::kMaxStages, (kMaxSharedBytes - head - others) / S::kStageBytes);
   p.multicast = c.multicast;
   p.split = c.split;
@@ -84,7 +84,7 @@ void launch_gemm(const Problem& problem, const GemmConfig& c, cudaStream_t strea
   p.weight_policy = S::kSwap ? hopper::kEvictFirst : hopper::kEvictNormal;
   p.token_policy = S::kSwap ? hopper::kEvictLast : hopper::kEvictNormal;
   CHECK(p.stages >= 2, "{}: {} bytes of shared memory hold {} stages", problem.name, kMaxSharedBytes, p.stages);
-  CHECK(!p.exchange_in_ring || S::reduce_bytes(c.split) <= p.stages * S::kStageBytes,
+  CHECK(!p.partials_in_stages || S::reduce_bytes(c.split) <= p.stages * S::kStageBytes,
         "{}: {} stages do not hold {} bytes of partial sums", problem.name, p.stages, S::reduce_bytes(c.split));
   config.dynamicSmemBytes = size_t(head + others + p.stages * S::kStageBytes);
 
@@ -96,7 +96,7 @@ void launch_gemm(const Problem& problem, const GemmConfig& c, cudaStream_t strea
   CUDA_CHECK(cudaLaunchKernelEx(&config, kernel::gemm<S>, map_w, map_w_up, map_a, map_a8, p));
 }
 
-// The product by the tiling `c`: one of those for which there is a kernel.
+// The product by the tiling `c`, which must be one of those that are compiled.
 template <bool kBf16, class Problem>
 void launch_tiling(const Problem& problem, const GemmConfig& c, bool gated, cudaStream_t stream) {
   bool launched = false;

@@ -1,5 +1,5 @@
-// What a block of the kernel in gemm_sm90.cuh works on: its parameters, the shape of its tiles and of its shared
-// memory, and the order of its work. Owns no data. sm_90a only.
+// What a thread block of the kernel in gemm_sm90.cuh works on: its parameters, the shape of its tiles, its shared
+// memory and its work items in order. Owns no data. sm_90a only.
 #pragma once
 
 #include <cstdint>
@@ -11,9 +11,9 @@ namespace moectl::cuda::kernel {
 using namespace hopper;
 
 constexpr int kGemmThreads = 384, kConsumerThreads = 256, kConsumerWarps = 8;
-constexpr int kProducerWarps = 4, kFewEights = 4;
+constexpr int kProducerWarps = 4, kFewRowGroups = 4;
 constexpr int kScaleBlock = 128;
-constexpr int kTileK = 128;  // bytes of a row in a stage: 128 FP8 or 64 BF16 numbers
+constexpr int kTileK = 128;  // bytes of a row in a stage: 128 FP8 or 64 BF16 elements
 
 struct GemmParams {
   void* out;
@@ -22,12 +22,12 @@ struct GemmParams {
   const float *a_scales, *w_scales, *w_up_scales;
   int a_scale_stride, w_scale_stride;
   const int32_t* offsets;  // null: dense
-  bool offsets_settled;    // they may be read before the kernel in front is done
+  bool offsets_settled;    // they may be read before the preceding kernel is done
   int num_experts, expert_begin;
   int multicast, split, stages, group_m;
   bool one_tile;                         // a cluster has at most one tile
-  bool exchange_in_ring;                 // one_tile, and partial sums pass through the stages
-  int a_box;                             // token rows a copy of map_a; divides the token tile / multicast
+  bool partials_in_stages;               // one_tile, and split-K's partial sums take the place of the stages
+  int a_box;                             // token rows per copy of map_a; divides the token tile / multicast
   uint64_t weight_policy, token_policy;  // of the L2 cache
 };
 
@@ -37,71 +37,107 @@ struct GemmShape {
   static constexpr int kSub = kSub_, kTileN = kTileN_;
   static constexpr int kTileM = 128 * kSub;
   static constexpr int kTokens = kSwap ? kTileN : kTileM, kWeightRows = kSwap ? kTileM : kTileN;
-  static constexpr int kOutCols = kGated ? kWeightRows / 2 : kWeightRows;  // columns of out a tile
+  static constexpr int kOutCols = kGated ? kWeightRows / 2 : kWeightRows;  // columns of out per tile
   static constexpr int kWeightBytes = kWeightRows * kTileK, kTokenBytes = kTokens * kTileK;
-  // Scales of a stage: copies begin and end at multiples of 16 bytes, so up to three floats before the first one
-  // wanted.
+  // Scales of a stage: copies begin and end at multiples of 16 bytes, so up to three floats precede the first one that
+  // is used.
   static constexpr int kTokenScales = kTokens + 4, kWeightScales = 8, kWeightScaleBytes = 128;
   static constexpr int kTokenScaleBytes = (kTokenScales * 4 + 127) / 128 * 128,
                        kScaleBytes = kBf16 ? 0 : kTokenScaleBytes + (kGated ? 2 : 1) * kWeightScaleBytes;
   static constexpr int kStageBytes = kWeightBytes + kTokenBytes + kScaleBytes;
-  static constexpr int kRegs = kSub * kTileN / 2, kVectors = kRegs / 4;  // a thread's sums; float4 of them
+  static constexpr int kRegs = kSub * kTileN / 2, kVectors = kRegs / 4;  // accumulators per thread; float4 of them
   // Two products in flight where the registers allow it.
   static constexpr int kBuffers = !kBf16 && kRegs + kTileN <= 192 ? 2 : 1;
-  // Weight rows go to the tensor cores through registers: 3 to 6 % faster here; nothing or a loss for other shapes.
+  // Weight rows go to the tensor cores through registers: 3 to 6 % faster for this shape, no gain or a loss for others.
   static constexpr bool kFromRegs = kSwap && kSub == 1 && kTileN == 64 && !kBf16;
-  // Vectors that belong together: a gated output needs its gate's and its up's.
+  // A unit is what makes four outputs: one vector, or where gated one of the gate and one of the up projection.
   static constexpr int kUnit = kGated ? 2 : 1, kUnits = kVectors / kUnit;
   static_assert(!kGated || (kSwap ? kSub == 2 : kTileN % 128 == 0));
   static constexpr bool kCanSplit = kSwap || (kSub == 1 && kTileN <= 128 && !kGated);
   static constexpr int kMaxStages = 12;
-  // Partial sums that a block of a cluster gets from each: at most so many units.
+  // Split-K: a block reduces at most so many units, and receives them from every block of its split.
   static constexpr int units_each(int split) { return (kUnits + split - 1) / split; }
   static constexpr int reduce_bytes(int split) {
     return split == 1 ? 0 : split * units_each(split) * kUnit * kConsumerThreads * 16;
   }
-  // Outputs pass through shared memory on their way out, so that whole lines are written. A warp's piece: 16 rows of 32
-  // columns (straight), 8 tokens of 16 columns (swapped); rows padded by 16 bytes.
-  static constexpr int kPassRow = kSwap ? 20 : 36, kPassFloats = (kSwap ? 8 : 16) * kPassRow,
-                       kPassBytes = kConsumerWarps * kPassFloats * 4;
-  // Barriers and the table of tiles, then (1024-aligned) stages, then the exchange of partial sums.
+  // The epilogue stages outputs in shared memory, so that whole lines are written. Per warp: 16 rows of 32 columns
+  // (straight) or 8 tokens of 16 columns (swapped); rows padded by 16 bytes.
+  static constexpr int kEpiloguePitch = kSwap ? 20 : 36, kEpilogueFloats = (kSwap ? 8 : 16) * kEpiloguePitch,
+                       kEpilogueBytes = kConsumerWarps * kEpilogueFloats * 4;
+  // Shared memory: barriers and the table of tiles, (1024-aligned) the stages' weights, tokens and scales, split-K's
+  // partial sums, the epilogue's rows.
   static constexpr int kTableOffset = 512;
   static constexpr int head_bytes(int num_experts) {
     return (kTableOffset + (num_experts + 1) * 8 + 1023) / 1024 * 1024;
   }
 };
 
+__device__ __forceinline__ int log2_of(int power_of_two) {
+  return __ffs(power_of_two) - 1;
+}
+
+// One block's view of itself: its place in the cluster, and what lies where in its shared memory.
+template <class S>
+struct GemmBlock {
+  const GemmParams& p;
+  uint8_t* smem;
+  uint32_t base = smem_addr(smem);
+  // mbarriers: full and empty of each stage, full and empty of the partial sums.
+  uint32_t full = base, empty = base + 8 * S::kMaxStages, partials_full = base + 16 * S::kMaxStages,
+           partials_empty = partials_full + 8;
+  int* tile_begin = reinterpret_cast<int*>(smem + S::kTableOffset);
+  int* row_begin = tile_begin + p.num_experts + 1;
+  uint32_t weights = base + S::head_bytes(p.num_experts), tokens = weights + p.stages * S::kWeightBytes,
+           scales = tokens + p.stages * S::kTokenBytes,
+           partials = p.partials_in_stages ? weights : scales + p.stages * S::kScaleBytes,
+           epilogue = scales + p.stages * S::kScaleBytes + (p.partials_in_stages ? 0 : S::reduce_bytes(p.split));
+
+  int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  // multicast is a power of two: it divides a tile's tokens.
+  int multicast_bits = log2_of(p.multicast), rank = int(cluster_ctarank());
+  int multicast_idx = rank & (p.multicast - 1), split_idx = rank >> multicast_bits;
+  int col_tiles = (p.n + S::kOutCols - 1) / S::kOutCols, col_groups = (col_tiles + p.multicast - 1) >> multicast_bits;
+
+  // The generic pointer to a shared memory address.
+  template <class T>
+  __device__ __forceinline__ T* at(uint32_t address, int offset = 0) const {
+    return reinterpret_cast<T*>(smem + (address - base) + offset);
+  }
+  // The rank in the cluster of the block that takes part `split` of k of this block's tile.
+  __device__ __forceinline__ int split_rank(int split) const { return split * p.multicast + multicast_idx; }
+};
+
 // A tile of one block.
-struct TileAt {
+struct Tile {
   int expert, row, rows;  // its first token row in A, and how many of them belong to the expert (may exceed the tile)
   int col;                // first column of out
 };
 
-// What a block does next: a tile and the k-blocks of it that are this block's.
-struct Work {
-  TileAt tile;
+// A tile, and the k-blocks of it that the block multiplies.
+struct WorkItem {
+  Tile tile;
   int kb_begin, kb_end;
-  bool split;  // the cluster shares the tile
+  bool split;  // the cluster divides k of the tile
 };
 
-// The sequence of a block's work; each role of the block walks through its own copy. tile_begin[e]: number of tiles
+// A block's work items in order; each role of the block iterates over its own copy. tile_begin[e]: number of tiles
 // before expert e; row_begin[e]: its first row; both in shared memory. The blocks of a cluster that divide k take whole
-// tiles as long as every block of the grid gets one, and share the tiles of the last, partial round.
+// tiles as long as every block of the grid gets one, and split the tiles of the last, partial wave.
 template <class S>
 struct GemmSchedule {
   const GemmParams& p;
   const int *tile_begin, *row_begin;
   int col_groups, multicast_idx, split_idx;
   int cluster = int(cluster_id_x()), num_clusters = int(num_clusters_x());
-  int num_tiles = tile_begin[p.num_experts], whole = p.one_tile ? 0 : num_tiles / (num_clusters * p.split);
-  int round = 0, expert = 0;
+  int num_tiles = tile_begin[p.num_experts], whole_waves = p.one_tile ? 0 : num_tiles / (num_clusters * p.split);
+  int wave = 0, expert = 0;
 
-  __device__ __forceinline__ bool next(Work& work) {
-    work.split = S::kCanSplit && p.split > 1 && round >= whole;
-    const int t = !S::kCanSplit || p.split == 1 ? round * num_clusters + cluster
-                  : work.split ? whole * num_clusters * p.split + (round - whole) * num_clusters + cluster
-                               : (round * num_clusters + cluster) * p.split + split_idx;
-    ++round;
+  __device__ __forceinline__ bool next(WorkItem& work) {
+    work.split = S::kCanSplit && p.split > 1 && wave >= whole_waves;
+    const int t = !S::kCanSplit || p.split == 1 ? wave * num_clusters + cluster
+                  : work.split ? whole_waves * num_clusters * p.split + (wave - whole_waves) * num_clusters + cluster
+                               : (wave * num_clusters + cluster) * p.split + split_idx;
+    ++wave;
     if (t >= num_tiles) return false;
     work.tile = locate(t);
     work.kb_begin = work.split ? p.num_kb * split_idx / p.split : 0;
@@ -109,7 +145,7 @@ struct GemmSchedule {
     return true;
   }
 
-  __device__ __forceinline__ TileAt locate(int t) {
+  __device__ __forceinline__ Tile locate(int t) {
     for (int end = p.num_experts; end - expert > 1;) {
       const int mid = (expert + end) / 2;
       if (tile_begin[mid] <= t)
@@ -128,7 +164,7 @@ struct GemmSchedule {
   }
 };
 
-// One warp: the running sums of the table, 32 experts a round.
+// One warp: the prefix sums of the table, 32 experts at a time.
 __device__ inline void fill_tile_table(int* tile_begin, int* row_begin, const GemmParams& p, int tokens,
                                        int col_groups) {
   const int lane = threadIdx.x % 32;
