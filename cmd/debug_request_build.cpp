@@ -49,7 +49,7 @@ std::string body_of_message(const DebugRequestOptions& options, bool chat) {
     body["messages"] = Json::array({{{"role", "user"}, {"content", options.message}}});
   else
     body["prompt"] = options.message;
-  if (options.max_tokens > 0) body["max_tokens"] = options.max_tokens;
+  if (options.max_tokens) body["max_tokens"] = *options.max_tokens;
   body["stream"] = options.stream;
   if (options.stream) body["stream_options"] = {{"include_usage", true}};
   try {

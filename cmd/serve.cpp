@@ -21,26 +21,9 @@ using Clock = std::chrono::steady_clock;
 using std::chrono::milliseconds;
 
 ServiceOptions service_options(const ServeOptions& given, Role role) {
-  const ApiOptions& api = given.api;
-  ServiceOptions options;
+  ServiceOptions options = given.service;
   options.role = role;
-  if (!given.cluster.secret_file.empty()) options.cluster_secret = read_secret_file(given.cluster.secret_file);
-  options.kv_port = given.cluster.kv_port;
-  options.served_model_name = api.served_model_name;
-  options.version = MOECTL_VERSION;
-  options.host = api.host;
-  options.port = api.port;
-  options.ops_host = api.ops_host;
-  options.ops_port = api.ops_port;
-  options.api_keys = api.api_keys;
-  options.metrics_without_key = api.metrics_without_key;
-  options.debug_header = api.debug_header;
-  options.ssl_certfile = api.ssl_certfile;
-  options.ssl_keyfile = api.ssl_keyfile;
-  options.reasoning_parser = api.reasoning_parser;
-  options.tool_call_parser = api.tool_call_parser;
-  options.skip_tokenizer_init = api.skip_tokenizer_init;
-  options.stall_timeout = api.stall_timeout;
+  if (!given.cluster_secret_file.empty()) options.cluster_secret = read_secret_file(given.cluster_secret_file);
   return options;
 }
 
@@ -79,7 +62,7 @@ int wait_for_end(WorkerService& service, Shutdown& shutdown) {
 }
 
 int serve(const ServeOptions& options, Role role) {
-  Shutdown shutdown(options.api.shutdown_timeout);
+  Shutdown shutdown(options.shutdown_timeout);
   start_serving_process();
   WorkerService service(service_options(options, role));
   log::info("listening on {}, loading {}", service.url(), source_of(options.engine));
@@ -89,7 +72,7 @@ int serve(const ServeOptions& options, Role role) {
   load(service, options.engine, shutdown);
   const ModelInfo& info = service.model_info();
   log::info("ready after {} ms: {} ({}, {:.1f} M parameters) on {}, context {}, KV pool {} tokens",
-            std::chrono::duration_cast<milliseconds>(Clock::now() - start).count(), options.api.served_model_name,
+            std::chrono::duration_cast<milliseconds>(Clock::now() - start).count(), options.service.served_model_name,
             info.architecture, double(info.num_params) / 1e6, info.numerics_id, info.max_model_len,
             info.kv_pool_tokens);
   if (const auto kv = service.kv_endpoint()) log::info("decode workers ask for prompts on {}", *kv);
@@ -107,7 +90,7 @@ int serve_decode(const ServeOptions& options) {
 }
 
 int serve_prefill(const ServeOptions& options) {
-  if (options.cluster.secret_file.empty())
+  if (options.cluster_secret_file.empty())
     throw Error(Code::kBadConfig,
                 "serve-prefill needs --cluster-secret-file FILE: it gives keys and values only to decode workers that "
                 "know the cluster's secret. Make one with `openssl rand -hex 32 > FILE`");

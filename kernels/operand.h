@@ -99,8 +99,8 @@ struct Operands {
   Operand f32, bf16, fp8;  // of the same shape; null: not wanted
 
   Operands() = default;
-  Operands(const Operand& o) { set(o); }              // NOLINT: one dtype is a set of one
-  Operands(const View<float>& v) : f32(v) {}          // NOLINT
+  Operands(const Operand& o) { set(o); }      // NOLINT: one dtype is a set of one
+  Operands(const View<float>& v) : f32(v) {}  // NOLINT
   Operand& slot(DType t) { return t == DType::kF32 ? f32 : t == DType::kBF16 ? bf16 : fp8; }
   void set(const Operand& o) { slot(o.dtype) = o; }
   const Operand& any() const { return f32 ? f32 : bf16 ? bf16 : fp8; }

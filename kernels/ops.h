@@ -105,8 +105,8 @@ struct LinearArgs {
   View<const float> bias = {};  // [n], added to each row; empty: none
 };
 
-// out = x, rounded to each dtype that is given: bf16 to nearest even; f8_e4m3 with scale = max |x| / 448 of 128 columns.
-// For rows whose producer computes in f32 only (attention), and for callers outside the model.
+// out = x, rounded to each dtype that is given: bf16 to nearest even; f8_e4m3 with scale = max |x| / 448 of 128
+// columns. For rows whose producer computes in f32 only (attention), and for callers outside the model.
 struct QuantizeArgs {
   View<const float> x;  // [num_rows, size]
   Operands out;         // [num_rows, size]; f32: `x` itself, left as it is
@@ -240,8 +240,8 @@ struct Activation {
 
 // Where experts are: logical expert e is held by physical experts replica_begin[e] .. replica_begin[e + 1] - 1 (more
 // than one: redundant experts); physical expert p is expert local[p] of rank rank[p]. Token t of source rank s uses
-// replica (s + t) % number of replicas; replicas are equal, so the choice changes no result. Empty: one rank holds every
-// expert, in order.
+// replica (s + t) % number of replicas; replicas are equal, so the choice changes no result. Empty: one rank holds
+// every expert, in order.
 struct PlacementView {
   View<const int32_t> replica_begin;  // [num_experts + 1]
   View<const int32_t> rank, local;    // [num_physical_experts]
@@ -375,7 +375,7 @@ struct ScratchShape {
 
 // How absorbed MLA runs with these weights and this cache.
 struct MlaForm {
-  DType latent = DType::kF32;  // of mla_query's output, mla_attention's operands and mla_output's input
+  DType latent = DType::kF32;    // of mla_query's output, mla_attention's operands and mla_output's input
   bool output_operands = false;  // mla_output writes every dtype that is given; else f32 only
 };
 
@@ -383,8 +383,8 @@ struct MlaForm {
 class ExpandedMla {
  public:
   virtual ~ExpandedMla() = default;
-  virtual int64_t min_rows() const = 0;                        // shorter chunks are never taken
-  virtual bool takes(const MlaPrefillArgs&) const = 0;         // whether it fits, and costs less than the absorbed form
+  virtual int64_t min_rows() const = 0;                 // shorter chunks are never taken
+  virtual bool takes(const MlaPrefillArgs&) const = 0;  // whether it fits, and costs less than the absorbed form
   virtual void mla_prefill(const MlaPrefillArgs&, Stream) = 0;
 };
 

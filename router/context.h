@@ -16,27 +16,6 @@
 
 namespace moectl::router {
 
-struct RouterOptions {
-  std::string version;
-  std::string host = "127.0.0.1";
-  int port = 8080;  // 0: the system picks one
-  std::string ops_host = "127.0.0.1";
-  int ops_port = -1;                  // operations and admin; -1: none
-  std::vector<std::string> api_keys;  // any is accepted; the first goes with the router's own probes. Never logged
-  bool metrics_without_key = false;   // on the data port
-  bool debug_header = true;           // x-moectl-debug counts
-  std::string ssl_certfile, ssl_keyfile;
-  std::vector<std::string> prefill_urls, decode_urls;
-  std::string workers_file;  // instead of the two lists; read again when it changes
-  std::string cluster_secret;
-  DispatcherOptions dispatcher;
-  std::chrono::seconds queue_timeout{60};
-  int max_retries = 3;
-  // The content of the workers file. Throws Error{kBadData, kNotFound}.
-  std::function<std::vector<WorkerAddress>(const std::string& path)> read_workers_file;
-  std::chrono::milliseconds probe_interval{1000}, probe_timeout{2000};
-};
-
 struct RouterContext {
   explicit RouterContext(RouterOptions o) : options(std::move(o)), dispatcher(options.dispatcher) {}
 

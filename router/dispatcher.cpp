@@ -272,7 +272,7 @@ Dispatcher::WaitingClient& Dispatcher::waiting_of(const std::string& client) {
 }
 
 bool Dispatcher::make_room(const RouteRequest& request) {
-  const size_t choices = size_t(request.choices), most = options_.max_queue_size;
+  const size_t choices = size_t(request.choices), most = size_t(options_.max_queue_size);
   if (most == 0) return false;
   if (waiting_.empty() || waiting_choices_ + choices <= most) return true;
   const auto own = std::find_if(waiting_.begin(), waiting_.end(),

@@ -15,19 +15,11 @@
 #include <variant>
 #include <vector>
 
+#include "router/options.h"
 #include "router/policy.h"
 #include "router/worker.h"
 
 namespace moectl::router {
-
-struct DispatcherOptions {
-  std::string prefill_policy = "prefix-cache", decode_policy = "least-token";
-  PolicyOptions policy;
-  BreakerOptions breaker;
-  // Both count choices: what n and a list of prompts ask for.
-  size_t max_queue_size = 512;
-  int max_requests_per_worker = 256;  // on one decode worker, from this router; more wait
-};
 
 // What routing needs to know of a request.
 struct RouteRequest {

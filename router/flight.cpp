@@ -16,7 +16,7 @@ double seconds_between(TimePoint from, TimePoint to) {
 
 Flight::Flight(RouterContext& c, const http::Request& r, std::string p)
     : context(c), request(r), path(std::move(p)), traceparent(next_traceparent(r.header("traceparent"))) {
-  debug = context.options.debug_header && !request.header(api::kDebugHeader).empty() &&
+  debug = context.options.api.debug_header && !request.header(api::kDebugHeader).empty() &&
           request.header(api::kDebugHeader) != "0";
   ++context.in_flight;
 }

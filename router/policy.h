@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "core/text/block_hash.h"
+#include "router/options.h"
 
 namespace moectl::router {
 
@@ -35,12 +36,6 @@ class Policy {
   virtual void on_worker_added(int /*worker*/) {}
   virtual void on_worker_removed(int /*worker*/) {}
   virtual size_t state_bytes() const { return 0; }
-};
-
-struct PolicyOptions {
-  double prefix_cache_load_tolerance = 0.3;  // a hit is passed over when its load > mean x (1 + this)
-  size_t max_prefix_blocks = 262'144;
-  uint64_t seed = 0;  // of the policies that draw
 };
 
 std::vector<std::string_view> policy_names();  // without aliases

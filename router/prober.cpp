@@ -30,7 +30,7 @@ Task<api::LoadReport> ask(RouterContext& context, std::string url) {
     request.headers.push_back(std::move(header));
   request.url = std::move(url);
   request.connect_timeout = request.header_timeout = request.idle_timeout = options.probe_timeout;
-  if (!options.api_keys.empty()) request.headers.emplace_back("authorization", "Bearer " + options.api_keys[0]);
+  if (!options.api.api_keys.empty()) request.headers.emplace_back("authorization", "Bearer " + options.api.api_keys[0]);
   std::unique_ptr<http::ClientResponse> response = co_await context.client->send(std::move(request));
   const std::string body = co_await response->read_all(kMaxReportBytes);
   if (response->status() == 401)

@@ -114,7 +114,7 @@ Task<void> give_up(Flight& flight, http::Exchange& exchange, http::Response resp
 
 Task<void> read_client(Flight& flight, Forwarding forwarding) {
   check_client_headers(flight.request.headers);
-  const std::string_view key = flight.context.options.api_keys.empty()
+  const std::string_view key = flight.context.options.api.api_keys.empty()
                                    ? std::string_view()
                                    : api::api_key_of(flight.request.header("authorization"));
   flight.client = client_id(key, flight.request.peer);

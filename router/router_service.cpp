@@ -21,38 +21,19 @@ RouterOptions checked(RouterOptions options) {
 }  // namespace
 
 RouterService::RouterService(RouterOptions options) : context_(checked(std::move(options))), prober_(context_) {
-  const RouterOptions& o = context_.options;
-  http::ServerOptions data;
-  data.host = o.host;
-  data.port = uint16_t(o.port);
-  data.name = "router";
-  data.descriptors_per_connection = 2;  // the client's and a worker's
-  data.ssl_certfile = o.ssl_certfile;
-  data.ssl_keyfile = o.ssl_keyfile;
-  data_server_ = make_server(std::move(data), data_routes(context_), &o.api_keys, o.metrics_without_key);
-  if (o.ops_port >= 0) {
-    http::ServerOptions ops;
-    ops.host = o.ops_host;
-    ops.port = uint16_t(o.ops_port);
-    ops.name = "ops";
-    ops.is_ops = true;
-    ops_server_ = make_server(std::move(ops), ops_routes(context_));
-    context_.administration = {o.api_keys, o.cluster_secret, origins_of(o.ops_host, ops_server_->port())};
-  }
-  context_.url = service_url(!o.ssl_certfile.empty(), o.host, data_server_->port());
+  const ApiOptions& api = context_.options.api;
+  // A request holds two descriptors: the client's and a worker's.
+  http::ServerOptions data{.name = "router", .descriptors_per_connection = 2};
+  ports_ = std::make_unique<ServicePorts>(api, std::move(data), data_routes(context_), ops_routes(context_));
+  context_.administration = ports_->administration(context_.options.cluster_secret);
+  context_.url = ports_->url();
   context_.probe_now = [this](int id) { prober_.probe_now(id); };
   prober_.start();
-  data_server_->start();
-  if (ops_server_) ops_server_->start();
+  ports_->start();
 }
 
 RouterService::~RouterService() {
   stop(std::chrono::milliseconds(0));
-}
-
-std::optional<std::string> RouterService::ops_url() const {
-  if (!ops_server_) return std::nullopt;
-  return service_url(false, context_.options.ops_host, ops_server_->port());
 }
 
 std::string RouterService::not_ready_reason() const {
@@ -66,13 +47,10 @@ void RouterService::drain() {
 
 void RouterService::stop(std::chrono::milliseconds grace) {
   if (std::exchange(stopped_, true)) return;
-  data_server_->stop(grace);
-  if (ops_server_) ops_server_->stop(std::chrono::milliseconds(0));
+  ports_->stop(grace);
   prober_.stop();
   context_.pool.join();
-  // Handlers that outlived the cut refer to the context and go with their server.
-  data_server_.reset();
-  ops_server_.reset();
+  ports_.reset();  // handlers that outlived the cut refer to the context
 }
 
 }  // namespace moectl::router

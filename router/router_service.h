@@ -19,8 +19,8 @@ class RouterService {
   RouterService(const RouterService&) = delete;
 
   const std::string& url() const { return context_.url; }
-  uint16_t port() const { return data_server_->port(); }
-  std::optional<std::string> ops_url() const;
+  uint16_t port() const { return ports_->port(); }
+  std::optional<std::string> ops_url() const { return ports_->ops_url(); }
   // Empty: ready.
   std::string not_ready_reason() const;
   void drain();
@@ -30,7 +30,7 @@ class RouterService {
  private:
   RouterContext context_;
   Prober prober_;
-  std::unique_ptr<http::Server> data_server_, ops_server_;
+  std::unique_ptr<ServicePorts> ports_;
   bool stopped_ = false;
 };
 

@@ -65,7 +65,7 @@ http::Response metrics(RouterContext& context) {
 }
 
 http::Response version(RouterContext& context) {
-  return json_response(api::to_text({{"version", context.options.version}}));
+  return json_response(api::to_text({{"version", context.options.api.version}}));
 }
 
 http::Response load(RouterContext& context) {

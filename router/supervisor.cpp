@@ -6,7 +6,7 @@
 namespace moectl::router {
 namespace {
 
-bool has_process(const Instance& instance) {
+bool has_process(const SupervisedInstance& instance) {
   return instance.state == InstanceState::kStarting || instance.state == InstanceState::kReady ||
          instance.state == InstanceState::kUnhealthy || instance.state == InstanceState::kStopping;
 }
@@ -33,11 +33,11 @@ std::string_view name_of(InstanceState state) {
   return "?";
 }
 
-Supervisor::Supervisor(std::vector<Instance> instances, SupervisorOptions options)
+Supervisor::Supervisor(std::vector<SupervisedInstance> instances, SupervisorOptions options)
     : instances_(std::move(instances)), options_(options) {}
 
 void Supervisor::ready(int index, TimePoint now) {
-  Instance& instance = instances_[size_t(index)];
+  SupervisedInstance& instance = instances_[size_t(index)];
   if (instance.state != InstanceState::kStarting) return;  // it was told to end meanwhile
   instance.state = InstanceState::kReady;
   instance.was_ready = true;
@@ -46,7 +46,7 @@ void Supervisor::ready(int index, TimePoint now) {
 }
 
 void Supervisor::exited(int index, TimePoint now) {
-  Instance& instance = instances_[size_t(index)];
+  SupervisedInstance& instance = instances_[size_t(index)];
   if (stopping_) {
     instance.state = InstanceState::kStopped;
     return;
@@ -66,7 +66,7 @@ void Supervisor::exited(int index, TimePoint now) {
 }
 
 void Supervisor::probed(int index, bool healthy, TimePoint now) {
-  Instance& instance = instances_[size_t(index)];
+  SupervisedInstance& instance = instances_[size_t(index)];
   if (instance.state == InstanceState::kReady && !healthy) {
     instance.state = InstanceState::kUnhealthy;
     instance.unhealthy_since = instance.unhealthy_until = now;
@@ -82,7 +82,7 @@ void Supervisor::probed(int index, bool healthy, TimePoint now) {
 void Supervisor::stop(TimePoint now) {
   if (stopping_) return;
   stopping_ = true;
-  for (Instance& instance : instances_) {
+  for (SupervisedInstance& instance : instances_) {
     instance.stop_at = now + options_.stop_timeout;
     if (!has_process(instance)) instance.state = InstanceState::kStopped;
   }
@@ -96,7 +96,7 @@ void Supervisor::kill() {
 std::vector<Action> Supervisor::decide(TimePoint now) {
   std::vector<Action> actions;
   for (size_t i = 0; i < instances_.size(); ++i) {
-    Instance& instance = instances_[i];
+    SupervisedInstance& instance = instances_[i];
     const int index = int(i);
     if (stopping_) {
       if (!has_process(instance)) continue;
@@ -126,7 +126,7 @@ std::vector<Action> Supervisor::decide(TimePoint now) {
 std::optional<Supervisor::TimePoint> Supervisor::next_wakeup() const {
   std::optional<TimePoint> next;
   const auto consider = [&next](TimePoint at) { next = next ? std::min(*next, at) : at; };
-  for (const Instance& instance : instances_) {
+  for (const SupervisedInstance& instance : instances_) {
     if (instance.killed) continue;  // what follows is its exit
     if (instance.state == InstanceState::kBackoff) consider(instance.retry_at);
     if (instance.state == InstanceState::kStarting) consider(instance.started_at + options_.start_timeout);
@@ -137,7 +137,7 @@ std::optional<Supervisor::TimePoint> Supervisor::next_wakeup() const {
 
 bool Supervisor::all_ready() const {
   return std::all_of(instances_.begin(), instances_.end(),
-                     [](const Instance& i) { return i.state == InstanceState::kReady; });
+                     [](const SupervisedInstance& i) { return i.state == InstanceState::kReady; });
 }
 
 bool Supervisor::ended() const {
@@ -150,7 +150,7 @@ std::chrono::milliseconds Supervisor::backoff(int failures) const {
   return std::min(delay, options_.max_backoff);
 }
 
-bool Supervisor::is_given_up(const Instance& instance, TimePoint now) const {
+bool Supervisor::is_given_up(const SupervisedInstance& instance, TimePoint now) const {
   if (instance.killed) return false;
   if (instance.state == InstanceState::kStarting) return now >= instance.started_at + options_.start_timeout;
   return instance.state == InstanceState::kUnhealthy &&
@@ -159,7 +159,7 @@ bool Supervisor::is_given_up(const Instance& instance, TimePoint now) const {
 
 bool Supervisor::stage_open(int stage) const {
   return std::all_of(instances_.begin(), instances_.end(),
-                     [stage](const Instance& i) { return i.stage >= stage || i.was_ready; });
+                     [stage](const SupervisedInstance& i) { return i.stage >= stage || i.was_ready; });
 }
 
 }  // namespace moectl::router

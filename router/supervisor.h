@@ -32,7 +32,7 @@ struct SupervisorOptions {
   std::chrono::milliseconds stop_timeout{30'000};  // from the request to end until it is killed
 };
 
-struct Instance {
+struct SupervisedInstance {
   using TimePoint = std::chrono::steady_clock::time_point;
   std::string id;  // "decode/0"
   int stage = 0;   // starts when every instance of a smaller stage has been ready once
@@ -54,8 +54,8 @@ struct Action {
 
 class Supervisor {
  public:
-  using TimePoint = Instance::TimePoint;
-  Supervisor(std::vector<Instance> instances, SupervisorOptions options);
+  using TimePoint = SupervisedInstance::TimePoint;
+  Supervisor(std::vector<SupervisedInstance> instances, SupervisorOptions options);
 
   // What happened. An instance that exits before the whole deployment was ready once fails the start (see failed()).
   void ready(int instance, TimePoint now);
@@ -70,7 +70,7 @@ class Supervisor {
   // When decide() may have more to say although nothing happens.
   std::optional<TimePoint> next_wakeup() const;
 
-  const std::vector<Instance>& instances() const { return instances_; }
+  const std::vector<SupervisedInstance>& instances() const { return instances_; }
   bool all_ready() const;
   bool was_complete() const { return was_complete_; }  // all were ready at the same time, once
   bool stopping() const { return stopping_; }
@@ -80,10 +80,10 @@ class Supervisor {
 
  private:
   std::chrono::milliseconds backoff(int failures) const;
-  bool is_given_up(const Instance& instance, TimePoint now) const;  // its process is to be killed
+  bool is_given_up(const SupervisedInstance& instance, TimePoint now) const;  // its process is to be killed
   bool stage_open(int stage) const;
 
-  std::vector<Instance> instances_;
+  std::vector<SupervisedInstance> instances_;
   const SupervisorOptions options_;
   bool stopping_ = false, kill_now_ = false, was_complete_ = false;
   std::optional<int> failed_;

@@ -9,10 +9,6 @@ namespace {
 constexpr int kFailedProbes = 2;  // in a row, before a worker that was ready counts as unhealthy
 }
 
-std::string_view name_of(Role role) {
-  return role == Role::kPrefill ? "prefill" : "decode";
-}
-
 std::string_view name_of(WorkerState state) {
   switch (state) {
     case WorkerState::kUnknown:

@@ -12,14 +12,14 @@
 #include <string_view>
 
 #include "core/api/cluster.h"
+#include "core/base/role.h"
+#include "router/options.h"
 
 namespace moectl::router {
 
 using TimePoint = std::chrono::steady_clock::time_point;
 
-enum class Role { kPrefill, kDecode };
 enum class WorkerState { kUnknown, kReady, kDraining, kUnhealthy };
-std::string_view name_of(Role role);
 std::string_view name_of(WorkerState state);
 
 struct WorkerAddress {
@@ -32,12 +32,6 @@ struct WorkerAddress {
 struct WorkerLife {
   int id = 0, epoch = 0;
   friend auto operator<=>(const WorkerLife&, const WorkerLife&) = default;
-};
-
-struct BreakerOptions {
-  int failure_threshold = 10;  // failures in a row that open it
-  int success_threshold = 3;   // successes in a row that close it again
-  std::chrono::seconds timeout{60};
 };
 
 // Closed: requests pass. Open: none for `timeout`. Then half open: one at a time, until enough succeeded or one failed.

@@ -36,7 +36,7 @@ BOUNDARIES = {"core/engine/engine.h": ("core/serving", "cmd")}
 HOMES = [
     (r"boost/", r"core/(http|pd)/|tests/(http|pd)/"),
     (r"CLI/", r"cmd/flags/parse\.cpp$"),
-    (r"yaml-cpp/", r"cmd/(flags/config_file|deploy/workers_file)\.cpp$"),
+    (r"yaml-cpp/", r"cmd/(yaml_file|flags/config_file|deploy/(deploy|workers)_file)\.cpp$"),
     (r"(cuda|cublas|cooperative_groups|cub/|thrust/|cutlass|cute/)", r"kernels/cuda/|tests/kernels_cuda/|core/comm/nccl_comm\."),
     (r"nccl\.h", r"core/comm/nccl_comm\."),
     (r"gloo/", r"core/comm/gloo_comm\."),

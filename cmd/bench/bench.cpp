@@ -12,7 +12,6 @@
 #include <mutex>
 #include <nlohmann/json.hpp>
 #include <random>
-#include <thread>
 
 #include "cmd/command.h"
 #include "cmd/progress.h"
@@ -185,7 +184,7 @@ std::vector<int> requests_of_levels(const BenchLoad& load, bool made_up) {
   const int largest = *std::max_element(load.concurrency.begin(), load.concurrency.end());
   std::vector<int> counts;
   for (const int concurrency : load.concurrency)
-    counts.push_back(load.num_requests > 0 ? load.num_requests : made_up ? concurrency : 2 * largest);
+    counts.push_back(load.num_requests.value_or(made_up ? concurrency : 2 * largest));
   return counts;
 }
 
@@ -291,7 +290,7 @@ int bench_engine(const BenchEngineOptions& options) {
         run_level(*engine, first_prompts(num_requests[i]), load.concurrency[i], load.output_len, num_hashed));
   engine.reset();
 
-  s.threads = config.num_threads > 0 ? config.num_threads : int(std::max(1u, std::thread::hardware_concurrency()));
+  s.threads = config.num_threads;
   s.read_bytes_per_second = read_bandwidth(s.on_gpu ? "cuda" : "cpu", s.threads);
   // What one token of one stream reads: the active parameters at the checkpoint's mean width.
   s.bytes_per_token =

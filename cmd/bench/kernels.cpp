@@ -5,7 +5,6 @@
 #include <fmt/core.h>
 
 #include <nlohmann/json.hpp>
-#include <thread>
 
 #include "cmd/command.h"
 #include "cmd/progress.h"
@@ -131,8 +130,7 @@ int bench_kernels(const BenchKernelsOptions& options) {
   KernelBenchOptions bench;
   bench.device = options.device;
   bench.filter = options.filter;
-  bench.num_threads =
-      options.num_threads > 0 ? options.num_threads : int(std::max(1u, std::thread::hardware_concurrency()));
+  bench.num_threads = options.num_threads;
   for (const std::string& name : options.shapes) bench.shapes.push_back(kernel_shape(name));
   ProgressBar bar("kernels", ProgressBar::Unit::kCount);
   bench.progress = [&](int done, int total, const std::string&) { bar.update(done, total); };

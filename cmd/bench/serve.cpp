@@ -116,17 +116,17 @@ class AnswerTimer {
   bool done_ = false, first_ = false;
 };
 
-struct Plan {
+struct MeasurementPlan {
   int phase = 0;
   int64_t num_requests = 0;
-  Clock::duration duration{};  // zero: none
+  std::optional<std::chrono::seconds> duration;  // nullopt: until the requests are done
   uint64_t seed = 0;
 };
 
 // One measurement.
 class Measurement {
  public:
-  Measurement(Server& server, const BenchRequests& requests, Plan plan, BenchLevel& level)
+  Measurement(Server& server, const BenchRequests& requests, MeasurementPlan plan, BenchLevel& level)
       : server_(server),
         requests_(requests),
         plan_(plan),
@@ -152,8 +152,7 @@ class Measurement {
 
  private:
   bool may_start() const {
-    return !stopped_ && next_ < plan_.num_requests &&
-           (plan_.duration == Clock::duration::zero() || Clock::now() - start_ < plan_.duration);
+    return !stopped_ && next_ < plan_.num_requests && (!plan_.duration || Clock::now() - start_ < *plan_.duration);
   }
 
   Task<void> run_by_concurrency() {
@@ -241,15 +240,15 @@ class Measurement {
 
   void show_progress() {
     ++done_;
-    if (plan_.num_requests < kMaxRequests)
+    if (!plan_.duration || plan_.num_requests < kMaxRequests)
       bar_.update(done_, plan_.num_requests);
     else
-      bar_.update((Clock::now() - start_) / std::chrono::seconds(1), plan_.duration / std::chrono::seconds(1));
+      bar_.update((Clock::now() - start_) / std::chrono::seconds(1), plan_.duration->count());
   }
 
   Server& server_;
   const BenchRequests& requests_;
-  const Plan plan_;
+  const MeasurementPlan plan_;
   BenchLevel& level_;
   ProgressBar bar_;
   Clock::time_point start_;
@@ -316,7 +315,7 @@ class Benchmark {
     if (count == 0 || run_.interrupted) co_return;
     BenchLevel level;
     level.concurrency = 1;
-    const Plan plan{0, count, {}, 0};
+    const MeasurementPlan plan{0, count, std::nullopt, 0};
     current_ = std::make_unique<Measurement>(server_, *requests_, plan, level);
     co_await current_->run();
     current_.reset();
@@ -324,14 +323,14 @@ class Benchmark {
 
   Task<void> measure(int phase, BenchLevel level) {
     const BenchLoad& load = options_.load;
-    const bool timed = options_.serve_load.duration.count() > 0;
-    Plan plan{phase, load.num_requests, options_.serve_load.duration, load.seed + uint64_t(phase)};
-    if (plan.num_requests == 0) {
-      plan.num_requests = timed ? kMaxRequests
-                          : level.request_rate > 0
-                              ? kRequestsAtARate
-                              : 2 * *std::max_element(load.concurrency.begin(), load.concurrency.end());
-    }
+    const auto& duration = options_.serve_load.duration;
+    const auto fitting = [&] {  // requests that fit the measurement, when no number was asked for
+      if (duration) return kMaxRequests;
+      if (level.request_rate > 0) return kRequestsAtARate;
+      return int64_t(2 * *std::max_element(load.concurrency.begin(), load.concurrency.end()));
+    };
+    const MeasurementPlan plan{phase, load.num_requests ? *load.num_requests : fitting(), duration,
+                               load.seed + uint64_t(phase)};
     run_.levels.push_back(std::move(level));
     current_ = std::make_unique<Measurement>(server_, *requests_, plan, run_.levels.back());
     co_await current_->run();

@@ -1,8 +1,6 @@
 // `moectl deploy up` and `down`. `up` shows the plan, starts the supervisor in a session of its own, watches its state
 // until a request can be answered, and leaves; with --foreground it stays, and its end is the deployment's. `down` ends
 // the supervisor, which ends the instances, and then whatever the state still names.
-#include "cmd/deploy/deploy.h"
-
 #include <fcntl.h>
 #include <signal.h>
 #include <sys/file.h>
@@ -21,7 +19,10 @@
 
 #include "cmd/command.h"
 #include "cmd/deploy/log.h"
+#include "cmd/deploy/plan.h"
 #include "cmd/deploy/state.h"
+#include "cmd/deploy/status.h"
+#include "cmd/deploy/supervise.h"
 #include "cmd/signals.h"
 #include "core/base/error.h"
 
@@ -36,7 +37,7 @@ constexpr milliseconds kLook{25};         // at the state, while waiting
 constexpr milliseconds kLastGrace{5000};  // from the second signal until the processes are killed one by one
 
 std::string name_of(const DeployOptions& options) {
-  return options.name.empty() ? Plan().name : options.name;
+  return options.name.value_or(DeployPlan().name);
 }
 
 // ---------------------------------------------------------------------------------------------- before the start
@@ -48,22 +49,22 @@ void make_folder(const std::string& folder) {
 }
 
 // Held by the supervisor for as long as it lives.
-int lock_folder(const Plan& plan, const std::string& folder) {
+int lock_folder(const DeployPlan& plan, const std::string& folder) {
   const int fd = ::open((folder + "/lock").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
   if (fd < 0) throw Error(Code::kUnavailable, fmt::format("{}/lock cannot be opened", folder));
   if (::flock(fd, LOCK_EX | LOCK_NB) == 0) return fd;
   ::close(fd);
   const auto state = read_state(folder);
   const std::string where = state && !state->url.empty() ? fmt::format(" at {}", state->url) : "";
-  const std::string flag = plan.name == Plan().name ? "" : " --name " + plan.name;
+  const std::string flag = plan.name == DeployPlan().name ? "" : " --name " + plan.name;
   throw Error(Code::kInvalidArgument,
               fmt::format("deployment {} is running{}. `moectl deploy status{}` shows it, `moectl deploy down{}` ends "
                           "it; --name starts another beside it",
                           plan.name, where, flag, flag));
 }
 
-// A port in use is better said before the model is loaded. The router has the last word when it binds.
-void check_port(const Plan& plan) {
+// A port in use is better said before the model is loaded. The router binds it later, and may still fail.
+void check_port(const DeployPlan& plan) {
   if (plan.port == 0) return;
   const int error = try_port(plan.host, plan.port);
   if (error == 0) return;
@@ -109,7 +110,7 @@ void end_leftovers(const DeployState& state, milliseconds grace) {
 }
 
 // The calling process has one thread. The child gets the lock; its output goes to logs/supervisor.log.
-pid_t start_supervisor(const Plan& plan, const std::string& folder, int lock, bool foreground) {
+pid_t start_supervisor(const DeployPlan& plan, const std::string& folder, int lock, bool foreground) {
   std::error_code failed;
   const std::string program = fs::read_symlink("/proc/self/exe", failed).string();
   std::fflush(nullptr);
@@ -140,9 +141,9 @@ pid_t start_supervisor(const Plan& plan, const std::string& folder, int lock, bo
 
 // ---------------------------------------------------------------------------------------------- waiting
 // One line an instance, drawn again in place on a terminal; a line for each change elsewhere.
-class Progress {
+class StartProgress {
  public:
-  Progress() : live_(isatty(STDERR_FILENO)), start_(Clock::now()) {}
+  StartProgress() : live_(isatty(STDERR_FILENO)), start_(Clock::now()) {}
 
   void show(const DeployState& state) {
     std::string text;
@@ -212,12 +213,12 @@ int end_supervisor(pid_t supervisor, const Signals& signals) {
                                 state->failure, said, folder));
 }
 
-void print_ready(const Plan& plan, const DeployState& state, double seconds, bool json) {
+void print_ready(const DeployPlan& plan, const DeployState& state, double seconds, bool json) {
   if (json) {
     std::fputs(state_json(state).c_str(), stdout);
     return;
   }
-  const std::string flag = plan.name == Plan().name ? "" : " --name " + plan.name;
+  const std::string flag = plan.name == DeployPlan().name ? "" : " --name " + plan.name;
   std::printf(
       "\nReady after %.1f s: %s\n\n"
       "  curl -s %s/v1/chat/completions -H 'Content-Type: application/json' \\\n"
@@ -230,9 +231,9 @@ void print_ready(const Plan& plan, const DeployState& state, double seconds, boo
 }
 
 // Watches until requests are answered. Returns a signal when one came.
-std::optional<int> wait_until_ready(const Plan& plan, const DeployOptions& options, const std::string& folder,
+std::optional<int> wait_until_ready(const DeployPlan& plan, const DeployOptions& options, const std::string& folder,
                                     pid_t supervisor, const Signals& signals, bool json) {
-  Progress progress;
+  StartProgress progress;
   const auto deadline = Clock::now() + options.ready_timeout;
   for (;;) {
     if (const auto signal = signals.wait(kLook)) return *signal;
@@ -255,7 +256,7 @@ std::optional<int> wait_until_ready(const Plan& plan, const DeployOptions& optio
 }
 
 int stay(const std::string& folder, pid_t supervisor, const Signals& signals) {
-  Progress progress;
+  StartProgress progress;
   for (;;) {
     if (const auto signal = signals.wait(milliseconds(100))) {
       std::fputs("\nEnding the deployment; Ctrl-C once more ends it at once.\n", stderr);
@@ -270,7 +271,7 @@ int stay(const std::string& folder, pid_t supervisor, const Signals& signals) {
 }  // namespace
 
 int deploy_up(const CommonOptions& common, const DeployOptions& options) {
-  const Plan plan = make_plan(options);
+  const DeployPlan plan = make_plan(options);
   std::fputs(plan_text(plan).c_str(), common.json ? stderr : stdout);
   std::fflush(stdout);
   if (options.dry_run) return 0;

@@ -4,15 +4,15 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <charconv>
 #include <cstdio>
 #include <memory>
 #include <optional>
 #include <regex>
 
 #include "cmd/command.h"
-#include "cmd/deploy/deploy.h"
+#include "cmd/deploy/duration.h"
 #include "cmd/deploy/log.h"
+#include "cmd/deploy/plan.h"
 #include "cmd/deploy/state.h"
 #include "core/base/error.h"
 
@@ -80,31 +80,8 @@ bool print(const std::vector<std::unique_ptr<Source>>& sources, const Shown& sho
 
 }  // namespace
 
-std::chrono::seconds parse_duration(std::string_view text, std::string_view origin) {
-  const std::string whole(text);
-  int64_t total = 0;
-  bool good = !text.empty();
-  while (good && !text.empty()) {
-    int64_t number = 0;
-    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
-    good = error == std::errc{} && number >= 0 && number <= 100'000'000;
-    if (!good) break;
-    text.remove_prefix(size_t(end - text.data()));
-    int64_t unit = 1;
-    if (!text.empty()) {
-      const size_t at = std::string_view("smhd").find(text[0]);
-      good = at != std::string_view::npos;
-      unit = good ? (const int64_t[]){1, 60, 3600, 86400}[at] : 0;
-      text.remove_prefix(1);
-    }
-    total += number * unit;
-  }
-  if (!good) throw Error(Code::kUsage, fmt::format("{}: '{}' is not a time such as 90s, 5m or 1h30m", origin, whole));
-  return std::chrono::seconds(total);
-}
-
-int deploy_logs(const CommonOptions&, const DeployOptions& options) {
-  const std::string name = options.name.empty() ? Plan().name : options.name, folder = deploy_folder(name);
+int deploy_logs(const DeployOptions& options) {
+  const std::string name = options.name.value_or(DeployPlan().name), folder = deploy_folder(name);
   const std::optional<DeployState> state = read_state(folder);
   if (!state)
     throw Error(Code::kUnavailable, fmt::format("there is no deployment {}; `moectl deploy up` starts one", name));
@@ -128,9 +105,9 @@ int deploy_logs(const CommonOptions&, const DeployOptions& options) {
   };
   read_all();
   const size_t skipped =
-      options.tail > 0 && shown.size() > size_t(options.tail) ? shown.size() - size_t(options.tail) : 0;
+      options.tail && shown.size() > size_t(*options.tail) ? shown.size() - size_t(*options.tail) : 0;
   for (size_t i = skipped; i < shown.size(); ++i) print(sources, shown[i]);
-  // Until Ctrl-C, or until nobody reads.
+  // Until Ctrl-C, or until stdout has no reader.
   while (options.follow) {
     if (std::fflush(stdout) != 0) return 0;
     pollfd reader{STDOUT_FILENO, 0, 0};

@@ -1,4 +1,5 @@
-// From flags and file to a plan, and from the plan to the command line of each instance.
+#include "cmd/deploy/plan.h"
+
 #include <fmt/format.h>
 #include <netdb.h>
 #include <sys/socket.h>
@@ -9,7 +10,7 @@
 #include <filesystem>
 #include <memory>
 
-#include "cmd/deploy/deploy.h"
+#include "cmd/deploy/deploy_file.h"
 #include "cmd/deploy/state.h"
 #include "cmd/flags/flags.h"
 
@@ -21,6 +22,12 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr int kMaxInstances = 64;
+
+// The flag's, else the file's, else the default.
+template <class T>
+T first_given(const std::optional<T>& flag, const std::optional<T>& file, const T& otherwise) {
+  return flag ? *flag : file.value_or(otherwise);
+}
 
 std::string command_of(std::string_view role) {
   return fmt::format("serve-{}", role);
@@ -51,22 +58,22 @@ std::vector<std::string> read_flags(std::string_view role, const std::vector<Dep
     if (is_own_flag(flag->name))
       throw Error(Code::kBadData, fmt::format("{}: deploy sets this flag itself", entry.origin));
     if (flag->secret)
-      throw Error(Code::kBadData, fmt::format("{}: a command line is visible to everybody; set MOECTL_API_KEY in the "
+      throw Error(Code::kBadData, fmt::format("{}: a command line is visible to other users; set MOECTL_API_KEY in the "
                                               "environment of `moectl deploy up` instead",
                                               entry.origin));
     std::vector<GivenValue> values;
     for (const std::string& text : entry.values) values.push_back({text, entry.origin, Code::kBadData});
-    Options scratch;
+    RawOptions scratch;
     set_value(scratch, *flag, values);
     for (const std::string& text : entry.values) words.push_back(fmt::format("--{}={}", flag->name, text));
   }
   return words;
 }
 
-PlannedRole read_role(std::string_view role, const DeployFileRole& file, int given, int fallback) {
+PlannedRole read_role(std::string_view role, const DeployFileRole& file, std::optional<int> given) {
   PlannedRole planned;
   planned.role = role;
-  planned.instances = given >= 0 ? given : file.instances >= 0 ? file.instances : fallback;
+  planned.instances = first_given(given, file.instances, planned.instances);
   if (planned.instances > kMaxInstances)
     throw Error(Code::kBadConfig,
                 fmt::format("{} instances of {}: at most {} on one machine", planned.instances, role, kMaxInstances));
@@ -82,25 +89,25 @@ PlannedRole read_role(std::string_view role, const DeployFileRole& file, int giv
 }
 
 // What the instance itself will say about its flags is said here, before anything starts.
-void check_role(PlannedRole& role, const Plan& plan) {
+void check_role(PlannedRole& role, const DeployPlan& plan) {
   if (role.instances == 0) return;
   Environment environment;
   for (const auto& [name, value] : role.environment) environment[name] = value;
   try {
     const Options options = parse_command_line(instance_arguments(plan, role.role, "/", {}), environment).options;
     role.ep_size = options.engine.ep_size;
-    role.dp_size = std::max(1, options.parallel.dp_size);
-    role.tp_size = std::max(1, options.parallel.tp_size);
+    role.dp_size = options.parallel.dp_size;
+    role.tp_size = options.parallel.tp_size;
   } catch (const Error& error) {
     throw Error(error.code(), fmt::format("{}: {}", role.role, error.what()));
   }
 }
 
-std::string find_model(const std::string& model, const std::string& origin) {
+std::string find_model(const std::optional<std::string>& model, const std::string& origin) {
   std::error_code failed;
-  std::string folder = model;
-  if (folder.empty())  // the demo checkpoint, as the workers find it
-    folder = parse_command_line({command_of(kDecodeRole)}, {}).options.engine.model_dir;
+  // Without one the demo checkpoint, as the workers find it.
+  const std::string folder =
+      model ? *model : parse_command_line({command_of(kDecodeRole)}, {}).options.engine.model_dir;
   const fs::path real = fs::canonical(folder, failed);
   if (failed || !fs::exists(real / "config.json", failed))
     throw Error(Code::kNotFound, fmt::format("{}: there is no checkpoint in `{}`. Models are not downloaded: give the "
@@ -109,40 +116,30 @@ std::string find_model(const std::string& model, const std::string& origin) {
   return real.string();
 }
 
-template <class... T>
-std::string first_given(const std::string& first, const T&... others) {
-  if constexpr (sizeof...(others) == 0) {
-    return first;
-  } else {
-    return first.empty() ? first_given(std::string(others)...) : first;
-  }
-}
-
 }  // namespace
 
-Plan make_plan(const DeployOptions& options) {
+DeployPlan make_plan(const DeployOptions& options) {
   DeployFile file;
   if (!options.file.empty()) file = read_deploy_file(options.file);
-  Plan plan;
+  DeployPlan plan;
   plan.name = first_given(options.name, file.name, plan.name);
   plan.template_name = first_given(options.template_name, file.template_name, plan.template_name);
   if (plan.template_name != "ep-pd")
     throw Error(Code::kBadData, fmt::format("there is no template `{}`; ep-pd is the only one: a router, prefill and "
                                             "decode workers",
                                             plan.template_name));
-  std::string from_file = file.model;  // relative to the file, as it may be used from anywhere
-  if (!from_file.empty() && from_file[0] != '/')
-    from_file = (fs::path(options.file).parent_path() / from_file).string();
-  plan.model = find_model(first_given(options.model, from_file), options.model.empty() ? "model" : "--model");
-  plan.served_model_name = first_given(file.served_model_name, fs::path(plan.model).filename().string());
+  if (file.model)  // relative to the file, as it may be used from anywhere; an absolute path stays itself
+    file.model = (fs::path(options.file).parent_path() / *file.model).string();
+  plan.model = find_model(options.model ? options.model : file.model, options.model ? "--model" : "model");
+  plan.served_model_name = file.served_model_name.value_or(fs::path(plan.model).filename().string());
   plan.host = first_given(options.host, file.host, plan.host);
-  plan.port = options.port >= 0 ? options.port : file.port >= 0 ? file.port : plan.port;
-  if (file.unhealthy_timeout >= 0) plan.unhealthy_timeout = std::chrono::seconds(file.unhealthy_timeout);
-  if (options.unhealthy_timeout.count() > 0) plan.unhealthy_timeout = options.unhealthy_timeout;
+  plan.port = first_given(options.port, file.port, plan.port);
+  if (file.unhealthy_timeout) plan.unhealthy_timeout = std::chrono::seconds(*file.unhealthy_timeout);
+  plan.unhealthy_timeout = options.unhealthy_timeout.value_or(plan.unhealthy_timeout);
 
-  plan.router = read_role(kRouterRole, file.router, -1, 1);
-  plan.prefill = read_role(kPrefillRole, file.prefill, options.prefill, 1);
-  plan.decode = read_role(kDecodeRole, file.decode, options.decode, 1);
+  plan.router = read_role(kRouterRole, file.router, std::nullopt);
+  plan.prefill = read_role(kPrefillRole, file.prefill, options.prefill);
+  plan.decode = read_role(kDecodeRole, file.decode, options.decode);
   if (plan.router.instances != 1)
     throw Error(Code::kBadConfig,
                 fmt::format("{} routers: a deployment on one machine has one", plan.router.instances));
@@ -153,18 +150,18 @@ Plan make_plan(const DeployOptions& options) {
   return plan;
 }
 
-const PlannedRole& role_of(const Plan& plan, std::string_view role) {
+const PlannedRole& role_of(const DeployPlan& plan, std::string_view role) {
   return role == kPrefillRole ? plan.prefill : role == kDecodeRole ? plan.decode : plan.router;
 }
 
-std::vector<PlannedInstance> planned_instances(const Plan& plan) {
+std::vector<PlannedInstance> planned_instances(const DeployPlan& plan) {
   std::vector<PlannedInstance> instances;
   for (const PlannedRole* role : {&plan.prefill, &plan.decode, &plan.router})
     for (int i = 0; i < role->instances; ++i) instances.push_back({fmt::format("{}/{}", role->role, i), role->role});
   return instances;
 }
 
-std::string listen_address(const Plan& plan, std::string_view role) {
+std::string listen_address(const DeployPlan& plan, std::string_view role) {
   return role == kRouterRole ? plan.host : "127.0.0.1";
 }
 
@@ -184,7 +181,7 @@ int try_port(const std::string& host, int port) {
   return error;
 }
 
-InstancePorts ports_of(const Plan& plan, const InstanceStatus& before) {
+InstancePorts ports_of(const DeployPlan& plan, const InstanceStatus& before) {
   const auto port_of = [](const std::string& endpoint) {  // "http://127.0.0.1:1234", "127.0.0.1:1234", or empty
     const size_t colon = endpoint.rfind(':');
     return colon == std::string::npos ? 0 : std::atoi(endpoint.c_str() + colon + 1);
@@ -200,7 +197,7 @@ InstancePorts ports_of(const Plan& plan, const InstanceStatus& before) {
   return ports;
 }
 
-std::vector<std::string> instance_arguments(const Plan& plan, std::string_view role, const std::string& folder,
+std::vector<std::string> instance_arguments(const DeployPlan& plan, std::string_view role, const std::string& folder,
                                             const InstancePorts& ports) {
   const auto flag = [](std::string_view name, const auto& value) { return fmt::format("--{}={}", name, value); };
   const bool is_router = role == kRouterRole;
@@ -235,7 +232,7 @@ std::vector<std::string> instance_environment(const PlannedRole& role) {
   return result;
 }
 
-std::string plan_text(const Plan& plan) {
+std::string plan_text(const DeployPlan& plan) {
   std::string text = fmt::format("Deployment {}: template {}, model {} ({})\n\n", plan.name, plan.template_name,
                                  plan.model, plan.served_model_name);
   text += fmt::format("  {:<12} {:<15} {:<8} {:<18} {}\n", "INSTANCE", "COMMAND", "PORT", "RANKS", "FLAGS");

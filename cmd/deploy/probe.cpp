@@ -7,7 +7,7 @@
 #include <nlohmann/json.hpp>
 #include <utility>
 
-#include "cmd/deploy/deploy.h"
+#include "cmd/deploy/plan.h"
 #include "core/base/check.h"
 #include "core/base/error.h"
 #include "core/base/json_depth.h"

@@ -1,4 +1,6 @@
 // `moectl deploy status`: what the state says, what is really alive, and what the instances say of themselves.
+#include "cmd/deploy/status.h"
+
 #include <algorithm>
 #include <cstdio>
 #include <memory>
@@ -6,7 +8,7 @@
 #include <optional>
 
 #include "cmd/command.h"
-#include "cmd/deploy/deploy.h"
+#include "cmd/deploy/plan.h"
 #include "cmd/deploy/probe.h"
 #include "cmd/deploy/state.h"
 #include "core/base/error.h"
@@ -118,14 +120,14 @@ bool router_finds_all(const DeployState& state, const std::string& workers) {
   });
 }
 
-struct Summary {
+struct DeploySummary {
   size_t num_ready = 0;
   bool path_ready = false;  // the router finds every worker ready
   int64_t running = 0, waiting = 0, prompt_tokens = 0, generated_tokens = 0;
 };
 
-Summary summarise(const DeployState& state, const std::vector<Json>& loads, const Answers& answers) {
-  Summary sum;
+DeploySummary summarize(const DeployState& state, const std::vector<Json>& loads, const Answers& answers) {
+  DeploySummary sum;
   for (size_t i = 0; i < state.instances.size(); ++i) {
     const InstanceStatus& instance = state.instances[i];
     sum.num_ready += instance.state == "ready";
@@ -138,7 +140,7 @@ Summary summarise(const DeployState& state, const std::vector<Json>& loads, cons
   return sum;
 }
 
-void print_json(const DeployState& state, const Summary& sum, const std::vector<Json>& loads, bool supervised) {
+void print_json(const DeployState& state, const DeploySummary& sum, const std::vector<Json>& loads, bool supervised) {
   Json json = Json::parse(state_json(state));
   json["supervised"] = supervised;
   json["ready"] = sum.num_ready == state.instances.size() && sum.path_ready;
@@ -156,7 +158,7 @@ void print_json(const DeployState& state, const Summary& sum, const std::vector<
   std::fputs((json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n").c_str(), stdout);
 }
 
-void print_text(const DeployState& state, const Summary& sum, const std::vector<Json>& loads, bool supervised) {
+void print_text(const DeployState& state, const DeploySummary& sum, const std::vector<Json>& loads, bool supervised) {
   std::string text = fmt::format("{}: {}, {}/{} instances ready, {} requests running, {} waiting, {} tokens in, {} out",
                                  state.name, state.phase, sum.num_ready, state.instances.size(), sum.running,
                                  sum.waiting, sum.prompt_tokens, sum.generated_tokens);
@@ -193,7 +195,7 @@ bool requests_are_answered(const DeployState& state) {
 }
 
 int deploy_status(const CommonOptions& common, const DeployOptions& options) {
-  const std::string name = options.name.empty() ? Plan().name : options.name;
+  const std::string name = options.name.value_or(DeployPlan().name);
   std::optional<DeployState> state = read_state(deploy_folder(name));
   const bool supervisor_alive = state && is_alive(state->supervisor);
   const bool supervised = supervisor_alive && !is_stopped(state->supervisor);
@@ -220,7 +222,7 @@ int deploy_status(const CommonOptions& common, const DeployOptions& options) {
   take_over(*state, answers);
   std::vector<Json> loads;
   for (const auto& health : answers.health) loads.push_back(health ? parse_object(health->load) : Json(nullptr));
-  const Summary sum = summarise(*state, loads, answers);
+  const DeploySummary sum = summarize(*state, loads, answers);
   (common.json ? print_json : print_text)(*state, sum, loads, supervised);
   return supervised && sum.num_ready == state->instances.size() && sum.path_ready ? 0 : 1;
 }

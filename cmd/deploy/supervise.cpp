@@ -2,7 +2,9 @@
 // what router/supervisor.h decides. All of it on the main thread, which also forks: instances ask the kernel for
 // SIGTERM when the thread that started them ends (PR_SET_PDEATHSIG), so that a killed supervisor leaves none behind.
 // The probes have a thread of their own (probe.h). It signals its own children only, which it has not reaped:
-// their numbers cannot be anybody else's.
+// their numbers cannot belong to other processes.
+#include "cmd/deploy/supervise.h"
+
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <poll.h>
@@ -20,7 +22,6 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 
-#include "cmd/deploy/deploy.h"
 #include "cmd/deploy/log.h"
 #include "cmd/deploy/probe.h"
 #include "cmd/deploy/state.h"
@@ -61,7 +62,7 @@ std::vector<char*> pointers(std::vector<std::string>& words) {
 
 class Deployment {
  public:
-  Deployment(const Plan& plan, const std::string& folder, const std::string& program)
+  Deployment(const DeployPlan& plan, const std::string& folder, const std::string& program)
       : plan_(plan), folder_(folder), program_(program), supervisor_(make_instances(plan), options_of(plan)) {
     sigset_t set;
     sigemptyset(&set);
@@ -98,10 +99,10 @@ class Deployment {
   }
 
  private:
-  static std::vector<router::Instance> make_instances(const Plan& plan) {
-    std::vector<router::Instance> instances;
+  static std::vector<router::SupervisedInstance> make_instances(const DeployPlan& plan) {
+    std::vector<router::SupervisedInstance> instances;
     for (const PlannedInstance& planned : planned_instances(plan)) {
-      router::Instance instance;
+      router::SupervisedInstance instance;
       instance.id = planned.id;
       instance.stage = planned.role == kRouterRole ? 1 : 0;  // it reads where the workers are
       instances.push_back(instance);
@@ -109,7 +110,7 @@ class Deployment {
     return instances;
   }
 
-  static router::SupervisorOptions options_of(const Plan& plan) {
+  static router::SupervisorOptions options_of(const DeployPlan& plan) {
     router::SupervisorOptions options;
     options.unhealthy_timeout = plan.unhealthy_timeout;
     return options;
@@ -135,7 +136,7 @@ class Deployment {
     const auto seconds = [](auto duration) {
       return std::chrono::duration_cast<std::chrono::seconds>(duration).count();
     };
-    const router::Instance& instance = supervisor_.instances()[size_t(index)];
+    const router::SupervisedInstance& instance = supervisor_.instances()[size_t(index)];
     if (instance.state == router::InstanceState::kUnhealthy)
       return fmt::format("{}, unhealthy for {} s", state_.instances[size_t(index)].reason,
                          seconds(instance.unhealthy_until - instance.unhealthy_since));
@@ -327,7 +328,7 @@ class Deployment {
       state_.failure = fmt::format("{} ended before it was ready: {}", status.id, status.last_exit);
       state_.failed_status = WIFEXITED(wait_status) ? WEXITSTATUS(wait_status) : 0;
     }
-    const router::Instance& decided = supervisor_.instances()[size_t(index)];
+    const router::SupervisedInstance& decided = supervisor_.instances()[size_t(index)];
     std::string next;
     if (decided.state == router::InstanceState::kBackoff)
       next =
@@ -346,7 +347,7 @@ class Deployment {
   void save() {
     state_.phase = phase();
     for (size_t i = 0; i < state_.instances.size(); ++i) {
-      const router::Instance& decided = supervisor_.instances()[i];
+      const router::SupervisedInstance& decided = supervisor_.instances()[i];
       InstanceStatus& status = state_.instances[i];
       status.state = name_of(decided.state);
       status.restarts = decided.restarts;
@@ -384,7 +385,7 @@ class Deployment {
     }
   }
 
-  const Plan& plan_;
+  const DeployPlan& plan_;
   const std::string folder_, program_;
   router::Supervisor supervisor_;
   DeployState state_;
@@ -396,7 +397,7 @@ class Deployment {
 
 }  // namespace
 
-int supervise(const Plan& plan, const std::string& folder, const std::string& program) {
+int supervise(const DeployPlan& plan, const std::string& folder, const std::string& program) {
   return Deployment(plan, folder, program).run();
 }
 

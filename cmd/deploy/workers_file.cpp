@@ -3,27 +3,15 @@
 #include <yaml-cpp/yaml.h>
 
 #include <algorithm>
-#include <fstream>
 
+#include "cmd/yaml_file.h"
 #include "core/base/error.h"
 #include "router/context.h"
 
 namespace moectl {
 namespace {
 
-constexpr size_t kMaxFileBytes = 1 << 20, kMaxWorkers = 4096;
-
-std::string read_text(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  if (!file) throw Error(Code::kNotFound, fmt::format("--workers-file {}: cannot be read", path));
-  std::string text(kMaxFileBytes + 1, '\0');
-  file.read(text.data(), std::streamsize(text.size()));
-  text.resize(size_t(file.gcount()));
-  if (file.bad()) throw Error(Code::kBadData, fmt::format("--workers-file {}: cannot be read", path));
-  if (text.size() > kMaxFileBytes)
-    throw Error(Code::kBadData, fmt::format("--workers-file {}: is larger than 1 MiB", path));
-  return text;
-}
+constexpr size_t kMaxWorkers = 4096;
 
 router::WorkerAddress read_entry(const YAML::Node& entry, const std::string& where) {
   if (!entry.IsMap())
@@ -37,7 +25,7 @@ router::WorkerAddress read_entry(const YAML::Node& entry, const std::string& whe
     if (name == "role") {
       if (value != "prefill" && value != "decode")
         throw Error(Code::kBadData, fmt::format("{}: role `{}`: expected prefill or decode", where, value));
-      address.role = value == "prefill" ? router::Role::kPrefill : router::Role::kDecode;
+      address.role = value == "prefill" ? Role::kPrefill : Role::kDecode;
       has_role = true;
     } else if (name == "url") {
       try {
@@ -58,10 +46,8 @@ router::WorkerAddress read_entry(const YAML::Node& entry, const std::string& whe
 }  // namespace
 
 std::vector<router::WorkerAddress> read_workers_file(const std::string& path) {
-  const std::string text = read_text(path);
   std::vector<router::WorkerAddress> workers;
-  try {
-    const YAML::Node root = YAML::Load(text);
+  read_yaml_file("--workers-file", path, [&](const YAML::Node& root) {
     if (!root.IsSequence())
       throw Error(Code::kBadData,
                   fmt::format("{}: expected a list of `{{role: decode, url: http://HOST:PORT}}`", path));
@@ -74,11 +60,8 @@ std::vector<router::WorkerAddress> read_workers_file(const std::string& path) {
         throw Error(Code::kBadData, fmt::format("{}: more than {} workers", where, kMaxWorkers));
       workers.push_back(std::move(address));
     }
-  } catch (const YAML::Exception& e) {
-    const std::string where = e.mark.is_null() ? path : fmt::format("{}:{}", path, e.mark.line + 1);
-    throw Error(Code::kBadData, fmt::format("{}: not YAML or JSON: {}", where, e.msg));
-  }
-  if (std::none_of(workers.begin(), workers.end(), [](const auto& w) { return w.role == router::Role::kDecode; }))
+  });
+  if (std::none_of(workers.begin(), workers.end(), [](const auto& w) { return w.role == Role::kDecode; }))
     throw Error(Code::kBadData, fmt::format("{}: it names no decode worker", path));
   return workers;
 }

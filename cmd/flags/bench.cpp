@@ -1,5 +1,5 @@
 // The flags of `bench kernels`, and shapes. Part of the tables of flags.h.
-#include "cmd/flags/flags.h"
+#include "cmd/flags/table.h"
 
 namespace moectl {
 namespace {
@@ -7,11 +7,6 @@ namespace {
 constexpr std::string_view kShapes = "Kernels and shapes";
 const std::vector<std::string_view> kBenchKernels = {"bench kernels"};
 const std::vector<std::string_view> kShaped = {"serve-decode", "bench engine", "bench kernels"};
-
-#define MEMBER(type, path)                                     \
-  Target {                                                     \
-    MemberOf<type>([](Options& o) -> type& { return o.path; }) \
-  }
 
 }  // namespace
 
@@ -21,7 +16,7 @@ std::vector<Flag> bench_flags() {
        .metavar = "REGEX",
        .group = kShapes,
        .commands = kBenchKernels,
-       .target = MEMBER(std::string, kernels.filter),
+       .target = VALUE(kernels.filter),
        .help = "Time only kernels whose line holds this",
        .doc = "An ECMAScript regular expression, in any case, looked for in the kernel's name and shape as the table "
               "prints them: `gemm`, `^mla.* B128`.",
@@ -30,7 +25,7 @@ std::vector<Flag> bench_flags() {
        .metavar = "NAME",
        .group = kShapes,
        .commands = kShaped,
-       .target = MEMBER(std::vector<std::string>, shapes),
+       .target = RAW(shapes),
        .help = "Sizes of a published model, without a checkpoint",
        .doc = "deepseek-r1, ds-v2-lite, qwen3-30b-a3b, or tiny; NAME:layers=N is the first N layers. `bench kernels` "
               "takes several, and the sizes of deepseek-r1 and qwen3-30b-a3b without this flag. The others take one in "
@@ -40,6 +35,5 @@ std::vector<Flag> bench_flags() {
        .shown_default = "none"},
   };
 }
-#undef MEMBER
 
 }  // namespace moectl

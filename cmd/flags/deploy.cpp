@@ -1,6 +1,6 @@
 // The commands `moectl deploy ...` and their flags. Part of the tables of flags.h. They are given on the command line
 // or stand in the deployment file: a MOECTL_PORT that is meant for a server must not move a deployment.
-#include "cmd/flags/flags.h"
+#include "cmd/flags/table.h"
 
 namespace moectl {
 namespace {
@@ -13,18 +13,13 @@ const Names kLogsCommand = {"deploy logs"};
 const Names kDown = {"deploy down"};
 const Names kAll = {"deploy up", "deploy status", "deploy logs", "deploy down"};
 
-#define MEMBER(type, path)                                     \
-  Target {                                                     \
-    MemberOf<type>([](Options& o) -> type& { return o.path; }) \
-  }
-
 std::vector<Flag> up_flags() {
   return {
       {.name = "file",
        .metavar = "FILE",
        .group = kDeploy,
        .commands = kUp,
-       .target = MEMBER(std::string, deploy.file),
+       .target = VALUE(deploy.file),
        .help = "Deployment file (YAML); flags here win over it",
        .doc = "docs/deploy.md describes it.",
        .sources = Sources::kArgvOnly,
@@ -34,7 +29,7 @@ std::vector<Flag> up_flags() {
        .metavar = "NAME",
        .group = kDeploy,
        .commands = kUp,
-       .target = MEMBER(std::string, deploy.template_name),
+       .target = VALUE(deploy.template_name),
        .help = "What to start: a router, prefill and decode workers",
        .choices = {"ep-pd"},
        .shown_default = "ep-pd",
@@ -43,7 +38,7 @@ std::vector<Flag> up_flags() {
        .metavar = "DIR",
        .group = kDeploy,
        .commands = kUp,
-       .target = MEMBER(std::string, deploy.model),
+       .target = VALUE(deploy.model),
        .help = "Checkpoint folder in Hugging Face layout",
        .shown_default = "models/demo",
        .sources = Sources::kArgvOnly,
@@ -52,7 +47,7 @@ std::vector<Flag> up_flags() {
        .metavar = "N",
        .group = kDeploy,
        .commands = kUp,
-       .target = MEMBER(int, deploy.prefill),
+       .target = VALUE(deploy.prefill),
        .help = "Prefill workers; 0: decode workers compute prompts too",
        .min = 0,
        .max = 64,
@@ -62,7 +57,7 @@ std::vector<Flag> up_flags() {
        .metavar = "N",
        .group = kDeploy,
        .commands = kUp,
-       .target = MEMBER(int, deploy.decode),
+       .target = VALUE(deploy.decode),
        .help = "Decode workers",
        .min = 1,
        .max = 64,
@@ -72,7 +67,7 @@ std::vector<Flag> up_flags() {
        .metavar = "HOST",
        .group = kDeploy,
        .commands = kUp,
-       .target = MEMBER(std::string, deploy.host),
+       .target = VALUE(deploy.host),
        .help = "Address the router listens on",
        .doc = "Workers are on loopback.",
        .shown_default = "127.0.0.1",
@@ -81,7 +76,7 @@ std::vector<Flag> up_flags() {
        .metavar = "N",
        .group = kDeploy,
        .commands = kUp,
-       .target = MEMBER(int, deploy.port),
+       .target = VALUE(deploy.port),
        .help = "Port of the router; 0 lets the system pick one",
        .doc = "Workers take free ports, and keep them when they are restarted.",
        .min = 0,
@@ -92,7 +87,7 @@ std::vector<Flag> up_flags() {
        .metavar = "SECONDS",
        .group = kDeploy,
        .commands = kUp,
-       .target = MEMBER(std::chrono::seconds, deploy.ready_timeout),
+       .target = VALUE(deploy.ready_timeout),
        .help = "Longest wait until requests can be answered",
        .doc = "When it is over everything is ended again.",
        .min = 1,
@@ -102,7 +97,7 @@ std::vector<Flag> up_flags() {
        .metavar = "SECONDS",
        .group = kDeploy,
        .commands = kUp,
-       .target = MEMBER(std::chrono::seconds, deploy.unhealthy_timeout),
+       .target = VALUE(deploy.unhealthy_timeout),
        .help = "Restart an instance that fails its probes for so long",
        .doc = "Each instance is asked once a second whether it can do its work: one that does not answer within 2 "
               "seconds, or says that its engine stalls or has failed, is unhealthy.",
@@ -113,21 +108,21 @@ std::vector<Flag> up_flags() {
       {.name = "dry-run",
        .group = kDeploy,
        .commands = kUp,
-       .target = MEMBER(bool, deploy.dry_run),
+       .target = VALUE(deploy.dry_run),
        .help = "Show the plan and start nothing",
        .sources = Sources::kArgvOnly},
       {.name = "yes",
        .short_name = 'y',
        .group = kDeploy,
        .commands = kUp,
-       .target = MEMBER(bool, deploy.yes),
+       .target = VALUE(deploy.yes),
        .help = "Do not ask before the start",
        .doc = "Only a terminal is asked.",
        .sources = Sources::kArgvOnly},
       {.name = "foreground",
        .group = kDeploy,
        .commands = kUp,
-       .target = MEMBER(bool, deploy.foreground),
+       .target = VALUE(deploy.foreground),
        .help = "Stay; Ctrl-C ends the deployment",
        .doc = "Without it the command returns when requests can be answered, and a supervisor stays behind.",
        .sources = Sources::kArgvOnly},
@@ -140,7 +135,7 @@ std::vector<Flag> shared_flags() {
        .metavar = "S",
        .group = kDeploy,
        .commands = kDown,
-       .target = MEMBER(std::chrono::seconds, deploy.stop_timeout),
+       .target = VALUE(deploy.stop_timeout),
        .help = "Seconds that running answers get before all is killed",
        .min = 0,
        .max = 86400,
@@ -149,7 +144,7 @@ std::vector<Flag> shared_flags() {
        .metavar = "NAME",
        .group = kDeploy,
        .commands = kAll,
-       .target = MEMBER(std::string, deploy.name),
+       .target = VALUE(deploy.name),
        .help = "Which deployment; several run beside each other",
        .doc = "Its state and logs are in $XDG_STATE_HOME/moectl/NAME, or ~/.local/state/moectl/NAME.",
        .shown_default = "demo",
@@ -163,7 +158,7 @@ std::vector<Flag> log_flags() {
        .metavar = "ROLE/N",
        .group = kLogs,
        .commands = kLogsCommand,
-       .target = MEMBER(std::string, deploy.instance),
+       .target = VALUE(deploy.instance),
        .help = "Of this instance, or of all of a role",
        .shown_default = "all",
        .sources = Sources::kArgvOnly,
@@ -172,14 +167,14 @@ std::vector<Flag> log_flags() {
        .metavar = "TIME",
        .group = kLogs,
        .commands = kLogsCommand,
-       .target = MEMBER(std::string, deploy.since),
+       .target = VALUE(deploy.since),
        .help = "Only what was written in the last 90s, 5m, 1h30m, 2d",
        .sources = Sources::kArgvOnly},
       {.name = "grep",
        .metavar = "REGEX",
        .group = kLogs,
        .commands = kLogsCommand,
-       .target = MEMBER(std::string, deploy.grep),
+       .target = VALUE(deploy.grep),
        .help = "Only lines in which this is found",
        .doc = "An ECMAScript expression, looked for in the first 4,096 bytes of a line.",
        .sources = Sources::kArgvOnly},
@@ -187,7 +182,7 @@ std::vector<Flag> log_flags() {
        .metavar = "N",
        .group = kLogs,
        .commands = kLogsCommand,
-       .target = MEMBER(int, deploy.tail),
+       .target = VALUE(deploy.tail),
        .help = "Only the last N lines of what there is",
        .min = 1,
        .shown_default = "everything",
@@ -196,18 +191,17 @@ std::vector<Flag> log_flags() {
        .short_name = 'f',
        .group = kLogs,
        .commands = kLogsCommand,
-       .target = MEMBER(bool, deploy.follow),
+       .target = VALUE(deploy.follow),
        .help = "Go on with new lines until Ctrl-C",
        .sources = Sources::kArgvOnly},
       {.name = "previous",
        .group = kLogs,
        .commands = kLogsCommand,
-       .target = MEMBER(bool, deploy.previous),
+       .target = VALUE(deploy.previous),
        .help = "The log from before the last start of an instance",
        .sources = Sources::kArgvOnly},
   };
 }
-#undef MEMBER
 
 }  // namespace
 
@@ -244,7 +238,7 @@ std::vector<Command> deploy_commands() {
        .examples = {{"moectl deploy logs -f", "all instances, as they write"},
                     {"moectl deploy logs decode/0 --since 5m --grep 'warn|error'", "what went wrong lately"},
                     {"moectl deploy logs prefill/0 --previous --tail 20", "the end of a process that was restarted"}},
-       .run = [](const Options& o) { return deploy_logs(o.common, o.deploy); }},
+       .run = [](const Options& o) { return deploy_logs(o.deploy); }},
       {.name = "deploy down",
        .summary = "End a deployment",
        .doc =

@@ -145,7 +145,7 @@ Given read_environment(const Command& command, const Environment& environment, s
       const bool any_means_yes = flag.is_switch() && !name.starts_with("MOECTL_");  // NO_COLOR
       const std::string text(any_means_yes ? "true" : it->second);
       GivenFlag values{&flag, {}};
-      if (std::holds_alternative<MemberOf<std::vector<std::string>>>(flag.target)) {
+      if (std::holds_alternative<FieldOf<std::vector<std::string>>>(flag.target)) {
         for (size_t begin = 0; begin <= text.size();) {
           const size_t end = std::min(text.find(',', begin), text.size());
           values.values.push_back({text.substr(begin, end - begin), name, Code::kUsage});
@@ -195,12 +195,13 @@ Invocation parse_command_line(const std::vector<std::string>& args, const Enviro
 
   Given given = std::move(argv.given);
   given.merge(read_environment(*command, environment, &result.warnings));
+  RawOptions raw;
   if (auto config = given.find("config"); config != given.end()) {
-    set_value(result.options, *config->second.flag, config->second.values);
-    given.merge(read_config_file(*command, result.options.common.config_file));
+    set_value(raw, *config->second.flag, config->second.values);
+    given.merge(read_config_file(*command, raw.config_file));
   }
-  for (const auto& [name, flag] : given) set_value(result.options, *flag.flag, flag.values);
-  resolve(result.options, *command, given);
+  for (const auto& [name, flag] : given) set_value(raw, *flag.flag, flag.values);
+  result.options = resolve(std::move(raw), *command, given);
   result.command = command;
   return result;
 }

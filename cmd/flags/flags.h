@@ -1,13 +1,14 @@
-// Every command and every flag of moectl, each defined once as data (table.cpp). The parser, the environment, the
-// configuration file, --help, the man pages and the completions are functions over these two tables; adding a command
-// or a flag is adding an entry. Values end in the option structs of cmd/command.h through each flag's target, and a
-// flag's default is what the struct holds before parsing. Main thread only, no I/O but reading --config and looking for
-// the model folder. Knows nothing of what commands do.
+// Every command and every flag of moectl, each defined once as data (commands.cpp, table.cpp and the files beside it).
+// The parser, the environment, the configuration file, --help, the man pages and the completions are functions over
+// these two tables; adding a command or a flag is adding an entry. A flag's target is a field of RawOptions, and its
+// default is what that field holds before parsing; resolve() makes Options of it, which commands read. Main thread
+// only, no I/O but reading --config and looking for the model folder. Knows nothing of what commands do.
 #pragma once
 
 #include <chrono>
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -15,42 +16,65 @@
 #include <vector>
 
 #include "cmd/command.h"
-#include "cmd/deploy/deploy.h"
 #include "core/base/error.h"
 
 namespace moectl {
 
-// Everything any flag can set; a command takes the blocks it needs.
+// How the model is spread over ranks: ep_size = tp_size x dp_size.
+struct ParallelOptions {
+  int tp_size = 1, dp_size = 1, ep_size = 1;
+};
+
+// Everything that commands read, resolved; each command takes the blocks it needs (commands.cpp).
 struct Options {
   CommonOptions common;
   ParallelOptions parallel;
   EngineConfig engine;
   ApiOptions api;
-  RoutingOptions routing;
-  ClusterOptions cluster;
+  ServiceOptions service;
+  router::RouterOptions router;
+  std::string cluster_secret_file;
+  std::chrono::seconds shutdown_timeout{30};
   BenchLoad load;
-  BenchKernelsOptions kernels;
   ServeLoad serve_load;
+  BenchKernelsOptions kernels;
   EndpointOptions endpoint;
   DebugRequestOptions debug;
   DeployOptions deploy;
   DocgenOptions docgen;
-  std::vector<std::string> shapes;  // --shape
-  int block_size = 64;              // --block-size: 64 is the only one
+};
+
+// What the flags hold after the sources are merged and before resolve(). An empty optional: not given, and the default
+// depends on other values.
+struct RawOptions {
+  Options values;  // of the flags that need no resolving
+  std::optional<std::string> model, served_model_name;
+  std::vector<std::string> shapes;
+  std::optional<int> tp_size, dp_size, ep_size;
+  int block_size = 64;  // 64 is the only one
+  std::string device = "auto";
+  std::optional<int> num_threads;
+  std::optional<int> port;
+  std::optional<bool> debug_header;
+  int kv_port = 9100;
+  std::optional<std::string> policy, prefill_policy, decode_policy;
+  std::string config_file;
   bool help = false, version = false;
 };
 
-// The member that a flag sets; its type says how the text is read.
+// The field that a flag sets; its type says how the text is read.
 template <class T>
-using MemberOf = T& (*)(Options&);
-using Target = std::variant<MemberOf<bool>,                      // switch
-                            MemberOf<int>, MemberOf<uint64_t>,   // whole number in [min, max]
-                            MemberOf<int64_t>,                   // bytes: 512M, 2G, 1GiB
-                            MemberOf<double>,                    // number in [min, max]
-                            MemberOf<std::chrono::seconds>,      // seconds
-                            MemberOf<std::string>,               // text, or one of `choices`
-                            MemberOf<std::vector<std::string>>,  // repeatable
-                            MemberOf<std::vector<int>>>;         // 1,4,16
+using FieldOf = T& (*)(RawOptions&);
+using Target = std::variant<FieldOf<bool>, FieldOf<std::optional<bool>>,                // switch
+                            FieldOf<int>, FieldOf<std::optional<int>>,                  // whole number in [min, max]
+                            FieldOf<uint64_t>,                                          // likewise
+                            FieldOf<int64_t>,                                           // bytes: 512M, 2G, 1GiB
+                            FieldOf<double>,                                            // number in [min, max]
+                            FieldOf<std::chrono::seconds>,                              // seconds
+                            FieldOf<std::optional<std::chrono::seconds>>,               //
+                            FieldOf<std::string>, FieldOf<std::optional<std::string>>,  // text, or one of `choices`
+                            FieldOf<std::vector<std::string>>,                          // repeatable
+                            FieldOf<std::vector<int>>>;                                 // 1,4,16
 
 enum class Sources { kAll, kNotFile, kArgvOnly };   // where a flag may be given
 enum class Completes { kNothing, kFile, kFolder };  // what a shell offers as its value
@@ -76,7 +100,7 @@ struct Flag {
   bool positional = false;  // may also stand alone: moectl inspect MODEL
   bool secret = false;      // its value appears in no message
 
-  bool is_switch() const { return std::holds_alternative<MemberOf<bool>>(target); }
+  bool is_switch() const;
   bool is_list() const;
   bool belongs_to(std::string_view command) const;
 };
@@ -94,13 +118,8 @@ struct Command {
   bool hidden = false;
 };
 
-const std::vector<Command>& commands();
-const std::vector<Flag>& flags();
-std::vector<Flag> router_flags();        // the part of flags() that stands in router.cpp
-std::vector<Flag> tool_flags();          // the part of flags() that stands in tools.cpp
-std::vector<Flag> bench_flags();         // the part of flags() that stands in bench.cpp
-std::vector<Flag> deploy_flags();        // the part of flags() that stands in deploy.cpp
-std::vector<Command> deploy_commands();  // and of commands()
+const std::vector<Command>& commands();  // commands.cpp
+const std::vector<Flag>& flags();        // table.cpp
 std::vector<std::string_view> groups();  // headings in the order of --help
 
 const Command* find_command(std::string_view name);
@@ -110,8 +129,8 @@ const Flag* find_flag(std::string_view command, std::string_view name);  // name
 using Environment = std::map<std::string, std::string>;
 
 struct Invocation {
-  const Command* command = nullptr;  // null: print `text`
-  Options options;
+  const Command* command = nullptr;   // null: print `text`
+  Options options;                    // resolved
   std::string text;                   // --help, --version, or the short help
   std::vector<std::string> warnings;  // for the log
 };
@@ -120,7 +139,7 @@ struct Invocation {
 // Error{kBadConfig} (values that do not go together), Error{kNotFound} (no such model).
 Invocation parse_command_line(const std::vector<std::string>& args, const Environment& environment);
 
-// One value as somebody wrote it, and where.
+// One value as it was written, and where.
 struct GivenValue {
   std::string text;
   std::string origin;        // "--port", "MOECTL_PORT", "moectl.yaml:3: port"
@@ -138,13 +157,13 @@ struct ArgvResult {
 };
 ArgvResult parse_argv(const Command& command, const std::vector<std::string>& args);  // parse.cpp
 Given read_environment(const Command& command, const Environment& environment, std::vector<std::string>* warnings);
-Given read_config_file(const Command& command, const std::string& path);                    // config_file.cpp
-void set_value(Options& options, const Flag& flag, const std::vector<GivenValue>& values);  // value.cpp
+Given read_config_file(const Command& command, const std::string& path);                   // config_file.cpp
+void set_value(RawOptions& raw, const Flag& flag, const std::vector<GivenValue>& values);  // value.cpp
 std::string default_text(const Flag& flag);                    // as --help shows it; empty: nothing to show
 std::vector<std::string> environment_names(const Flag& flag);  // in order of precedence
-// Checks values against each other, finds the model folder, fills what follows from other values. `given` names
+// Checks values against each other, finds the model folder, and decides what follows from other values. `given` names
 // origins.
-void resolve(Options& options, const Command& command, const Given& given);  // resolve.cpp
+Options resolve(RawOptions raw, const Command& command, const Given& given);  // resolve.cpp
 
 // The candidate nearest to `word`, or empty when none is near.
 std::string closest(std::string_view word, const std::vector<std::string>& candidates);

@@ -1,11 +1,14 @@
 // What follows from several flags together: sizes that contradict each other, values this build cannot serve, the model
 // folder and the served name. Looks at the file system for the model folder only.
 #include <fmt/format.h>
+#include <algorithm>
 #include <filesystem>
+#include <thread>
 
 #include "cmd/flags/flags.h"
 #include "core/model/shapes.h"
 #include "core/service/service.h"
+#include "router/policy.h"
 
 namespace moectl {
 namespace {
@@ -18,26 +21,23 @@ std::string quoted(const Given& given, std::string_view flag) {
   return fmt::format("{}{}{}", value.origin, value.origin.starts_with("--") ? " " : "=", value.text);
 }
 
-void resolve_parallel(Options& options, const Given& given) {
-  auto& [tp, dp, ep] = options.parallel;
+ParallelOptions resolve_parallel(const RawOptions& raw, const Given& given) {
+  const int tp = raw.tp_size.value_or(1);
   if (tp > 1)
     throw Error(Code::kBadConfig, fmt::format("{}: tensor parallelism is not built in yet; only 1 can be served. Use "
                                               "--ep-size to spread the model over ranks",
                                               quoted(given, "tensor-parallel-size")));
-  tp = 1;
-  if (dp == 0 && ep == 0) dp = 1;
-  if (dp == 0) dp = ep / tp;
-  if (ep == 0) ep = tp * dp;
+  const int dp = raw.dp_size.value_or(raw.ep_size.value_or(tp) / tp);
+  const int ep = raw.ep_size.value_or(tp * dp);
   if (ep != tp * dp) {
-    const std::string tp_text =
-        given.count("tensor-parallel-size") ? quoted(given, "tensor-parallel-size") + " and " : "";
+    const std::string tp_text = raw.tp_size ? quoted(given, "tensor-parallel-size") + " and " : "";
     throw Error(
         Code::kBadConfig,
         fmt::format("{} contradicts {}{}: the expert parallel size must be TP x DP = {} x {} = {}; give one of them",
                     quoted(given, "expert-parallel-size"), tp_text, quoted(given, "data-parallel-size"), tp, dp,
                     tp * dp));
   }
-  options.engine.ep_size = ep;
+  return {.tp_size = tp, .dp_size = dp, .ep_size = ep};
 }
 
 fs::path own_executable() {
@@ -62,48 +62,51 @@ fs::path find_demo_model() {
 }
 
 // Only `bench kernels` takes several.
-void resolve_shapes(Options& options, const Command& command, const Given& given) {
-  for (const std::string& shape : options.shapes) shape_config(shape);  // throws where there is none
-  if (command.name == "bench kernels" || options.shapes.empty()) return;
-  if (options.shapes.size() > 1)
-    throw Error(Code::kBadConfig, fmt::format("{}: `{}` takes one shape", quoted(given, "shape"), command.name));
-  options.engine.shape = options.shapes.front();
-}
-
-void resolve_model(Options& options, const Given& given) {
-  std::string& dir = options.engine.model_dir;
-  if (!options.engine.shape.empty()) {
-    if (!dir.empty())
-      throw Error(Code::kBadConfig,
-                  fmt::format("{} and {}: give one of them", quoted(given, "model"), quoted(given, "shape")));
-    if (options.api.served_model_name.empty()) options.api.served_model_name = options.engine.shape;
-    options.api.skip_tokenizer_init = true;
+void resolve_shapes(const RawOptions& raw, Options& options, const Command& command, const Given& given) {
+  for (const std::string& shape : raw.shapes) shape_config(shape);  // throws where there is none
+  if (raw.shapes.empty()) return;
+  if (command.name == "bench kernels") {
+    options.kernels.shapes = raw.shapes;
     return;
   }
-  if (dir.empty()) {
-    dir = find_demo_model().string();
-  } else {
-    std::error_code failed;
-    const fs::file_status status = fs::status(dir, failed);
-    const std::string& origin = given.at("model").values.back().origin;
-    if (!fs::exists(status))
-      throw Error(Code::kNotFound,
-                  fmt::format("{}: there is no checkpoint folder `{}`. Models are not downloaded: give the "
-                              "path of a folder with config.json",
-                              origin, dir));
-    if (!fs::is_directory(status))
-      throw Error(Code::kNotFound,
-                  fmt::format("{}: `{}` is a file; give the folder that holds config.json", origin, dir));
-  }
-  if (options.api.served_model_name.empty()) {
-    std::error_code failed;
-    const fs::path real = fs::canonical(dir, failed);
-    options.api.served_model_name = (failed ? fs::path(dir) : real).filename().string();
-  }
+  if (raw.shapes.size() > 1)
+    throw Error(Code::kBadConfig, fmt::format("{}: `{}` takes one shape", quoted(given, "shape"), command.name));
+  options.engine.shape = raw.shapes.front();
 }
 
-void resolve_engine(Options& options, const Given& given) {
-  if (options.block_size != 64)
+void check_model_folder(const std::string& dir, const std::string& origin) {
+  std::error_code failed;
+  const fs::file_status status = fs::status(dir, failed);
+  if (!fs::exists(status))
+    throw Error(Code::kNotFound,
+                fmt::format("{}: there is no checkpoint folder `{}`. Models are not downloaded: give the "
+                            "path of a folder with config.json",
+                            origin, dir));
+  if (!fs::is_directory(status))
+    throw Error(Code::kNotFound,
+                fmt::format("{}: `{}` is a file; give the folder that holds config.json", origin, dir));
+}
+
+void resolve_model(const RawOptions& raw, Options& options, const Given& given) {
+  std::string& dir = options.engine.model_dir;
+  std::string own_name = options.engine.shape;
+  if (!options.engine.shape.empty()) {
+    if (raw.model)
+      throw Error(Code::kBadConfig,
+                  fmt::format("{} and {}: give one of them", quoted(given, "model"), quoted(given, "shape")));
+    options.service.skip_tokenizer_init = true;
+  } else {
+    if (raw.model) check_model_folder(*raw.model, given.at("model").values.back().origin);
+    dir = raw.model ? *raw.model : find_demo_model().string();
+    std::error_code failed;
+    const fs::path real = fs::canonical(dir, failed);
+    own_name = (failed ? fs::path(dir) : real).filename().string();
+  }
+  options.service.served_model_name = raw.served_model_name.value_or(own_name);
+}
+
+void check_block_size(const RawOptions& raw, const Given& given) {
+  if (raw.block_size != 64)
     throw Error(Code::kBadConfig,
                 fmt::format("{}: pages hold 64 tokens; no other size can be served", quoted(given, "block-size")));
 }
@@ -113,29 +116,41 @@ int default_port(std::string_view command) {
   return command == "serve-router" ? 8080 : 8000;
 }
 
-void resolve_api(Options& options, const Command& command, const Given& given) {
-  if (options.api.port < 0) options.api.port = default_port(command.name);
-  if (!given.contains("allow-debug-header")) options.api.debug_header = is_loopback(options.api.host);
-  if (options.api.ssl_certfile.empty() != options.api.ssl_keyfile.empty()) {
-    const bool has_cert = !options.api.ssl_certfile.empty();
+void resolve_api(const RawOptions& raw, ApiOptions& api, const Command& command, const Given& given) {
+  api.version = MOECTL_VERSION;
+  api.port = raw.port.value_or(default_port(command.name));
+  api.debug_header = raw.debug_header.value_or(is_loopback(api.host));
+  if (api.ssl_certfile.empty() != api.ssl_keyfile.empty()) {
+    const bool has_cert = !api.ssl_certfile.empty();
     throw Error(Code::kBadConfig,
                 fmt::format("{} needs {} too", quoted(given, has_cert ? "ssl-certfile" : "ssl-keyfile"),
                             has_cert ? "--ssl-keyfile" : "--ssl-certfile"));
   }
-  if (options.api.ops_port > 0 && options.api.ops_port == options.api.port)
+  if (api.port > 0 && api.ops_port == api.port)
     throw Error(Code::kBadConfig,
                 fmt::format("{} is the API port too; operations need a port of their own", quoted(given, "ops-port")));
 }
 
 // A server that listens on its own ports must not use one twice.
-void resolve_kv_port(const Options& options, const Given& given) {
-  const int kv = options.cluster.kv_port;
-  if (kv > 0 && (kv == options.api.port || kv == options.api.ops_port))
+void check_kv_port(int kv, const ApiOptions& api, const Given& given) {
+  if (kv > 0 && (kv == api.port || kv == api.ops_port))
     throw Error(Code::kBadConfig, fmt::format("the KV port {} is {} too; give each a port of its own", kv,
-                                              kv == options.api.port ? "the API port" : quoted(given, "ops-port")));
+                                              kv == api.port ? "the API port" : quoted(given, "ops-port")));
 }
 
-void resolve_load(const Options& options, const Given& given) {
+// The role's own flag, else --policy, else the default of the role.
+void resolve_policy(std::string& policy, const std::optional<std::string>& of_role,
+                    const std::optional<std::string>& common, std::string_view flag, const Given& given) {
+  if (!of_role && !common) return;
+  policy = of_role ? *of_role : *common;
+  try {
+    router::make_policy(policy, {});
+  } catch (const Error& e) {
+    throw Error(Code::kUsage, fmt::format("{}: {}", quoted(given, of_role ? flag : "policy"), e.what()));
+  }
+}
+
+void check_load(const Options& options, const Given& given) {
   if (options.serve_load.request_rate > 0 && given.count("concurrency"))
     throw Error(Code::kBadConfig, fmt::format("{} and {}: give one of them", quoted(given, "request-rate"),
                                               quoted(given, "concurrency")));
@@ -146,17 +161,31 @@ void resolve_load(const Options& options, const Given& given) {
 
 }  // namespace
 
-void resolve(Options& options, const Command& command, const Given& given) {
+Options resolve(RawOptions raw, const Command& command, const Given& given) {
   const auto takes = [&](std::string_view flag) { return find_flag(command.name, flag) != nullptr; };
-  if (takes("ep-size")) resolve_parallel(options, given);
-  if (takes("device") && !given.contains("device")) options.engine.device = "auto";
-  if (takes("shape")) resolve_shapes(options, command, given);
-  if (takes("block-size")) resolve_engine(options, given);
-  if (takes("port")) resolve_api(options, command, given);
-  if (takes("kv-port")) resolve_kv_port(options, given);
+  Options options = std::move(raw.values);
+  options.engine.device = options.kernels.device = raw.device;
+  options.engine.num_threads = options.kernels.num_threads =
+      raw.num_threads.value_or(int(std::max(1u, std::thread::hardware_concurrency())));
+  options.service.kv_port = raw.kv_port;
+  if (takes("ep-size")) options.parallel = resolve_parallel(raw, given);
+  options.engine.ep_size = options.parallel.ep_size;
+  if (takes("shape")) resolve_shapes(raw, options, command, given);
+  if (takes("block-size")) check_block_size(raw, given);
+  if (takes("ops-port")) resolve_api(raw, options.api, command, given);
+  options.service.api = options.router.api = options.api;
+  if (takes("kv-port")) check_kv_port(raw.kv_port, options.api, given);
+  if (takes("policy")) {
+    router::DispatcherOptions& dispatcher = options.router.dispatcher;
+    resolve_policy(dispatcher.prefill_policy, raw.prefill_policy, raw.policy, "prefill-policy", given);
+    resolve_policy(dispatcher.decode_policy, raw.decode_policy, raw.policy, "decode-policy", given);
+  }
   // The positional MODEL is a folder; clients have a --model that is only a name.
-  if (const Flag* model = find_flag(command.name, "model"); model && model->positional) resolve_model(options, given);
-  if (takes("request-rate")) resolve_load(options, given);
+  if (const Flag* model = find_flag(command.name, "model"); model && model->positional)
+    resolve_model(raw, options, given);
+  if (takes("request-rate")) check_load(options, given);
+  options.endpoint.api_keys = options.api.api_keys;
+  return options;
 }
 
 }  // namespace moectl

@@ -1,5 +1,5 @@
 // The flags of serve-router. Part of the tables of flags.h.
-#include "cmd/flags/flags.h"
+#include "cmd/flags/table.h"
 
 namespace moectl {
 namespace {
@@ -9,31 +9,26 @@ constexpr std::string_view kWorkers = "Workers", kRouting = "Routing";
 using Names = std::vector<std::string_view>;
 const Names kRouter = {"serve-router"};
 
-#define MEMBER(type, path)                                     \
-  Target {                                                     \
-    MemberOf<type>([](Options& o) -> type& { return o.path; }) \
-  }
-
 std::vector<Flag> worker_flags() {
   return {
       {.name = "prefill",
        .metavar = "URL",
        .group = kWorkers,
        .commands = kRouter,
-       .target = MEMBER(std::vector<std::string>, routing.prefill_urls),
+       .target = VALUE(router.prefill_urls),
        .help = "A prefill worker, http://HOST:PORT; may be given repeatedly",
        .doc = "Without one, decode workers compute prompts themselves."},
       {.name = "decode",
        .metavar = "URL",
        .group = kWorkers,
        .commands = kRouter,
-       .target = MEMBER(std::vector<std::string>, routing.decode_urls),
+       .target = VALUE(router.decode_urls),
        .help = "A decode worker, http://HOST:PORT; may be given repeatedly"},
       {.name = "workers-file",
        .metavar = "FILE",
        .group = kWorkers,
        .commands = kRouter,
-       .target = MEMBER(std::string, routing.workers_file),
+       .target = VALUE(router.workers_file),
        .help = "The workers as a list in YAML or JSON, in place of the two",
        .doc = "Entries are {role: decode, url: http://HOST:PORT}. The file is read again when it changes; content that "
               "is not usable is logged and the workers stay as they were.",
@@ -47,14 +42,14 @@ std::vector<Flag> routing_flags() {
        .metavar = "NAME",
        .group = kRouting,
        .commands = kRouter,
-       .target = MEMBER(std::string, routing.policy),
+       .target = RAW(policy),
        .help = "How workers are chosen, where the role's own flag is not given",
        .shown_default = "by role"},
       {.name = "prefill-policy",
        .metavar = "NAME",
        .group = kRouting,
        .commands = kRouter,
-       .target = MEMBER(std::string, routing.prefill_policy),
+       .target = RAW(prefill_policy),
        .help = "How a prefill worker is chosen",
        .doc = "One of prefix-cache, least-token, least-request, round-robin, power-of-two and random; cache_aware is "
               "another name of prefix-cache, and `_` counts as `-`.",
@@ -63,14 +58,14 @@ std::vector<Flag> routing_flags() {
        .metavar = "NAME",
        .group = kRouting,
        .commands = kRouter,
-       .target = MEMBER(std::string, routing.decode_policy),
+       .target = RAW(decode_policy),
        .help = "How a decode worker is chosen",
        .shown_default = "least-token"},
       {.name = "prefix-cache-load-tolerance",
        .metavar = "X",
        .group = kRouting,
        .commands = kRouter,
-       .target = MEMBER(double, routing.prefix_cache_load_tolerance),
+       .target = VALUE(router.dispatcher.policy.prefix_cache_load_tolerance),
        .help = "Load over the mean, as a share, that a known prefix is worth",
        .min = 0,
        .max = 1000},
@@ -78,7 +73,7 @@ std::vector<Flag> routing_flags() {
        .metavar = "N",
        .group = kRouting,
        .commands = kRouter,
-       .target = MEMBER(int, routing.max_queue_size),
+       .target = VALUE(router.dispatcher.max_queue_size),
        .help = "Requests that may wait for a decode worker; more get 429",
        .min = 0,
        .max = 1 << 20},
@@ -86,7 +81,7 @@ std::vector<Flag> routing_flags() {
        .metavar = "SECONDS",
        .group = kRouting,
        .commands = kRouter,
-       .target = MEMBER(std::chrono::seconds, routing.queue_timeout),
+       .target = VALUE(router.queue_timeout),
        .help = "Longest wait for a decode worker; then 503",
        .min = 1,
        .max = 86400},
@@ -94,7 +89,7 @@ std::vector<Flag> routing_flags() {
        .metavar = "N",
        .group = kRouting,
        .commands = kRouter,
-       .target = MEMBER(int, routing.max_requests_per_worker),
+       .target = VALUE(router.dispatcher.max_requests_per_worker),
        .help = "Requests on one decode worker; more wait; 0 for no limit",
        .min = 0,
        .max = 1 << 20},
@@ -102,7 +97,7 @@ std::vector<Flag> routing_flags() {
        .metavar = "N",
        .group = kRouting,
        .commands = kRouter,
-       .target = MEMBER(int, routing.max_retries),
+       .target = VALUE(router.max_retries),
        .help = "Further decode workers tried before the first byte of an answer",
        .min = 0,
        .max = 100},
@@ -110,7 +105,7 @@ std::vector<Flag> routing_flags() {
        .metavar = "N",
        .group = kRouting,
        .commands = kRouter,
-       .target = MEMBER(int, routing.cb_failure_threshold),
+       .target = VALUE(router.dispatcher.breaker.failure_threshold),
        .help = "Failed requests in a row that open a worker's circuit breaker",
        .min = 1,
        .max = 1 << 20},
@@ -118,7 +113,7 @@ std::vector<Flag> routing_flags() {
        .metavar = "N",
        .group = kRouting,
        .commands = kRouter,
-       .target = MEMBER(int, routing.cb_success_threshold),
+       .target = VALUE(router.dispatcher.breaker.success_threshold),
        .help = "Successful requests in a row that close it again",
        .min = 1,
        .max = 1 << 20},
@@ -126,13 +121,12 @@ std::vector<Flag> routing_flags() {
        .metavar = "SECONDS",
        .group = kRouting,
        .commands = kRouter,
-       .target = MEMBER(std::chrono::seconds, routing.cb_timeout),
+       .target = VALUE(router.dispatcher.breaker.timeout),
        .help = "Time before an open circuit breaker lets a request try",
        .min = 1,
        .max = 86400},
   };
 }
-#undef MEMBER
 
 }  // namespace
 

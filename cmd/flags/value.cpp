@@ -105,62 +105,88 @@ std::vector<int> parse_numbers(const Flag& flag, const std::vector<GivenValue>& 
   return result;
 }
 
+// Text -> the field of a flag, by the field's type. A flag given twice: the last value counts.
 struct Setter {
-  Options& options;
+  RawOptions& raw;
   const Flag& flag;
   const std::vector<GivenValue>& values;
-  const GivenValue& last() const { return values.back(); }  // a flag given twice: the last one counts
 
-  void operator()(MemberOf<bool> m) const { m(options) = parse_switch(flag, last()); }
-  void operator()(MemberOf<int> m) const { m(options) = int(parse_number(flag, last(), last().text)); }
-  void operator()(MemberOf<uint64_t> m) const { m(options) = uint64_t(parse_number(flag, last(), last().text)); }
-  void operator()(MemberOf<int64_t> m) const { m(options) = parse_bytes(flag, last()); }
-  void operator()(MemberOf<double> m) const { m(options) = parse_decimal(flag, last()); }
-  void operator()(MemberOf<std::chrono::seconds> m) const {
-    m(options) = std::chrono::seconds(parse_number(flag, last(), last().text));
+  template <class T>
+  void operator()(FieldOf<T> field) const {
+    set(field(raw));
   }
-  void operator()(MemberOf<std::string> m) const { m(options) = parse_text(flag, last()); }
-  void operator()(MemberOf<std::vector<std::string>> m) const {
-    std::vector<std::string> result;
-    for (const GivenValue& given : values) result.push_back(parse_text(flag, given));
-    m(options) = std::move(result);
+
+ private:
+  const GivenValue& last() const { return values.back(); }
+  int64_t number() const { return parse_number(flag, last(), last().text); }
+
+  template <class T>
+  void set(std::optional<T>& field) const {
+    set(field.emplace());
   }
-  void operator()(MemberOf<std::vector<int>> m) const { m(options) = parse_numbers(flag, values); }
+  void set(bool& field) const { field = parse_switch(flag, last()); }
+  void set(int& field) const { field = int(number()); }
+  void set(uint64_t& field) const { field = uint64_t(number()); }
+  void set(int64_t& field) const { field = parse_bytes(flag, last()); }
+  void set(double& field) const { field = parse_decimal(flag, last()); }
+  void set(std::chrono::seconds& field) const { field = std::chrono::seconds(number()); }
+  void set(std::string& field) const { field = parse_text(flag, last()); }
+  void set(std::vector<std::string>& field) const {
+    field.clear();
+    for (const GivenValue& given : values) field.push_back(parse_text(flag, given));
+  }
+  void set(std::vector<int>& field) const { field = parse_numbers(flag, values); }
 };
 
-struct DefaultPrinter {
-  mutable Options options;
-  std::string operator()(MemberOf<bool> m) const { return m(options) ? "on" : ""; }
-  std::string operator()(MemberOf<int> m) const { return fmt::format("{}", m(options)); }
-  std::string operator()(MemberOf<uint64_t> m) const { return fmt::format("{}", m(options)); }
-  std::string operator()(MemberOf<int64_t> m) const { return byte_text(m(options)); }
-  std::string operator()(MemberOf<double> m) const { return fmt::format("{}", m(options)); }
-  std::string operator()(MemberOf<std::chrono::seconds> m) const { return fmt::format("{}", m(options).count()); }
-  std::string operator()(MemberOf<std::string> m) const { return m(options); }
-  std::string operator()(MemberOf<std::vector<std::string>> m) const {
-    return fmt::format("{}", fmt::join(m(options), ","));
-  }
-  std::string operator()(MemberOf<std::vector<int>> m) const { return fmt::format("{}", fmt::join(m(options), ",")); }
-};
+std::string text_of(bool value) {
+  return value ? "on" : "";
+}
+std::string text_of(int64_t bytes) {
+  return byte_text(bytes);
+}
+std::string text_of(std::chrono::seconds value) {
+  return fmt::format("{}", value.count());
+}
+template <class T>
+std::string text_of(const T& value) {
+  return fmt::format("{}", value);
+}
+template <class T>
+std::string text_of(const std::optional<T>&) {
+  return "";  // no default of its own
+}
+template <class T>
+std::string text_of(const std::vector<T>& values) {
+  return fmt::format("{}", fmt::join(values, ","));
+}
+
+template <class... T>
+bool holds_any(const Target& target) {
+  return (std::holds_alternative<FieldOf<T>>(target) || ...);
+}
 
 }  // namespace
 
+bool Flag::is_switch() const {
+  return holds_any<bool, std::optional<bool>>(target);
+}
+
 bool Flag::is_list() const {
-  return std::holds_alternative<MemberOf<std::vector<std::string>>>(target) ||
-         std::holds_alternative<MemberOf<std::vector<int>>>(target);
+  return holds_any<std::vector<std::string>, std::vector<int>>(target);
 }
 
 bool Flag::belongs_to(std::string_view command) const {
   return std::find(commands.begin(), commands.end(), command) != commands.end();
 }
 
-void set_value(Options& options, const Flag& flag, const std::vector<GivenValue>& values) {
-  std::visit(Setter{options, flag, values}, flag.target);
+void set_value(RawOptions& raw, const Flag& flag, const std::vector<GivenValue>& values) {
+  std::visit(Setter{raw, flag, values}, flag.target);
 }
 
 std::string default_text(const Flag& flag) {
   if (!flag.shown_default.empty()) return std::string(flag.shown_default);
-  return std::visit(DefaultPrinter{}, flag.target);
+  RawOptions defaults;
+  return std::visit([&](auto field) { return text_of(field(defaults)); }, flag.target);
 }
 
 }  // namespace moectl

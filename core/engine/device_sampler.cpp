@@ -65,12 +65,12 @@ int DeviceSampler::launch(View<const float> logits, View<int32_t> next_token_ids
   }
   const View<SampledRow> out(reinterpret_cast<SampledRow*>(device_out_.get()), {n});
   ops_.device_sampling()->sample_rows({.logits = logits,
-                    .rows = send(rows_, side.rows, device_rows_),
-                    .adjustments = send(adjustments_, side.adjustments, device_adjustments_),
-                    .out = out,
-                    .next_token_ids = next_token_ids.first(n),
-                    .sampled = previous},
-                   stream);
+                                       .rows = send(rows_, side.rows, device_rows_),
+                                       .adjustments = send(adjustments_, side.adjustments, device_adjustments_),
+                                       .out = out,
+                                       .next_token_ids = next_token_ids.first(n),
+                                       .sampled = previous},
+                                      stream);
   ops_.device().copy(side.out.get(), out.data, bytes_of<SampledRow>(n), stream);
   return step;
 }

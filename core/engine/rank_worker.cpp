@@ -92,7 +92,8 @@ void RankWorker::run() {
 
 void RankWorker::build() {
   cache_ = std::make_unique<KvCache>(*setup_.config, *setup_.ops, setup_.num_pages, setup_.kv_dtype);
-  model_ = std::make_unique<Model>(*setup_.config, setup_.weights, *setup_.ops, *setup_.comm, setup_.placement, *cache_, setup_.limits);
+  model_ = std::make_unique<Model>(*setup_.config, setup_.weights, *setup_.ops, *setup_.comm, setup_.placement, *cache_,
+                                   setup_.limits);
   model_->count_layers(&num_layers_done_);
   sampler_ = std::make_unique<Sampler>(setup_.config->vocab_size);
   mirrors_ = std::make_unique<SequenceMirrors>(setup_.num_pages, kPageSize, setup_.config->vocab_size);

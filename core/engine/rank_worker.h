@@ -79,7 +79,7 @@ class RankWorker final : public RankHandle {
   Buffer mtp_row_idx_, mtp_states_;  // [max_tokens], [max_tokens, hidden_size]: the states the MTP module starts from
   std::unique_ptr<DeviceSampler> device_sampler_;  // where the host cannot read logits
   std::deque<BegunStep> in_flight_;                // oldest first
-  Event last_end_;                                  // of the step that ended last
+  Event last_end_;                                 // of the step that ended last
 
   // Shared, under mutex_.
   std::mutex mutex_;

@@ -52,8 +52,9 @@ void mla_layer(Step& step, const MlaWeights& w, const LayerOperands& operands, i
   const auto absorbed = [&](int64_t begin, int64_t end, const Operands& heads) {
     if (begin == end) return;
     const int64_t rows_n = end - begin, width = rank + c.mla.qk_rope_head_dim;
-    const Operand q_latent =
-        b.q_latent.rows(rows_n, num_heads * width, {latent_dtype}).get(latent_dtype).reshaped({rows_n, num_heads, width});
+    const Operand q_latent = b.q_latent.rows(rows_n, num_heads * width, {latent_dtype})
+                                 .get(latent_dtype)
+                                 .reshaped({rows_n, num_heads, width});
     const Operand latent =
         b.latent.rows(rows_n, num_heads * rank, {latent_dtype}).get(latent_dtype).reshaped({rows_n, num_heads, rank});
     ops.mla_query({rows(q, begin, end), w.w_uk, rows(cos_sin, begin, end), q_latent, c.rope.interleaved}, step.stream);
@@ -78,15 +79,9 @@ void mla_layer(Step& step, const MlaWeights& w, const LayerOperands& operands, i
     const int64_t end = chunk.row + chunk.num_rows;
     ops.device().join();
     const View<const int32_t> pages(step.in.page_table.row(chunk.seq), {step.in.page_table.dim(1)});
-    const MlaPrefillArgs args = {rows(q, chunk.row, end),
-                                 w.w_uk,
-                                 w.w_uv,
-                                 rows(cos_sin, chunk.row, end),
-                                 cache,
-                                 pages,
-                                 chunk.first_position,
-                                 c.softmax_scale,
-                                 c.rope.interleaved,
+    const MlaPrefillArgs args = {rows(q, chunk.row, end),       w.w_uk,          w.w_uv,
+                                 rows(cos_sin, chunk.row, end), cache,           pages,
+                                 chunk.first_position,          c.softmax_scale, c.rope.interleaved,
                                  rows(by_head, chunk.row, end)};
     if (!ops.expanded_mla()->takes(args)) continue;
     ops.expanded_mla()->mla_prefill(args, step.stream);

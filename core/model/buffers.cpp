@@ -73,8 +73,8 @@ void Buffers::visit(const Config& config, const ModelLimits& limits, int64_t exp
     make(k, {tokens, kv_heads, head_dim});
     make(v, {tokens, kv_heads, head_dim});
   }
-  make(mlp_hidden, std::max(hidden_rows(tokens, config.intermediate_size),
-                            hidden_rows(expert_rows, moe.moe_intermediate_size)));
+  make(mlp_hidden,
+       std::max(hidden_rows(tokens, config.intermediate_size), hidden_rows(expert_rows, moe.moe_intermediate_size)));
   make(shared_hidden, hidden_rows(tokens, std::max(moe.shared_intermediate_size, 1)));
   make(gate_logits, {tokens, std::max(moe.num_experts, 1)});
   make(expert_idx, {tokens, std::max(moe.num_experts_per_tok, 1)});

@@ -40,10 +40,11 @@ struct Buffers {
   View<float> q;                // [max_tokens, num_heads, qk_head_dim]
   OperandBuffer heads;          // [max_tokens, num_heads * v_head_dim], f32 among them
   // MLA
-  View<float> q_a;                 // [max_tokens, q_lora_rank]
-  OperandBuffer q_a_normed;        // [max_tokens, q_lora_rank]
-  View<float> kv_a;                // [max_tokens, kv_lora_rank + rope_dim]
-  OperandBuffer q_latent, latent;  // [max_tokens, num_heads * (kv_lora_rank + rope_dim)], [.., num_heads * kv_lora_rank]
+  View<float> q_a;           // [max_tokens, q_lora_rank]
+  OperandBuffer q_a_normed;  // [max_tokens, q_lora_rank]
+  View<float> kv_a;          // [max_tokens, kv_lora_rank + rope_dim]
+  OperandBuffer q_latent,
+      latent;  // [max_tokens, num_heads * (kv_lora_rank + rope_dim)], [.., num_heads * kv_lora_rank]
   // GQA
   View<float> k, v;  // [max_tokens, num_kv_heads, head_dim]
   // Feed-forward

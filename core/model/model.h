@@ -57,7 +57,8 @@ class Model {
                                  const Ops& ops);
 
   // Computes one step: writes the batch's keys and values to the cache, then logits of batch.logits_rows.
-  // Returns [num_logits, vocab_size], in device memory once device().stream() is done with it, valid until the next call.
+  // Returns [num_logits, vocab_size], in device memory once device().stream() is done with it, valid until the next
+  // call.
   View<const float> forward(const Batch& batch);
   // Device memory [max_logits] that the tokens chosen from these logits are written to (DeviceSampling) before the
   // next forward(), where that is to go on from them: Batch::token_ids.

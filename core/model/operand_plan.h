@@ -1,5 +1,5 @@
-// OperandPlan: which dtypes each producer of the decoder writes, from the weights that consume its rows. Made once, when
-// the model is built.
+// OperandPlan: which dtypes each producer of the decoder writes, from the weights that consume its rows. Made once,
+// when the model is built.
 #pragma once
 
 #include <vector>

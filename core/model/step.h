@@ -24,7 +24,8 @@ struct Step {
 // The part of an attention layer that writes layer `layer_idx` of the cache, from x [num_tokens, hidden_size].
 void mla_cache(Step& step, const MlaWeights& w, int layer_idx, const Operands& x);
 void gqa_cache(Step& step, const GqaWeights& w, int layer_idx, const Operands& x);
-// x [num_tokens, hidden_size] of LayerOperands::attention_input -> out. Reads and writes layer `layer_idx` of the cache.
+// x [num_tokens, hidden_size] of LayerOperands::attention_input -> out. Reads and writes layer `layer_idx` of the
+// cache.
 void mla_layer(Step& step, const MlaWeights& w, const LayerOperands& operands, int layer_idx, const Operands& x,
                View<float> out);
 void gqa_layer(Step& step, const GqaWeights& w, int layer_idx, const Operands& x, View<float> out);

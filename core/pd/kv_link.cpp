@@ -119,7 +119,7 @@ Hello shake_hands(TcpChannel& channel, FrameReader& reader, Hello ours, std::str
                        theirs.version, ours.version));
   if (theirs.role == ours.role || (theirs.role != Role::kDecode && theirs.role != Role::kPrefill))
     refuse(channel, fmt::format("the peer has role {} ({}); this side is {}", uint16_t(theirs.role),
-                                role_name(theirs.role), role_name(ours.role)));
+                                name_of(theirs.role), name_of(ours.role)));
 
   const bool decode = ours.role == Role::kDecode;
   const ByteSpan decode_hello = decode ? our_fields : ByteSpan(their_fields);

@@ -151,10 +151,6 @@ std::string_view frame_name(FrameType type) {
   return size_t(type) < std::size(kNames) ? kNames[size_t(type)] : kNames[0];
 }
 
-std::string_view role_name(Role role) {
-  return role == Role::kDecode ? "decode" : role == Role::kPrefill ? "prefill" : "?";
-}
-
 size_t FrameLimits::max_frame_bytes() const {
   size_t fields = 0;
   for (uint16_t t = 1; t <= uint16_t(FrameType::kFailed); ++t)

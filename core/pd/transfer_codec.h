@@ -44,8 +44,7 @@ enum class FrameType : uint16_t {
 };
 std::string_view frame_name(FrameType type);
 
-enum class Role : uint16_t { kDecode = 1, kPrefill = 2 };
-std::string_view role_name(Role role);
+using moectl::Role;
 
 // ------------------------------------------------------------------------------------------------ frames
 struct FrameHeader {

@@ -177,14 +177,6 @@ http::Handler for_administrators(const Administration& administration, http::Han
   };
 }
 
-std::vector<std::string> origins_of(const std::string& host, uint16_t port) {
-  std::vector<std::string> origins;
-  for (const std::string& name :
-       {url_host(host), std::string("localhost"), std::string("127.0.0.1"), std::string("[::1]")})
-    origins.push_back(fmt::format("http://{}:{}", name, port));
-  return origins;
-}
-
 bool is_loopback(std::string_view host) {
   if (host.starts_with('[') && host.ends_with(']')) host = host.substr(1, host.size() - 2);
   if (host.starts_with("::ffff:")) host.remove_prefix(7);
@@ -208,6 +200,51 @@ std::string url_host(const std::string& host) {
 
 std::string service_url(bool tls, const std::string& host, uint16_t port) {
   return fmt::format("{}://{}:{}", tls ? "https" : "http", url_host(host), port);
+}
+
+std::vector<std::string> origins_of(const std::string& host, uint16_t port) {
+  std::vector<std::string> origins;
+  for (const std::string& name :
+       {url_host(host), std::string("localhost"), std::string("127.0.0.1"), std::string("[::1]")})
+    origins.push_back(fmt::format("http://{}:{}", name, port));
+  return origins;
+}
+
+ServicePorts::ServicePorts(const ApiOptions& options, http::ServerOptions data, std::vector<Route> data_routes,
+                           std::vector<Route> ops_routes)
+    : options_(options) {
+  data.host = options.host;
+  data.port = uint16_t(options.port);
+  data.ssl_certfile = options.ssl_certfile;
+  data.ssl_keyfile = options.ssl_keyfile;
+  data_ = make_server(std::move(data), std::move(data_routes), &options.api_keys, options.metrics_without_key);
+  if (!options.ops_port) return;
+  http::ServerOptions ops{.host = options.ops_host, .port = uint16_t(*options.ops_port), .name = "ops", .is_ops = true};
+  ops_ = make_server(std::move(ops), std::move(ops_routes));
+}
+
+Administration ServicePorts::administration(std::string cluster_secret) const {
+  return {options_.api_keys, std::move(cluster_secret),
+          ops_ ? origins_of(options_.ops_host, ops_->port()) : std::vector<std::string>()};
+}
+
+std::string ServicePorts::url() const {
+  return service_url(!options_.ssl_certfile.empty(), options_.host, data_->port());
+}
+
+std::optional<std::string> ServicePorts::ops_url() const {
+  if (!ops_) return std::nullopt;
+  return service_url(false, options_.ops_host, ops_->port());
+}
+
+void ServicePorts::start() {
+  data_->start();
+  if (ops_) ops_->start();
+}
+
+void ServicePorts::stop(std::chrono::milliseconds grace) {
+  data_->stop(grace);
+  if (ops_) ops_->stop(std::chrono::milliseconds(0));
 }
 
 }  // namespace moectl

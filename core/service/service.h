@@ -10,6 +10,7 @@
 
 #include "core/api/errors.h"
 #include "core/http/server.h"
+#include "core/service/api_options.h"
 
 namespace moectl {
 
@@ -60,5 +61,25 @@ void add_eas_prefix(std::vector<Route>& routes);
 std::string service_url(bool tls, const std::string& host, uint16_t port);
 // The host's part of it: IPv6 in brackets.
 std::string url_host(const std::string& host);
+
+// The ports of one serving process: the data port and, when the options name one, the operations port.
+class ServicePorts {
+ public:
+  // Binds. `data`: the data port's name in logs and its descriptors per connection; the address is that of `options`,
+  // which must outlive this. Throws what make_server throws.
+  ServicePorts(const ApiOptions& options, http::ServerOptions data, std::vector<Route> data_routes,
+               std::vector<Route> ops_routes);
+  Administration administration(std::string cluster_secret) const;
+  std::string url() const;                     // of the data port: "http://127.0.0.1:8000"
+  std::optional<std::string> ops_url() const;  // nullopt: there is none
+  uint16_t port() const { return data_->port(); }
+  void start();
+  // Closes both; what is open on the data port after `grace` is cut. Handlers that outlive the cut go with this object.
+  void stop(std::chrono::milliseconds grace);
+
+ private:
+  const ApiOptions& options_;
+  std::unique_ptr<http::Server> data_, ops_;
+};
 
 }  // namespace moectl

@@ -389,8 +389,9 @@ Task<void> generate(Instance& instance, MakeJob make_job, http::Exchange& exchan
   std::unique_ptr<Admission::Ticket> turn = co_await turn_to_prepare(instance, exchange);
   auto check = [&instance, &request] {
     const ServiceOptions& options = instance.options;
-    RequestContext context = read_context(request, options.cluster_secret, read_clocks(), !options.api_keys.empty());
-    context.debug &= context.from_router || options.debug_header;
+    RequestContext context =
+        read_context(request, options.cluster_secret, read_clocks(), !options.api.api_keys.empty());
+    context.debug &= context.from_router || options.api.debug_header;
     return context;
   };
   RequestContext context = co_await run_on(instance.pool, std::move(check));

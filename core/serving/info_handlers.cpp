@@ -135,13 +135,13 @@ http::Response metrics(Instance& instance, const http::Request&) {
 }
 
 http::Response version(Instance& instance, const http::Request&) {
-  return json_response(api::to_text({{"version", instance.options.version}}));
+  return json_response(api::to_text({{"version", instance.options.api.version}}));
 }
 
 // Where decode workers reach the KV port. A wildcard address says nothing to others, so then it is the address by which
 // the asker reached us; it hears its own words only.
 std::string kv_endpoint(const Instance& instance, const http::Request& request) {
-  std::string host = instance.options.host;
+  std::string host = instance.options.api.host;
   if (host == "0.0.0.0" || host == "::") {
     const std::string_view asked = request.header("host");
     const size_t colon = asked.rfind(':');
@@ -183,7 +183,7 @@ http::Response load(Instance& instance, const http::Request& request) {
 http::Response server_info(Instance& instance, const http::Request&) {
   const ModelInfo& info = instance.engine->info();
   return json_response(api::to_text(
-      {{"version", instance.options.version},
+      {{"version", instance.options.api.version},
        {"role", name_of(instance.options.role)},
        {"state", name_of(health_of(instance).state)},
        {"model", instance.options.served_model_name},

@@ -47,10 +47,6 @@ bool stop_draining(Instance& instance) {
   return true;
 }
 
-const char* name_of(Role role) {
-  return role == Role::kPrefill ? "prefill" : "decode";
-}
-
 int Instance::num_in_flight() const {
   return in_flight + (loaded() && kv_server ? int(kv_server->stats().num_active) : 0);
 }

@@ -19,38 +19,13 @@
 #include "core/serving/health.h"
 #include "core/serving/model_text.h"
 #include "core/serving/service_metrics.h"
+#include "core/serving/service_options.h"
 
 namespace moectl {
-
-// What the process is for. A decode worker answers requests, and lets prefill workers compute long prompts when it can;
-// a prefill worker computes prompts for decode workers and answers nobody else.
-enum class Role { kDecode, kPrefill };
-
-// An instance as the command line resolved it, apart from its engine.
-struct ServiceOptions {
-  Role role = Role::kDecode;
-  std::string served_model_name;
-  std::string version;
-  std::string host = "127.0.0.1";
-  int port = 8000;  // 0: the system picks one
-  std::string ops_host = "127.0.0.1";
-  int ops_port = -1;                  // -1: none
-  std::vector<std::string> api_keys;  // empty: no authentication on the data port
-  bool metrics_without_key = false;   // on the data port
-  bool debug_header = true;           // x-moectl-debug counts from any client; the router's always does
-  std::string ssl_certfile, ssl_keyfile;
-  std::string reasoning_parser = "auto", tool_call_parser = "auto";
-  bool skip_tokenizer_init = false;
-  std::string cluster_secret;              // empty: no router is trusted and no prefill worker asked. Never logged
-  std::chrono::seconds stall_timeout{30};  // work without a completed step for so long: health.h
-  int kv_port = 0;                         // prefill: where decode workers ask, on `host`; 0: the system picks one
-};
 
 std::string random_instance_id();  // 16 hex digits
 
 enum class InstancePhase { kLoading, kReady, kDraining, kFailed };
-
-const char* name_of(Role role);
 
 struct Instance {
   ServiceOptions options;

@@ -76,7 +76,7 @@ std::unique_ptr<KvServer> start_kv_server(Instance& instance) {
       .release = [producer](uint64_t handle) { producer->release(handle); },
       .layout = [&engine] { return engine.kv_layout(); },
       .pools = [&engine] { return engine.kv_pools(); }};
-  KvServerOptions options{.host = instance.options.host,
+  KvServerOptions options{.host = instance.options.api.host,
                           .port = uint16_t(instance.options.kv_port),
                           .secret = instance.options.cluster_secret,
                           .max_prompt_tokens = engine.info().max_model_len};

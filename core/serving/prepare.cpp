@@ -16,7 +16,7 @@ namespace {
 std::string client_for_turns(const Instance& instance, const http::Request& request) {
   const std::string_view told = request.header("x-moectl-cluster-client");
   if (!told.empty() && !instance.options.cluster_secret.empty()) return "router " + std::string(told);
-  return client_of(request, !instance.options.api_keys.empty());
+  return client_of(request, !instance.options.api.api_keys.empty());
 }
 
 }  // namespace

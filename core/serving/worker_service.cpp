@@ -26,19 +26,12 @@ void log_formats(const ServiceOptions& options, const ModelText& text) {
 
 WorkerService::WorkerService(ServiceOptions options) {
   instance_.options = std::move(options);
-  const ServiceOptions& o = instance_.options;
-  http::ServerOptions data{.host = o.host, .port = uint16_t(o.port), .name = "api"};
-  data.ssl_certfile = o.ssl_certfile;
-  data.ssl_keyfile = o.ssl_keyfile;
-  data_server_ = make_server(std::move(data), data_routes(instance_), &o.api_keys, o.metrics_without_key);
-  if (o.ops_port >= 0) {
-    http::ServerOptions ops{.host = o.ops_host, .port = uint16_t(o.ops_port), .name = "ops", .is_ops = true};
-    ops_server_ = make_server(std::move(ops), ops_routes(instance_));
-    instance_.administration = {o.api_keys, o.cluster_secret, origins_of(o.ops_host, ops_server_->port())};
-  }
-  instance_.url = service_url(!o.ssl_certfile.empty(), o.host, data_server_->port());
-  data_server_->start();
-  if (ops_server_) ops_server_->start();
+  const ApiOptions& api = instance_.options.api;
+  ports_ = std::make_unique<ServicePorts>(api, http::ServerOptions{.name = "api"}, data_routes(instance_),
+                                          ops_routes(instance_));
+  instance_.administration = ports_->administration(instance_.options.cluster_secret);
+  instance_.url = ports_->url();
+  ports_->start();
 }
 
 WorkerService::~WorkerService() {
@@ -69,18 +62,9 @@ void WorkerService::load(EngineConfig config) {
   instance_.phase = InstancePhase::kReady;
 }
 
-std::string WorkerService::url() const {
-  return instance_.url;
-}
-
-std::optional<std::string> WorkerService::ops_url() const {
-  if (!ops_server_) return std::nullopt;
-  return service_url(false, instance_.options.ops_host, ops_server_->port());
-}
-
 std::optional<std::string> WorkerService::kv_endpoint() const {
   if (!instance_.kv_server) return std::nullopt;
-  return fmt::format("{}:{}", url_host(instance_.options.host), instance_.kv_server->port());
+  return fmt::format("{}:{}", url_host(instance_.options.api.host), instance_.kv_server->port());
 }
 
 const ModelInfo& WorkerService::model_info() const {
@@ -106,13 +90,11 @@ std::optional<std::string> WorkerService::failure() {
 
 void WorkerService::stop(std::chrono::milliseconds grace) {
   if (std::exchange(stopped_, true)) return;
-  data_server_->stop(grace);
-  if (ops_server_) ops_server_->stop(std::chrono::milliseconds(0));
+  ports_->stop(grace);
   // Coroutines that the cut left behind hold references to the instance and cancel their engine requests when they are
   // destroyed, with their server: so the engine goes last, and no job may still be on the pool.
   instance_.pool.join();
-  data_server_.reset();
-  ops_server_.reset();
+  ports_.reset();
   instance_.kv_server.reset();
   instance_.engine.reset();
   instance_.prefill_source.reset();

@@ -25,8 +25,8 @@ class WorkerService {
   // port. Throws Error{kBadData}, Error{kBadConfig}.
   void load(EngineConfig config);
 
-  std::string url() const;  // "http://127.0.0.1:8000"
-  std::optional<std::string> ops_url() const;
+  std::string url() const { return ports_->url(); }  // "http://127.0.0.1:8000"
+  std::optional<std::string> ops_url() const { return ports_->ops_url(); }
   std::optional<std::string> kv_endpoint() const;  // prefill role, after load(): "127.0.0.1:9100"
   const ModelInfo& model_info() const;             // after load()
 
@@ -40,7 +40,7 @@ class WorkerService {
 
  private:
   Instance instance_;
-  std::unique_ptr<http::Server> data_server_, ops_server_;
+  std::unique_ptr<ServicePorts> ports_;
   bool stopped_ = false;
 };
 

@@ -88,18 +88,17 @@ void CpuOps::mla_output(const MlaOutputArgs& a, Stream) {
   const int64_t num_tokens = a.latent.dim(0), num_heads = a.latent.dim(1), rank = a.latent.dim(2), v_dim = a.w_uv.n;
   const float* const* rows = row_pointers(a.latent.f32().data, num_tokens * num_heads, rank);
   const View<float> out = a.out.get(DType::kF32).f32();
-  pool_.parallel_for(num_heads, kMinWorkPerThread / (rank * v_dim * num_tokens + 1) + 1,
-                     [&](int64_t begin, int64_t end) {
-                       thread_local std::vector<const float*> x;
-                       for (int64_t h = begin; h < end; ++h) {
-                         x.clear();
-                         for (int64_t t = 0; t < num_tokens; ++t) x.push_back(rows[t * num_heads + h]);
-                         const PackedMatrix& w = cpu::packed(a.w_uv).matrices[h];
-                         gemm(w, 0, w.num_tiles, x.data(), num_tokens, [&](int64_t t, int64_t tile, F32x16 value) {
-                           store_tile(out.row(t) + h * v_dim, tile, v_dim, value);
-                         });
-                       }
-                     });
+  pool_.parallel_for(
+      num_heads, kMinWorkPerThread / (rank * v_dim * num_tokens + 1) + 1, [&](int64_t begin, int64_t end) {
+        thread_local std::vector<const float*> x;
+        for (int64_t h = begin; h < end; ++h) {
+          x.clear();
+          for (int64_t t = 0; t < num_tokens; ++t) x.push_back(rows[t * num_heads + h]);
+          const PackedMatrix& w = cpu::packed(a.w_uv).matrices[h];
+          gemm(w, 0, w.num_tiles, x.data(), num_tokens,
+               [&](int64_t t, int64_t tile, F32x16 value) { store_tile(out.row(t) + h * v_dim, tile, v_dim, value); });
+        }
+      });
 }
 
 #include "kernels/cpu/path_end.h"

@@ -7,7 +7,7 @@
 
 #include <filesystem>
 
-#include "cmd/deploy/deploy.h"
+#include "cmd/deploy/duration.h"
 #include "core/base/error.h"
 
 namespace moectl {

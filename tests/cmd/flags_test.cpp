@@ -102,7 +102,7 @@ TEST(FlagTable, PrintedDefaultsAreAccepted) {
     const std::string text = default_text(flag);
     if (text.empty() || !flag.shown_default.empty()) continue;
     SCOPED_TRACE(std::string(flag.name));
-    Options options;
+    RawOptions options;
     set_value(options, flag, {{text, "default", Code::kUsage}});
     EXPECT_EQ(default_text(flag), text);
   }
@@ -152,10 +152,10 @@ TEST(Flags, ValuesOfEveryKind) {
   EXPECT_EQ(options.engine.kv_cache_bytes, 2ll << 30);
   EXPECT_FALSE(options.engine.enable_prefix_caching);
   EXPECT_THAT(options.api.api_keys, ElementsAre("a,b", "c"));
-  EXPECT_EQ(options.api.reasoning_parser, "deepseek_r1");
-  EXPECT_EQ(options.api.tool_call_parser, "harmony");  // the name that other servers give it
-  EXPECT_EQ(options.api.shutdown_timeout, std::chrono::seconds(5));
-  EXPECT_EQ(options.api.served_model_name, "demo");
+  EXPECT_EQ(options.service.reasoning_parser, "deepseek_r1");
+  EXPECT_EQ(options.service.tool_call_parser, "harmony");  // the name that other servers give it
+  EXPECT_EQ(options.shutdown_timeout, std::chrono::seconds(5));
+  EXPECT_EQ(options.service.served_model_name, "demo");
   const Options bench = parse_command_line({"bench", "engine", kModel, "--concurrency", "2,8", "--json"}, {}).options;
   EXPECT_THAT(bench.load.concurrency, ElementsAre(2, 8));
   EXPECT_TRUE(bench.common.json);
@@ -320,7 +320,7 @@ TEST(Resolve, ModelFolder) {
   EXPECT_THAT(failure({"inspect", kModel + "/config.json"}).message, HasSubstr("is a file"));
   EXPECT_THAT(failure({"inspect", kModel, "--model", kModel}).message, HasSubstr("given twice"));
   EXPECT_EQ(parse_command_line({"inspect"}, {{"MOECTL_MODEL", kModel}}).options.engine.model_dir, kModel);
-  EXPECT_EQ(parse_command_line({"serve-decode", kModel + "/"}, {}).options.api.served_model_name, "demo");
+  EXPECT_EQ(parse_command_line({"serve-decode", kModel + "/"}, {}).options.service.served_model_name, "demo");
 }
 
 TEST(Closest, PicksNearWordsOnly) {

@@ -12,7 +12,6 @@
 namespace moectl {
 namespace {
 
-using router::Role;
 using testing::HasSubstr;
 
 class WorkersFile : public testing::Test {
@@ -39,7 +38,7 @@ TEST_F(WorkersFile, BadContentNamesTheLine) {
   for (const auto& [text, message] : std::vector<std::pair<std::string, std::string>>{
            {"", "expected a list"},
            {"role: decode", "expected a list"},
-           {"[", "not YAML or JSON"},
+           {"[", "not YAML"},
            {"[]", "no decode worker"},
            {"- {role: prefill, url: 'http://h:1'}", "no decode worker"},
            {good + "- 5", ":2: expected an entry"},

@@ -141,9 +141,9 @@ class MirrorOps final : public Ops {
       std::vector<MoeResults> results;
       for (const MoeResults& r : a.results)
         results.push_back({r.out, in(View<const int32_t>(r.row_of, {a.expert_idx.size()})).data});
-      o.moe_locate({in(a.expert_idx), results, placement(a.placement), a.rank, a.token_begin, a.hidden_size,
-                    out(a.expert_rows)},
-                   {});
+      o.moe_locate(
+          {in(a.expert_idx), results, placement(a.placement), a.rank, a.token_begin, a.hidden_size, out(a.expert_rows)},
+          {});
     });
   }
   void moe_combine(const MoeCombineArgs& a, Stream) override {

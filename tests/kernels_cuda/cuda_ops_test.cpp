@@ -78,8 +78,8 @@ TEST_F(CudaOpsTest, CaptureAndReplay) {
     const Matrix m = random_matrix(DType::kF8E4M3, kN, kK, 1);
     const MatrixSpec spec = m.whole();
     const Weight w = ops->pack({&spec, 1});
-    const Buffer x = ops->device().alloc(kRows * kK * 4), normed = ops->device().alloc(kRows * kK * 4), out = ops->device().alloc(kRows * kN * 4),
-                 other = ops->device().alloc(kRows * kN * 4);
+    const Buffer x = ops->device().alloc(kRows * kK * 4), normed = ops->device().alloc(kRows * kK * 4),
+                 out = ops->device().alloc(kRows * kN * 4), other = ops->device().alloc(kRows * kN * 4);
     auto step = [&](const Buffer& to) {
       const Operand rows(normed.get(), w.operand, {kRows, kK});
       ops->rms_norm({.x = View<const float>(floats(x), {kRows, kK}), .out = rows}, {});
@@ -236,10 +236,8 @@ TEST_F(CudaOpsTest, CompressedKvOfDeepSeek) {
     for (const Matrix& m : uv) uv_specs.push_back(m.whole());
     return Packed{ops.pack(uk_specs), ops.pack(uv_specs)};
   };
-  const ScratchShape shape = {.max_tokens = 64,
-                              .num_heads = kHeads,
-                              .q_head_size = kRank + kRope,
-                              .out_head_size = kRank};
+  const ScratchShape shape = {
+      .max_tokens = 64, .num_heads = kHeads, .q_head_size = kRank + kRope, .out_head_size = kRank};
   auto make = [&](bool precise, bool portable = false) {
     auto ops = make_ops({.device = "cuda", .precise = precise, .portable = portable});
     set_scratch(*ops, shape);
@@ -271,9 +269,9 @@ TEST_F(CudaOpsTest, CompressedKvOfDeepSeek) {
                fp8 = device.alloc(Operand::num_bytes(DType::kF8E4M3, kTokens, kHeads * kValue)),
                again = device.alloc(Operand::num_bytes(DType::kF8E4M3, kTokens, kHeads * kValue));
   auto product = [&](const Buffer& x) {
-    ops->linear({Operand(x.get(), DType::kF8E4M3, {kTokens, kHeads * kValue}), w_o,
-                 View<float>(floats(out), {kTokens, kN})},
-                {});
+    ops->linear(
+        {Operand(x.get(), DType::kF8E4M3, {kTokens, kHeads * kValue}), w_o, View<float>(floats(out), {kTokens, kN})},
+        {});
     return download(*ops, floats(out), kTokens * kN);
   };
   std::vector<float> last;

@@ -94,8 +94,7 @@ TEST_P(FastOpsTest, Experts) {
             return ops().pack(specs);
           };
           const auto x = Random(5).floats(rows * hidden, 0.3f), scale = Random(6).floats(rows),
-                     bias = Random(7).floats(num * intermediate),
-                     down_bias = Random(8).floats(num * hidden);
+                     bias = Random(7).floats(num * intermediate), down_bias = Random(8).floats(num * hidden);
           std::vector<float> h(size_t(rows * intermediate), NAN), out(size_t(rows * hidden), NAN);
           MoeExpertsArgs a;
           a.x = View<const float>(x.data(), {rows, hidden});
@@ -122,8 +121,7 @@ TEST_P(FastOpsTest, Experts) {
                   dot.add({double(x[size_t(r * hidden + j)]), 0}, element_value(m.whole(), i, j));
                 Bounded v = dot.result();
                 if (special)
-                  v = v * Bounded{double(scale[size_t(r)]), 0} +
-                      Bounded{double(bias[size_t(e * intermediate + i)]), 0};
+                  v = v * Bounded{double(scale[size_t(r)]), 0} + Bounded{double(bias[size_t(e * intermediate + i)]), 0};
                 return v;
               };
               std::vector<Bounded> hidden_values;

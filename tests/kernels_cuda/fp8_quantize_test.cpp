@@ -1,8 +1,8 @@
 // FP8 copies of activations against their definition (kernels/cuda/elementwise/fp8_quantize.h): scales exactly, numbers
 // to the nearest e4m3, the fused forms within the error of what they are fused with.
 #include "kernels/cuda/elementwise/fp8_quantize.h"
-#include "kernels/cuda/elementwise/rms_norm.h"
 #include "kernels/cuda/elementwise/bf16_copy.h"
+#include "kernels/cuda/elementwise/rms_norm.h"
 
 #include "tests/kernels_cuda/gpu_test.h"
 

@@ -82,8 +82,7 @@ struct Prompt {
   // The same through CudaOps, which may decline; `absorbed`: by the three operations there.
   bool through(Ops& ops, std::vector<float>& out, bool absorbed = false) {
     Device d(*this, ops);
-    const ScratchShape shape = {
-        .max_tokens = n, .num_heads = heads, .q_head_size = kWidth, .out_head_size = kRank};
+    const ScratchShape shape = {.max_tokens = n, .num_heads = heads, .q_head_size = kWidth, .out_head_size = kRank};
     ops.set_scratch(ops.device().alloc(ops.scratch_bytes(shape)), shape);
     bool done = true;
     if (absorbed) {
@@ -93,7 +92,8 @@ struct Prompt {
       ops.device().upload(positions.data(), at.data(), n * 4);
       DeviceArray<float> q_latent(n * heads * kWidth), latent(n * heads * kRank);
       const DType dtype = ops.mla_form(d.args.w_uk, d.args.w_uv, d.args.cache).latent;
-      const Operand in_latents(q_latent.data(), dtype, {n, heads, kWidth}), sums(latent.data(), dtype, {n, heads, kRank});
+      const Operand in_latents(q_latent.data(), dtype, {n, heads, kWidth}),
+          sums(latent.data(), dtype, {n, heads, kRank});
       ops.mla_query({d.args.q, d.args.w_uk, d.args.cos_sin, in_latents, interleaved}, {});
       ops.mla_attention(
           {in_latents, d.args.cache, View<const int32_t>(d.pages.data(), {1, own_pages}),

@@ -34,7 +34,7 @@ TEST(StepInputs, FindsPrefillChunks) {
   inputs.set(batch, batch.num_tokens(), 0, batch.max_pages, {});
   const int64_t n = kMinChunk;
   EXPECT_THAT(inputs.prefill_chunks, ElementsAre(FieldsAre(n, n, 2, 7), FieldsAre(2 * n, n, 3, 7 + n),
-                                              FieldsAre(3 * n, 200, 4, 0), FieldsAre(3 * n + 200, 300, 4, 201)));
+                                                 FieldsAre(3 * n, 200, 4, 0), FieldsAre(3 * n + 200, 300, 4, 201)));
   batch = {};
   batch.max_pages = 64;
   batch.page_table.assign(64, 0);

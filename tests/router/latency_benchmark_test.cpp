@@ -73,7 +73,7 @@ double percentile(std::vector<double> values, double share) {
 TEST(RouterLatency, DISABLED_AddedByTheRouter) {
   const auto worker = instant_worker();
   RouterOptions options;
-  options.port = 0;
+  options.api.port = 0;
   options.cluster_secret = "0123456789abcdef0123456789abcdef";
   options.decode_urls = {fmt::format("http://127.0.0.1:{}", worker->port())};
   RouterService router(options);

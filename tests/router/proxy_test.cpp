@@ -133,7 +133,7 @@ TEST_F(RouterTest, OtherPathsAndTheEasPrefix) {
 TEST_F(RouterTest, RefusesWhatItCannotRead) {
   RawWorker worker(answer_ok);
   options.decode_urls = {worker.url()};
-  options.api_keys = {"key"};
+  options.api.api_keys = {"key"};
   router = std::make_unique<RouterService>(options);
   const http::Headers key = {{"authorization", "Bearer key"}, {"content-type", "application/json"}};
   const std::string url = router->url() + "/v1/chat/completions";

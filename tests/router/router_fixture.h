@@ -73,10 +73,10 @@ class RouterTest : public testing::Test {
   std::unique_ptr<http::Client> client = http::Client::create();
 
   void SetUp() override {
-    options.port = 0;
-    options.ops_port = 0;
+    options.api.port = 0;
+    options.api.ops_port = 0;
     options.cluster_secret = kSecret;
-    options.version = "test";
+    options.api.version = "test";
     options.probe_interval = milliseconds(20);
     options.read_workers_file = [](const std::string& path) {
       std::ifstream file(path);

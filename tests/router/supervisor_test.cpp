@@ -17,7 +17,7 @@ constexpr Supervisor::TimePoint kStart{seconds(1000)};
 constexpr int kPrefill = 0, kDecode = 1, kRouter = 2;
 
 Supervisor make() {
-  Instance prefill, decode, router;
+  SupervisedInstance prefill, decode, router;
   prefill.id = "prefill/0";
   decode.id = "decode/0";
   router.id = "router/0";

@@ -1,7 +1,7 @@
 // RMSNorm of rows. Rows of whole aligned float4s stay in registers: a short one is a warp's, a long one a block's, all
 // of its reads on their way at once. Any other row: one block, two passes. Rows that are also written as bf16 or FP8
-// operands: one block, each warp whole blocks of 128 columns. A row's result depends on nothing but the row: each thread
-// sums a fixed set of elements in ascending order, and the partial sums are added in a fixed tree.
+// operands: one block, each warp whole blocks of 128 columns. A row's result depends on nothing but the row: each
+// thread sums a fixed set of elements in ascending order, and the partial sums are added in a fixed tree.
 #include "kernels/cuda/elementwise/rms_norm.h"
 
 #include <climits>

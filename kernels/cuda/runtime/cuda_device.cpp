@@ -207,8 +207,7 @@ Error CudaDevice::launch_failed(const char* operation, const Error& why) const {
   const cudaError_t status = cudaDeviceSynchronize();
   const bool capturing = status >= cudaErrorStreamCaptureUnsupported && status <= cudaErrorStreamCaptureWrongThread;
   if (status != cudaSuccess && !capturing) return lost(status, operation);
-  return Error(why.code(),
-               fmt::format("GPU {}: {}: {}; restart this instance", ordinal_, operation, why.what()));
+  return Error(why.code(), fmt::format("GPU {}: {}: {}; restart this instance", ordinal_, operation, why.what()));
 }
 
 }  // namespace moectl::cuda

@@ -1,7 +1,7 @@
-// Launchers of the portable CUDA kernels, one per operation of kernels/ops.h, each in the file of its name. Views point to
-// device memory; a call returns before the kernel is done. They throw Error{kInternal} for shapes that do not fit each
-// other and Error{kUnavailable} when a launch fails. tensor_cores: operands may be rounded to bf16 (mma_gemm), where
-// the weight fits.
+// Launchers of the portable CUDA kernels, one per operation of kernels/ops.h, each in the file of its name. Views point
+// to device memory; a call returns before the kernel is done. They throw Error{kInternal} for shapes that do not fit
+// each other and Error{kUnavailable} when a launch fails. tensor_cores: operands may be rounded to bf16 (mma_gemm),
+// where the weight fits.
 #pragma once
 
 #include "kernels/cuda/elementwise/rms_norm.h"

@@ -111,11 +111,9 @@ void CudaOps::experts_fp8(const MoeExpertsArgs& a, Stream stream) {
                          .deterministic = deterministic_};
   fp8_gemm(product, stream);
   product.a = fp8_rows(quantized);
-  fp8_quantize({.x = hidden.data,
-                .type = DType::kBF16,
-                .out = product.a,
-                .num_rows = a.expert_offsets.data + num_experts},
-               stream);
+  fp8_quantize(
+      {.x = hidden.data, .type = DType::kBF16, .out = product.a, .num_rows = a.expert_offsets.data + num_experts},
+      stream);
   product.w = fp8_weight(a.w_down);
   product.w_up = {};
   product.out = a.out.data;

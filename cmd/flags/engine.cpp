@@ -1,0 +1,274 @@
+// The flags of the engine: model, parallelism, memory and batching, hardware. Part of the tables of flags.h.
+#include <span>
+
+#include "cmd/flags/table.h"
+#include "core/api/output_formats.h"
+
+namespace moectl {
+namespace {
+
+constexpr std::string_view kModel = "Model", kParallel = "Parallelism", kBatching = "Memory and batching",
+                           kHardware = "Hardware";
+
+using Names = std::vector<std::string_view>;
+const Names kDecode = {"serve-decode"};
+const Names kServe = {"serve-decode", "serve-prefill"};
+const Names kEngines = {"serve-decode", "serve-prefill", "bench engine"};
+const Names kThreaded = {"serve-decode", "serve-prefill", "bench engine", "bench kernels"};
+const Names kCheckpoints = {"serve-decode", "serve-prefill", "inspect", "bench engine"};
+
+constexpr int64_t kMiB = 1ll << 20, kTiB = 1ll << 40;
+constexpr int kMaxRanks = 1024, kMaxTokens = 1 << 24;
+
+// Completes a flag that names a row of a table of formats.
+template <class Format>
+Flag format_flag(Flag flag, std::span<const Format> formats) {
+  flag.choices = {"auto", "none"};
+  for (const Format& format : formats) {
+    flag.choices.push_back(format.name);
+    for (const std::string_view alias : api::aliases_of(format.aliases)) flag.synonyms.emplace_back(alias, format.name);
+  }
+  return flag;
+}
+
+std::vector<Flag> model_flags() {
+  return {
+      {.name = "model",
+       .metavar = "MODEL",
+       .group = kModel,
+       .commands = kCheckpoints,
+       .target = RAW(model),
+       .help = "Checkpoint folder in Hugging Face layout",
+       .doc =
+           "The folder holds config.json, the safetensors files and, except with --skip-tokenizer-init, "
+           "tokenizer.json. "
+           "Nothing is downloaded and no code of the checkpoint is run. Without this flag the demo checkpoint is "
+           "taken: models/demo below the current directory, else beside the executable's source tree or installation.",
+       .shown_default = "models/demo",
+       .completes = Completes::kFolder,
+       .positional = true},
+      {.name = "served-model-name",
+       .metavar = "NAME",
+       .group = kModel,
+       .commands = kServe,
+       .target = RAW(served_model_name),
+       .help = "The name clients send as `model`",
+       .doc = "Shown by GET /v1/models; a request with another name gets 404.",
+       .shown_default = "the folder's name"},
+      {.name = "max-model-len",
+       .metavar = "N",
+       .group = kModel,
+       .commands = kEngines,
+       .target = VALUE(engine.max_model_len),
+       .help = "Longest prompt and answer together, in tokens",
+       .doc = "Never more than the checkpoint was made for.",
+       .min = 1,
+       .max = kMaxTokens,
+       .shown_default = "the checkpoint's"},
+      {.name = "skip-tokenizer-init",
+       .group = kModel,
+       .commands = kServe,
+       .target = VALUE(service.skip_tokenizer_init),
+       .help = "Load no tokenizer: prompts and answers are token ids",
+       .doc =
+           "For checkpoints without tokenizer.json. Only /v1/completions with lists of ids is served then. A prefill "
+           "worker never loads one."},
+      format_flag({.name = "reasoning-parser",
+                   .metavar = "NAME",
+                   .group = kModel,
+                   .commands = kDecode,
+                   .target = VALUE(service.reasoning_parser),
+                   .help = "How reasoning is told apart from the answer",
+                   .doc = "auto decides by the checkpoint's chat template and tokenizer; none leaves the text alone; a "
+                          "name picks a format (docs/formats.md). The names that other servers give them, and `-` for "
+                          "`_`, are accepted."},
+                  api::reasoning_formats()),
+      format_flag(
+          {.name = "tool-call-parser",
+           .metavar = "NAME",
+           .group = kModel,
+           .commands = kDecode,
+           .target = VALUE(service.tool_call_parser),
+           .help = "How tool calls are found in answers",
+           .doc = "auto decides by the checkpoint's chat template; none refuses chats with tools; a name picks a "
+                  "format (docs/formats.md), for templates that show no tools too. The names that other "
+                  "servers give them, and `-` for `_`, are accepted."},
+          api::tool_formats()),
+  };
+}
+
+std::vector<Flag> parallel_flags() {
+  return {
+      {.name = "tensor-parallel-size",
+       .aliases = {"tp-size"},
+       .metavar = "N",
+       .group = kParallel,
+       .commands = kEngines,
+       .target = RAW(tp_size),
+       .help = "Ranks that share one attention layer; 1 is the only one yet",
+       .min = 1,
+       .max = kMaxRanks,
+       .shown_default = "1",
+       .environment = {"TP_SIZE"}},
+      {.name = "data-parallel-size",
+       .aliases = {"dp-size"},
+       .metavar = "N",
+       .group = kParallel,
+       .commands = kEngines,
+       .target = RAW(dp_size),
+       .help = "Ranks that each run attention for their own requests",
+       .doc = "Follows from the expert parallel size when that alone is given.",
+       .min = 1,
+       .max = kMaxRanks,
+       .shown_default = "EP / TP",
+       .environment = {"DP_SIZE"}},
+      {.name = "expert-parallel-size",
+       .aliases = {"ep-size"},
+       .metavar = "N",
+       .group = kParallel,
+       .commands = kEngines,
+       .target = RAW(ep_size),
+       .help = "Ranks that the experts are spread over; must be TP x DP",
+       .doc = "The number of experts of the checkpoint must be a multiple of it. Answers do not depend on it.",
+       .min = 1,
+       .max = kMaxRanks,
+       .shown_default = "TP x DP",
+       .environment = {"EP_SIZE"}},
+  };
+}
+
+std::vector<Flag> batching_flags() {
+  return {
+      {.name = "max-num-seqs",
+       .metavar = "N",
+       .group = kBatching,
+       .commands = kEngines,
+       .target = VALUE(engine.max_num_seqs),
+       .help = "Requests that run at once, over all ranks",
+       .doc = "Further ones wait.",
+       .min = 1,
+       .max = 65536},
+      {.name = "max-num-batched-tokens",
+       .metavar = "N",
+       .group = kBatching,
+       .commands = kEngines,
+       .target = VALUE(engine.max_num_batched_tokens),
+       .help = "Tokens a rank computes in one step",
+       .doc =
+           "Longer prompts are computed in chunks of this size, between the steps of running answers: larger ones are "
+           "faster, smaller ones make running answers wait less.",
+       .min = 1,
+       .max = 1 << 20,
+       .shown_default = "512 on CPU, 2048 on a GPU"},
+      {.name = "kv-cache-memory-bytes",
+       .metavar = "BYTES",
+       .group = kBatching,
+       .commands = kEngines,
+       .target = VALUE(engine.kv_cache_bytes),
+       .help = "Memory of the KV cache, over all ranks: 512M, 2G, 1GiB",
+       .doc = "On a GPU the cache takes what --gpu-memory-utilization leaves unless this is given. K, M, G, T and KiB, "
+              "MiB, GiB, TiB are powers of 1024; k, m, g, t and KB, MB, GB, TB powers of 1000.",
+       .min = kMiB,
+       .max = 64 * kTiB,
+       .shown_default = "256M on CPU"},
+      {.name = "kv-cache-dtype",
+       .metavar = "TYPE",
+       .group = kBatching,
+       .commands = kEngines,
+       .target = VALUE(engine.kv_cache_dtype),
+       .help = "Number format of the KV cache; auto is f32 on CPU, bf16 on a GPU",
+       .choices = {"auto", "f32", "bf16"}},
+      {.name = "block-size",
+       .metavar = "N",
+       .group = kBatching,
+       .commands = kEngines,
+       .target = RAW(block_size),
+       .help = "Tokens a page of the KV cache; 64 is the only one",
+       .min = 1,
+       .max = 1 << 20},
+      {.name = "enable-prefix-caching",
+       .group = kBatching,
+       .commands = kServe,
+       .target = VALUE(engine.enable_prefix_caching),
+       .help = "Reuse the KV of prompts that begin alike",
+       .doc = "Changes no answer, only the time to the first token.",
+       .negatable = true},
+  };
+}
+
+std::vector<Flag> hardware_flags() {
+  return {
+      {.name = "device",
+       .metavar = "DEVICE",
+       .group = kHardware,
+       .commands = kThreaded,
+       .target = RAW(device),
+       .help = "Where the model runs; auto takes the best that serves",
+       .choices = {"auto", "cpu", "cuda"}},
+      {.name = "cpu-path",
+       .metavar = "PATH",
+       .group = kHardware,
+       .commands = kEngines,
+       .target = VALUE(engine.cpu_path),
+       .help = "Instruction set of the CPU backend",
+       .doc = "Answers are bit-identical within one path, not between paths.",
+       .choices = {"auto", "avx512", "portable"}},
+      {.name = "threads",
+       .metavar = "N",
+       .group = kHardware,
+       .commands = kThreaded,
+       .target = RAW(num_threads),
+       .help = "Compute threads, over all ranks",
+       .min = 1,
+       .max = 4096,
+       .shown_default = "one a core"},
+      {.name = "deterministic",
+       .group = kHardware,
+       .commands = kEngines,
+       .target = VALUE(engine.deterministic),
+       .help = "Same output bits whatever runs beside a request",
+       .doc = "The CPU backend is always so: batch, chunks, prefix hits, threads and ranks change no bit. On a GPU it "
+              "costs some speed."},
+      {.name = "precise",
+       .group = kHardware,
+       .commands = kEngines,
+       .target = VALUE(engine.precise),
+       .help = "GPU: keep activations in f32, as the CPU computes",
+       .doc =
+           "Otherwise FP8 checkpoints are computed with FP8 activations and BF16 ones with BF16 activations, as they "
+           "were trained: many times faster."},
+      {.name = "portable-kernels",
+       .group = kHardware,
+       .commands = kEngines,
+       .target = VALUE(engine.portable_kernels),
+       .help = "GPU: compute on Hopper as on any other card",
+       .doc = "Without the kernels that only Hopper (H100, H200) has: slower, and tells whether they are at fault when "
+              "answers are wrong. Other cards compute so anyway."},
+      {.name = "overlap-schedule",
+       .group = kHardware,
+       .commands = kEngines,
+       .target = VALUE(engine.overlap_schedule),
+       .help = "GPU: plan and launch the next step while one runs",
+       .doc = "Changes no answer; without it the GPU waits for the host between two steps.",
+       .negatable = true},
+      {.name = "gpu-memory-utilization",
+       .metavar = "SHARE",
+       .group = kHardware,
+       .commands = kEngines,
+       .target = VALUE(engine.gpu_memory_utilization),
+       .help = "Share of a GPU's memory for weights, buffers and KV cache",
+       .min = 0,
+       .max = 1},
+  };
+}
+
+}  // namespace
+
+std::vector<Flag> engine_flags() {
+  std::vector<Flag> all;
+  for (auto part : {model_flags(), parallel_flags(), batching_flags(), hardware_flags()})
+    all.insert(all.end(), part.begin(), part.end());
+  return all;
+}
+
+}  // namespace moectl
