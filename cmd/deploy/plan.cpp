@@ -95,9 +95,10 @@ void check_role(PlannedRole& role, const DeployPlan& plan) {
   for (const auto& [name, value] : role.environment) environment[name] = value;
   try {
     const Options options = parse_command_line(instance_arguments(plan, role.role, "/", {}), environment).options;
-    role.ep_size = options.engine.ep_size;
-    role.dp_size = options.parallel.dp_size;
-    role.tp_size = options.parallel.tp_size;
+    const Parallelism& p = options.engine.parallelism;
+    role.ep_size = p.ep_size;
+    role.dp_size = p.dp_size;
+    role.tp_size = p.tp_size;
   } catch (const Error& error) {
     throw Error(error.code(), fmt::format("{}: {}", role.role, error.what()));
   }

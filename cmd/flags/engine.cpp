@@ -128,12 +128,25 @@ std::vector<Flag> parallel_flags() {
        .group = kParallel,
        .commands = kEngines,
        .target = RAW(ep_size),
-       .help = "Ranks that the experts are spread over; must be TP x DP",
-       .doc = "The number of experts of the checkpoint must be a multiple of it. Answers do not depend on it.",
+       .help = "Ranks that the experts are placed on; must be TP x DP",
+       .doc = "Where it does not divide the checkpoint's experts, redundant experts make up the difference. Answers do "
+              "not "
+              "depend on it.",
        .min = 1,
        .max = kMaxRanks,
        .shown_default = "TP x DP",
        .environment = {"EP_SIZE"}},
+      {.name = "num-redundant-experts",
+       .metavar = "N",
+       .group = kParallel,
+       .commands = kEngines,
+       .target = VALUE(engine.num_redundant_experts),
+       .help = "Redundant experts per MoE layer, for expert parallelism",
+       .doc = "Further copies of experts, which take part of their tokens. The expert parallel size must divide the "
+              "sum of "
+              "the checkpoint's experts and these. Answers do not depend on it.",
+       .max = 1 << 16,
+       .shown_default = "as few as make the experts divide"},
   };
 }
 

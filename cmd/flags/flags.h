@@ -20,15 +20,9 @@
 
 namespace moectl {
 
-// How the model is spread over ranks: ep_size = tp_size x dp_size.
-struct ParallelOptions {
-  int tp_size = 1, dp_size = 1, ep_size = 1;
-};
-
 // Everything that commands read, resolved; each command takes the blocks it needs (commands.cpp).
 struct Options {
   CommonOptions common;
-  ParallelOptions parallel;
   EngineConfig engine;
   ApiOptions api;
   ServiceOptions service;

@@ -21,23 +21,17 @@ std::string quoted(const Given& given, std::string_view flag) {
   return fmt::format("{}{}{}", value.origin, value.origin.starts_with("--") ? " " : "=", value.text);
 }
 
-ParallelOptions resolve_parallel(const RawOptions& raw, const Given& given) {
-  const int tp = raw.tp_size.value_or(1);
-  if (tp > 1)
-    throw Error(Code::kBadConfig, fmt::format("{}: tensor parallelism is not built in yet; only 1 can be served. Use "
-                                              "--ep-size to spread the model over ranks",
-                                              quoted(given, "tensor-parallel-size")));
-  const int dp = raw.dp_size.value_or(raw.ep_size.value_or(tp) / tp);
-  const int ep = raw.ep_size.value_or(tp * dp);
-  if (ep != tp * dp) {
-    const std::string tp_text = raw.tp_size ? quoted(given, "tensor-parallel-size") + " and " : "";
-    throw Error(
-        Code::kBadConfig,
-        fmt::format("{} contradicts {}{}: the expert parallel size must be TP x DP = {} x {} = {}; give one of them",
-                    quoted(given, "expert-parallel-size"), tp_text, quoted(given, "data-parallel-size"), tp, dp,
-                    tp * dp));
-  }
-  return {.tp_size = tp, .dp_size = dp, .ep_size = ep};
+Parallelism resolve_parallel(const RawOptions& raw, const Given& given) {
+  const auto size = [&](const std::optional<int>& value, std::string_view flag) -> std::optional<GivenSize> {
+    if (!value) return std::nullopt;
+    return GivenSize{*value, quoted(given, flag)};
+  };
+  const GivenParallelism sizes = {.tp_size = size(raw.tp_size, "tensor-parallel-size"),
+                                  .dp_size = size(raw.dp_size, "data-parallel-size"),
+                                  .ep_size = size(raw.ep_size, "expert-parallel-size")};
+  const Parallelism p = resolve_parallelism(sizes);
+  check_runnable(p, sizes);
+  return p;
 }
 
 fs::path own_executable() {
@@ -168,8 +162,7 @@ Options resolve(RawOptions raw, const Command& command, const Given& given) {
   options.engine.num_threads = options.kernels.num_threads =
       raw.num_threads.value_or(int(std::max(1u, std::thread::hardware_concurrency())));
   options.service.kv_port = raw.kv_port;
-  if (takes("ep-size")) options.parallel = resolve_parallel(raw, given);
-  options.engine.ep_size = options.parallel.ep_size;
+  if (takes("ep-size")) options.engine.parallelism = resolve_parallel(raw, given);
   if (takes("shape")) resolve_shapes(raw, options, command, given);
   if (takes("block-size")) check_block_size(raw, given);
   if (takes("ops-port")) resolve_api(raw, options.api, command, given);

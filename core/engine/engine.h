@@ -19,10 +19,12 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "core/engine/types.h"
+#include "core/parallel/parallelism.h"
 #include "core/pd/prefill_source.h"
 
 namespace moectl {
@@ -31,12 +33,13 @@ struct EngineConfig {
   std::string model_dir;
   std::string
       shape;  // in place of a folder: synthetic weights of this shape (core/model/shapes.h); answers mean nothing
-  std::string device = "cpu";           // cpu | cuda | auto
-  std::string cpu_path = "auto";        // auto | avx512 | portable: instruction-set path of the CPU backend
-  int ep_size = 1;                      // ranks; DP attention over them (tensor parallelism comes later)
-  int num_threads = 0;                  // compute threads in total; 0: one per core
-  int max_model_len = 0;                // 0: the checkpoint's max_position_embeddings
-  int max_num_seqs = 64;                // running requests, all ranks together
+  std::string device = "cpu";                // cpu | cuda | auto
+  std::string cpu_path = "auto";             // auto | avx512 | portable: instruction-set path of the CPU backend
+  Parallelism parallelism;                   // ranks, and what each holds of the model
+  std::optional<int> num_redundant_experts;  // nullopt: as few as make ep_size divide the experts
+  int num_threads = 0;                       // compute threads in total; 0: one per core
+  int max_model_len = 0;                     // 0: the checkpoint's max_position_embeddings
+  int max_num_seqs = 64;                     // running requests, all ranks together
   int max_num_batched_tokens = 0;       // tokens per rank per step (prefill chunk size); 0: 512 on CPU, 2048 on CUDA
   int64_t kv_cache_bytes = 0;           // all ranks together; 0: 256 MiB on CPU, what the GPU's memory leaves on CUDA
   double gpu_memory_utilization = 0.9;  // fraction of a GPU's memory that weights, workspace and cache may take

@@ -19,30 +19,17 @@ namespace moectl {
 namespace {
 
 constexpr int64_t kDefaultKvBytes = 256ll << 20;  // on CPU
-constexpr int kDefaultStepTokens = 512, kDefaultGpuStepTokens = 2048;
-constexpr int64_t kGraphBytes = 512ll << 20;  // room for recorded decode steps, measured: docs/gpu.md
-constexpr int kPromptLogitsRows = 64;         // prompt-logprob rows a step: bounds the logits buffer, not the requests
+constexpr int64_t kGraphBytes = 512ll << 20;      // of captured decode steps, measured: docs/gpu.md
+constexpr int kPromptLogitsRows = 64;  // prompt-logprob rows per step: bounds the logits buffer, not the requests
 
 template <class... Args>
 void require(bool ok, fmt::format_string<Args...> format, Args&&... args) {
   if (!ok) throw Error(Code::kBadConfig, fmt::format(format, std::forward<Args>(args)...));
 }
 
-void check_parallelism(const EngineConfig& engine, const Config& model) {
-  require(engine.ep_size >= 1, "--ep-size must be at least 1, not {}", engine.ep_size);
-  const int experts = model.moe.num_experts;
-  require(engine.ep_size == 1 || experts > 0, "--ep-size {}: this checkpoint has no experts to distribute; use 1",
-          engine.ep_size);
-  require(experts == 0 || experts % engine.ep_size == 0, "--ep-size {} does not divide the checkpoint's {} experts",
-          engine.ep_size, experts);
-  require(engine.local_prefill_tokens >= 0, "--local-prefill-tokens must be 0 or more, not {}",
-          engine.local_prefill_tokens);
-  require(engine.num_threads >= 0, "--threads must be 0 (one a core) or more, not {}", engine.num_threads);
-}
-
-// The cache's number format: --kv-cache-dtype, as far as the backend has it.
+// --kv-cache-dtype, as far as the backend has it.
 DType kv_dtype(const EngineConfig& engine, const Ops& ops) {
-  const std::vector<DType> dtypes = ops.kv_dtypes();
+  const std::vector<DType>& dtypes = ops.capabilities().kv_dtypes;
   if (engine.kv_cache_dtype == "auto") return dtypes.front();
   std::string names;
   for (DType t : dtypes) {
@@ -53,30 +40,28 @@ DType kv_dtype(const EngineConfig& engine, const Ops& ops) {
                                             ops.numerics_id(), names));
 }
 
-void check_cuda(const EngineConfig& engine) {
-  require(engine.ep_size == 1,
-          "--ep-size {} with --device cuda: exchange between GPUs is not there yet; use --ep-size 1 "
-          "or --device cpu",
-          engine.ep_size);
-  require(!engine.prefill_role,
-          "--device cuda: KV transfer between GPU workers is not there yet; serve with serve-decode, which computes "
-          "prompts itself, or use --device cpu");
-}
-
-// Bytes of the GPU's KV cache, in whole pages. Says what goes where, before anything is loaded.
-int64_t plan_memory(const EngineConfig& engine, const Config& model, const EngineSetup& setup, const Ops& ops,
-                    int64_t weight_bytes, int64_t page_bytes, int64_t needed_pages) {
-  const Ops::Memory memory = ops.memory();
-  MemoryPlan plan{.total_bytes = memory.total_bytes,
-                  .free_bytes = memory.free_bytes,
-                  .utilization = engine.gpu_memory_utilization,
-                  .weight_bytes = weight_bytes,
-                  .workspace_bytes = Model::workspace_bytes(model, setup.limits, engine.ep_size, ops),
-                  .graph_bytes = kGraphBytes,
-                  .kv_bytes = engine.kv_cache_bytes};
-  plan.complete(page_bytes, needed_pages * page_bytes);
-  log::info("GPU memory: {}", plan.text());
-  return plan.kv_bytes;
+// Bytes of each rank's KV cache on GPUs: what the fullest one leaves. Logs what each rank takes, before anything is
+// loaded.
+int64_t plan_memory(const EngineConfig& engine, const Config& model, const EngineSetup& setup,
+                    const std::vector<RankResources>& ranks, int64_t page_bytes, int64_t needed_pages) {
+  int64_t kv_bytes = std::numeric_limits<int64_t>::max();
+  for (int r = 0; r < int(ranks.size()); ++r) {
+    Ops& ops = ranks[size_t(r)].ops;
+    const Device::Memory memory = ops.device().memory();
+    MemoryPlan plan{.num_ranks = int(ranks.size()),
+                    .total_bytes = memory.total_bytes,
+                    .free_bytes = memory.free_bytes,
+                    .utilization = engine.gpu_memory_utilization,
+                    .weight_bytes = ranks[size_t(r)].weight_bytes,
+                    .workspace_bytes = Model::workspace_bytes(model, setup.limits, setup.placement, ops),
+                    .graph_bytes = kGraphBytes,
+                    .kv_bytes = engine.kv_cache_bytes / int64_t(ranks.size())};
+    if (ranks.size() > 1) plan.rank = fmt::format("rank {} (GPU {})", r, engine.parallelism.device_index(r));
+    plan.complete(page_bytes, needed_pages * page_bytes);
+    log::info("GPU memory: {}", plan.text());
+    kv_bytes = std::min(kv_bytes, plan.kv_bytes);
+  }
+  return kv_bytes;
 }
 
 // Throws kBadData for end-of-sequence ids that are no tokens.
@@ -92,125 +77,191 @@ std::vector<int32_t> eos_token_ids(const Config& config, const GenerationDefault
 
 }  // namespace
 
-OpsOptions plan_ops(const EngineConfig& engine, const Config& model, int num_cores) {
-  check_parallelism(engine, model);
+OpsOptions plan_ops(const EngineConfig& engine, const Config& model, int num_cores, int rank) {
+  check_parallelism(engine.parallelism, model_dims(model));
+  check_runnable(engine.parallelism);
+  require(engine.local_prefill_tokens >= 0, "--local-prefill-tokens must be 0 or more, not {}",
+          engine.local_prefill_tokens);
+  require(engine.num_threads >= 0, "--threads must be 0 (one per core) or more, not {}", engine.num_threads);
+  const int num_ranks = engine.parallelism.world_size();
   const int num_threads = engine.num_threads == 0 ? num_cores : engine.num_threads;
-  const int threads_per_rank = std::max(1, num_threads / engine.ep_size);
-  // What the CUDA backend cannot do yet: asked for by name it is refused (check_cuda), else the CPU does it.
-  const bool cpu_only = engine.ep_size > 1 || engine.prefill_role || engine.prefill_source;
+  const int threads_per_rank = std::max(1, num_threads / num_ranks);
+  // What GPUs cannot do yet: with --device cuda it is refused (check_capabilities), with auto the CPU does it.
+  const bool cpu_only = num_ranks > 1 || engine.prefill_role || engine.prefill_source;
   return {.device = engine.device == "auto" && cpu_only ? "cpu" : engine.device,
           .cpu_path = engine.cpu_path,
           .num_threads = threads_per_rank,
-          .spin = threads_per_rank * engine.ep_size <= num_cores,
+          .spin = threads_per_rank * num_ranks <= num_cores,
+          .device_index = engine.parallelism.device_index(rank),
           .precise = engine.precise,
           .deterministic = engine.deterministic,
           .portable = engine.portable_kernels};
 }
 
+void check_capabilities(const EngineConfig& engine, const Capabilities& capabilities) {
+  const int num_ranks = engine.parallelism.world_size();
+  require(num_ranks == 1 || capabilities.expert_parallel,
+          "--ep-size {} with --device {}: several GPUs are not in this version; use --ep-size 1 or --device cpu",
+          num_ranks, engine.device);
+  require(!engine.prefill_role || capabilities.kv_transfer,
+          "--device {}: KV transfer from a GPU is not in this version; serve with serve-decode, which computes prompts "
+          "itself, or use --device cpu",
+          engine.device);
+}
+
+ExpertPlacement plan_placement(const EngineConfig& engine, const Config& model) {
+  const int num_experts = model_dims(model).num_experts;
+  const std::optional<int>& num_redundant = engine.num_redundant_experts;
+  if (num_experts == 0) {
+    require(num_redundant.value_or(0) == 0, "--num-redundant-experts {}: this checkpoint has no experts; use 0",
+            num_redundant.value_or(0));
+    return {};
+  }
+  try {
+    return make_placement(num_experts, engine.parallelism.ep_size, num_redundant);
+  } catch (const Error& e) {
+    throw Error(e.code(), fmt::format("--num-redundant-experts {}: {}", num_redundant.value_or(0), e.what()));
+  }
+}
+
 EngineSetup plan_setup(const EngineConfig& engine, const Config& model, std::vector<int32_t> eos_token_ids,
-                       const Ops& ops, int64_t weight_bytes) {
+                       const std::vector<RankResources>& ranks) {
+  const Capabilities& capabilities = ranks.front().ops.capabilities();
+  const int num_ranks = engine.parallelism.world_size();
   EngineSetup setup;
-  setup.kv_dtype = kv_dtype(engine, ops);
-  if (!ops.host_memory()) check_cuda(engine);
+  setup.kv_dtype = kv_dtype(engine, ranks.front().ops);
+  setup.placement = plan_placement(engine, model);
   require(engine.max_num_seqs >= 1, "--max-num-seqs must be at least 1, not {}", engine.max_num_seqs);
   const int max_len = engine.max_model_len == 0 ? model.max_position_embeddings : engine.max_model_len;
   require(max_len >= 2 && max_len <= model.max_position_embeddings,
           "--max-model-len must be between 2 and the checkpoint's {} (max_position_embeddings), not {}",
           model.max_position_embeddings, max_len);
 
-  const int max_tokens = engine.max_num_batched_tokens != 0 ? engine.max_num_batched_tokens
-                         : ops.host_memory()                ? kDefaultStepTokens
-                                                            : kDefaultGpuStepTokens;
+  const int max_tokens =
+      engine.max_num_batched_tokens ? engine.max_num_batched_tokens : capabilities.default_step_tokens;
   setup.limits = {.max_tokens = max_tokens, .max_model_len = max_len};
-  setup.limits.max_seqs = (engine.max_num_seqs + engine.ep_size - 1) / engine.ep_size;
+  setup.limits.max_seqs = (engine.max_num_seqs + num_ranks - 1) / num_ranks;
   setup.limits.max_logits = setup.limits.max_seqs + std::min(kPromptLogitsRows, std::max(max_tokens, 1));
   setup.kv_bytes_per_token = KvCache::bytes_per_token(model, setup.kv_dtype);
   const int64_t page_bytes = setup.kv_bytes_per_token * kPageSize;
   const int64_t needed_pages = (max_len + kPageSize - 1) / kPageSize;
-  const int64_t kv_cache_bytes = ops.host_memory()
-                                     ? (engine.kv_cache_bytes ? engine.kv_cache_bytes : kDefaultKvBytes)
-                                     : plan_memory(engine, model, setup, ops, weight_bytes, page_bytes, needed_pages);
-  const int64_t num_pages = kv_cache_bytes / engine.ep_size / page_bytes;
+  const int64_t kv_cache_bytes =  // of all ranks
+      capabilities.limited_memory ? plan_memory(engine, model, setup, ranks, page_bytes, needed_pages) * num_ranks
+      : engine.kv_cache_bytes     ? engine.kv_cache_bytes
+                                  : kDefaultKvBytes;
+  const int64_t num_pages = kv_cache_bytes / num_ranks / page_bytes;
   require(num_pages >= needed_pages,
-          "--kv-cache-memory-bytes {} gives each of {} rank(s) {} tokens of KV cache ({} bytes a token), less than one "
-          "sequence of "
-          "--max-model-len {}; give at least {} bytes or a smaller --max-model-len",
-          kv_cache_bytes, engine.ep_size, std::max<int64_t>(num_pages, 0) * kPageSize, setup.kv_bytes_per_token,
-          max_len, needed_pages * page_bytes * engine.ep_size);
+          "--kv-cache-memory-bytes {} gives each of {} rank(s) {} tokens of KV cache ({} bytes per token), less than "
+          "one sequence of --max-model-len {}; give at least {} bytes or a smaller --max-model-len",
+          kv_cache_bytes, num_ranks, std::max<int64_t>(num_pages, 0) * kPageSize, setup.kv_bytes_per_token, max_len,
+          needed_pages * page_bytes * num_ranks);
   require(num_pages <= std::numeric_limits<int32_t>::max() / kPageSize,
-          "--kv-cache-memory-bytes {} is {} pages a rank; at most {} can be addressed", kv_cache_bytes, num_pages,
+          "--kv-cache-memory-bytes {} is {} pages per rank; at most {} can be addressed", kv_cache_bytes, num_pages,
           std::numeric_limits<int32_t>::max() / kPageSize);
 
-  setup.scheduler = {
-      .num_ranks = engine.ep_size,
-      .num_pages = int(num_pages),
-      .page_size = kPageSize,
-      .max_num_seqs = engine.max_num_seqs,
-      .max_num_batched_tokens = max_tokens,
-      .max_prompt_logits = std::min(kPromptLogitsRows, std::max(max_tokens, 1)),
-      .max_model_len = max_len,
-      .vocab_size = model.vocab_size,
-      .enable_prefix_caching = engine.enable_prefix_caching,
-      .eos_token_ids = std::move(eos_token_ids),
-      .local_prefill_tokens = engine.local_prefill_tokens,
-      .takes_jobs = engine.prefill_role,
-      .compute_mtp_kv =
-          engine.compute_mtp_kv && model.num_mtp_layers > 0 && (engine.prefill_role || engine.prefill_source),
-      .max_steps_in_flight =
-          engine.overlap_schedule && !ops.host_memory() && !engine.prefill_role && !engine.prefill_source ? 2 : 1};
+  setup.scheduler = {.num_ranks = num_ranks,
+                     .num_pages = int(num_pages),
+                     .page_size = kPageSize,
+                     .max_num_seqs = engine.max_num_seqs,
+                     .max_num_batched_tokens = max_tokens,
+                     .max_prompt_logits = std::min(kPromptLogitsRows, std::max(max_tokens, 1)),
+                     .max_model_len = max_len,
+                     .vocab_size = model.vocab_size,
+                     .enable_prefix_caching = engine.enable_prefix_caching,
+                     .eos_token_ids = std::move(eos_token_ids),
+                     .local_prefill_tokens = engine.local_prefill_tokens,
+                     .takes_jobs = engine.prefill_role,
+                     .compute_mtp_kv = engine.compute_mtp_kv && model.num_mtp_layers > 0 &&
+                                       (engine.prefill_role || engine.prefill_source),
+                     .max_steps_in_flight = engine.overlap_schedule && !engine.prefill_role && !engine.prefill_source
+                                                ? capabilities.max_steps_in_flight
+                                                : 1};
   require(max_tokens >= setup.scheduler.max_seqs_per_rank(),
           "--max-num-batched-tokens {} is less than the {} sequences a rank may run (--max-num-seqs {} over {} "
-          "rank(s)); each needs a "
-          "token a step",
-          max_tokens, setup.scheduler.max_seqs_per_rank(), engine.max_num_seqs, engine.ep_size);
+          "rank(s)); each needs one token per step",
+          max_tokens, setup.scheduler.max_seqs_per_rank(), engine.max_num_seqs, num_ranks);
   setup.limits.max_seqs = setup.scheduler.max_seqs_per_rank();
   setup.limits.max_logits = setup.scheduler.max_logits_per_rank();
   return setup;
 }
 
-std::unique_ptr<Engine> Engine::create(EngineConfig config) {
-  const bool made_up = !config.shape.empty();
-  Config model = made_up ? shape_config(config.shape) : read_config(config.model_dir);
-  const Checkpoint checkpoint =
-      made_up ? synthetic_checkpoint(model, config.shape) : Checkpoint::open(config.model_dir);
-  if (const int absent = leave_out_absent_mtp(model, checkpoint))
-    log::warn("{}: config.json promises {} MTP module(s), but the checkpoint has no tensor of them; going on without",
-              config.model_dir, absent);
-  const OpsOptions backend = plan_ops(config, model, int(std::max(1u, std::thread::hardware_concurrency())));
-  std::unique_ptr<Ops> first_ops = make_ops(backend);
-  if (!first_ops->host_memory() && std::exchange(config.prefill_source, nullptr))
-    log::info("prompts are computed here: KV transfer between GPU workers is not there yet");
-  const GenerationDefaults defaults = made_up ? GenerationDefaults{} : read_generation_defaults(config.model_dir);
-  const EngineSetup setup =
-      plan_setup(config, model, eos_token_ids(model, defaults), *first_ops, checkpoint.total_bytes());
+namespace {
 
+// Of each rank. Ranks whose devices are host memory share one object with all experts; others hold their own shard.
+std::vector<std::shared_ptr<const ModelWeights>> load_ranks(const Config& model, const Checkpoint& checkpoint,
+                                                            const std::vector<std::unique_ptr<Ops>>& ops,
+                                                            const std::vector<Shard>& shards, const Parallelism& p,
+                                                            const LoadProgress& progress) {
+  if (ops.front()->capabilities().host_readable && p.tp_size == 1)
+    return {ops.size(), load_weights(model, checkpoint, *ops.front(), progress)};
+  std::vector<ShardTarget> targets;
+  for (size_t r = 0; r < ops.size(); ++r) targets.push_back({*ops[r], shards[r]});
+  return load_shards(model, checkpoint, targets, progress);
+}
+
+}  // namespace
+
+std::unique_ptr<Engine> Engine::create(EngineConfig config) {
+  const bool synthetic = !config.shape.empty();
+  Config model = synthetic ? shape_config(config.shape) : read_config(config.model_dir);
+  const Checkpoint checkpoint =
+      synthetic ? synthetic_checkpoint(model, config.shape) : Checkpoint::open(config.model_dir);
+  if (const int absent = leave_out_absent_mtp(model, checkpoint))
+    log::warn("{}: config.json promises {} MTP module(s), but the checkpoint has no tensor of them; they are left out",
+              config.model_dir, absent);
+
+  const int num_ranks = config.parallelism.world_size();
+  const int num_cores = int(std::max(1u, std::thread::hardware_concurrency()));
+  std::vector<std::unique_ptr<Ops>> ops;
+  ops.push_back(make_ops(plan_ops(config, model, num_cores)));
+  const Capabilities& capabilities = ops.front()->capabilities();
+  check_capabilities(config, capabilities);
+  if (!capabilities.kv_transfer && std::exchange(config.prefill_source, nullptr))
+    log::info("prompts are computed here: KV transfer to a GPU is not in this version");
+  check_shards(model, checkpoint, config.parallelism);
+  for (int r = 1; r < num_ranks; ++r) ops.push_back(make_ops(plan_ops(config, model, num_cores, r)));
+
+  const ExpertPlacement placement = plan_placement(config, model);
+  std::vector<Shard> shards;
+  std::vector<RankResources> resources;
+  for (int r = 0; r < num_ranks; ++r) {
+    shards.push_back(rank_shard(model, config.parallelism, r, placement.logical_experts(r)));
+    resources.push_back({*ops[size_t(r)]});
+    if (capabilities.limited_memory) resources.back().weight_bytes = shard_bytes(model, checkpoint, shards.back());
+  }
+  const GenerationDefaults defaults = synthetic ? GenerationDefaults{} : read_generation_defaults(config.model_dir);
+  const EngineSetup setup = plan_setup(config, model, eos_token_ids(model, defaults), resources);
+
+  const auto weights = load_ranks(model, checkpoint, ops, shards, config.parallelism, config.progress);
+  int64_t weight_bytes = 0;
+  for (size_t r = 0; r < weights.size(); ++r)
+    if (r == 0 || weights[r] != weights[0]) weight_bytes += weights[r]->num_bytes;
+  const std::string numerics_id = fmt::format("{}-kv-{}", ops.front()->numerics_id(), dtype_name(setup.kv_dtype));
+  auto comms = make_local_communicators(num_ranks);
   std::vector<RankSetup> ranks;
-  std::shared_ptr<const ModelWeights> weights;
-  for (auto& comm : make_local_communicators(config.ep_size)) {
-    auto ops = first_ops ? std::move(first_ops) : make_ops(backend);
-    if (!weights) weights = load_weights(model, checkpoint, *ops, config.progress);
-    ranks.push_back({.weights = weights,
-                     .ops = std::move(ops),
-                     .comm = std::move(comm),
+  for (size_t r = 0; r < weights.size(); ++r)
+    ranks.push_back({.weights = weights[r],
+                     .ops = std::move(ops[r]),
+                     .comm = std::move(comms[r]),
+                     .placement = setup.placement,
                      .num_pages = setup.scheduler.num_pages,
                      .kv_dtype = setup.kv_dtype,
                      .limits = setup.limits,
                      .eos_token_ids = setup.scheduler.eos_token_ids,
                      .compute_mtp_kv = setup.scheduler.compute_mtp_kv});
-  }
   const InspectReport::Parameters parameters =
-      (made_up ? inspect_config(model) : inspect_checkpoint(config.model_dir)).parameters;
+      (synthetic ? inspect_config(model) : inspect_checkpoint(config.model_dir)).parameters;
   ModelInfo info{.architecture = model.model_type,
                  .vocab_size = model.vocab_size,
                  .max_model_len = setup.scheduler.max_model_len,
                  .eos_token_ids = setup.scheduler.eos_token_ids,
                  .num_active_params = parameters.active,
                  .num_params = parameters.total,
-                 .weight_bytes = weight_bytes(*weights),
+                 .weight_bytes = weight_bytes,
                  .kv_bytes_per_token = setup.kv_bytes_per_token,
-                 .kv_pool_tokens = int64_t{setup.scheduler.num_pages} * kPageSize * config.ep_size,
-                 .numerics_id = fmt::format("{}-kv-{}", ranks[0].ops->numerics_id(), dtype_name(setup.kv_dtype)),
-                 .model_hash = made_up ? "made up: " + config.shape : model_hash(checkpoint)};
+                 .kv_pool_tokens = int64_t{setup.scheduler.num_pages} * kPageSize * num_ranks,
+                 .numerics_id = numerics_id,
+                 .model_hash = synthetic ? "synthetic: " + config.shape : model_hash(checkpoint)};
   return start_engine(std::move(info), setup.scheduler, start_rank_workers(model, std::move(ranks)),
                       config.prefill_source);
 }

@@ -4,6 +4,7 @@
 #include "core/engine/engine.h"
 #include "core/engine/scheduler.h"
 #include "core/model/model.h"
+#include "core/parallel/expert_placement.h"
 #include "kernels/ops.h"
 
 namespace moectl {
@@ -11,16 +12,28 @@ namespace moectl {
 struct EngineSetup {
   SchedulerConfig scheduler;
   ModelLimits limits;
+  ExpertPlacement placement;
   DType kv_dtype = DType::kF32;
   int64_t kv_bytes_per_token = 0;
 };
 
-// The backend of every rank. Throws Error{kBadConfig} for sizes that do not divide each other.
-OpsOptions plan_ops(const EngineConfig& engine, const Config& model, int num_cores);
+// The backend of a rank. Throws Error{kBadConfig} for sizes that contradict each other or the model, or that cannot run
+// in this version.
+OpsOptions plan_ops(const EngineConfig& engine, const Config& model, int num_cores, int rank = 0);
 
-// What the rest of `engine` means on that backend. `weight_bytes`: of the checkpoint, for the memory plan of a GPU.
-// Throws Error{kBadConfig} that names the flag, what it was, what it may be.
+// Throws Error{kBadConfig} for what this backend cannot do.
+void check_capabilities(const EngineConfig& engine, const Capabilities& capabilities);
+
+ExpertPlacement plan_placement(const EngineConfig& engine, const Config& model);
+
+// A rank's device, and what it will hold. All ranks have the same capabilities.
+struct RankResources {
+  Ops& ops;
+  int64_t weight_bytes = 0;  // as stored in the checkpoint; for the memory plan of a GPU
+};
+// What the rest of `engine` means on that backend. Throws Error{kBadConfig} that names the flag, what it was, what it
+// may be.
 EngineSetup plan_setup(const EngineConfig& engine, const Config& model, std::vector<int32_t> eos_token_ids,
-                       const Ops& ops, int64_t weight_bytes);
+                       const std::vector<RankResources>& ranks);
 
 }  // namespace moectl

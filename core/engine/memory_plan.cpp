@@ -23,7 +23,7 @@ void MemoryPlan::complete(int64_t page_bytes, int64_t min_kv_bytes) {
         Code::kBadConfig,
         fmt::format("--kv-cache-memory-bytes {} is less than one sequence of --max-model-len needs; give at least "
                     "{} bytes or a smaller --max-model-len",
-                    kv_bytes, min_kv_bytes));
+                    kv_bytes * num_ranks, min_kv_bytes * num_ranks));
   if (kv_bytes == 0) kv_bytes = std::max<int64_t>(usable - fixed, 0) / page_bytes * page_bytes;
   if (kv_bytes < min_kv_bytes)
     throw Error(
@@ -36,15 +36,16 @@ void MemoryPlan::complete(int64_t page_bytes, int64_t min_kv_bytes) {
     throw Error(Code::kBadConfig,
                 fmt::format("--kv-cache-memory-bytes does not fit on the GPU: {}; give at most {} bytes, or leave it "
                             "away and --gpu-memory-utilization decides",
-                            text(), std::max<int64_t>(free_bytes - fixed, 0)));
+                            text(), std::max<int64_t>(free_bytes - fixed, 0) * num_ranks));
 }
 
 std::string MemoryPlan::text() const {
   return fmt::format(
-      "weights {:.2f} GB, activations and scratch {:.2f} GB, recorded steps {:.2f} GB, KV cache {:.2f} GB; {:.2f} GB "
+      "{}{}weights {:.2f} GB, activations and scratch {:.2f} GB, CUDA graphs {:.2f} GB, KV cache {:.2f} GB; {:.2f} GB "
       "of "
       "{:.2f} GB free",
-      gb(weight_bytes), gb(workspace_bytes), gb(graph_bytes), gb(kv_bytes), gb(free_bytes), gb(total_bytes));
+      rank, rank.empty() ? "" : ": ", gb(weight_bytes), gb(workspace_bytes), gb(graph_bytes), gb(kv_bytes),
+      gb(free_bytes), gb(total_bytes));
 }
 
 }  // namespace moectl

@@ -15,6 +15,7 @@
 #include <string_view>
 #include <vector>
 
+#include "core/base/role.h"
 #include "core/kv/kv_pool.h"
 
 namespace moectl::transfer {

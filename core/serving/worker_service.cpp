@@ -54,7 +54,7 @@ void WorkerService::load(EngineConfig config) {
   }
   config.prefill_role = options.role == Role::kPrefill;
   instance_.admission.set_limits(engine_admission(config.max_num_seqs));
-  const int num_ranks = config.ep_size;
+  const int num_ranks = config.parallelism.world_size();
   instance_.engine = Engine::create(std::move(config));
   instance_.max_request_tokens = instance_.engine->info().kv_pool_tokens / num_ranks;
   if (options.role == Role::kPrefill) instance_.kv_server = start_kv_server(instance_);

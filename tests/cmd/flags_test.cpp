@@ -228,8 +228,8 @@ TEST(Sources, FlagWinsOverEnvironmentWinsOverFile) {
 }
 
 TEST(Sources, Environment) {
-  EXPECT_EQ(serve({}, {{"EP_SIZE", "4"}}).engine.ep_size, 4);
-  EXPECT_EQ(serve({}, {{"EP_SIZE", "4"}, {"MOECTL_EP_SIZE", "2"}}).engine.ep_size, 2);
+  EXPECT_EQ(serve({}, {{"EP_SIZE", "4"}}).engine.parallelism.ep_size, 4);
+  EXPECT_EQ(serve({}, {{"EP_SIZE", "4"}, {"MOECTL_EP_SIZE", "2"}}).engine.parallelism.ep_size, 2);
   EXPECT_THAT(serve({}, {{"MOECTL_API_KEY", "a,b"}}).api.api_keys, ElementsAre("a", "b"));
   EXPECT_TRUE(serve({}, {{"NO_COLOR", "please"}}).common.no_color);
   EXPECT_FALSE(serve({}, {{"NO_COLOR", ""}}).common.no_color);
@@ -246,7 +246,7 @@ TEST(Sources, FileTakesListsAliasesAndUnderscores) {
       "# a comment\napi_key: [a, b]\ndp-size: 2\nenable-prefix-caching: false\nkv_cache_memory_bytes: 64M\n");
   const Options options = serve({"--config", file.path()});
   EXPECT_THAT(options.api.api_keys, ElementsAre("a", "b"));
-  EXPECT_EQ(options.engine.ep_size, 2);
+  EXPECT_EQ(options.engine.parallelism.ep_size, 2);
   EXPECT_FALSE(options.engine.enable_prefix_caching);
   EXPECT_EQ(options.engine.kv_cache_bytes, 64 << 20);
   EXPECT_EQ(serve({"--config", TempFile("").path()}).api.port, 8000);
@@ -287,15 +287,20 @@ TEST(Sources, MissingOversizedOrUnreadableFile) {
 
 // ---------------------------------------------------------------------------------------------- together
 TEST(Resolve, ParallelSizes) {
-  EXPECT_EQ(serve({}).engine.ep_size, 1);
-  EXPECT_EQ(serve({"--dp-size", "4"}).engine.ep_size, 4);
-  EXPECT_EQ(serve({"--ep-size", "4"}).parallel.dp_size, 4);
-  EXPECT_EQ(serve({"--tp-size", "1", "--dp-size", "2", "--ep-size", "2"}).engine.ep_size, 2);
+  EXPECT_EQ(serve({}).engine.parallelism, Parallelism{});
+  EXPECT_EQ(serve({"--dp-size", "4"}).engine.parallelism, expert_parallel(4));
+  EXPECT_EQ(serve({"--ep-size", "4"}).engine.parallelism, expert_parallel(4));
+  EXPECT_EQ(serve({"--tp-size", "1", "--dp-size", "2", "--ep-size", "2"}).engine.parallelism, expert_parallel(2));
   const Failure f = serve_failure({"--dp-size", "2"}, {{"EP_SIZE", "4"}});
   EXPECT_EQ(f.code, Code::kBadConfig);
   EXPECT_THAT(f.message, HasSubstr("EP_SIZE=4 contradicts --data-parallel-size 2"));
-  EXPECT_EQ(serve_failure({"--tp-size", "2"}).code, Code::kBadConfig);
+  const Failure tp = serve_failure({"--tp-size", "2"});
+  EXPECT_EQ(tp.code, Code::kBadConfig);
+  EXPECT_THAT(tp.message, HasSubstr("--tensor-parallel-size 2: tensor parallelism is not in this version"));
   EXPECT_EQ(serve_failure({"--tp-size", "0"}).code, Code::kUsage);
+  EXPECT_THAT(serve_failure({"--dp-size", "2", "--ep-size", "1"}).message, HasSubstr("not in this version"));
+  EXPECT_EQ(serve({}).engine.num_redundant_experts, std::nullopt);
+  EXPECT_EQ(serve({"--num-redundant-experts", "0"}).engine.num_redundant_experts, 0);
 }
 
 TEST(Resolve, WhatThisBuildCannotServe) {

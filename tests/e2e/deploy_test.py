@@ -175,7 +175,7 @@ router:
                 (["--name", "../x"], 2, "no name for a deployment"),
                 (["--decode", "0"], 2, "--decode"),
                 ([self.home + "/none.yaml"], 1, "no such file"),
-                ([yaml("decode: {environment: {TP_SIZE: 2}}")], 78, "decode: TP_SIZE=2: tensor parallelism is not built in yet"),
+                ([yaml("decode: {environment: {TP_SIZE: 2}}")], 78, "decode: TP_SIZE=2: tensor parallelism is not in this version"),
                 ([yaml("prefill: {environment: {EP_SIZE: 2, DP_SIZE: 3}}")], 78, "contradicts"),
                 ([yaml("a: [")], 65, "bad.yaml:1: not YAML"),
                 ([yaml("name: x\ndecod: {}")], 65, "bad.yaml:2: decod: unknown key, did you mean `decode`?"),

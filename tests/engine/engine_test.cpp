@@ -171,7 +171,7 @@ TEST(Engine, CountsCachedTokensAndForgetsThemOnFlush) {
 
 TEST(Engine, ManyShortRequestsFromManyThreads) {
   EngineConfig config = demo_config();
-  config.ep_size = 2;
+  config.parallelism = expert_parallel(2);
   auto engine = Engine::create(config);
   const auto cases = golden_cases();
   std::atomic<int> wrong{0};
@@ -256,13 +256,24 @@ TEST(Engine, RefusesConfigurationsThatCannotWork) {
     const std::string message = error_of([&] { Engine::create(config); }, Code::kBadConfig);
     EXPECT_NE(message.find(expected), std::string::npos) << message;
   };
-  refuse([](EngineConfig& c) { c.ep_size = 3; }, "--ep-size 3 does not divide the checkpoint's 32 experts");
-  refuse([](EngineConfig& c) { c.ep_size = 0; }, "--ep-size");
+  const auto redundant = [](int ep_size, int num) {
+    return [=](EngineConfig& c) {
+      c.parallelism = expert_parallel(ep_size);
+      c.num_redundant_experts = num;
+    };
+  };
+  refuse(redundant(3, 0), "--num-redundant-experts 0: 32 experts and 0 redundant experts do not divide evenly over 3");
+  refuse(redundant(4, 6), "give 4 or 8 redundant experts");
+  refuse(redundant(2, -2), "--num-redundant-experts -2");
+  refuse([](EngineConfig& c) { c.parallelism.ep_size = 0; }, "--ep-size");
+  refuse([](EngineConfig& c) { c.parallelism.ep_size = 2; }, "--ep-size 2 must be TP x DP");
+  refuse([](EngineConfig& c) { c.parallelism = {.tp_size = 2, .ep_size = 2}; }, "not in this version");
+  refuse([](EngineConfig& c) { c.parallelism = {.dp_size = 2, .ep_size = 2, .num_nodes = 2}; }, "not in this version");
   refuse([](EngineConfig& c) { c.max_model_len = 4096; }, "2048");
   refuse([](EngineConfig& c) { c.max_model_len = 1; }, "--max-model-len");
   refuse([](EngineConfig& c) { c.kv_cache_bytes = 1 << 20; }, "--kv-cache-memory-bytes 1048576");
   refuse([](EngineConfig& c) { c.kv_cache_bytes = -1; }, "--kv-cache-memory-bytes");
-  refuse([](EngineConfig& c) { c.ep_size = 8; }, "8 rank(s)");
+  refuse([](EngineConfig& c) { c.parallelism = expert_parallel(8); }, "8 rank(s)");
   refuse([](EngineConfig& c) { c.max_num_batched_tokens = 8; }, "--max-num-batched-tokens 8");
   refuse([](EngineConfig& c) { c.max_num_seqs = 0; }, "--max-num-seqs");
   refuse([](EngineConfig& c) { c.num_threads = -1; }, "--threads");

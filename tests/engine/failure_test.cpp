@@ -16,7 +16,7 @@ namespace {
 // The demo model over `ep_size` ranks, the last of which is tampered with.
 std::unique_ptr<Engine> tampered_engine(int ep_size, TamperedOps::Tamper tamper, int max_num_batched_tokens = 512) {
   EngineConfig flags = demo_config();
-  flags.ep_size = ep_size;
+  flags.parallelism = expert_parallel(ep_size);
   flags.max_num_batched_tokens = max_num_batched_tokens;
   return test::tampered_engine(flags, std::move(tamper));
 }

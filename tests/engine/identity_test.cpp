@@ -171,12 +171,15 @@ TEST_P(Identity, Threads) {
 }
 
 TEST_P(Identity, Ranks) {
-  for (int ep_size : {2, 4, 8}) {
+  // 32 experts: over 3 ranks with one redundant expert, over 4 with as many as given.
+  const std::pair<int, std::optional<int>> cases[] = {{2, {}}, {3, {}}, {4, 0}, {4, 8}, {8, {}}};
+  for (const auto& [ep_size, num_redundant] : cases) {
     EngineConfig config = config_for(GetParam());
-    config.ep_size = ep_size;
+    config.parallelism = expert_parallel(ep_size);
+    config.num_redundant_experts = num_redundant;
     config.max_num_batched_tokens = 128;
     config.kv_cache_bytes = 12 * kPageBytes * ep_size;
-    run_together(config, fmt::format("{} ranks", ep_size));
+    run_together(config, fmt::format("{} ranks, {} redundant experts", ep_size, num_redundant.value_or(-1)));
   }
 }
 
@@ -206,9 +209,9 @@ TEST_P(Identity, OthersComeAndGoAtRandom) {
   for (unsigned seed = 0; seed < 2; ++seed) {
     std::mt19937 rng(seed);
     EngineConfig config = config_for(GetParam());
-    config.ep_size = seed ? 2 : 1;
+    config.parallelism = expert_parallel(seed ? 2 : 1);
     config.max_num_batched_tokens = 40;
-    config.kv_cache_bytes = 16 * kPageBytes * config.ep_size;
+    config.kv_cache_bytes = 16 * kPageBytes * config.parallelism.ep_size;
     auto engine = Engine::create(config);
     Client client(*engine);
     const auto all = requests(GetParam());

@@ -106,8 +106,8 @@ TEST(Pd, PrefixHitsOnThePrefillSide) {
 TEST(Pd, EpSizesMayDiffer) {
   for (auto [prefill_ep, decode_ep] : {std::pair{1, 2}, std::pair{2, 1}}) {
     EngineConfig p = prefill_config(), d = decode_config();
-    p.ep_size = prefill_ep;
-    d.ep_size = decode_ep;
+    p.parallelism = expert_parallel(prefill_ep);
+    d.parallelism = expert_parallel(decode_ep);
     PdPair pair(p, d);
     Client client(*pair.decode);
     std::vector<size_t> sent;
@@ -489,7 +489,7 @@ TEST(Pd, HeldPagesMakeOthersWait) {
 
 TEST(Pd, WhatPeersAgreeOn) {
   EngineConfig d = decode_config();
-  d.ep_size = 2;
+  d.parallelism = expert_parallel(2);
   PdPair pair(prefill_config(), d);
   const KvLayout layout = pair.prefill->kv_layout();
   EXPECT_TRUE(layout == pair.decode->kv_layout() && layout == pair.source->layout());

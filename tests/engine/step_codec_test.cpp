@@ -279,7 +279,7 @@ std::vector<test::Answer> answers(Engine& engine) {
 TEST(StepCodec, AnEngineOverEncodedStepsGivesTheSameAnswers) {
   for (const int ep_size : {1, 2}) {
     EngineConfig flags = test::demo_config();
-    flags.ep_size = ep_size;
+    flags.parallelism = expert_parallel(ep_size);
     flags.max_model_len = 512;
     flags.max_num_batched_tokens = 100;
     flags.kv_cache_bytes = int64_t{10} * ep_size * 64 * 7 * 160 * 4;  // pages for two to five of the requests

@@ -41,15 +41,15 @@ inline EngineParts engine_parts(const EngineConfig& flags) {
   EngineParts parts{.config = read_config(flags.model_dir)};
   const OpsOptions backend = plan_ops(flags, parts.config, 1);
   const Checkpoint checkpoint = Checkpoint::open(flags.model_dir);
-  parts.setup =
-      plan_setup(flags, parts.config, parts.config.eos_token_ids, *make_ops(backend), checkpoint.total_bytes());
+  parts.setup = plan_setup(flags, parts.config, parts.config.eos_token_ids, {{*make_ops(backend)}});
   std::shared_ptr<const ModelWeights> weights;
-  for (auto& comm : make_local_communicators(flags.ep_size)) {
+  for (auto& comm : make_local_communicators(flags.parallelism.world_size())) {
     auto ops = make_ops(backend);
     if (!weights) weights = load_weights(parts.config, checkpoint, *ops);
     parts.ranks.push_back({.weights = weights,
                            .ops = std::move(ops),
                            .comm = std::move(comm),
+                           .placement = parts.setup.placement,
                            .num_pages = parts.setup.scheduler.num_pages,
                            .limits = parts.setup.limits,
                            .eos_token_ids = parts.setup.scheduler.eos_token_ids});

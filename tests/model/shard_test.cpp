@@ -12,6 +12,7 @@
 #include <numeric>
 #include <set>
 
+#include "core/model/model.h"
 #include "core/model/quant_tensors.h"
 #include "core/model/shapes.h"
 #include "core/model/synthetic.h"
