@@ -41,17 +41,17 @@ class Communicator {
   virtual std::vector<int64_t> all_gather_host(int64_t value) = 0;
 
   // ---- On a stream: what follows in the stream finds the result. They may return before that, or block the thread
-  // (local: always). Buffers lie in registered memory; sizes are the same on every rank.
+  // (local: always). Buffers are parts of registered ones, at the same offsets and of the same size on every rank.
 
   // What every rank's stream did before is complete and visible to all ranks.
   virtual void barrier(Stream) = 0;
-  // recv [size, num_bytes]: `send` of each rank. `send` may be this rank's row of `recv`.
+  // recv [size, num_bytes]: `send` of each rank. In place: `send` is each rank's own row of its `recv`.
   virtual void all_gather(const void* send, void* recv, int64_t num_bytes, Stream) = 0;
   // recv [size, num_bytes]: row `rank()` of each rank's `send` [size, num_bytes].
   virtual void all_to_all(const void* send, void* recv, int64_t num_bytes, Stream) = 0;
   // Sums over the ranks, added in rank order: the bits depend neither on timing nor on the rank that reads them.
   virtual void all_reduce(View<float> data, Stream) = 0;
-  // recv [n]: the sum of row `rank()` of each rank's `send` [size, n], which `recv` may be.
+  // recv [n]: the sum of row `rank()` of each rank's `send` [size, n]; `recv` may be that row.
   virtual void reduce_scatter(View<const float> send, View<float> recv, Stream) = 0;
 };
 
