@@ -6,6 +6,7 @@
 #include <atomic>
 #include <condition_variable>
 #include <deque>
+#include <map>
 #include <mutex>
 #include <thread>
 
@@ -63,6 +64,7 @@ class StreamOps final : public WrappedOps, private Device, private DeviceSamplin
     });
   }
   int64_t num_fed_back() const { return num_fed_back_; }
+  int64_t num_pending() const { return num_pending_; }
 
  protected:
   void around(std::function<void()> operation) override { put(std::move(operation)); }
@@ -99,16 +101,38 @@ class StreamOps final : public WrappedOps, private Device, private DeviceSamplin
   void replay(const Graph&, Stream) override { ADD_FAILURE() << "nothing is captured"; }
   int64_t graph_rows(int64_t rows) const override { return rows; }
 
-  // Greedy rows without adjustments.
+  // Greedy rows.
   void sample_rows(const SampleRowsArgs& a, Stream) override {
-    around([=] {
+    around([=, this] {
       for (int64_t i = 0; i < a.logits.dim(0); ++i) {
-        EXPECT_TRUE(a.rows(i).temperature == 0 && a.rows(i).adjust_begin == a.rows(i).adjust_end);
-        const float* row = a.logits.row(i);
-        a.out(i) = {.token_id = int32_t(std::max_element(row, row + a.logits.row_size()) - row)};
+        EXPECT_EQ(a.rows(i).temperature, 0);
+        const std::vector<float> row = adjusted(a, i);
+        a.out(i) = {.token_id = int32_t(std::ranges::max_element(row) - row.begin())};
         a.next_token_ids(i) = a.out(i).token_id;
       }
     });
+  }
+
+  // kernels/ops.h, LogitAdjustment and SamplingRow::pending_row.
+  std::vector<float> adjusted(const SampleRowsArgs& a, int64_t i) {
+    const SamplingRow& row = a.rows(i);
+    std::map<int32_t, LogitAdjustment> adjustments;
+    for (int32_t k = row.adjust_begin; k < row.adjust_end; ++k)
+      adjustments[a.adjustments(k).token_id] = a.adjustments(k);
+    if (row.pending_row >= 0) {
+      LogitAdjustment& pending = adjustments[a.sampled(row.pending_row)];
+      pending.seen = 1;
+      ++pending.count;
+      ++num_pending_;
+    }
+    std::vector<float> logits(a.logits.row(i), a.logits.row(i) + a.logits.row_size());
+    for (const auto& [id, change] : adjustments) {
+      float& x = logits[size_t(id)];
+      x += change.bias;
+      if (change.seen) x = x > 0 ? x / row.repetition_penalty : x * row.repetition_penalty;
+      if (change.count > 0) x = x - row.frequency_penalty * float(change.count) - row.presence_penalty;
+    }
+    return logits;
   }
 
   void put(std::function<void()> operation) {
@@ -151,7 +175,7 @@ class StreamOps final : public WrappedOps, private Device, private DeviceSamplin
   int64_t num_put_ = 0, num_done_ = 0;
   std::string error_;
   bool stop_ = false;
-  std::atomic<int64_t> num_fed_back_{0};
+  std::atomic<int64_t> num_fed_back_{0}, num_pending_{0};
   std::thread thread_;
 };
 
@@ -160,12 +184,17 @@ struct OverlappedEngine {
   StreamOps* ops = nullptr;
 };
 
-OverlappedEngine overlapped_engine(std::function<void(int64_t)> before = [](int64_t) {}) {
+EngineConfig overlapped_config() {
   EngineConfig flags = demo_config();
   flags.max_num_seqs = 2;  // steps of one or two rows: these operations know no padding
   flags.max_num_batched_tokens = 16;
   flags.max_model_len = 256;
   flags.kv_cache_bytes = 0;
+  return flags;
+}
+
+OverlappedEngine overlapped_engine(std::function<void(int64_t)> before = [](int64_t) {}) {
+  const EngineConfig flags = overlapped_config();
   const Config config = read_config(flags.model_dir);
   const OpsOptions backend = plan_ops(flags, config, 1);
   const Checkpoint checkpoint = Checkpoint::open(flags.model_dir);
@@ -211,6 +240,37 @@ TEST(EngineOverlap, AnswersAreWhatOneStepAtATimeGives) {
   const EngineStats s = idle_stats(*o.engine);
   EXPECT_EQ(s.kv_pages_used, 0);
   EXPECT_GT(s.idle_seconds_total, 0);
+}
+
+// A rank's mirror lags one token behind what the device samples: penalties count that token on the device.
+TEST(EngineOverlap, PenaltiesCountTheTokenInFlight) {
+  const auto requests = [] {
+    std::vector<GenerateRequest> all;
+    for (size_t i = 0; i < 6; ++i) {
+      GenerateRequest r = greedy(i, 40);
+      r.sampling.ignore_eos = i % 2;
+      r.sampling.repetition_penalty = i % 3 == 0 ? 1.3f : 1.0f;
+      r.sampling.frequency_penalty = i % 3 != 0 ? 0.6f : 0.0f;
+      r.sampling.presence_penalty = i % 3 == 2 ? 0.8f : 0.0f;
+      r.sampling.logit_bias = {{7, 1.5f}};
+      r.sampling.min_tokens = 30;
+      all.push_back(std::move(r));
+    }
+    return all;
+  };
+  const auto one_step_at_a_time = Engine::create(overlapped_config());
+  const OverlappedEngine o = overlapped_engine();
+  Client expected(*one_step_at_a_time), client(*o.engine);
+  std::vector<size_t> sent;
+  for (GenerateRequest& r : requests()) sent.push_back(client.send(std::move(r)));
+  size_t i = 0;
+  for (GenerateRequest& r : requests()) {
+    const std::vector<int32_t> ids = expected.ask(std::move(r)).ids;
+    EXPECT_GE(ids.size(), 30u);
+    EXPECT_EQ(client.wait(sent[i]).ids, ids) << i;
+    ++i;
+  }
+  EXPECT_GT(o.ops->num_pending(), 100);
 }
 
 TEST(EngineOverlap, ADeviceThatFailsEndsTheInstance) {
