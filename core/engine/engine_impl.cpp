@@ -1,9 +1,8 @@
-// EngineImpl: the scheduler thread owns the Scheduler and the sinks and runs the loop take submissions -> plan ->
-// launch
-// -> collect -> deliver; ranks compute behind their RankHandles. With two steps in flight (SchedulerConfig) the step
-// collected is the one before the step just launched. Callers access only the inbox and the published statistics, both
-// under short locks; so do the results of a PrefillSource, which may come from any thread and after the engine's end:
-// the mailbox is shared with it.
+// EngineImpl: the scheduler thread owns the Scheduler and the sinks and loops over: take submissions, plan, launch,
+// collect, deliver. Ranks compute behind their RankHandles. With two steps in flight (SchedulerConfig) the step
+// collected is the one before the step just launched. Callers access only the inbox and the published statistics, under
+// short locks; so do the results of a PrefillSource, which may come from any thread, even after the engine's end: the
+// mailbox is shared with them.
 #include "core/engine/engine_impl.h"
 
 #include <algorithm>

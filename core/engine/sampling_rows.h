@@ -26,14 +26,14 @@ class SamplingRowMaker {
  public:
   explicit SamplingRowMaker(int32_t vocab_size);
 
-  // Appends the row's adjustments to `adjustments`. Reads the text only where penalties ask for it.
+  // Appends the row's adjustments to `adjustments`. Reads the ids only for penalties.
   SamplingRow make(const SamplingRowArgs& args, std::vector<LogitAdjustment>& adjustments);
 
  private:
   LogitAdjustment& change(int32_t id);
 
   std::vector<LogitAdjustment> changes_;  // [vocab_size] by id, all default between calls
-  std::vector<uint64_t> changed_;         // [vocab_size / 64] bits; walked in order, so that adjustments come sorted
+  std::vector<uint64_t> changed_;         // [vocab_size / 64] bits; walked in order, so that adjustments are sorted
 };
 
 // Asks for what Sampler::score gives: the logprob of a given token, and of the `num_top` best.

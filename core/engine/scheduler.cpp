@@ -120,7 +120,7 @@ void Scheduler::complete_chunk(const Chunk& chunk, ChunkResult result, TimePoint
   if (seq.is_job()) return advance_job(seq, now);
   std::ranges::move(result.prompt_logprobs, std::back_inserter(seq.prompt_logprobs));
   if (!chunk.sample && end < seq.num_tokens()) return;
-  if (!chunk.sample) return finish(seq, {.finish = FinishReason::kLength});  // max_tokens 0: the prompt was all
+  if (!chunk.sample) return finish(seq, {.finish = FinishReason::kLength});  // max_tokens 0: the prompt alone
 
   const int32_t id = result.tokens[0].id;
   seq.token_ids.push_back(id);

@@ -51,12 +51,12 @@ void Scheduler::start_remote(Sequence& seq) {
 void Scheduler::remote_done(uint64_t remote, RemotePrefillResult result) {
   CHECK(num_in_flight_ == 0, "a remote prefill ends during a step");
   const auto it = remotes_.find(remote);
-  if (it == remotes_.end()) return;  // cancelled while the result was on its way
+  if (it == remotes_.end()) return;  // cancelled while the result was in the inbox
   Sequence& seq = *it->second;
   remotes_.erase(it);
   seq.remote = 0;
   seq.phase = Phase::kRunning;
-  if (!result.ok) {  // computed by this engine, from the cached prefix on
+  if (!result.ok) {  // this engine computes it, starting at its cached prefix
     seq.remote_failed = true;
     seq.prefill.local_reason = result.worker.empty()
                                    ? "transfer failed: " + result.error

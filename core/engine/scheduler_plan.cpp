@@ -108,7 +108,7 @@ Chunk Scheduler::make_chunk(const Sequence& seq, int end) const {
   return chunk;
 }
 
-// Takes pages for up to `num_tokens` more tokens; returns for how many there is room now.
+// Allocates pages for up to `num_tokens` more tokens; returns how many tokens fit.
 int Scheduler::grow(Rank& rank, Sequence& seq, int num_tokens) {
   while (int(seq.pages.size()) < num_pages_for(seq.num_computed + num_tokens)) {
     const auto page = rank.cache.allocate();
@@ -118,7 +118,8 @@ int Scheduler::grow(Rank& rank, Sequence& seq, int num_tokens) {
   return std::min(num_tokens, int(seq.pages.size()) * config_.page_size - seq.num_computed);
 }
 
-// Sends the rank's youngest request back to the queue if it is younger than `than`. Its tokens stay, its pages go.
+// Sends the rank's youngest request back to the queue if it is younger than `than`. It keeps its tokens; its pages are
+// released.
 bool Scheduler::preempt_youngest(Rank& rank, RankStepPlan& plan, const Sequence& than) {
   const auto youngest = std::ranges::find_if(rank.running.rbegin(), rank.running.rend(),
                                              [](const Sequence* seq) { return !seq->is_job(); });
@@ -166,7 +167,7 @@ void Scheduler::add_deltas(Chunk& chunk, Sequence& seq) {
   seq.num_outputs_sent = seq.num_output_tokens();
 }
 
-// The rank hears of it with its next plan.
+// The rank drops it with its next plan.
 void Scheduler::drop_mirror(Sequence& seq) {
   if (std::exchange(seq.has_mirror, false)) ranks_[size_t(seq.rank)]->ended.push_back(seq.handle);
 }

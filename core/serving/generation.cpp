@@ -23,10 +23,10 @@ namespace {
 
 constexpr const char* kReadsTooSlowly = "The client reads its stream too slowly: too much of it waits to be sent";
 
-// What is longer is made on the worker pool, in pieces: the I/O thread serves other clients, too.
+// Longer answers are rendered on the worker pool, in pieces, since the I/O thread serves other clients too.
 constexpr size_t kInlineBytes = 32u << 10;
 constexpr size_t kInlineTokens = 1024;
-// A request that always has something to do lets others of its I/O thread run after so long.
+// A request with more and more to do yields to the others of its I/O thread after this time.
 constexpr std::chrono::milliseconds kLongestTurn{5};
 
 std::string random_id(const char* prefix) {
@@ -45,8 +45,7 @@ class EngineFailed : public Error {
   explicit EngineFailed(const std::string& why) : Error(Code::kUnavailable, "the engine failed: " + why) {}
 };
 
-// The engine requests of one job, one per choice, submitted in order. Those that still run are cancelled when it goes
-// out of scope, whatever the reason.
+// The engine requests of one job, one per choice, submitted in order. The destructor cancels those that still run.
 class ChoiceRequests {
  public:
   ChoiceRequests(const Instance& instance, const Job& job, const RequestContext& context,
@@ -69,7 +68,7 @@ class ChoiceRequests {
     try {
       handles_.push_back(instance_.engine->submit(std::move(request), std::move(sink)));
     } catch (const Error& e) {
-      // The pool could never hold it: waiting and trying again would not help, so this is the request's fault.
+      // The pool could never hold it and a retry would not help: the request is at fault.
       if (e.code() == Code::kResourceExhausted)
         throw Error(Code::kInvalidArgument, e.what(), job_.chat ? "messages" : "prompt");
       throw;
@@ -164,7 +163,7 @@ class Generation {
         continue;
       }
       Answer& answer = answers_[increment->choice_idx];
-      if (answer.done()) continue;  // what the engine made beyond a stop string
+      if (answer.done()) continue;  // tokens beyond a stop string
       if (increment->output.prefill) record_.on_prefill(*increment->output.prefill);
       const GenerateOutput failure = take_failure(increment->output);
       if (increment->output.tokens.empty()) check_finish(failure);
@@ -217,7 +216,7 @@ class Generation {
     return ticket;
   }
 
-  // How long nothing may happen: up to the next ping, or the deadline of choices that are not admitted yet.
+  // How long to wait for an increment: up to the next ping, or the deadline of choices that are not admitted yet.
   Clock::duration patience(const ChoiceRequests& requests) const {
     const auto& deadline = record_.context().deadline;
     if (requests.complete() || !deadline) return kPingInterval;
@@ -360,7 +359,7 @@ class Generation {
 };
 
 // A refusal, or what went wrong: a response while that is possible, an event in a stream that has begun. A stream that
-// failed is closed without its end mark, so that nobody takes it for complete.
+// failed is closed without its end mark, so that no client takes it for complete.
 Task<void> report(http::Exchange& exchange, RequestRecord& record, const api::ApiError& error) {
   record.on_error(error);
   if (!exchange.responded()) {
@@ -417,7 +416,7 @@ http::Handler generation_handler(Instance& instance, MakeJob make_job) {
     try {
       co_await generate(instance, make_job, exchange, record);
     } catch (const Error& e) {
-      if (e.code() == Code::kCancelled) throw;  // the client is gone: nobody to tell; the server closes
+      if (e.code() == Code::kCancelled) throw;  // the client is gone; the server closes the connection
       failure = to_api_error(e);
     } catch (const std::exception& e) {
       failure = to_api_error(e);

@@ -138,8 +138,8 @@ http::Response version(Instance& instance, const http::Request&) {
   return json_response(api::to_text({{"version", instance.options.api.version}}));
 }
 
-// Where decode workers reach the KV port. A wildcard address says nothing to others, so then it is the address by which
-// the asker reached us; it hears its own words only.
+// Where decode workers reach the KV port. A wildcard address is of no use to a peer; in its place stands the address by
+// which this caller reached the server.
 std::string kv_endpoint(const Instance& instance, const http::Request& request) {
   std::string host = instance.options.api.host;
   if (host == "0.0.0.0" || host == "::") {

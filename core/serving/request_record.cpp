@@ -38,8 +38,8 @@ std::vector<api::Stage> stages_of(const RequestTimes& times, const PrefillStats&
   if (stats.worker.empty()) {
     add("prefill", admitted, first_token, "here: " + stats.local_reason);
   } else {
-    // The worker's own measurements, laid end to end from our request to it and cut at our first token: clocks of two
-    // machines may contradict each other. Blocks travel while it still computes.
+    // The prefill worker's own measurements, laid end to end from the admission and cut at the first token, since the
+    // clocks of two machines may contradict each other. KV blocks are sent while it still computes.
     const double computing = std::min(admitted + stats.remote_queue_seconds, first_token);
     const double computed = std::min(computing + stats.remote_compute_seconds, first_token);
     const double received = std::min(std::max(computed, computing + stats.transfer_seconds), first_token);

@@ -19,7 +19,7 @@ enum class Outcome { kSuccess, kRefused, kCancelled, kFailed };
 struct KvTransferTotals {
   int64_t num_bytes = 0, num_active = 0;
   std::map<std::string, int64_t> failures;      // by cause, from a fixed list
-  std::map<std::string, int64_t> leg_failures;  // "prefill": no worker computed it; "transfer": it broke on the way
+  std::map<std::string, int64_t> leg_failures;  // "prefill": no worker computed it; "transfer": it failed in transit
 };
 
 // What a scrape shows of the instance's state.
@@ -27,7 +27,7 @@ struct InstanceReport {
   std::string role, phase;
   const EngineStats* stats = nullptr;  // both null while the model loads
   const ModelInfo* info = nullptr;
-  const KvTransferTotals* transfers = nullptr;  // null: no part of a cluster
+  const KvTransferTotals* transfers = nullptr;  // null: not part of a cluster
 };
 
 class ServiceMetrics {

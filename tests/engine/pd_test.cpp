@@ -1,5 +1,5 @@
-// Prefill and decode apart: whatever happens to a prompt on its way, tokens and logprobs are those of one engine that
-// does everything, bit for bit, and every page comes back on both sides.
+// Disaggregated prefill: whatever happens to a prompt in transit, tokens and logprobs are those of one engine that
+// does everything, bit for bit, and every page is released on both sides.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -28,7 +28,7 @@ GenerateRequest request(int num_prompt, bool sampled = false, int max_tokens = 6
   return r;
 }
 
-// Each request alone, in an engine without roles, tricks or cache.
+// Each request alone, in an engine without roles or prefix cache.
 Answer expected(const GenerateRequest& r) {
   static const auto engine = [] {
     EngineConfig config = demo_config();
@@ -308,7 +308,7 @@ TEST(Pd, SmallPools) {
   EXPECT_THROW(pair.decode->submit(impossible, [](GenerateOutput&&) {}), Error);
 }
 
-// An old request needs the pages that are reserved for a young one, whose prompt is still on its way.
+// An old request needs the pages that are reserved for a young one, whose prompt is still being computed elsewhere.
 TEST(Pd, AnOlderRequestTakesThePages) {
   EngineConfig d = decode_config();
   d.max_model_len = 512;
@@ -404,7 +404,7 @@ TEST(Pd, PagesHoldTheModelsBytes) {
   EXPECT_GE(reports.size(), 4u) << "steps of 128 tokens";
   EXPECT_EQ(reports[0].pages.pages.size(), 6u);
   EXPECT_EQ(reports[0].pages.epochs.size(), 6u);
-  expect_right(neighbours.wait(beside), neighbour, "beside jobs");
+  expect_right(neighbours.wait(beside), neighbour, "together with jobs");
   for (size_t i = 0; i < company.size(); ++i)
     expect_right(client.wait(company[i]), request(50 + 30 * int(i), true, 40), "x");
   expect_pages_of_the_model(pair.prefill->kv_pools()[0], reports[0].pages.pages, 330);

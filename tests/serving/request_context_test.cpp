@@ -1,4 +1,4 @@
-// What the worker believes of a request's headers, and the stages it tells.
+// Which headers of a request a worker trusts, and the stages of its timeline.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
