@@ -1,4 +1,4 @@
-// What the tests of the attention kernels share: tolerances, and how a cache goes to the device in its number format.
+// What the tests of the attention kernels share: tolerances, and how a cache goes to the device in its dtype.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -11,7 +11,7 @@
 namespace moectl::test {
 
 // Of softmax(score) v for one output: the weighted sum of `values`, and how far it may be off when queries and weights
-// are rounded to a format of roundoff `u` (0: kept in f32). score_error[p]: of score p by f32 arithmetic;
+// are rounded to a dtype of roundoff `u` (0: kept in f32). score_error[p]: of score p by f32 arithmetic;
 // score_spread[p]: sqrt(sum of (q k)^2) scale. Rounding errors of random data are independent: they add as roots of
 // sums of squares, and 6 standard deviations are allowed (tests/harness/compare.h).
 inline Bounded attention_output(const std::vector<double>& weight, double score_error,
@@ -31,14 +31,14 @@ inline Bounded attention_output(const std::vector<double>& weight, double score_
                              dot_tolerance(int64_t(weight.size()), magnitude) * 2);
 }
 
-// A cache on the device, as f32 or bf16. `values` are rounded to the format first, so that references see the same.
+// A cache on the device, as f32 or bf16. `values` are rounded to the dtype first, so that references see the same.
 struct DeviceCache {
   DeviceCache(std::vector<float>& values, DType dtype)
       : dtype_(dtype),
         f32_(dtype == DType::kF32 ? int64_t(values.size()) : 1),
         bf16_(dtype == DType::kBF16 ? int64_t(values.size()) : 1) {
     if (dtype == DType::kF32) {
-      CUDA_CHECK(cudaMemcpy(f32_.data(), values.data(), values.size() * 4, cudaMemcpyHostToDevice));
+      f32_.upload(values);
       return;
     }
     std::vector<uint16_t> bits;
@@ -46,7 +46,7 @@ struct DeviceCache {
       bits.push_back(f32_to_bf16(v));
       v = bf16_to_f32(bits.back());
     }
-    CUDA_CHECK(cudaMemcpy(bf16_.data(), bits.data(), bits.size() * 2, cudaMemcpyHostToDevice));
+    bf16_.upload(bits);
   }
   KvView view(const std::array<int64_t, 4>& shape) const {
     return {dtype_ == DType::kF32 ? static_cast<void*>(f32_.data()) : bf16_.data(), dtype_, shape};

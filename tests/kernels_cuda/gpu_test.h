@@ -1,12 +1,17 @@
-// GpuTest: a fixture that skips, with the reason, on a machine without a usable GPU; HopperTest: where the *_sm90.cu
-// kernels are not taken, too. DeviceArray: typed device memory
-// of a test, poisoned (all bits set: NaN) unless it is given contents. Owns nothing else.
+// GpuTest: a fixture that skips, with the reason, on a machine without a usable GPU; HopperTest: also where the
+// *_sm90.cu kernels are not taken. DeviceArray: typed device memory of a test, poisoned (all bits set: NaN) unless it
+// is given contents. Owns nothing else.
+//
+// Kernels under test launch on the default stream, and operations of Ops on the stream of their rank, which does not
+// wait for it. So whatever a test makes here, memory and packed weights, is complete when the call returns.
 #pragma once
 
 #include <gtest/gtest.h>
 
+#include <span>
 #include <vector>
 
+#include "core/base/check.h"
 #include "kernels/cuda/runtime/check.h"
 #include "kernels/cuda/runtime/device.h"
 #include "tests/kernels/kernel_test.h"
@@ -40,19 +45,32 @@ class HopperTest : public GpuTest {
   }
 };
 
+// Ops::pack, complete: pack() itself only orders its copies before later work of the rank's own stream.
+inline Weight pack_and_wait(Ops& ops, std::span<const MatrixSpec> batch) {
+  Weight weight = ops.pack(batch);
+  CUDA_CHECK(cudaDeviceSynchronize());
+  return weight;
+}
+
 template <class T>
 class DeviceArray {
  public:
   explicit DeviceArray(int64_t size) : size_(size) {
     CUDA_CHECK(cudaMalloc(&data_, size_t(size) * sizeof(T) + 1));
     CUDA_CHECK(cudaMemset(data_, 0xff, size_t(size) * sizeof(T)));
+    CUDA_CHECK(cudaDeviceSynchronize());
   }
-  explicit DeviceArray(const std::vector<T>& host) : DeviceArray(int64_t(host.size())) {
-    CUDA_CHECK(cudaMemcpy(data_, host.data(), host.size() * sizeof(T), cudaMemcpyHostToDevice));
-  }
+  explicit DeviceArray(const std::vector<T>& host) : DeviceArray(int64_t(host.size())) { upload(host); }
   DeviceArray(const DeviceArray&) = delete;
   DeviceArray& operator=(const DeviceArray&) = delete;
   ~DeviceArray() { cudaFree(data_); }
+
+  // From the array's first element on.
+  void upload(const std::vector<T>& host) {
+    CHECK(int64_t(host.size()) <= size_, "{} elements into an array of {}", host.size(), size_);
+    CUDA_CHECK(cudaMemcpy(data_, host.data(), host.size() * sizeof(T), cudaMemcpyHostToDevice));
+    CUDA_CHECK(cudaDeviceSynchronize());
+  }
 
   T* data() const { return data_; }
   int64_t size() const { return size_; }

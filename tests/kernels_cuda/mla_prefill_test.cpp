@@ -196,8 +196,8 @@ struct Prompt {
           pages(p.pages),
           cache(p.cache, DType::kBF16) {
       args.q = {q.data(), {p.n, p.heads, kQuery}};
-      args.w_uk = ops.pack(p.uk);
-      args.w_uv = ops.pack(p.uv);
+      args.w_uk = pack_and_wait(ops, p.uk);
+      args.w_uv = pack_and_wait(ops, p.uv);
       args.cos_sin = {cos_sin.data(), {p.n, kRope}};
       args.cache = cache.view({p.num_pages, kPage, kWidth, 0});
       args.pages = {pages.data(), {p.own_pages}};

@@ -1,5 +1,5 @@
-// The products by head of latent attention on Hopper against sums in f64, rows alone against rows in company, and the
-// FP8 copy against fp8_quantize. Products of operands are exact in f32; the tensor core adds the 16 of one instruction
+// The products per head of MLA on Hopper against sums in f64, rows alone against rows of a batch, and the FP8 copy
+// against fp8_quantize. Products of operands are exact in f32; the tensor core adds the 16 of one instruction
 // and the running sum after aligning them to the largest and cuts off below about 2^-22 of it (bf16_gemm_test.cpp).
 #include "kernels/cuda/elementwise/bf16_copy.h"
 #include "kernels/cuda/mla/mla_project_sm90.h"
@@ -127,7 +127,7 @@ TEST_F(MlaProjectTest, Query) {
         SCOPED_TRACE(
             fmt::format("{}: {} tokens, {} heads, interleaved {}", dtype_name(dtype), tokens, heads, interleaved));
         const Heads w(dtype, heads, 128);
-        const Weight w_uk = ops().pack(w.uk);
+        const Weight w_uk = pack_and_wait(ops(), w.uk);
         ASSERT_TRUE(cuda::mla_project_in_fits(cuda::matrix_of(w_uk)));
         const auto q = Random(2).floats(tokens * heads * kQuery), cos_sin = Random(3).floats(tokens * kRope);
         const auto out = query(w_uk, q, cos_sin, interleaved);
@@ -164,7 +164,7 @@ TEST_F(MlaProjectTest, Values) {
       for (int64_t v_dim : {128, 384}) {
         SCOPED_TRACE(fmt::format("{}: {} tokens, {} heads of {}", dtype_name(dtype), tokens, heads, v_dim));
         const Heads w(dtype, heads, v_dim);
-        const Weight w_uv = ops().pack(w.uv);
+        const Weight w_uv = pack_and_wait(ops(), w.uv);
         ASSERT_TRUE(cuda::mla_project_out_fits(cuda::matrix_of(w_uv)));
         const auto latent = to_bf16(Random(4).floats(tokens * heads * kRank));
         const auto x = to_f32(latent);
@@ -194,7 +194,7 @@ TEST_F(MlaProjectTest, FullSize) {
   const auto latent = to_bf16(Random(8).floats(kTokens * kHeads * kRank));
   for (DType dtype : {DType::kF8E4M3, DType::kBF16}) {
     const Heads w(dtype, kHeads, 128);
-    const Weight w_uk = ops().pack(w.uk), w_uv = ops().pack(w.uv);
+    const Weight w_uk = pack_and_wait(ops(), w.uk), w_uv = pack_and_wait(ops(), w.uv);
     const auto queries = query(w_uk, q, cos_sin, true);
     const Values all = values(w_uv, latent, true);
     EXPECT_EQ(all.copy, all.expected_copy);
@@ -219,7 +219,7 @@ TEST_F(MlaProjectTest, WidensEveryNumber) {
     *m.element(0, i) = std::byte(bits % 128 == 127 ? 0 : bits);  // no NaN
   }
   const MatrixSpec spec = m.whole();
-  const Weight w = ops().pack({&spec, 1});
+  const Weight w = pack_and_wait(ops(), {&spec, 1});
   // A query with a single 1 picks a column.
   std::vector<float> q(size_t(kNope * kQuery), 0.0f), expected;
   for (int64_t t = 0; t < kNope; ++t) q[size_t(t * kQuery + t)] = 1.0f;

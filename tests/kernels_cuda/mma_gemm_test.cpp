@@ -79,7 +79,7 @@ TEST_F(MmaGemmTest, EveryFormat) {
     for (auto [n, k] : std::vector<std::pair<int64_t, int64_t>>{{8, 16}, {136, 80}, {200, 384}, {128, 128}}) {
       const QuantMatrix m = random_quantized(format, n, k, 4);
       const MatrixSpec spec = m.whole();
-      Problem w = {n, k, ops->pack({&spec, 1}), {}};
+      Problem w = {n, k, pack_and_wait(*ops, {&spec, 1}), {}};
       SCOPED_TRACE(fmt::format("{} [{}, {}]", format.name, n, k));
       if (format.block_k % 16 != 0) continue;
       ASSERT_TRUE(cuda::mma_gemm_fits(cuda::matrix_of(w.weight)));
@@ -89,7 +89,7 @@ TEST_F(MmaGemmTest, EveryFormat) {
   for (DType dtype : {DType::kBF16, DType::kF16}) {
     const Matrix m = random_matrix(dtype, 67, 208, 5);
     const MatrixSpec spec = m.whole();
-    Problem w = {67, 208, ops->pack({&spec, 1}), {}};
+    Problem w = {67, 208, pack_and_wait(*ops, {&spec, 1}), {}};
     SCOPED_TRACE(dtype_name(dtype));
     for (int64_t i = 0; i < 67; ++i)
       for (int64_t j = 0; j < 208; ++j) w.values.push_back(weight_value(spec, i, j));
@@ -105,7 +105,7 @@ TEST_F(MmaGemmTest, BatchesAndOffsets) {
   std::vector<MatrixSpec> specs;
   for (uint64_t i = 0; i < kBatch + 1; ++i) matrices.push_back(random_matrix(DType::kF8E4M3, kN, kK, i));
   for (const Matrix& m : matrices) specs.push_back(m.whole());
-  const Weight all = ops->pack(specs);
+  const Weight all = pack_and_wait(*ops, specs);
   const auto x = Random(9).floats(kRows * kBatch * kK), bias = Random(10).floats((kBatch + 1) * kN),
              scale = Random(11).floats(kRows * kBatch);
   DeviceArray<float> dbias(bias), dscale(scale);

@@ -257,7 +257,7 @@ TEST_F(SampleCudaTest, TheEndsOfTheInterval) {
   DeviceRows d(c);
   auto rows = d.rows.host();
   for (size_t i = 0; i < rows.size(); ++i) rows[i].uniform = i % 2 ? 1.0 - 0x1p-53 : 0.0;
-  CUDA_CHECK(cudaMemcpy(d.rows.data(), rows.data(), rows.size() * sizeof(rows[0]), cudaMemcpyHostToDevice));
+  d.rows.upload(rows);
   cuda::sample_rows(d.args, d.scratch.data(), {});
   const auto out = d.out.host();
   for (size_t i = 0; i < rows.size(); ++i) {
@@ -311,6 +311,7 @@ TEST_F(SampleCudaTest, AGraphServesRowsThatCameAfterIt) {
     copy(d.logits, source.logits);
     copy(d.rows, source.rows);
     copy(adjustments, source.adjustments);
+    CUDA_CHECK(cudaDeviceSynchronize());
     CUDA_CHECK(cudaGraphLaunch(exec, stream));
     CUDA_CHECK(cudaStreamSynchronize(stream));
     const auto out = d.out.host();
