@@ -1,4 +1,4 @@
-// View: a pointer with a shape. It owns nothing; buffers live in core/model/buffers.h, weights behind kernels/ops.h.
+// View: a pointer with a shape. It owns nothing; memory belongs to a Buffer, a weight's to its backend (kernels/ops.h).
 #pragma once
 
 #include <array>

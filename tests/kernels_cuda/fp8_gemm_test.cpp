@@ -8,6 +8,7 @@
 #include "kernels/cuda/gemm/fp8_gemm.h"
 
 #include "kernels/cuda/elementwise/fp8_quantize.h"
+#include "kernels/cuda/gemm/weight.h"
 #include "tests/kernels_cuda/gpu_test.h"
 
 namespace moectl::test {
@@ -30,35 +31,26 @@ struct Case {
   }
 };
 
-// A weight with random numbers and scales, packed on the device, and its values.
+// Random weights, packed on the device, and their values.
 struct TestWeight {
-  TestWeight(int64_t batch, int64_t n, int64_t k, Random& random)
-      : data(cuda::fp8_weight_data_bytes(batch, n, k)),
-        scales(cuda::fp8_weight_scales_bytes(batch, n, k) / int64_t(sizeof(float))),
-        weight(cuda::fp8_weight_at(data.data(), scales.data(), batch, n, k)),
-        values(size_t(batch * n * k)) {
-    const int64_t blocks_n = (n + kFp8Block - 1) / kFp8Block, blocks_k = k / kFp8Block;
-    for (int64_t b = 0; b < batch; ++b) {
-      std::vector<uint8_t> bytes(size_t(n * k));
-      for (uint8_t& x : bytes) do
-          x = uint8_t(random.below(256));
-        while ((x & 0x7f) == 0x7f);
-      std::vector<float> block_scales(size_t(blocks_n * blocks_k));
-      for (float& s : block_scales) s = random.uniform(0.001f, 0.01f);
-      DeviceArray<uint8_t> rows(bytes);
-      DeviceArray<float> row_scales(block_scales);
-      cuda::fp8_weight_pack(rows.data(), row_scales.data(), weight, b, {});
-      CUDA_CHECK(cudaDeviceSynchronize());
+  TestWeight(Ops& ops, int64_t batch, int64_t n, int64_t k, Random& random) {
+    std::vector<Matrix> matrices;
+    std::vector<MatrixSpec> specs;
+    for (int64_t b = 0; b < batch; ++b)
+      matrices.push_back(random_matrix(DType::kF8E4M3, n, k, uint64_t(random.below(1 << 30))));
+    for (const Matrix& m : matrices) {
+      specs.push_back(m.whole());
       for (int64_t i = 0; i < n; ++i)
-        for (int64_t j = 0; j < k; ++j)
-          values[size_t((b * n + i) * k + j)] = f8_e4m3_to_f32(bytes[size_t(i * k + j)]) *
-                                                double(block_scales[size_t(i / kFp8Block * blocks_k + j / kFp8Block)]);
+        for (int64_t j = 0; j < k; ++j) values.push_back(weight_value(specs.back(), i, j));
     }
+    packed = pack_and_wait(ops, specs);
+    const cuda::Matrix& w = cuda::matrix_of(packed);
+    CHECK(w.is_fp8_block(), "a weight [{}, {}] without the layout of fp8_gemm", n, k);
+    weight = cuda::fp8_weight_at(w.data, w.scales, batch, n, k);
   }
   const double* row(int64_t b, int64_t i) const { return &values[size_t((b * weight.n + i) * weight.k)]; }
 
-  DeviceArray<uint8_t> data;
-  DeviceArray<float> scales;
+  Weight packed;  // owns the device memory
   cuda::Fp8Weight weight;
   std::vector<double> values;
 };
@@ -111,14 +103,20 @@ TEST(GemmConfigTest, ChoiceFitsClustersAndDeterminism) {
 
 class Fp8GemmTest : public HopperTest {
  protected:
+  void SetUp() override {
+    HopperTest::SetUp();
+    if (!IsSkipped()) ops_ = make_ops({.device = "cuda"});
+  }
+  Ops& ops() { return *ops_; }
+
   // The operands of one case, made once for all the tilings that are tried.
   struct Operands {
-    Operands(const Case& c, uint64_t seed)
+    Operands(Ops& ops, const Case& c, uint64_t seed)
         : c(c),
           random(seed),
           max_rows(c.rows_of_expert.empty() ? c.m : c.total() + 3),
-          w(c.expert_begin + c.num_experts() + 1, c.n, c.k, random),
-          up(c.gated ? w.weight.batch : 1, c.gated ? c.n : 8, c.gated ? c.k : kFp8Block, random),
+          w(ops, c.expert_begin + c.num_experts() + 1, c.n, c.k, random),
+          up(ops, c.gated ? w.weight.batch : 1, c.gated ? c.n : 8, c.gated ? c.k : kFp8Block, random),
           memory(cuda::fp8_rows_bytes(max_rows, c.k)),
           a(cuda::fp8_rows_at(memory.data(), max_rows, c.k)),
           offsets(host_offsets(c)) {
@@ -184,6 +182,9 @@ class Fp8GemmTest : public HopperTest {
     values.resize(o.expected.size());
     return values;
   }
+
+ private:
+  std::unique_ptr<Ops> ops_;
 };
 
 std::string name(const GemmConfig& c) {
@@ -225,7 +226,7 @@ std::vector<GemmConfig> configs(bool gated) {
 TEST_F(Fp8GemmTest, EveryTiling) {
   uint64_t seed = 1;
   for (const Case& c : cases()) {
-    const Operands operands(c, seed++);
+    const Operands operands(ops(), c, seed++);
     for (const GemmConfig& config : configs(false)) {
       SCOPED_TRACE(fmt::format("{} x {} x {}, {} experts, {}", c.total(), c.n, c.k, c.num_experts(), name(config)));
       const auto out = run(operands, &config);
@@ -240,7 +241,7 @@ TEST_F(Fp8GemmTest, Gated) {
   uint64_t seed = 100;
   for (Case c : cases()) {
     c.gated = true;
-    const Operands operands(c, seed++);
+    const Operands operands(ops(), c, seed++);
     for (const GemmConfig& config : configs(true)) {
       SCOPED_TRACE(fmt::format("{} x {} x {}, {} experts, {}", c.total(), c.n, c.k, c.num_experts(), name(config)));
       ASSERT_TRUE(close(run(operands, &config), operands.expected, {c.total(), c.n}));
@@ -252,7 +253,7 @@ TEST_F(Fp8GemmTest, Gated) {
 TEST_F(Fp8GemmTest, Bf16OutIsTheRoundedF32) {
   for (const bool gated : {false, true})
     for (const int64_t m : {5, 200}) {
-      const Operands o({.m = m, .n = 264, .k = 384, .gated = gated}, 7);
+      const Operands o(ops(), {.m = m, .n = 264, .k = 384, .gated = gated}, 7);
       for (const GemmConfig& config : configs(gated)) {
         SCOPED_TRACE(fmt::format("{} rows, gated {}, {}", m, gated, name(config)));
         const auto expected = run(o, &config);
@@ -266,7 +267,7 @@ TEST_F(Fp8GemmTest, Bf16OutIsTheRoundedF32) {
 
 // The bits of a row do not depend on how many rows there are, which changes the tiling.
 TEST_F(Fp8GemmTest, DeterministicRows) {
-  const Operands all({.m = 300, .n = 520, .k = 1152}, 9);
+  const Operands all(ops(), {.m = 300, .n = 520, .k = 1152}, 9);
   const auto expected = run(all, nullptr, true);
   for (int64_t m : {1, 16, 17, 64, 65, 128, 129}) {
     // The first m rows in their own layout.
@@ -291,7 +292,7 @@ TEST_F(Fp8GemmTest, DeterministicRows) {
 // anew in each round, so that whoever reads too early reads the last round's.
 TEST_F(Fp8GemmTest, CapturedInAGraph) {
   const int64_t k = 512, rows = 63;
-  const Operands o({.n = k, .k = k, .rows_of_expert = {3, 0, 60}}, 11);
+  const Operands o(ops(), {.n = k, .k = k, .rows_of_expert = {3, 0, 60}}, 11);
   Random random(12);
   const DeviceArray<float> x0(random.floats(rows * k)), x1(random.floats(rows * k));
   DeviceArray<float> x(rows * k), hidden(rows * k), out(rows * k);
@@ -339,7 +340,7 @@ TEST_F(Fp8GemmTest, CapturedInAGraph) {
 }
 
 TEST_F(Fp8GemmTest, WrongShapesAreRefused) {
-  const Operands o({.m = 4, .n = 264, .k = 384}, 13);
+  const Operands o(ops(), {.m = 4, .n = 264, .k = 384}, 13);
   DeviceArray<float> out(4 * 264);
   const auto good = o.args(out.data(), DType::kF32);
   auto args = good;

@@ -1,6 +1,5 @@
-// Launchers of the attention kernels: latent (mla_attention.cu, mla_decode.cu) and grouped-query (gqa_attention.cu).
-// Views point to device memory; a call returns before its kernel is done, allocates nothing and may be captured in a
-// graph.
+// Launchers of the attention kernels: MLA, absorbed (mla/mla_attention.cu), and GQA (gqa/gqa_attention.cu). Views point
+// to device memory; a call returns before its kernel is done, allocates nothing and may be captured in a CUDA graph.
 #pragma once
 
 #include "kernels/ops.h"

@@ -4,12 +4,10 @@
 // keys in turn (lanes along the key), every warp computes the same maximum and sum, threads take output components.
 #pragma once
 
-#include <cuda_bf16.h>
-
 #include <cstdint>
 
 #include "core/base/dtype.h"
-#include "kernels/cuda/runtime/device.h"
+#include "kernels/cuda/runtime/device.cuh"
 
 namespace moectl::cuda {
 
@@ -47,13 +45,6 @@ namespace kernel {
 
 constexpr int kPlainThreads = 128, kPlainMaxPage = 64;
 
-__device__ inline float to_float(float v) {
-  return v;
-}
-__device__ inline float to_float(__nv_bfloat16 v) {
-  return __bfloat162float(v);
-}
-
 // grid (num_heads, num_tokens); dynamic shared memory: key_size + value_size floats.
 template <class T>
 __global__ void __launch_bounds__(kPlainThreads) attention_plain(const PlainAttention a) {
@@ -82,7 +73,7 @@ __global__ void __launch_bounds__(kPlainThreads) attention_plain(const PlainAtte
     for (int j = begin + warp; j < end; j += kPlainThreads / 32) {
       const T* key = keys + int64_t{j} * a.row_stride;
       float dot = 0.0f;
-      for (int i = lane; i < a.key_size; i += 32) dot += q[i] * to_float(key[i]);
+      for (int i = lane; i < a.key_size; i += 32) dot += q[i] * to_f32(key[i]);
       for (int offset = 16; offset > 0; offset /= 2) dot += __shfl_xor_sync(0xffffffffu, dot, offset);
       if (lane == 0) score[j] = dot * scale;
     }
@@ -109,7 +100,7 @@ __global__ void __launch_bounds__(kPlainThreads) attention_plain(const PlainAtte
     const T* values = keys + a.value_offset;
     for (int i = tid; i < a.value_size; i += kPlainThreads) {
       float v = acc[i] * alpha;
-      for (int j = begin; j < end; ++j) v += weight[j] * to_float(values[int64_t{j} * a.row_stride + i]);
+      for (int j = begin; j < end; ++j) v += weight[j] * to_f32(values[int64_t{j} * a.row_stride + i]);
       acc[i] = v;
     }
   }

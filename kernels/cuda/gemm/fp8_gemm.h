@@ -1,8 +1,8 @@
-// FP8 matrix products with block scales on Hopper (DeepSeek-V3's format): out = A W^T, A e4m3 with one f32 scale a row
-// and 128 columns, W e4m3 with one f32 scale a block of 128 x 128, sums of 128 products by the tensor cores, these
+// FP8 matrix products with block scales on Hopper (as in DeepSeek-V3): out = A W^T, A e4m3 with one f32 scale per row
+// and 128 columns, W e4m3 with one f32 scale per block of 128 x 128; the tensor cores sum 128 products, these sums are
 // added in f32. Dense, and grouped: the rows of expert e are expert_offsets[e] .. expert_offsets[e + 1] - 1 of A and
 // out, read on the device. Launchers of kernels/cuda/gemm/fp8_gemm_sm90.cu; they encode tensor maps and launch one
-// kernel, may be captured in a graph, and need no scratch.
+// kernel, may be captured in a CUDA graph, and need no scratch.
 #pragma once
 
 #include <cstdint>
@@ -12,8 +12,8 @@
 
 namespace moectl::cuda {
 
-// Both operands lie k-block by k-block, so that a tile of 128 columns is one contiguous piece of memory: element (i, k)
-// is byte (k / 128 * num_rows + i) * 128 + k % 128. k is a multiple of 128 (pad with zeros).
+// Both operands lie k-block by k-block, so that a tile of 128 columns is contiguous in memory: element (i, k) is byte
+// (k / 128 * num_rows + i) * 128 + k % 128. k is a multiple of 128 (pad with zeros).
 
 // Activations [rows, k]: an Operand of f8_e4m3, for kernels.
 struct Fp8Rows {
@@ -35,12 +35,7 @@ struct Fp8Weight {
   int64_t batch = 0, n = 0, k = 0;
   int64_t scale_stride = 0;  // ceil(n / 128) rounded up to a multiple of 4
 };
-int64_t fp8_weight_data_bytes(int64_t batch, int64_t n, int64_t k);
-int64_t fp8_weight_scales_bytes(int64_t batch, int64_t n, int64_t k);
 Fp8Weight fp8_weight_at(const void* data, const void* scales, int64_t batch, int64_t n, int64_t k);
-
-// From row-major numbers [n, k] and scales [ceil(n / 128), k / 128] (a checkpoint's) on the device to one batch entry.
-void fp8_weight_pack(const uint8_t* rows, const float* block_scales, const Fp8Weight& out, int64_t batch_idx, Stream);
 
 struct Fp8GemmArgs {
   Fp8Rows a;                                // [max_rows, k]

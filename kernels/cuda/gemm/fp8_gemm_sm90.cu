@@ -43,6 +43,17 @@ void check(const Fp8GemmArgs& a) {
 
 }  // namespace
 
+Fp8Weight fp8_weight_at(const void* data, const void* scales, int64_t batch, int64_t n, int64_t k) {
+  CHECK(batch > 0 && n > 0 && n % 8 == 0 && k > 0 && k % kFp8Block == 0,
+        "an FP8 weight of [{}, {}, {}]: n must be a multiple of 8 and k of 128", batch, n, k);
+  return {.data = static_cast<const uint8_t*>(data),
+          .scales = static_cast<const float*>(scales),
+          .batch = batch,
+          .n = n,
+          .k = k,
+          .scale_stride = ((n + kFp8Block - 1) / kFp8Block + 3) / 4 * 4};
+}
+
 GemmConfig fp8_gemm_config(const Fp8GemmArgs& a) {
   return choose_gemm_config({.rows = a.a.rows,
                              .n = a.w.n,

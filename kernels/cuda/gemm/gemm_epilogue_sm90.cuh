@@ -4,9 +4,8 @@
 // What runs once per tile is kept short: its code comes from memory each time, and the tensor cores idle meanwhile.
 #pragma once
 
-#include <cuda_bf16.h>
-
 #include "kernels/cuda/gemm/gemm_consume_sm90.cuh"
+#include "kernels/cuda/runtime/device.cuh"
 
 namespace moectl::cuda::kernel {
 
@@ -17,11 +16,6 @@ __device__ __forceinline__ float silu_times(float gate, float up) {
 __device__ __forceinline__ float4 silu_times(float4 gate, float4 up) {
   return make_float4(silu_times(gate.x, up.x), silu_times(gate.y, up.y), silu_times(gate.z, up.z),
                      silu_times(gate.w, up.w));
-}
-
-__device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
-  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
-  return *reinterpret_cast<const uint32_t*>(&pair);
 }
 
 // Where in the accumulators vector `part` of unit u lies: {sub, j}, four sums from acc[sub][4 j] on.

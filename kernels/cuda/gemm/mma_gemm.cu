@@ -44,11 +44,6 @@ __device__ inline Sixteen<D> load_sixteen(const std::byte* at) {
   return out;
 }
 
-__device__ inline uint32_t pack_bf16(float a, float b) {
-  const __nv_bfloat162 two = __floats2bfloat162_rn(a, b);
-  return *reinterpret_cast<const uint32_t*>(&two);
-}
-
 // Numbers 4 j .. 4 j + 3, times the scale, as two pairs of bf16.
 template <DType D>
 __device__ inline void widen_four(const Sixteen<D>& x, int j, float scale, float zero, uint32_t (&out)[2]) {
@@ -93,14 +88,6 @@ __device__ inline void widen_fragment(const Sixteen<D> (&numbers)[4], const floa
   a[1] = lower[0];
   a[2] = upper[1];
   a[3] = lower[1];
-}
-
-__device__ inline void mma_m16n8k16(float (&c)[4], const uint32_t (&a)[4], uint2 b) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, "
-      "%3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b.x), "r"(b.y));
 }
 
 // Four rows of a lane, g, g + 8, g + 16, g + 24 of the warp's, with what applies the scales.
@@ -216,8 +203,8 @@ __global__ void __launch_bounds__(kMmaThreads) mma_gemm(const __grid_constant__ 
 #pragma unroll
         for (int t = 0; t < kTiles; ++t) {
           const uint2 b = *reinterpret_cast<const uint2*>(mine + t * 8 * kMmaPitch + 4 * j);
-          mma_m16n8k16(acc[0][t], a[0], b);
-          mma_m16n8k16(acc[1][t], a[1], b);
+          mma_m16n8k16(acc[0][t], a[0], b.x, b.y);
+          mma_m16n8k16(acc[1][t], a[1], b.x, b.y);
         }
       }
       if (more) {
@@ -289,12 +276,12 @@ __global__ void __launch_bounds__(kMmaThreads) mma_gemm_few(const __grid_constan
       load_tokens(k + kStride, next_mine);
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
-        const uint2 b = {pack_bf16(mine[j].v[0], mine[j].v[1]), pack_bf16(mine[j].v[2], mine[j].v[3])};
+        const uint32_t b0 = pack_bf16(mine[j].v[0], mine[j].v[1]), b1 = pack_bf16(mine[j].v[2], mine[j].v[3]);
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
           uint32_t a[4];
           widen_fragment<D>(numbers, scale, zero, half, j, a);
-          mma_m16n8k16(acc[half], a, b);
+          mma_m16n8k16(acc[half], a, b0, b1);
         }
       }
 #pragma unroll

@@ -53,26 +53,6 @@ struct Config : GqaPageLayout<kDim> {
   static_assert(kSharedBytes * kBlocksPerSm + 1024 * kBlocksPerSm <= 233472);
 };
 
-template <bool kTrans>
-__device__ __forceinline__ void ldmatrix_x4(uint32_t (&d)[4], uint32_t addr) {
-  if constexpr (kTrans)
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
-                 : "r"(addr)
-                 : "memory");
-  else
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
-                 : "r"(addr)
-                 : "memory");
-}
-__device__ __forceinline__ void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, "
-      "%3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
 // A warp's state for its 16 positions of every page: this thread's rows g and g + 8.
 template <int kDim>
 struct WarpState {
@@ -107,10 +87,11 @@ struct WarpState {
 #pragma unroll
     for (int k = 0; k < kDim / 16; ++k) {
       uint32_t b[4];
-      ldmatrix_x4<false>(b, page + k / 4 * GqaPageLayout<kDim>::kChunkBytes + key * 128 +
-                                ((k % 4 * 2 + lane / 8 % 2 ^ lane % 8) << 4));
-      mma(s[0], q[k], b[0], b[1]);
-      mma(s[1], q[k], b[2], b[3]);
+      ldmatrix_x4(
+          page + k / 4 * GqaPageLayout<kDim>::kChunkBytes + key * 128 + ((k % 4 * 2 + lane / 8 % 2 ^ lane % 8) << 4),
+          b);
+      mma_m16n8k16(s[0], q[k], b[0], b[1]);
+      mma_m16n8k16(s[1], q[k], b[2], b[3]);
     }
     const bool part = first < begin || first + 16 > end;
     if (part)
@@ -157,9 +138,9 @@ struct WarpState {
     for (int j = 0; j < kDim / 16; ++j) {
       uint32_t b[4];
       ldmatrix_x4<true>(
-          b, page + j / 4 * GqaPageLayout<kDim>::kChunkBytes + value * 128 + ((j % 4 * 2 + lane / 16 ^ lane % 8) << 4));
-      mma(o[2 * j], w, b[0] & mask[0], b[1] & mask[1]);
-      mma(o[2 * j + 1], w, b[2] & mask[0], b[3] & mask[1]);
+          page + j / 4 * GqaPageLayout<kDim>::kChunkBytes + value * 128 + ((j % 4 * 2 + lane / 16 ^ lane % 8) << 4), b);
+      mma_m16n8k16(o[2 * j], w, b[0] & mask[0], b[1] & mask[1]);
+      mma_m16n8k16(o[2 * j + 1], w, b[2] & mask[0], b[3] & mask[1]);
     }
   }
 };

@@ -1,6 +1,6 @@
-// What Hopper (sm_90a) adds to CUDA C++, as thin device functions: mbarriers, the bulk tensor copy engine (TMA),
-// clusters, proxy fences, named barriers and register hand-over. wgmma.cuh has the matrix instructions, tensor_map.h
-// the maps. Owns no algorithm. Include it only in files that are compiled for sm_90a (*_sm90.cu).
+// What Hopper (sm_90a) adds to CUDA C++, as thin device functions: mbarriers, TMA (bulk tensor copies), clusters, proxy
+// fences, named barriers and register reallocation. wgmma.cuh has the matrix instructions, tensor_map.h the tensor
+// maps. Owns no algorithm. Include it only in files that are compiled for sm_90a (*_sm90.cu).
 //
 // Addresses of shared memory are 32-bit (`smem_addr`). Every mbarrier wait takes the parity of the phase that it waits
 // for: 0 for the first completion, then 1, 0, ...; a wait for parity 1 on a fresh barrier returns at once.
@@ -51,14 +51,14 @@ __device__ __forceinline__ void cluster_sync() {
   cluster_arrive();
   cluster_wait();
 }
-// The address, in the cluster's shared window, of what lies at `addr` in block `rank` of this cluster.
+// The address, in the cluster's shared memory window, of `addr` in block `rank` of this cluster.
 __device__ __forceinline__ uint32_t cluster_addr(uint32_t addr, uint32_t rank) {
   uint32_t r;
   asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(r) : "r"(addr), "r"(rank));
   return r;
 }
-// Writes to another block's shared memory and counts 16 bytes on its barrier `bar` (both from cluster_addr), which
-// makes them visible to whoever waits there.
+// Writes to another block's shared memory and completes 16 bytes on its barrier `bar` (both from cluster_addr), which
+// makes them visible to threads that wait there.
 __device__ __forceinline__ void store_cluster_async(uint32_t address, uint32_t bar, float4 v) {
   asm volatile(
       "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(address),
@@ -83,7 +83,7 @@ __device__ __forceinline__ void mbarrier_arrive(uint32_t bar) {
 __device__ __forceinline__ void mbarrier_arrive_cluster(uint32_t bar) {
   asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(bar) : "memory");
 }
-// One arrival, and `bytes` more to come by TMA in this phase.
+// One arrival, which expects `bytes` more by TMA in this phase.
 __device__ __forceinline__ void mbarrier_arrive_expect_tx(uint32_t bar, uint32_t bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(bar), "r"(bytes) : "memory");
 }
@@ -99,7 +99,7 @@ __device__ __forceinline__ void mbarrier_wait(uint32_t bar, uint32_t parity) {
   while (!mbarrier_try_wait(bar, parity)) {
   }
 }
-// Sees what other blocks of the cluster wrote before they arrived.
+// Acquires what other blocks of the cluster wrote before they arrived.
 __device__ __forceinline__ void mbarrier_wait_cluster(uint32_t bar, uint32_t parity) {
   uint32_t done;
   do {
@@ -114,7 +114,8 @@ __device__ __forceinline__ void mbarrier_wait_cluster(uint32_t bar, uint32_t par
 
 // ------------------------------------------------------------------------------------------------ fences, barriers
 
-// Ordinary writes to shared memory by this thread become visible to TMA and wgmma (before the barrier that hands over).
+// This thread's ordinary writes to shared memory become visible to TMA and wgmma; before the barrier that releases
+// them.
 __device__ __forceinline__ void fence_proxy_async() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
@@ -127,7 +128,7 @@ __device__ __forceinline__ void named_barrier_arrive(uint32_t id, uint32_t threa
   asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
-// Registers a thread, multiples of 8; all warps of a warpgroup together, in one branch of one if/else.
+// Registers per thread, a multiple of 8; all warps of a warpgroup together, in one branch of one if/else.
 template <int N>
 __device__ __forceinline__ void setmaxnreg_inc() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N));
@@ -137,8 +138,8 @@ __device__ __forceinline__ void setmaxnreg_dec() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N));
 }
 
-// Programmatic dependent launch: wait until the kernels before this one in the stream are done and visible / let the
-// next one start. Both do nothing in a kernel that was launched without the attribute.
+// Programmatic dependent launch (PDL): wait until the kernels before this one in the stream are done and their writes
+// visible / allow the next one to launch. Both do nothing in a kernel that was launched without the attribute.
 __device__ __forceinline__ void grid_dependency_wait() {
   asm volatile("griddepcontrol.wait;" ::: "memory");
 }
@@ -148,15 +149,15 @@ __device__ __forceinline__ void grid_dependency_launch() {
 
 // ------------------------------------------------------------------------------------------------ TMA
 
-// Cache policies of loads: what is read once (weights in decode) leaves first, what all blocks read stays.
+// L2 cache policies of loads: evict first what is read once (weights in decode), last what all blocks read.
 constexpr uint64_t kEvictNormal = 0x1000000000000000, kEvictFirst = 0x12F0000000000000, kEvictLast = 0x14F0000000000000;
 
 __device__ __forceinline__ void tma_prefetch_map(const CUtensorMap* map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(reinterpret_cast<uint64_t>(map)) : "memory");
 }
 
-// Box of a tensor map at coordinates x (innermost), y, z to shared memory; completes its bytes on `bar`. What lies
-// outside the tensor arrives as zeros and counts.
+// Box of a tensor map at coordinates x (innermost), y, z to shared memory; completes its bytes on `bar`. Elements
+// outside the tensor arrive as zeros and count.
 __device__ __forceinline__ void tma_load_2d(uint32_t dst, const CUtensorMap* map, uint32_t bar, int x, int y,
                                             uint64_t policy = kEvictNormal) {
   asm volatile(
@@ -182,14 +183,6 @@ __device__ __forceinline__ void tma_load_4d(uint32_t dst, const CUtensorMap* map
       : "memory");
 }
 // The same into every block of the cluster whose bit is set, at the same offset, each completing its own barrier.
-__device__ __forceinline__ void tma_load_2d_multicast(uint32_t dst, const CUtensorMap* map, uint32_t bar, int x, int y,
-                                                      uint16_t mask, uint64_t policy = kEvictNormal) {
-  asm volatile(
-      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster.L2::cache_hint"
-      " [%0], [%1, {%3, %4}], [%2], %5, %6;" ::"r"(dst),
-      "l"(reinterpret_cast<uint64_t>(map)), "r"(bar), "r"(x), "r"(y), "h"(mask), "l"(policy)
-      : "memory");
-}
 __device__ __forceinline__ void tma_load_3d_multicast(uint32_t dst, const CUtensorMap* map, uint32_t bar, int x, int y,
                                                       int z, uint16_t mask, uint64_t policy = kEvictNormal) {
   asm volatile(
@@ -199,32 +192,6 @@ __device__ __forceinline__ void tma_load_3d_multicast(uint32_t dst, const CUtens
       : "memory");
 }
 
-// Shared memory to a box of a tensor map (what lies outside is not written); then commit, then wait.
-__device__ __forceinline__ void tma_store_2d(const CUtensorMap* map, uint32_t src, int x, int y) {
-  asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%2, %3}], [%1];" ::"l"(
-                   reinterpret_cast<uint64_t>(map)),
-               "r"(src), "r"(x), "r"(y)
-               : "memory");
-}
-__device__ __forceinline__ void tma_store_3d(const CUtensorMap* map, uint32_t src, int x, int y, int z) {
-  asm volatile("cp.async.bulk.tensor.3d.global.shared::cta.bulk_group [%0, {%2, %3, %4}], [%1];" ::"l"(
-                   reinterpret_cast<uint64_t>(map)),
-               "r"(src), "r"(x), "r"(y), "r"(z)
-               : "memory");
-}
-__device__ __forceinline__ void tma_store_commit() {
-  asm volatile("cp.async.bulk.commit_group;" ::: "memory");
-}
-// At most N of this thread's store groups still read shared memory.
-template <int N>
-__device__ __forceinline__ void tma_store_wait_read() {
-  asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(N) : "memory");
-}
-template <int N>
-__device__ __forceinline__ void tma_store_wait() {
-  asm volatile("cp.async.bulk.wait_group %0;" ::"n"(N) : "memory");
-}
-
 // Contiguous bytes (a multiple of 16, both sides 16-byte aligned), no tensor map.
 __device__ __forceinline__ void bulk_load(uint32_t dst, const void* src, uint32_t bytes, uint32_t bar) {
   asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(dst),
@@ -232,22 +199,30 @@ __device__ __forceinline__ void bulk_load(uint32_t dst, const void* src, uint32_
                : "memory");
 }
 
-// Contiguous bytes (likewise) to L2 only, for a load to come.
+// Contiguous bytes (likewise) to L2 only, for a later load.
 __device__ __forceinline__ void prefetch_l2(const void* src, uint32_t bytes) {
   asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(reinterpret_cast<uint64_t>(src)), "r"(bytes)
                : "memory");
 }
 
-// Four 8x8 matrices of 16-bit values from shared memory; `addr` is a row of 16 bytes a lane.
+// Four 8x8 matrices of 16-bit values from shared memory; `addr` is a row of 16 bytes per lane. kTrans: the matrices are
+// loaded transposed.
+template <bool kTrans = false>
 __device__ __forceinline__ void ldmatrix_x4(uint32_t addr, uint32_t (&r)[4]) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(addr)
-               : "memory");
+  if constexpr (kTrans)
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(addr)
+                 : "memory");
+  else
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(addr)
+                 : "memory");
 }
 
-// A thread's four 8x8 matrices of 16-bit values to shared memory (stmatrix); `addr` as the instruction wants it, a row
-// a lane. kTrans: the matrices are stored transposed.
+// A thread's four 8x8 matrices of 16-bit values to shared memory; `addr` is a row of 16 bytes per lane. kTrans: the
+// matrices are stored transposed.
 template <bool kTrans = false>
 __device__ __forceinline__ void stmatrix_x4(uint32_t addr, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
   if constexpr (kTrans)
