@@ -7,8 +7,9 @@ namespace {
 
 std::string error_answer(const api::ApiError& error) {
   const std::string body = api::error_body(error);
-  return fmt::format("HTTP/1.1 {} X\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{}", error.status,
-                     body.size(), body);
+  return fmt::format(
+      "HTTP/1.1 {} X\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{}",
+      error.status, body.size(), body);
 }
 
 TEST_F(RouterTest, ARequestsOwnErrorIsItsOwn) {
@@ -77,10 +78,10 @@ TEST_F(RouterTest, AnotherSecretIsTheWorkersAndNotTheClients) {
 
 TEST_F(RouterTest, NonsenseIsNoAnswer) {
   const std::vector<std::string> nonsense = {
-      "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 0\r\n\r\n",
-      "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 7\r\n\r\ngarbage",
-      "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}",
-      "HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 14\r\n\r\n{\"choices\":[]}",
+      "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: 0\r\n\r\n",
+      "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: 7\r\n\r\ngarbage",
+      "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}",
+      "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Type: text/html\r\nContent-Length: 14\r\n\r\n{\"choices\":[]}",
       "HTTP/1.1 204 No Content\r\n\r\n"};
   for (const std::string& text : nonsense) {
     SCOPED_TRACE(text);

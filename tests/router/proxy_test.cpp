@@ -89,7 +89,9 @@ TEST_F(RouterTest, StreamsWithoutTheWorkersComments) {
 
 TEST_F(RouterTest, ErrorsOfTheWorkerAreTheClients) {
   RawWorker worker([](RawConnection& c, const std::string&, int) {
-    c.send("HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\nContent-Length: 13\r\n\r\n{\"error\":{}}\n");
+    c.send(
+        "HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: "
+        "13\r\n\r\n{\"error\":{}}\n");
   });
   options.decode_urls = {worker.url()};
   start(1);
@@ -212,7 +214,8 @@ TEST_F(RouterTest, AnotherWorkerTakesOverBeforeTheFirstText) {
         c.chunk("zz");
       },
       [](RawConnection& c, const std::string&, int) {
-        c.send("HTTP/1.1 503 Service Unavailable\r\nRetry-After: 5\r\nContent-Length: 2\r\n\r\n{}");
+        c.send(
+            "HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nRetry-After: 5\r\nContent-Length: 2\r\n\r\n{}");
       }};
   for (size_t i = 0; i < deaths.size(); ++i) {
     SCOPED_TRACE(i);
@@ -338,7 +341,12 @@ TEST_F(RouterTest, AnEngineThatFailedIsWorkedAround) {
 }
 
 TEST_F(RouterTest, LastWordsOfAFailedEngineReachTheClient) {
-  RawWorker failing(fail_with_last_words);
+  RawWorker* self = nullptr;
+  RawWorker failing([&](RawConnection& c, const std::string& request, int number) {
+    self->state = "failed";  // so that no probe finds it ready for a second attempt
+    fail_with_last_words(c, request, number);
+  });
+  self = &failing;
   options.decode_urls = {failing.url()};
   start(1);
   const Answer answer = post(kChat);
@@ -350,7 +358,7 @@ TEST_F(RouterTest, LastWordsOfAFailedEngineReachTheClient) {
 TEST_F(RouterTest, LastWordsWhenNobodyIsLeft) {
   RawWorker worker([](RawConnection& c, const std::string&, int) {
     c.send(
-        "HTTP/1.1 503 Service Unavailable\r\nRetry-After: 7\r\nContent-Type: application/json\r\n"
+        "HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nRetry-After: 7\r\nContent-Type: application/json\r\n"
         "Content-Length: 9\r\n\r\n{\"mine\":1");
   });
   options.decode_urls = {worker.url()};
@@ -366,7 +374,7 @@ TEST_F(RouterTest, RetriesAreBounded) {
   std::vector<std::unique_ptr<RawWorker>> workers;
   for (int i = 0; i < 4; ++i) {
     workers.push_back(std::make_unique<RawWorker>([](RawConnection& c, const std::string&, int) {
-      c.send("HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n");
+      c.send("HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Length: 0\r\n\r\n");
     }));
     options.decode_urls.push_back(workers.back()->url());
   }
