@@ -244,7 +244,8 @@ int debug_request(const DebugRequestOptions& options) {
     outcome.interrupted = error.code() == Code::kCancelled;
     outcome.error = error.what();
     code = exit_code(error.code());
-    if (error.code() == Code::kUnavailable && outcome.error.starts_with("cannot connect"))
+    const auto* of_client = dynamic_cast<const http::ClientError*>(&error);
+    if (of_client && !of_client->connected())
       outcome.error += fmt::format(
           ". Is a server running on {}? `moectl deploy up` or `moectl serve-decode` starts "
           "one; --url names another",

@@ -15,12 +15,12 @@ namespace {
 
 using std::chrono::milliseconds;
 
-constexpr size_t kCheckedWhole = 1 << 20;  // of an answer that is not a stream; a longer one passes in pieces
+constexpr size_t kCheckedWhole = 1 << 20;  // of an answer that is not a stream; a longer one is forwarded as it comes
 constexpr milliseconds kConnectTimeout{2'000};
 constexpr milliseconds kHeaderTimeout{1'800'000};  // a whole answer may be computed before its head comes
 constexpr milliseconds kSilence{60'000};           // within an answer; workers ping every 15 s
 
-// The workers of one attempt, given back whatever happens.
+// The workers of one attempt, released whatever happens.
 class Lease {
  public:
   Lease(Dispatcher& dispatcher, const Assignment& assignment) : dispatcher_(dispatcher), assignment_(assignment) {}
@@ -129,7 +129,7 @@ struct Ended {
   throw Ended{{.end = AttemptEnd::kNonsense}, std::move(message), {}};
 }
 
-// Passes one answer of a worker on. A reader of the worker's connection; its failures are told apart by attempt().
+// Passes one answer of a worker on. A reader of the worker's connection; attempt() classifies its failures.
 class Relay {
  public:
   Relay(Flight& flight, http::Exchange& exchange, http::ClientResponse& worker, Lease& lease, Progress& progress,
@@ -270,21 +270,30 @@ Task<void> drain(http::ClientResponse& worker) {
 }
 
 // What a failure of the connection means.
-AttemptResult result_of(const Error& error, bool connected, const Ejection& ejection) {
+AttemptResult result_of(const Error& error, const Ejection& ejection) {
   if (ejection.ejected) return {.end = AttemptEnd::kEjected};
   if (error.code() == Code::kResourceExhausted) return {.end = AttemptEnd::kOwnLimit};
-  const std::string_view message = error.what();
-  if (!connected && message.starts_with("cannot connect"))
-    return {.end = AttemptEnd::kUnreachable, .refused = message.ends_with(": refused")};
-  if (message.find("is not HTTP") != std::string_view::npos) return {.end = AttemptEnd::kNonsense};
+  const auto* of_client = dynamic_cast<const http::ClientError*>(&error);
+  if (!of_client) return {.end = AttemptEnd::kBroken};  // Relay: the stream ended before the answer did
+  switch (of_client->failure()) {
+    case http::ClientFailure::kRefused:
+      return {.end = AttemptEnd::kUnreachable, .refused = true};
+    case http::ClientFailure::kNoConnection:
+      return {.end = AttemptEnd::kUnreachable};
+    case http::ClientFailure::kNotHttp:
+      return {.end = AttemptEnd::kNonsense};
+    case http::ClientFailure::kTimeout:
+    case http::ClientFailure::kBroken:
+      break;
+  }
   return {.end = AttemptEnd::kBroken};
 }
 
-// What the client is told when no other worker can do it.
-http::Response response_for(Verdict& verdict, const Ended& ended) {
+// The client's answer when no other worker can serve the request.
+http::Response response_for(const Verdict& verdict, const Ended& ended) {
   switch (ended.result.end) {
     case AttemptEnd::kErrorAnswer:
-      if (verdict.retry_cause != std::string_view("misconfigured")) return ended.response;
+      if (verdict.retry_cause != RetryCause::kMisconfigured) return ended.response;
       return error_response(api::from_status(503, "No decode worker can take the request: " + ended.message));
     case AttemptEnd::kUnreachable:
       return error_response(api::from_status(503, "The decode worker cannot be reached: " + ended.message));
@@ -359,7 +368,7 @@ Task<AttemptOutcome> attempt(Flight& flight, http::Exchange& exchange, Forwardin
     ended = std::move(e);
   } catch (const Error& e) {
     if (departure->gone || (e.code() == Code::kCancelled && !ejection->ejected)) throw;
-    ended.result = result_of(e, worker != nullptr, *ejection);
+    ended.result = result_of(e, *ejection);
     ended.message = ejection->ejected ? ejection->reason : e.what();
   }
   if (outcome.answered) {

@@ -115,9 +115,11 @@ Task<void> Prober::watch(int id, WorkerAddress address) {
     try {
       probe.report = co_await ask(context_, address.url + "/load");
       probe.ok = true;
+    } catch (const http::ClientError& e) {
+      probe.error = e.what();
+      probe.refused = e.failure() == http::ClientFailure::kRefused;
     } catch (const Error& e) {
       probe.error = e.what();
-      probe.refused = probe.error.ends_with(": refused");
       ours = e.code() == Code::kResourceExhausted;
     } catch (const std::exception& e) {
       probe.error = e.what();

@@ -42,8 +42,7 @@ RouterMetrics::RouterMetrics()
   using enum RequestOutcome;
   for (const RequestOutcome outcome : {kSuccess, kRefused, kCancelled, kFailed})
     registry_.counter(kRequests, kRequestsHelp, {{"outcome", std::string(name_of(outcome))}});
-  for (const char* cause : {"connect", "died", "busy", "error", "misconfigured", "nonsense", "unhealthy"})
-    registry_.counter(kRetries, kRetriesHelp, {{"cause", cause}});
+  for (const RetryCause cause : kRetryCauses) registry_.counter(kRetries, kRetriesHelp, {{"cause", name_of(cause)}});
 }
 
 void RouterMetrics::count_request(RequestOutcome outcome, double seconds) {
@@ -51,8 +50,8 @@ void RouterMetrics::count_request(RequestOutcome outcome, double seconds) {
   request_.observe(seconds);
 }
 
-void RouterMetrics::count_retry(const char* cause) {
-  registry_.counter(kRetries, kRetriesHelp, {{"cause", cause}}).add();
+void RouterMetrics::count_retry(RetryCause cause) {
+  registry_.counter(kRetries, kRetriesHelp, {{"cause", name_of(cause)}}).add();
 }
 
 std::string RouterMetrics::text(const Dispatcher& dispatcher, int in_flight, TimePoint now) {

@@ -5,6 +5,7 @@
 
 #include "core/base/metrics.h"
 #include "router/dispatcher.h"
+#include "router/verdict.h"
 
 namespace moectl::router {
 
@@ -16,7 +17,7 @@ class RouterMetrics {
  public:
   RouterMetrics();
   void count_request(RequestOutcome outcome, double seconds);
-  void count_retry(const char* cause);  // a string literal
+  void count_retry(RetryCause cause);
   void observe_queue(double seconds) { queue_.observe(seconds); }
   void observe_first_token(double seconds) { first_token_.observe(seconds); }
   void observe_overhead(double seconds) { overhead_.observe(seconds); }

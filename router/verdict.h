@@ -28,14 +28,21 @@ struct AttemptResult {
   bool refused = false;  // kUnreachable: nothing listens there
 };
 
+// Why a request goes to another worker: the label of moectl_router_retries_total.
+enum class RetryCause { kNone, kConnect, kDied, kBusy, kError, kMisconfigured, kNonsense, kUnhealthy };
+inline constexpr RetryCause kRetryCauses[] = {RetryCause::kConnect,  RetryCause::kDied,          RetryCause::kBusy,
+                                              RetryCause::kError,    RetryCause::kMisconfigured, RetryCause::kNonsense,
+                                              RetryCause::kUnhealthy};
+const char* name_of(RetryCause cause);
+
 enum class Blame { kNobody, kRequest, kWorker, kUnproven, kRouter };
 
 struct Verdict {
   Blame blame = Blame::kNobody;
   bool retry = false;            // on another worker, while the client has no text of the answer
   bool worker_ended = false;     // the worker, or its engine, ended while it had the request
-  std::string_view out_because;  // the worker takes nothing until its next probe; empty: it may go on
-  const char* retry_cause = "";  // moectl_router_retries_total{cause}
+  std::string_view out_because;  // the worker takes nothing until its next probe; empty: it stays in use
+  RetryCause retry_cause = RetryCause::kNone;
 };
 
 Verdict judge(const AttemptResult& result);

@@ -20,6 +20,7 @@
 #include "core/http/client.h"
 #include "core/http/client_message.h"
 #include "core/http/spawn.h"
+#include "core/service/service.h"
 
 namespace moectl {
 namespace {
@@ -56,11 +57,11 @@ struct Server {
 };
 
 std::string kind_of(const Error& error) {
-  const std::string_view what = error.what();
   if (error.code() == Code::kBadData) return "not an answer";
-  if (what.starts_with("cannot connect")) return "cannot connect";
-  if (what.find("did not answer within") != what.npos || what.find("silent for") != what.npos) return "timeout";
-  return "broken off";
+  const auto* of_client = dynamic_cast<const http::ClientError*>(&error);
+  if (!of_client) return "broken off";
+  if (!of_client->connected()) return "cannot connect";
+  return of_client->failure() == http::ClientFailure::kTimeout ? "timeout" : "broken off";
 }
 
 // Reads the events of one answer and times them.
@@ -156,11 +157,12 @@ class Measurement {
   }
 
   Task<void> run_by_concurrency() {
-    std::vector<Task<void>> workers;
-    for (int64_t i = 0; i < std::min<int64_t>(level_.concurrency, plan_.num_requests); ++i) workers.push_back(work());
-    co_await http::run_all(std::move(workers));
+    std::vector<Task<void>> streams;
+    for (int64_t i = 0; i < std::min<int64_t>(level_.concurrency, plan_.num_requests); ++i)
+      streams.push_back(send_in_turn());
+    co_await http::run_all(std::move(streams));
   }
-  Task<void> work() {
+  Task<void> send_in_turn() {
     while (may_start()) co_await send(next_++);
   }
 

@@ -101,7 +101,7 @@ class Pool {
     }
     return closed;
   }
-  // Neither closed by the peer nor with bytes that nobody asked for.
+  // Neither closed by the peer nor with bytes that no request asked for.
   static bool is_open(int fd) {
     char byte;
     return ::recv(fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) < 0 && (errno == EAGAIN || errno == EWOULDBLOCK);
@@ -140,7 +140,7 @@ class ResponseImpl final : public ClientResponse {
   Task<std::optional<std::string>> read() override {
     std::string piece;
     while (!done_) {
-      if (connection_->cancelled()) fail("was cancelled");
+      if (connection_->cancelled()) throw_cancelled();
       decode(piece);
       if (!piece.empty()) co_return piece;
       if (done_) break;
@@ -161,9 +161,12 @@ class ResponseImpl final : public ClientResponse {
   }
 
  private:
-  [[noreturn]] void fail(std::string_view what) const {
-    const Code code = connection_->cancelled() ? Code::kCancelled : Code::kUnavailable;
-    throw Error(code, fmt::format("the answer of {} {}", authority_, what));
+  [[noreturn]] void fail(ClientFailure failure, std::string_view what) const {
+    if (connection_->cancelled()) throw_cancelled();
+    throw ClientError(failure, fmt::format("the answer of {} {}", authority_, what));
+  }
+  [[noreturn]] void throw_cancelled() const {
+    throw Error(Code::kCancelled, fmt::format("the answer of {} was cancelled", authority_));
   }
   [[noreturn]] void too_large(size_t max_bytes) const {
     throw Error(Code::kResourceExhausted,
@@ -177,7 +180,7 @@ class ResponseImpl final : public ClientResponse {
       if (decoder_.refusal()) {
         const std::string why = decoder_.refusal()->message;
         connection_->close();
-        fail(fmt::format("is not HTTP: {}", why));
+        fail(ClientFailure::kNotHttp, fmt::format("is not HTTP: {}", why));
       }
       received_.erase(0, taken);
       if (decoder_.done()) finish();
@@ -203,13 +206,14 @@ class ResponseImpl final : public ClientResponse {
       co_return;
     }
     connection_->close();
-    if (connection_->cancelled()) fail("was cancelled");
-    if (connection_->timed_out()) fail(fmt::format("stopped coming: silent for {} ms", idle_timeout_.count()));
+    if (connection_->timed_out())
+      fail(ClientFailure::kTimeout, fmt::format("stopped coming: silent for {} ms", idle_timeout_.count()));
     if (connection_->ended())
-      fail(head_.body == BodyEnd::kLength
+      fail(ClientFailure::kBroken,
+           head_.body == BodyEnd::kLength
                ? fmt::format("ended early: the connection was closed {} bytes before the end", left_)
                : "ended early: the connection was closed in the middle of it");
-    fail(fmt::format("ended early: {}", connection_->failure()));
+    fail(ClientFailure::kBroken, fmt::format("ended early: {}", connection_->failure()));
   }
 
   // The body is complete: the connection may serve the next request, unless something is wrong with it.
@@ -360,7 +364,7 @@ class ClientImpl final : public Client {
     try {
       return parse_response_head(block, sending.request.method);
     } catch (const Error& e) {
-      throw Error(e.code(), fmt::format("{}: {}", sending.url.authority, e.what()));
+      throw ClientError(ClientFailure::kNotHttp, fmt::format("{}: {}", sending.url.authority, e.what()));
     }
   }
   [[noreturn]] void bad_head(const Sending& sending, int status) const {
@@ -368,18 +372,19 @@ class ClientImpl final : public Client {
                             : status < 200
                                 ? std::string("it has too many interim answers, or changes the protocol")
                                 : std::string("its head has a control character, or a line that does not end in CRLF");
-    throw Error(Code::kUnavailable, fmt::format("{}: the answer is not HTTP: {}", sending.url.authority, why));
+    throw ClientError(ClientFailure::kNotHttp,
+                      fmt::format("{}: the answer is not HTTP: {}", sending.url.authority, why));
   }
   [[noreturn]] void no_answer(const Sending& sending, const ClientConnection& connection,
                               const std::string& write_failure) const {
     const std::string& peer = sending.url.authority;
     if (connection.cancelled()) throw Error(Code::kCancelled, fmt::format("the request to {} was cancelled", peer));
     if (connection.timed_out())
-      throw Error(Code::kUnavailable,
-                  fmt::format("{} did not answer within {} ms", peer, sending.request.header_timeout.count()));
+      throw ClientError(ClientFailure::kTimeout,
+                        fmt::format("{} did not answer within {} ms", peer, sending.request.header_timeout.count()));
     if (!write_failure.empty())
-      throw Error(Code::kUnavailable, fmt::format("{} did not take the request: {}", peer, write_failure));
-    throw Error(Code::kUnavailable, fmt::format("{} did not answer: {}", peer, connection.failure()));
+      throw ClientError(ClientFailure::kBroken, fmt::format("{} did not take the request: {}", peer, write_failure));
+    throw ClientError(ClientFailure::kBroken, fmt::format("{} did not answer: {}", peer, connection.failure()));
   }
 
   const ClientOptions options_;

@@ -13,6 +13,7 @@
 #include <utility>
 
 #include "core/http/async.h"
+#include "core/http/client_error.h"
 #include "core/http/message.h"
 
 namespace moectl::http {
@@ -40,7 +41,7 @@ struct ClientRequest {
   std::string body;
   std::chrono::milliseconds connect_timeout{2'000};
   std::chrono::milliseconds header_timeout{600'000};  // from the request sent to the response head
-  std::chrono::milliseconds idle_timeout{60'000};     // between two pieces of the body
+  std::chrono::milliseconds idle_timeout{60'000};     // between two reads of the body
   std::shared_ptr<Cancellation> cancellation;
 };
 
@@ -52,8 +53,8 @@ class ClientResponse {
   virtual int status() const = 0;
   virtual const Headers& headers() const = 0;
   virtual std::string_view header(std::string_view lower_case_name) const = 0;
-  // The next piece of the body, at most 64 KB; nullopt at its end. Throws Error{kUnavailable} when the peer vanishes,
-  // sends what is not HTTP, or is silent for idle_timeout.
+  // The next piece of the body, at most 64 KB; nullopt at its end. Throws ClientError when the peer vanishes, sends
+  // what is not HTTP, or is silent for idle_timeout.
   virtual Task<std::optional<std::string>> read() = 0;
   // The whole body; Error{kResourceExhausted} over `max_bytes`.
   virtual Task<std::string> read_all(size_t max_bytes = 64 << 20) = 0;
@@ -73,8 +74,8 @@ class Client {
  public:
   static std::unique_ptr<Client> create(ClientOptions options = {});
   virtual ~Client() = default;
-  // Sends and waits for the response head. Throws Error{kInvalidArgument} (url), Error{kUnavailable} "cannot connect to
-  // ...: refused", and Error{kResourceExhausted} when this process has no file descriptor for a connection, which says
+  // Sends and waits for the response head. Throws Error{kInvalidArgument} (url), ClientError "cannot connect to ...:
+  // refused", and Error{kResourceExhausted} when this process has no file descriptor for a connection, which says
   // nothing about the peer. An idempotent request on a pooled connection that turns out to be closed is sent once more
   // on a fresh one; POST never after its first byte was written to a fresh connection.
   virtual Task<std::unique_ptr<ClientResponse>> send(ClientRequest request) = 0;

@@ -4,7 +4,7 @@
 
 #include <vector>
 
-#include "core/base/error.h"
+#include "core/http/client_error.h"
 #include "core/http/descriptors.h"
 
 namespace moectl::http {
@@ -28,7 +28,7 @@ Task<Resolved> resolve(std::string host, uint16_t port, std::chrono::millisecond
     co_return result;
   }
   // A name is looked up on a thread of the system's, which cannot be interrupted: this coroutine waits for the answer
-  // with a deadline and leaves a late one to nobody.
+  // with a deadline and drops a late one.
   Channel<Resolved> answers;
   tcp::resolver resolver(co_await asio::this_coro::executor);
   resolver.async_resolve(host, std::to_string(port), tcp::resolver::numeric_service,
@@ -91,7 +91,9 @@ Task<void> ClientConnection::connect(Url url, std::chrono::milliseconds timeout,
   const std::string why = timed_out_ || error_ == asio::error::timed_out
                               ? fmt::format("no answer within {} ms", timeout.count())
                               : plain_words(error_);
-  throw Error(Code::kUnavailable, fmt::format("cannot connect to {}: {}", url.authority, why));
+  const bool refused = !timed_out_ && error_ == asio::error::connection_refused;
+  throw ClientError(refused ? ClientFailure::kRefused : ClientFailure::kNoConnection,
+                    fmt::format("cannot connect to {}: {}", url.authority, why));
 }
 
 Task<void> ClientConnection::connect_to(tcp::endpoint endpoint, Clock::time_point deadline) {

@@ -27,7 +27,7 @@ class ClientConnection : public std::enable_shared_from_this<ClientConnection> {
   ~ClientConnection() { close(); }
   ClientConnection(const ClientConnection&) = delete;
 
-  // Throws Error{kUnavailable} "cannot connect to ...", and Error{kResourceExhausted} when this process is out of file
+  // Throws ClientError "cannot connect to ...", and Error{kResourceExhausted} when this process is out of file
   // descriptors. `tls` is null for http.
   Task<void> connect(Url url, std::chrono::milliseconds timeout, TlsClientContext* tls);
   void adopt(const IdleDescriptor& idle);

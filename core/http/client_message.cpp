@@ -4,7 +4,7 @@
 #include <array>
 #include <charconv>
 
-#include "core/base/error.h"
+#include "core/http/client_error.h"
 #include "core/http/request_validator.h"
 
 namespace moectl::http {
@@ -30,7 +30,7 @@ std::string lower(std::string_view s) {
 }
 
 [[noreturn]] void bad_head(std::string_view why) {
-  throw Error(Code::kUnavailable, fmt::format("the answer is not HTTP: {}", why));
+  throw ClientError(ClientFailure::kNotHttp, fmt::format("the answer is not HTTP: {}", why));
 }
 
 bool is_host_char(char c) {

@@ -32,7 +32,7 @@ struct ReceivedHead {
   uint64_t content_length = 0;  // of kLength
   bool keep_alive = false;
 };
-// `block` is a head as HeadScanner found it. Throws Error{kUnavailable} saying what is not HTTP in it.
+// `block` is a head as HeadScanner found it. Throws ClientError{kNotHttp} saying what is not HTTP in it.
 ReceivedHead parse_response_head(std::string_view block, std::string_view request_method);
 
 }  // namespace moectl::http

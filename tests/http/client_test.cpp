@@ -153,17 +153,25 @@ Answer call(Client& client, ClientRequest request, size_t max_bytes = 64 << 20) 
 }
 
 // The error that a call ends with.
-Error failure_of(ClientRequest request, ClientOptions options = {}, size_t max_bytes = 64 << 20) {
+struct Failed : Error {
+  explicit Failed(const Error& error, std::optional<ClientFailure> failure = {}) : Error(error), why(failure) {}
+  std::optional<ClientFailure> why;  // of a ClientError
+};
+
+Failed failure_of(ClientRequest request, ClientOptions options = {}, size_t max_bytes = 64 << 20) {
   const auto client = Client::create(options);
   try {
     const Answer answer = call(*client, std::move(request), max_bytes);
-    return Error(Code::kInternal, fmt::format("no error but {} and {} bytes", answer.status, answer.body.size()));
+    return Failed(
+        Error(Code::kInternal, fmt::format("no error but {} and {} bytes", answer.status, answer.body.size())));
+  } catch (const ClientError& e) {
+    return Failed(e, e.failure());
   } catch (const Error& e) {
-    return e;
+    return Failed(e);
   }
 }
 
-Error failure_against(std::string_view answer, size_t max_bytes = 64 << 20) {
+Failed failure_against(std::string_view answer, size_t max_bytes = 64 << 20) {
   RawServer server([answer](int fd) {
     read_request(fd);
     send_text(fd, answer);
@@ -174,6 +182,11 @@ Error failure_against(std::string_view answer, size_t max_bytes = 64 << 20) {
 void expect_error(const Error& error, Code code, std::string_view text) {
   EXPECT_EQ(int(error.code()), int(code)) << error.what();
   EXPECT_THAT(error.what(), HasSubstr(std::string(text)));
+}
+
+void expect_failure(const Failed& error, ClientFailure why, std::string_view text) {
+  expect_error(error, Code::kUnavailable, text);
+  EXPECT_TRUE(error.why == why) << error.what();
 }
 
 // ------------------------------------------------------------------------------------------------ URLs and heads
@@ -409,7 +422,7 @@ TEST_F(ClientTest, HeadHasNoBody) {
 }
 
 TEST_F(ClientTest, CutStreamIsAnErrorNotAnEnd) {
-  expect_error(failure_of(get(url("/cut"))), Code::kUnavailable, "ended early");
+  expect_failure(failure_of(get(url("/cut"))), ClientFailure::kBroken, "ended early");
 }
 
 TEST_F(ClientTest, BodyOverTheLimit) {
@@ -447,8 +460,8 @@ TEST(ClientConnect, Refused) {
     const auto server = make_server();
     port = server->port();
   }
-  const Error error = failure_of(get(fmt::format("http://127.0.0.1:{}/", port)));
-  expect_error(error, Code::kUnavailable, fmt::format("cannot connect to 127.0.0.1:{}: refused", port));
+  const Failed error = failure_of(get(fmt::format("http://127.0.0.1:{}/", port)));
+  expect_failure(error, ClientFailure::kRefused, fmt::format("cannot connect to 127.0.0.1:{}: refused", port));
 }
 
 TEST(ClientConnect, BadUrl) {
@@ -461,7 +474,7 @@ TEST(HostileServer, SaysNothing) {
   RawServer server(wait_for_close);
   ClientRequest request = get(server.url());
   request.header_timeout = milliseconds(50);
-  expect_error(failure_of(std::move(request)), Code::kUnavailable, "did not answer within 50 ms");
+  expect_failure(failure_of(std::move(request)), ClientFailure::kTimeout, "did not answer within 50 ms");
 }
 
 TEST(HostileServer, StopsInTheMiddle) {
@@ -472,7 +485,7 @@ TEST(HostileServer, StopsInTheMiddle) {
   });
   ClientRequest request = get(server.url());
   request.idle_timeout = milliseconds(50);
-  expect_error(failure_of(std::move(request)), Code::kUnavailable, "silent for 50 ms");
+  expect_failure(failure_of(std::move(request)), ClientFailure::kTimeout, "silent for 50 ms");
 }
 
 TEST(HostileServer, EndlessHead) {
@@ -489,13 +502,13 @@ TEST(HostileServer, EndlessHead) {
 
 TEST(HostileServer, HeaderLineOf200Kilobytes) {
   const std::string answer = "HTTP/1.1 200 OK\r\nX: " + std::string(200 << 10, 'x') + "\r\nContent-Length: 0\r\n\r\n";
-  expect_error(failure_against(answer), Code::kUnavailable, "longer than 65536 bytes");
+  expect_failure(failure_against(answer), ClientFailure::kNotHttp, "longer than 65536 bytes");
 }
 
 TEST(HostileServer, TooManyHeaders) {
   std::string answer = "HTTP/1.1 200 OK\r\n";
   for (int i = 0; i < 300; ++i) answer += fmt::format("X-{}: y\r\n", i);
-  expect_error(failure_against(answer + "\r\n"), Code::kUnavailable, "more than 256");
+  expect_failure(failure_against(answer + "\r\n"), ClientFailure::kNotHttp, "more than 256");
 }
 
 TEST(HostileServer, EndlessInterimAnswers) {
@@ -504,7 +517,7 @@ TEST(HostileServer, EndlessInterimAnswers) {
     while (send_text(fd, "HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n")) {
     }
   });
-  expect_error(failure_of(get(server.url())), Code::kUnavailable, "interim");
+  expect_failure(failure_of(get(server.url())), ClientFailure::kNotHttp, "interim");
 }
 
 TEST(HostileServer, HeadsThatAreNotHttp) {
@@ -536,8 +549,8 @@ TEST(HostileServer, BadChunks) {
   for (const char* body : {"zz\r\n", "5\r\nhelloX", "-1\r\n", "5 \r\nhello\r\n0\r\n\r\n", "11111111111111111\r\n",
                            "5\nhello\n0\n\n", "5\r\nhel", "5\r\nhello\r\n", "5\r\nhello\r\n0\r\n", ""})
     expect_error(failure_against(head + body), Code::kUnavailable, "the answer of 127.0.0.1:");
-  expect_error(failure_against(head + "1;" + std::string(200 << 10, 'x') + "\r\na\r\n0\r\n\r\n"), Code::kUnavailable,
-               "is not HTTP");
+  expect_failure(failure_against(head + "1;" + std::string(200 << 10, 'x') + "\r\na\r\n0\r\n\r\n"),
+                 ClientFailure::kNotHttp, "is not HTTP");
 }
 
 TEST(HostileServer, ChunkThatClaimsEverything) {
@@ -548,8 +561,8 @@ TEST(HostileServer, ChunkThatClaimsEverything) {
 }
 
 TEST(HostileServer, ShorterThanItsLength) {
-  expect_error(failure_against("HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nabc"), Code::kUnavailable,
-               "closed 7 bytes before the end");
+  expect_failure(failure_against("HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nabc"), ClientFailure::kBroken,
+                 "closed 7 bytes before the end");
 }
 
 TEST(HostileServer, MoreThanItsLengthIsNotTheNextAnswer) {
@@ -734,7 +747,7 @@ TEST(ClientTls, ChecksTheCertificateUnlessToldNotTo) {
   const auto server = make_server(options);
   server->start();
   const std::string url = fmt::format("https://127.0.0.1:{}/stream", server->port());
-  expect_error(failure_of(get(url)), Code::kUnavailable, "certificate verify failed");
+  expect_failure(failure_of(get(url)), ClientFailure::kNoConnection, "certificate verify failed");
   ClientOptions insecure;
   insecure.verify_tls = false;
   const auto client = Client::create(insecure);
