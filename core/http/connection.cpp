@@ -20,29 +20,14 @@ std::string fresh_request_id() {
   return fmt::format("{:016x}{:016x}", generator(), generator());
 }
 
-int proposed_status(std::exception_ptr error, std::string& message) {
+std::string message_of(std::exception_ptr error) {
   try {
     std::rethrow_exception(error);
-  } catch (const Error& e) {
-    message = e.what();
-    switch (e.code()) {
-      case Code::kInvalidArgument:
-        return 400;
-      case Code::kNotFound:
-        return 404;
-      case Code::kUnavailable:
-        return 503;
-      case Code::kResourceExhausted:
-        return 429;
-      default:
-        return 500;
-    }
   } catch (const std::exception& e) {
-    message = e.what();
+    return e.what();
   } catch (...) {
-    message = "an exception that is no std::exception";
+    return "an exception that is no std::exception";
   }
-  return 500;
 }
 
 bool is_cancelled(std::exception_ptr error) {
@@ -179,10 +164,9 @@ std::optional<Response> Connection::ask_gate(const Request& request) {
   try {
     return context_.gate ? context_.gate(request) : std::nullopt;
   } catch (...) {
-    std::string message;
-    int status = proposed_status(std::current_exception(), message);
+    const std::string message = message_of(std::current_exception());
     log::error("http {}: the gate failed on {} {}: {}", context_.options.name, request.method, request.path, message);
-    return error_response(request, status, message, std::current_exception());
+    return error_response(request, 500, message, std::current_exception());
   }
 }
 
@@ -228,7 +212,7 @@ Task<bool> Connection::read_body(const RequestHead& head, std::string& body, Bod
     co_return false;
   }
   const size_t most = context_.options.max_total_body_bytes;
-  if (context_.body_bytes + head.content_length > most) {  // told before it sends what has no room
+  if (context_.body_bytes + head.content_length > most) {  // refused before it sends what has no room
     refusal_ = too_many_bodies(most);
     co_return false;
   }
@@ -287,13 +271,12 @@ Task<void> Connection::run_handler(const Handler& handler, ConnectionExchange& e
   }
   exchange.end_handler();
   exchange_ = nullptr;
-  std::string message = "the handler ended without an answer";
-  int status = error ? proposed_status(error, message) : 500;
+  const std::string message = error ? message_of(error) : "the handler ended without an answer";
   if (error && is_cancelled(error) && gone()) co_return;
   if (!exchange.responded()) {
-    if (status == 500)
+    Response response = error_response(request, 500, message, error);
+    if (response.status == 500)
       log::error("http {}: {} {} ({}): {}", context_.options.name, request.method, request.path, request.id, message);
-    Response response = error_response(request, status, message, error);
     co_await exchange.respond(std::move(response));
   } else if (error) {
     log::error("http {}: {} {} ({}) failed after its answer began: {}", context_.options.name, request.method,

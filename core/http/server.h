@@ -1,4 +1,4 @@
-// HTTP/1.1 server: one coroutine a connection, a strict parser of ours (request_validator.h), bounded everything.
+// HTTP/1.1 server: one coroutine per connection, a strict parser of ours (request_validator.h), bounded everything.
 // Handlers see Request and Exchange only. Runs on its own I/O thread(s); handlers must not block them (see run_on).
 #pragma once
 
@@ -44,8 +44,9 @@ class Exchange {
 };
 
 using Handler = std::function<Task<void>(Exchange&)>;
-// Turns an exception that left a handler (before it responded) into an answer; the server never writes bodies of its
-// own making except through this. `status` is the server's proposal; the exception is null for errors of the protocol.
+// Turns an exception that left a handler before it responded into an answer; the server writes no bodies of its own but
+// through this. `status` is 500 for an exception; without one (null) the fault is the protocol's and `status` belongs
+// to it.
 using ErrorResponder =
     std::function<Response(const Request&, int status, std::string_view message, std::exception_ptr)>;
 
@@ -64,7 +65,7 @@ struct ServerOptions {
   bool is_ops = false;
   // header_timeout: from the first byte of a request to the end of its headers, and the longest silence within a body.
   std::chrono::milliseconds header_timeout{10'000}, idle_timeout{75'000}, write_stall_timeout{30'000};
-  // Over a whole body or answer, beside the timeouts above: nobody holds a connection by one byte a minute.
+  // Over a whole body or answer, besides the timeouts above: no client holds a connection with one byte per minute.
   size_t min_body_bytes_per_second = 1024;
   std::string ssl_certfile, ssl_keyfile;  // both or none
 };

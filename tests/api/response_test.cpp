@@ -134,6 +134,17 @@ TEST(Choice, AppendSumsIncrements) {
   EXPECT_EQ(whole.tool_calls[1].name, "g");
 }
 
+TEST(Errors, HaveTheStatusOfTheirCode) {
+  const auto status = [](Code code) { return from_error(Error(code, "x")).status; };
+  EXPECT_EQ(status(Code::kUsage), 400);
+  EXPECT_EQ(status(Code::kInvalidArgument), 400);
+  EXPECT_EQ(status(Code::kNotFound), 404);
+  EXPECT_EQ(status(Code::kResourceExhausted), 429);
+  EXPECT_EQ(status(Code::kUnavailable), 503);
+  for (const Code code : {Code::kBadData, Code::kBadConfig, Code::kCancelled, Code::kInternal})
+    EXPECT_EQ(status(code), 500);
+}
+
 TEST(Errors, CarryTypeParamAndCode) {
   const Json bad = Json::parse(error_body(from_error(Error(Code::kInvalidArgument, "wrong \xff", "n"))));
   EXPECT_EQ(
