@@ -47,9 +47,6 @@ class PoissonArrivals {
   std::mt19937_64 rng_;
 };
 
-// Whether the host of a URL is an address of this machine: localhost, 127.0.0.0/8, ::1.
-bool is_loopback(const std::string& host);
-
 // ---------------------------------------------------------------------------------------------- measurements
 // Seconds of any number of events. Keeps at most kMax, a fair choice among all, so that memory is bounded.
 class Samples {

@@ -97,13 +97,4 @@ double PoissonArrivals::next_gap() {
   return -std::log1p(-uniform) / rate_;
 }
 
-bool is_loopback(const std::string& host) {
-  if (host == "localhost" || host == "::1") return true;
-  int parts[4], end = 0;
-  if (std::sscanf(host.c_str(), "%3d.%3d.%3d.%3d%n", &parts[0], &parts[1], &parts[2], &parts[3], &end) != 4)
-    return false;
-  return size_t(end) == host.size() && parts[0] == 127 &&
-         std::all_of(parts, parts + 4, [](int part) { return part >= 0 && part < 256; });
-}
-
 }  // namespace moectl

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cctype>
+#include <cstdio>
 #include <optional>
 #include <utility>
 
@@ -47,7 +48,7 @@ http::Response respond_to_error(const http::Request& request, int status, std::s
   return error_response(answer);
 }
 
-// All keys are compared, whatever the outcome, so that the time tells nothing.
+// All keys are compared, whatever the outcome, so that the time leaks nothing.
 bool is_one_of(const std::vector<std::string>& keys, std::string_view given) {
   bool known = false;
   for (const std::string& key : keys) known |= api::equal_constant_time(key, given);
@@ -104,7 +105,7 @@ http::Response error_response(const api::ApiError& error) {
   response.body = api::error_body(error);
   if (error.retry_after_seconds > 0)
     response.headers.emplace_back("Retry-After", std::to_string(error.retry_after_seconds));
-  // Clients repeat 5xx answers by themselves; nobody waits for this one any more.
+  // Clients repeat 5xx answers by themselves; no client waits for this one any more.
   if (error.status == 504) response.headers.emplace_back("x-should-retry", "false");
   if (error.status == 401) response.headers.emplace_back("WWW-Authenticate", "Bearer");
   return response;
@@ -180,8 +181,13 @@ http::Handler for_administrators(const Administration& administration, http::Han
 bool is_loopback(std::string_view host) {
   if (host.starts_with('[') && host.ends_with(']')) host = host.substr(1, host.size() - 2);
   if (host.starts_with("::ffff:")) host.remove_prefix(7);
-  const bool is_ipv4 = host.find_first_not_of("0123456789.") == std::string_view::npos;
-  return host == "localhost" || host == "::1" || (is_ipv4 && host.starts_with("127."));
+  if (host == "localhost" || host == "::1") return true;
+  const std::string text(host);
+  int parts[4], end = 0;
+  if (std::sscanf(text.c_str(), "%3d.%3d.%3d.%3d%n", &parts[0], &parts[1], &parts[2], &parts[3], &end) != 4)
+    return false;
+  return size_t(end) == host.size() && parts[0] == 127 &&
+         std::all_of(parts, parts + 4, [](int part) { return part >= 0 && part < 256; });
 }
 
 void add_eas_prefix(std::vector<Route>& routes) {

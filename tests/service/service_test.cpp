@@ -164,9 +164,10 @@ TEST_F(ServiceTest, PagesFromElsewhereChangeNothing) {
 }
 
 TEST(Service, LoopbackAddresses) {
-  for (const char* host : {"127.0.0.1", "127.1.2.3", "localhost", "::1", "[::1]"})
+  for (const char* host : {"127.0.0.1", "127.8.9.255", "localhost", "::1", "[::1]", "::ffff:127.0.0.1"})
     EXPECT_TRUE(is_loopback(host)) << host;
-  for (const char* host : {"0.0.0.0", "::", "10.0.0.1", "127.0.0.1.example", "example", ""})
+  for (const char* host : {"0.0.0.0", "::", "::2", "10.0.0.1", "128.0.0.1", "::ffff:10.0.0.1", "127.0.0.1.example",
+                           "localhost.example", "127.0.0", "127.0.0.256", "127.0.0.-1", "127.0.0.1 ", "example", ""})
     EXPECT_FALSE(is_loopback(host)) << host;
 }
 
