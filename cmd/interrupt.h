@@ -16,7 +16,6 @@ class Interrupt {
   Interrupt(const Interrupt&) = delete;
 
   Task<void> wait() const;  // returns when the first signal has come; one coroutine waits
-  bool happened() const { return signal_ != 0; }
 
  private:
   void watch();

@@ -47,7 +47,6 @@ void Dispatcher::set_workers(const std::vector<WorkerAddress>& addresses, TimePo
     Worker& worker = workers_.emplace_back();
     worker.id = next_id_++;
     worker.address = address;
-    policy_of(address.role)->on_worker_added(worker.id);
   }
   serve_waiting(now);
 }

@@ -48,10 +48,6 @@ Flight::~Flight() {
             assignment.why, queue_seconds * 1e3, first, seconds * 1e3, why.empty() ? "" : ": ", why);
 }
 
-double Flight::since_start_ms() const {
-  return seconds_between(start, Clock::now()) * 1e3;
-}
-
 void Flight::stage(std::string name, TimePoint begin, TimePoint end, std::string detail) {
   stages.push_back(
       {std::move(name), seconds_between(start, begin) * 1e3, seconds_between(begin, end) * 1e3, std::move(detail)});

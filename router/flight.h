@@ -1,4 +1,4 @@
-// The state of one client request in the router, and what is told of it at its end: one line in the log, one count in
+// The state of one client request in the router, and what is reported at its end: one line in the log, one count in
 // the metrics, the timeline for a client that asked. Lives in the coroutine of the request.
 #pragma once
 
@@ -16,7 +16,6 @@ struct Flight {
   ~Flight();  // counts and logs
   Flight(const Flight&) = delete;
 
-  double since_start_ms() const;
   void stage(std::string name, TimePoint start, TimePoint end, std::string detail = {});
   // The router's timeline with the worker's inside.
   std::string timeline(const std::string& inner) const;

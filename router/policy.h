@@ -33,7 +33,6 @@ class Policy {
   // What the policy knows of `worker`'s cache, for the timeline.
   virtual int cached_blocks(int /*worker*/, const std::vector<BlockHash>& /*prompt*/) const { return 0; }
   virtual void on_routed(int /*worker*/, const std::vector<BlockHash>& /*prompt*/) {}
-  virtual void on_worker_added(int /*worker*/) {}
   virtual void on_worker_removed(int /*worker*/) {}
   virtual size_t state_bytes() const { return 0; }
 };

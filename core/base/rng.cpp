@@ -1,14 +1,6 @@
 #include "core/base/rng.h"
 
 namespace moectl {
-namespace {
-
-std::array<uint32_t, 4> bits(uint64_t seed, uint64_t output_index, uint32_t draw) {
-  return philox4x32_10({draw, 0, uint32_t(output_index), uint32_t(output_index >> 32)},
-                       {uint32_t(seed), uint32_t(seed >> 32)});
-}
-
-}  // namespace
 
 std::array<uint32_t, 4> philox4x32_10(std::array<uint32_t, 4> c, std::array<uint32_t, 2> key) {
   for (int round = 0; round < 10; ++round) {
@@ -20,17 +12,9 @@ std::array<uint32_t, 4> philox4x32_10(std::array<uint32_t, 4> c, std::array<uint
   return c;
 }
 
-float uniform(uint64_t seed, uint64_t output_index, uint32_t draw) {
-  return float(bits(seed, output_index, draw)[0] >> 8) * 0x1p-24f;
-}
-
-// 23 bits here: with 24, the top value plus half a step would round up to 1.
-float uniform_open(uint64_t seed, uint64_t output_index, uint32_t draw) {
-  return (float(bits(seed, output_index, draw)[0] >> 9) + 0.5f) * 0x1p-23f;
-}
-
 double uniform_double(uint64_t seed, uint64_t output_index, uint32_t draw) {
-  const auto w = bits(seed, output_index, draw);
+  const auto w = philox4x32_10({draw, 0, uint32_t(output_index), uint32_t(output_index >> 32)},
+                               {uint32_t(seed), uint32_t(seed >> 32)});
   return double((uint64_t{w[1]} << 32 | w[0]) >> 11) * 0x1p-53;
 }
 

@@ -12,11 +12,7 @@ namespace moectl {
 std::array<uint32_t, 4> philox4x32_10(std::array<uint32_t, 4> counter, std::array<uint32_t, 2> key);
 
 // Draw number `draw` for output token `output_index`: key = seed, counter = (draw, 0, index low, index high).
-// uniform: the upper 24 bits of word 0 / 2^24, in [0, 1). uniform_open: (upper 23 bits + 1/2) / 2^23, in (0, 1).
-// uniform_double: 53 bits of words 1 and 0, in [0, 1); for inverse-CDF sampling, where 2^-24 is too coarse for rare
-// tokens.
-float uniform(uint64_t seed, uint64_t output_index, uint32_t draw);
-float uniform_open(uint64_t seed, uint64_t output_index, uint32_t draw);
+// 53 bits of words 1 and 0, in [0, 1): for inverse-CDF sampling, where 24 bits are too coarse for rare tokens.
 double uniform_double(uint64_t seed, uint64_t output_index, uint32_t draw);
 
 }  // namespace moectl

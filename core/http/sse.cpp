@@ -17,12 +17,4 @@ std::string sse_event(std::string_view data) {
   return out.append("\n");
 }
 
-std::string sse_comment(std::string_view text) {
-  std::string out = ": ";
-  out.append(text).append("\n\n");
-  std::replace_if(
-      out.begin() + 2, out.end() - 2, [](char c) { return c == '\n' || c == '\r'; }, ' ');
-  return out;
-}
-
 }  // namespace moectl::http
