@@ -1,4 +1,5 @@
-"""Checks who includes whom (docs/architecture.md, "Who may include whom") and where third-party headers are at home.
+"""Checks who includes whom and where third-party headers are at home, and that the table of folders in docs/architecture.md
+says the same.
 
 Prints FILE:LINE and the rule that an include breaks; exit status 1 when there is any.
 """
@@ -95,8 +96,28 @@ def faults_of(path, text):
             yield number, fault
 
 
+PAGE = "docs/architecture.md"
+HEADING = "## Folders and who may include whom"
+ROW = re.compile(r"^\| `([^`]+)` \|.*\|([^|]*)\|$")
+
+
+def page_faults(page, layers=LAYERS):
+    """The rows `| `folder` | ... | `folder` `folder` |` under HEADING must be those of `layers`."""
+    section = page.partition(HEADING)[2].partition("\n## ")[0]
+    rows = {found[1]: set(re.findall("`([^`]+)`", found[2])) for found in map(ROW.match, section.splitlines()) if found}
+    for layer in sorted(rows.keys() ^ layers.keys()):
+        yield f"{layer} is {'no folder of scripts/check_layers.py' if layer in rows else 'missing in the table of folders'}"
+    for layer in sorted(rows.keys() & layers.keys()):
+        allowed = {name.rstrip("/") for name in layers[layer]}
+        if rows[layer] != allowed:
+            yield f"{layer} may include {', '.join(sorted(allowed)) or 'nothing'}; the page says {', '.join(sorted(rows[layer])) or 'nothing'}"
+
+
 def main():
     faults = 0
+    for fault in page_faults((ROOT / PAGE).read_text()):
+        print(f"{PAGE}: {fault}")
+        faults += 1
     for path in source_files(".h", ".cpp", ".cu", ".cuh"):
         for number, fault in faults_of(path, (ROOT / path).read_text()):
             print(f"{path}:{number}: {fault}")
