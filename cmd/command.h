@@ -67,7 +67,7 @@ struct EndpointOptions {
   std::string url = "http://127.0.0.1:8080";  // without a path; the router's default
   std::string model;                          // sent as `model`; empty: left out, or asked for
   std::vector<std::string> api_keys;          // the first is sent. Never log or print them
-  std::chrono::seconds timeout{600};          // for the head of an answer, and between two pieces of it
+  std::chrono::seconds timeout{600};          // for the head of an answer, and between two reads of its body
   bool insecure = false;                      // accept any certificate
 };
 

@@ -1,5 +1,5 @@
 // `moectl inspect`: prints the report of core/model/inspect.h. A checkpoint that could not be served is reported all
-// the same, and then told by the exit status (65) and a line on stderr.
+// the same; then the exit status is 65, with a line on stderr.
 #include "core/model/inspect.h"
 
 #include <cstdio>

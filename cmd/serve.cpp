@@ -1,5 +1,5 @@
 // serve-decode and serve-prefill, one code: binds, loads, serves, and goes down in order. The main thread waits for
-// signals and watches the engine; loading runs beside it so that Ctrl-C works at any time.
+// signals and watches the engine; loading runs on another thread so that Ctrl-C works at any time.
 #include <chrono>
 #include <future>
 #include <optional>
@@ -47,7 +47,7 @@ void load(WorkerService& service, EngineConfig config, Shutdown& shutdown) {
   progress.finish();
 }
 
-// Until a signal comes (returned) or the engine fails (thrown, when the open requests have been told).
+// Until a signal comes (returned) or the engine fails (thrown, when the open requests have their error answers).
 int wait_for_end(WorkerService& service, Shutdown& shutdown) {
   for (;;) {
     if (const auto signal = shutdown.wait(milliseconds(250))) return *signal;

@@ -1,4 +1,4 @@
-// SIGINT and SIGTERM for commands that serve until they are told to end: taken one by one by the main thread.
+// SIGINT and SIGTERM for commands that run until a signal ends them: taken one by one by the main thread.
 #pragma once
 
 #include <pthread.h>

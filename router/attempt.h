@@ -18,7 +18,7 @@ enum class Forwarding {
   kPlain,     // no body
 };
 
-// The client may leave at any time: what waits then is told.
+// The client may leave at any time: this cancels the wait for a queue decision or for the worker.
 struct Departure {
   bool gone = false;
   std::shared_ptr<http::Cancellation> sending;
@@ -45,7 +45,7 @@ struct AttemptOutcome {
   http::Response response;  // what the client gets when no other worker can do it
 };
 
-// Gives the workers of flight.assignment back, whatever happens. Throws Error{kCancelled} when the client has left.
+// Releases the workers of flight.assignment, whatever happens. Throws Error{kCancelled} when the client has left.
 Task<AttemptOutcome> attempt(Flight& flight, http::Exchange& exchange, Forwarding forwarding,
                              std::shared_ptr<Departure> departure, Progress& progress);
 

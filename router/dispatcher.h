@@ -59,7 +59,7 @@ using Ticket = uint64_t;
 // What the end of a request says about its worker.
 enum class Outcome {
   kSuccess,  // it answered, be it with a refusal of the request
-  kFailure,  // it failed this request and goes on
+  kFailure,  // it failed this request and keeps running
   kEnded,    // it ended; all requests that it had say so, and count once
   kNeutral,  // nothing: the client left, it was busy
 };
@@ -79,7 +79,7 @@ class Dispatcher {
  public:
   explicit Dispatcher(DispatcherOptions options);
 
-  // Workers that are new get an id; those no longer named take nothing more, what runs on them goes on.
+  // Workers that are new get an id; those no longer named take nothing more; requests that run on them finish.
   void set_workers(const std::vector<WorkerAddress>& addresses, TimePoint now);
   std::vector<std::pair<int, WorkerAddress>> workers() const;
   bool has_worker(int id) const;
@@ -95,8 +95,8 @@ class Dispatcher {
   // `unhealthy` is called with the reason when the decode worker of this lease turns out to be unhealthy, now or later,
   // until finished(). From any thread, under the dispatcher's lock: it must not call back.
   void watch(const Assignment& assignment, std::function<void(const std::string& reason)> unhealthy);
-  // The first text has come: the prefill worker is free again, and the decode worker takes others beside a request that
-  // had to be alone. Once.
+  // The first text has come: the prefill worker is free again, and the decode worker takes others next to a request
+  // that had to be alone. Once.
   void first_text(Assignment& assignment, TimePoint now);
   // The request has left the worker, which until its next probe is taken for unhealthy when `out_because` says why.
   // Returns whether the worker had no other request of this router.

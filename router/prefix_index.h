@@ -1,5 +1,5 @@
 // Which workers have seen the beginning of a prompt. The router does not tokenise: prompts are cut into blocks of
-// bytes, and each block's hash covers everything before it. Bounded: the blocks used longest ago are forgotten. Not
+// bytes, and each block's hash covers everything before it. Bounded: the blocks used longest ago are evicted. Not
 // thread-safe.
 #pragma once
 

@@ -10,7 +10,7 @@
 namespace moectl::router {
 namespace {
 
-// A request that must be tried alone waits so long for a worker that has nothing else, then goes in company.
+// A request that must be tried alone waits so long for an idle worker, then shares one.
 constexpr std::chrono::seconds kWaitAlone{5};
 
 http::Response unavailable(std::string message) {

@@ -25,7 +25,7 @@ class Quarantine {
   enum class Standing {
     kClear,
     kSuspect,      // workers ended with it and its neighbors: the next attempt goes to a worker that has nothing else
-    kQuarantined,  // to nobody, for kDuration
+    kQuarantined,  // given to no worker, for kDuration
   };
 
   // Hash of a request body.

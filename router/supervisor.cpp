@@ -38,7 +38,7 @@ Supervisor::Supervisor(std::vector<SupervisedInstance> instances, SupervisorOpti
 
 void Supervisor::ready(int index, TimePoint now) {
   SupervisedInstance& instance = instances_[size_t(index)];
-  if (instance.state != InstanceState::kStarting) return;  // it was told to end meanwhile
+  if (instance.state != InstanceState::kStarting) return;  // it is being stopped
   instance.state = InstanceState::kReady;
   instance.was_ready = true;
   instance.ready_at = now;

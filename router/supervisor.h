@@ -1,5 +1,5 @@
-// What to do about the processes of a deployment: which to start, which to end, when to try again. Pure decisions: it
-// is told what happened and what time it is, and answers with actions; it starts, signals and waits for nothing. Not
+// What to do about the processes of a deployment: which to start, which to end, when to try again. Pure decisions:
+// events and the time come in, actions go out; it starts, signals and waits for nothing itself. Not
 // thread-safe; its owner (cmd/deploy/supervise.cpp) calls it from one thread.
 #pragma once
 
@@ -17,14 +17,14 @@ enum class InstanceState {
   kReady,
   kUnhealthy,  // its process runs and was ready, and cannot do its work now: no answer, or it says so itself
   kBackoff,    // its process ended; it is started again at retry_at
-  kStopping,   // told to end
+  kStopping,   // has got SIGTERM
   kStopped,    // no process, and none will be started
 };
 std::string_view name_of(InstanceState state);
 
 struct SupervisorOptions {
   std::chrono::milliseconds first_backoff{500}, max_backoff{30'000};
-  std::chrono::milliseconds stable_after{60'000};       // ready for so long: its failures are forgotten
+  std::chrono::milliseconds stable_after{60'000};       // ready for so long: its failures count no more
   std::chrono::milliseconds start_timeout{600'000};     // not ready by then: killed and tried again
   std::chrono::milliseconds unhealthy_timeout{30'000};  // failed probes for so long: killed and started again
   // No probe for so long: the supervisor itself was stopped, or the machine slept; what came before proves nothing.

@@ -1,7 +1,7 @@
-// `moectl bench engine`: made-up prompts through the engine, without a server, of a checkpoint or of made-up weights of
-// a published shape. Every level of concurrency runs the same requests first, so their hashes must agree where results
-// do not depend on company: the benchmark is an exactness test too. Beside the speed stands the machine's own limit,
-// measured in the same run: a decode step reads every active weight once, so read bandwidth bounds it.
+// `moectl bench engine`: synthetic prompts through the engine, without a server, for a checkpoint or for synthetic
+// weights of a published shape. Every level of concurrency runs the same requests first, so their hashes must agree
+// where results are batch-invariant: the benchmark is an exactness test too. The machine's own limit is measured in the
+// same run: a decode step reads every active weight once, so read bandwidth bounds it.
 #include <fmt/format.h>
 #include <unistd.h>
 
@@ -110,7 +110,7 @@ double median(std::vector<double> values) {
   return values[values.size() / 2];
 }
 
-// Prompt tokens a second with one request in flight: prompts that ask for a single token.
+// Prompt tokens per second with one request in flight: prompts that ask for a single token.
 double prefill_rate(Engine& engine, const std::vector<std::vector<int32_t>>& prompts) {
   ProgressBar bar("prefill", ProgressBar::Unit::kCount);
   std::vector<double> rates;
@@ -120,8 +120,8 @@ double prefill_rate(Engine& engine, const std::vector<std::vector<int32_t>>& pro
   return median(rates);
 }
 
-// Tokens a second from the moment when the last of the first `concurrency` requests has its first token until the first
-// request ends: nothing but decode steps of so many rows.
+// Tokens per second from the moment when the last of the first `concurrency` requests has its first token until the
+// first request ends: nothing but decode steps of so many rows.
 double decode_rate(const std::vector<Answer>& answers, size_t concurrency) {
   if (answers.size() < concurrency) return 0;
   auto begin = answers[0].times.front(), end = answers[0].last;
@@ -178,8 +178,8 @@ int64_t resident_bytes() {
   return resident * sysconf(_SC_PAGESIZE);
 }
 
-// Requests of each level: as many as were asked for; else twice the largest concurrency, or, of made-up weights, where
-// levels may be far apart, one wave.
+// Requests of each level: as many as were asked for; else twice the largest concurrency, or one wave for synthetic
+// weights, where levels may differ by orders of magnitude.
 std::vector<int> requests_of_levels(const BenchLoad& load, bool made_up) {
   const int largest = *std::max_element(load.concurrency.begin(), load.concurrency.end());
   std::vector<int> counts;
@@ -194,7 +194,7 @@ struct Summary {
   int ep_size = 0, threads = 0;
   double load_seconds = 0, prefill_tokens_per_second = 0, read_bytes_per_second = 0, bytes_per_token = 0;
   int64_t idle_bytes = 0;
-  bool on_gpu = false, exact = false, equal = false;  // exact: company may change no bit
+  bool on_gpu = false, exact = false, equal = false;  // exact: results are batch-invariant
   std::vector<Level> levels;
 };
 

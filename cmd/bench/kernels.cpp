@@ -1,4 +1,4 @@
-// `moectl bench kernels`: every kernel at the sizes of published models, beside the machine's roofs and a library's
+// `moectl bench kernels`: every kernel at the sizes of published models, with the machine's roofs and a library's
 // time for the same work. What is timed and how stands behind kernels/bench_kernels.h; this prints it.
 #include "kernels/bench_kernels.h"
 

@@ -11,7 +11,7 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-constexpr size_t kMaxKinds = 32;                                   // of errors told apart
+constexpr size_t kMaxKinds = 32;                                   // of errors that are counted separately
 constexpr size_t kMaxBins = size_t(86400 / BenchLevel::kTimeBin);  // a day
 
 struct Row {

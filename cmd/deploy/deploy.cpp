@@ -126,7 +126,7 @@ pid_t start_supervisor(const DeployPlan& plan, const std::string& folder, int lo
   const int null = ::open("/dev/null", O_RDONLY);
   const int log = ::open((folder + "/logs/supervisor.log").c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0600);
   ::dup2(null, 0), ::dup2(log, 1), ::dup2(log, 2);
-  // Of what the command was started with only the lock stays: somebody may wait for the end of a pipe.
+  // Only the lock stays open of the descriptors of the command: a reader may wait for the end of a pipe.
   if (lock > 3) ::close_range(3, unsigned(lock) - 1, 0);
   ::close_range(unsigned(lock) + 1, ~0u, 0);
   int code = 1;
@@ -140,7 +140,7 @@ pid_t start_supervisor(const DeployPlan& plan, const std::string& folder, int lo
 }
 
 // ---------------------------------------------------------------------------------------------- waiting
-// One line an instance, drawn again in place on a terminal; a line for each change elsewhere.
+// One line per instance, drawn again in place on a terminal; a line for each change elsewhere.
 class StartProgress {
  public:
   StartProgress() : live_(isatty(STDERR_FILENO)), start_(Clock::now()) {}

@@ -82,7 +82,7 @@ void LogWriter::line(std::string_view text) {
   put(text);
 }
 
-// A log that cannot be written (a full disk) is lost; the deployment goes on.
+// A log that cannot be written (a full disk) is lost; the deployment keeps running.
 void LogWriter::put(std::string_view text) {
   if (fd_ < 0) open();
   if (fd_ < 0) return;

@@ -1,4 +1,4 @@
-// Logs of a deployment's instances. The supervisor writes each line with the time it came; readers take them apart
+// Logs of a deployment's instances. The supervisor writes each line with the time it came; readers split the two
 // again. A log is two files of bounded size; that of the process before the last start is kept as `.previous`.
 #pragma once
 
@@ -16,7 +16,7 @@ inline constexpr size_t kMaxLogLine = 16 << 10;  // longer ones are broken
 // logs/decode-0.log, logs/decode-0.previous.log; the older half of a log has ".1" behind.
 std::string log_path(const std::string& folder, const std::string& instance, bool previous);
 
-// Of one process. Takes what it wrote piece by piece. Supervisor's thread.
+// Of one process. Takes its output in chunks of any size. Supervisor's thread.
 class LogWriter {
  public:
   // Moves the log of the process before to `.previous`.

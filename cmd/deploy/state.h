@@ -64,7 +64,7 @@ void write_state(const std::string& folder, const DeployState& state);
 std::optional<DeployState> read_state(const std::string& folder);  // nullopt: there is none. Throws Error{kBadData}
 std::string state_json(const DeployState& state);
 
-// Writes beside and renames; what could not be written whole is removed. Throws Error{kUnavailable}.
+// Writes a temporary file and renames it; what could not be written whole is removed. Throws Error{kUnavailable}.
 void write_file_atomically(const std::string& path, std::string_view text, int mode);
 
 int64_t unix_ms();

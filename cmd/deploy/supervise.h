@@ -8,7 +8,7 @@
 
 namespace moectl {
 
-// Runs the deployment until it is told to end: SIGTERM or SIGINT in order, a second one at once. Called in a process of
+// Runs the deployment until SIGTERM or SIGINT ends it in order, or a second one at once. Called in a process of
 // its own that holds the lock of the folder. Returns the exit status.
 int supervise(const DeployPlan& plan, const std::string& folder, const std::string& program);
 

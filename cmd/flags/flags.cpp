@@ -140,7 +140,7 @@ Given read_environment(const Command& command, const Environment& environment, s
       auto it = environment.find(name);
       if (it == environment.end() || it->second.empty() || !flag.belongs_to(command.name) || has(given, flag.name))
         continue;
-      // Kubernetes sets MOECTL_PORT=tcp://10.0.0.1:8000 in pods beside a service named moectl: not meant for us.
+      // Kubernetes sets MOECTL_PORT=tcp://10.0.0.1:8000 in pods of a namespace with a service named moectl: not a port.
       if (it->second.starts_with("tcp://") || it->second.starts_with("udp://")) continue;
       const bool any_means_yes = flag.is_switch() && !name.starts_with("MOECTL_");  // NO_COLOR
       const std::string text(any_means_yes ? "true" : it->second);

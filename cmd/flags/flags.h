@@ -87,7 +87,7 @@ struct Flag {
   std::vector<std::pair<std::string_view, std::string_view>> synonyms = {};  // other spellings and their choices
   int64_t min = 0, max = INT32_MAX;                                          // of numbers, seconds and bytes
   std::string_view shown_default = {};             // in place of the printed default ("one a core")
-  std::vector<std::string_view> environment = {};  // names beside MOECTL_<FLAG>
+  std::vector<std::string_view> environment = {};  // names besides MOECTL_<FLAG>
   Sources sources = Sources::kAll;
   Completes completes = Completes::kNothing;
   bool negatable = false;   // a switch that is on by default: --no-<name> exists

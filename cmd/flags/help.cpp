@@ -1,4 +1,4 @@
-// --help, --version and the pieces of text that the man pages share with them. 100 columns, plain text.
+// --help, --version and the text that the man pages share with them. 100 columns, plain text.
 #include <fmt/format.h>
 #include <algorithm>
 

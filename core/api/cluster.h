@@ -1,4 +1,4 @@
-// What the router and the workers say to each other beside the OpenAI API: signed request headers, SSE comments with
+// What the router and the workers exchange besides the OpenAI API: signed request headers, SSE comments with
 // token ids, the timeline, and the load report. Both sides use these functions and no other spelling. docs/pd.md and
 // docs/router.md explain them.
 #pragma once

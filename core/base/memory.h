@@ -6,10 +6,10 @@
 
 namespace moectl {
 
-// Bytes; INT64_MAX where the system does not tell.
+// Bytes; INT64_MAX where the system does not say.
 int64_t available_memory_bytes();
 
-// Bytes a second that `num_threads` threads read from memory, best of five passes over more than any cache holds.
+// Bytes per second that `num_threads` threads read from memory, best of five passes over more than any cache holds.
 double memory_read_bandwidth(int num_threads);
 
 }  // namespace moectl

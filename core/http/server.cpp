@@ -226,8 +226,8 @@ Task<void> ServerImpl::accept_connections() {
     bool slot = co_await wait_for_slot();
     if (!slot) break;
     boost::system::error_code ec;
-    // accept() wants a descriptor before it looks for a client: asked only when one waits, or EMFILE would evict for
-    // nobody.
+    // accept() wants a descriptor before it looks for a client: asked only when one waits, or EMFILE would evict an
+    // idle connection for no client.
     co_await acceptor_.async_wait(tcp::acceptor::wait_read, asio::redirect_error(asio::use_awaitable, ec));
     if (context_.draining || !acceptor_.is_open()) break;
     asio::any_io_executor strand = asio::make_strand(io_);

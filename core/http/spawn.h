@@ -1,4 +1,4 @@
-// Coroutines beside each other, without Asio's own vocabulary: start one, wait for many, a thread that runs them.
+// Concurrent coroutines, without Asio's own vocabulary: start one, wait for many, a thread that runs them.
 #pragma once
 
 #include <memory>

@@ -14,7 +14,7 @@
 
 namespace moectl {
 
-// Tokens of a stream that wait for its client, as they are in memory: 40 bytes a token, 200 with 20 logprobs.
+// Tokens of a stream that wait for its client, as they are in memory: 40 bytes per token, 200 with 20 logprobs.
 inline constexpr size_t kMaxUnsentBytes = 512u << 10;
 
 struct Increment {

@@ -38,7 +38,7 @@ struct Instance {
   const int64_t started =
       std::chrono::duration_cast<std::chrono::seconds>(std::chrono::system_clock::now().time_since_epoch()).count();
   ServiceMetrics metrics;
-  // Reads, renders and tokenises: work that would stall the I/O thread.
+  // Reads, renders and tokenizes: work that would stall the I/O thread.
   WorkerPool pool{2};
   // Large jobs use one of the pool's threads at a time (prepare.h), so small ones never wait behind them.
   Admission large_jobs{large_job_admission()};
@@ -58,7 +58,7 @@ struct Instance {
   bool serves(std::string_view model) const { return model.empty() || model == options.served_model_name; }
 };
 
-// Takes no new requests from now on; running ones go on. Nothing happens unless the instance is ready.
+// Takes no new requests from now on; running ones finish. Nothing happens unless the instance is ready.
 void start_draining(Instance& instance);
 // Takes requests again, unless the process is about to end (false).
 bool stop_draining(Instance& instance);

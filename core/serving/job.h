@@ -1,5 +1,5 @@
-// Job: a generation request, ready for the engine. Making one is the slow part of a request before the engine (reading,
-// rendering, tokenising) and runs on the worker pool.
+// Job: a generation request, ready for the engine. Making one is the slow part of a request before the engine
+// (reading, rendering, tokenizing) and runs on the worker pool.
 #pragma once
 
 #include <optional>

@@ -1,4 +1,4 @@
-// What a generation request says beside its body: who asks, how long it may take, which prefill workers may help.
+// What a generation request carries besides its body: the client, how long it may take, which prefill workers may help.
 // Headers of the router count only when they are signed (core/api/cluster.h). Pure; runs on the worker pool, because a
 // signature covers the body.
 #pragma once

@@ -30,7 +30,7 @@ class WorkerService {
   std::optional<std::string> kv_endpoint() const;  // prefill role, after load(): "127.0.0.1:9100"
   const ModelInfo& model_info() const;             // after load()
 
-  // No new requests; /readiness says 503, running streams and transfers go on.
+  // No new requests; /readiness says 503, running streams and transfers continue.
   void drain();
   int num_in_flight() const;  // requests and transfers
   // Why the engine ended; new requests get 503 from then on. nullopt: it runs.
