@@ -93,9 +93,9 @@ class Screen {
   std::string section_;
 };
 
-class Exchange {
+class RequestRun {
  public:
-  Exchange(const DebugRequestOptions& options, const DebugRequest& request, Screen& screen, DebugOutcome& outcome)
+  RequestRun(const DebugRequestOptions& options, const DebugRequest& request, Screen& screen, DebugOutcome& outcome)
       : options_(options), request_(request), screen_(screen), outcome_(outcome) {}
 
   Task<void> run(const Interrupt& interrupt) {
@@ -236,7 +236,7 @@ int debug_request(const DebugRequestOptions& options) {
   Screen screen(options.common);
   screen.request(request);
   DebugOutcome outcome;
-  Exchange exchange(options, request, screen, outcome);
+  RequestRun exchange(options, request, screen, outcome);
   int code = 1;
   try {
     http::run_blocking(exchange.run(interrupt));

@@ -35,7 +35,7 @@ Interrupt::~Interrupt() {
 }
 
 Task<void> Interrupt::wait() const {
-  Channel<int> taken = taken_;
+  AsyncQueue<int> taken = taken_;
   co_await taken.pop();
 }
 

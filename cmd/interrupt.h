@@ -23,7 +23,7 @@ class Interrupt {
   int signals_ = -1, stop_ = -1;  // signalfd, eventfd
   sigset_t before_;
   std::atomic<int> signal_{0};
-  Channel<int> taken_;
+  AsyncQueue<int> taken_;
   std::thread thread_;
 };
 

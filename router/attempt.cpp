@@ -132,7 +132,7 @@ struct Ended {
 // Passes one answer of a worker on. A reader of the worker's connection; attempt() classifies its failures.
 class Relay {
  public:
-  Relay(Flight& flight, http::Exchange& exchange, http::ClientResponse& worker, Lease& lease, Progress& progress,
+  Relay(Flight& flight, http::Exchange& exchange, http::ClientResponse& worker, Lease& lease, AnswerProgress& progress,
         Forwarding forwarding)
       : flight_(flight),
         exchange_(exchange),
@@ -255,7 +255,7 @@ class Relay {
   http::Exchange& exchange_;
   http::ClientResponse& worker_;
   Lease& lease_;
-  Progress& progress_;
+  AnswerProgress& progress_;
   const Forwarding forwarding_;
   TimePoint sent_;
 };
@@ -328,7 +328,7 @@ Task<void> answer(Flight& flight, http::Exchange& exchange, http::Response respo
   co_await exchange.respond(std::move(response));
 }
 
-Task<void> break_off(Flight& flight, http::Exchange& exchange, const Progress& progress, std::string error_object,
+Task<void> break_off(Flight& flight, http::Exchange& exchange, const AnswerProgress& progress, std::string error_object,
                      std::string message) {
   flight.status = 200;
   flight.outcome = RequestOutcome::kFailed;
@@ -341,7 +341,7 @@ Task<void> break_off(Flight& flight, http::Exchange& exchange, const Progress& p
 }
 
 Task<AttemptOutcome> attempt(Flight& flight, http::Exchange& exchange, Forwarding forwarding,
-                             std::shared_ptr<Departure> departure, Progress& progress) {
+                             std::shared_ptr<Departure> departure, AnswerProgress& progress) {
   RouterContext& context = flight.context;
   Lease lease(context.dispatcher, flight.assignment);
   const WorkerLife life = flight.assignment.decode;

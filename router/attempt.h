@@ -22,7 +22,7 @@ enum class Forwarding {
 struct Departure {
   bool gone = false;
   std::shared_ptr<http::Cancellation> sending;
-  Channel<std::optional<RouteResult>>* queued = nullptr;
+  AsyncQueue<std::optional<RouteResult>>* queued = nullptr;
 
   void leave() {
     gone = true;
@@ -32,7 +32,7 @@ struct Departure {
 };
 
 // What the client has got of its answer so far; outlives an attempt that failed before the first text.
-struct Progress {
+struct AnswerProgress {
   bool started = false;     // the head is with the client
   bool has_text = false;    // and part of the answer: no other worker can begin anew
   bool amid_event = false;  // and part of an event
@@ -47,11 +47,11 @@ struct AttemptOutcome {
 
 // Releases the workers of flight.assignment, whatever happens. Throws Error{kCancelled} when the client has left.
 Task<AttemptOutcome> attempt(Flight& flight, http::Exchange& exchange, Forwarding forwarding,
-                             std::shared_ptr<Departure> departure, Progress& progress);
+                             std::shared_ptr<Departure> departure, AnswerProgress& progress);
 
 // Ends a stream or an answer that cannot be completed: an error event where one can be read, and a close. Never a clean
 // end.
-Task<void> break_off(Flight& flight, http::Exchange& exchange, const Progress& progress, std::string error_object,
+Task<void> break_off(Flight& flight, http::Exchange& exchange, const AnswerProgress& progress, std::string error_object,
                      std::string message);
 
 Task<void> answer(Flight& flight, http::Exchange& exchange, http::Response response, RequestOutcome outcome);

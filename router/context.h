@@ -24,7 +24,7 @@ struct RouterContext {
   RouterMetrics metrics;
   Quarantine quarantine;
   std::unique_ptr<http::Client> client = http::Client::create();
-  WorkerPool pool{1};                  // reads large bodies and answers
+  CpuPool pool{1};                     // reads large bodies and answers
   std::function<void(int)> probe_now;  // asks a worker for its load before its turn; set before the servers start
   std::string url;                     // of the data port
   std::atomic<int> in_flight{0};

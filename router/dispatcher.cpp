@@ -179,7 +179,7 @@ Assignment Dispatcher::assign(const RouteRequest& request, std::vector<Worker*> 
                               TimePoint now) {
   std::vector<PolicyWorker> workers;
   for (const Worker* worker : eligible) workers.push_back(for_policy(*worker));
-  const Choice choice = decode_policy_->choose(workers, request.prompt);
+  const PolicyChoice choice = decode_policy_->choose(workers, request.prompt);
   Worker& decode = *eligible[choice.index];
   for (api::Candidate& c : assignment.decode_candidates) {
     const auto same = [&](const Worker* w) { return w->address.url == c.worker; };
@@ -221,7 +221,7 @@ void Dispatcher::choose_prefill(const RouteRequest& request, const Worker& decod
   while (!eligible.empty() && assignment.prefill_endpoints.size() < kMaxPrefillWorkers) {
     std::vector<PolicyWorker> workers;
     for (const Worker* worker : eligible) workers.push_back(for_policy(*worker));
-    const Choice choice = prefill_policy_->choose(workers, request.prompt);
+    const PolicyChoice choice = prefill_policy_->choose(workers, request.prompt);
     Worker& worker = *eligible[choice.index];
     const bool first = assignment.prefill_endpoints.empty();
     assignment.prefill_endpoints.push_back(worker.report.kv_endpoint);

@@ -27,7 +27,7 @@ size_t least(Workers workers, uint64_t turn, Load load) {
 
 class LeastRequest final : public Policy {
  public:
-  Choice choose(Workers workers, const Prompt&) override {
+  PolicyChoice choose(Workers workers, const Prompt&) override {
     const size_t i = least(workers, turn_++, [](const PolicyWorker& w) { return std::pair(w.requests, w.tokens); });
     return {i, fmt::format("least requests: {:.0f}", workers[i].requests)};
   }
@@ -38,7 +38,7 @@ class LeastRequest final : public Policy {
 
 class LeastToken final : public Policy {
  public:
-  Choice choose(Workers workers, const Prompt&) override {
+  PolicyChoice choose(Workers workers, const Prompt&) override {
     const size_t i = least(workers, turn_++, [](const PolicyWorker& w) { return std::pair(w.tokens, w.requests); });
     return {i, fmt::format("least tokens: {:.0f}", workers[i].tokens)};
   }
@@ -49,7 +49,7 @@ class LeastToken final : public Policy {
 
 class RoundRobin final : public Policy {
  public:
-  Choice choose(Workers workers, const Prompt&) override { return {turn_++ % workers.size(), "its turn"}; }
+  PolicyChoice choose(Workers workers, const Prompt&) override { return {turn_++ % workers.size(), "its turn"}; }
 
  private:
   uint64_t turn_ = 0;
@@ -68,7 +68,7 @@ class Draw {
 class Random final : public Policy {
  public:
   explicit Random(uint64_t seed) : draw_(seed) {}
-  Choice choose(Workers workers, const Prompt&) override { return {draw_.below(workers.size()), "drawn"}; }
+  PolicyChoice choose(Workers workers, const Prompt&) override { return {draw_.below(workers.size()), "drawn"}; }
 
  private:
   Draw draw_;
@@ -77,7 +77,7 @@ class Random final : public Policy {
 class PowerOfTwo final : public Policy {
  public:
   explicit PowerOfTwo(uint64_t seed) : draw_(seed) {}
-  Choice choose(Workers workers, const Prompt&) override {
+  PolicyChoice choose(Workers workers, const Prompt&) override {
     const size_t a = draw_.below(workers.size());
     if (workers.size() == 1) return {a, "the only one"};
     size_t b = draw_.below(workers.size() - 1);
@@ -95,7 +95,7 @@ class PrefixCache final : public Policy {
   explicit PrefixCache(const PolicyOptions& options)
       : tolerance_(options.prefix_cache_load_tolerance), index_(options.max_prefix_blocks) {}
 
-  Choice choose(Workers workers, const Prompt& prompt) override {
+  PolicyChoice choose(Workers workers, const Prompt& prompt) override {
     double mean = 0;
     for (const PolicyWorker& w : workers) mean += w.tokens / double(workers.size());
     // Best by (blocks, then less load).
@@ -108,7 +108,7 @@ class PrefixCache final : public Policy {
     }
     if (blocks > 0 && workers[hit].tokens <= mean * (1 + tolerance_))
       return {hit, fmt::format("longest prefix: {} of {} blocks", blocks, prompt.size()), blocks};
-    Choice choice = fallback_.choose(workers, prompt);
+    PolicyChoice choice = fallback_.choose(workers, prompt);
     choice.cached_blocks = index_.match(prompt, workers[choice.index].id);
     if (blocks > 0)
       choice.why += fmt::format("; a prefix of {} blocks passed over, its worker has {:.0f} tokens, the mean is {:.0f}",

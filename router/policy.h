@@ -19,7 +19,7 @@ struct PolicyWorker {
   double requests = 0, tokens = 0;  // on it now
 };
 
-struct Choice {
+struct PolicyChoice {
   size_t index = 0;       // into the workers
   std::string why;        // "longest prefix: 12 of 14 blocks"
   int cached_blocks = 0;  // that the chosen one has
@@ -29,7 +29,7 @@ class Policy {
  public:
   virtual ~Policy() = default;
   // `workers` is not empty; they are in the order of configuration.
-  virtual Choice choose(std::span<const PolicyWorker> workers, const std::vector<BlockHash>& prompt) = 0;
+  virtual PolicyChoice choose(std::span<const PolicyWorker> workers, const std::vector<BlockHash>& prompt) = 0;
   // What the policy knows of `worker`'s cache, for the timeline.
   virtual int cached_blocks(int /*worker*/, const std::vector<BlockHash>& /*prompt*/) const { return 0; }
   virtual void on_routed(int /*worker*/, const std::vector<BlockHash>& /*prompt*/) {}

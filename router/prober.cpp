@@ -108,7 +108,7 @@ bool Prober::is_new(int id) {
 
 Task<void> Prober::watch(int id, WorkerAddress address) {
   while (context_.dispatcher.has_worker(id)) {
-    Channel<bool> wake = begin_probe(id);
+    AsyncQueue<bool> wake = begin_probe(id);
     ProbeResult probe;
     probe.started = Clock::now();
     bool ours = false;  // the failure is this process's
@@ -137,7 +137,7 @@ Task<void> Prober::watch(int id, WorkerAddress address) {
   watched_.erase(id);
 }
 
-Channel<bool> Prober::begin_probe(int id) {
+AsyncQueue<bool> Prober::begin_probe(int id) {
   std::lock_guard lock(mutex_);
   Wake& wake = watched_[id];
   wake.pending = false;

@@ -24,7 +24,7 @@ class Prober {
   Task<void> supervise();
   Task<void> watch(int id, WorkerAddress address);
   bool is_new(int id);
-  Channel<bool> begin_probe(int id);
+  AsyncQueue<bool> begin_probe(int id);
   void read_file_again();
   std::string file_stamp() const;
 
@@ -32,7 +32,7 @@ class Prober {
   std::string stamp_;  // of the workers file as it was read last
   std::mutex mutex_;
   struct Wake {
-    Channel<bool> channel;
+    AsyncQueue<bool> channel;
     bool pending = false;
   };
   std::map<int, Wake> watched_;  // by worker

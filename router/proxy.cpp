@@ -44,7 +44,7 @@ http::Response refusal_response(const RouteRefusal& refusal, const ClientCall& c
 
 // Waits for a decision; nullopt: none came within `patience`, or the client has left (departure->gone).
 Task<std::optional<RouteResult>> wait_in_queue(Flight& flight, Ticket ticket,
-                                               Channel<std::optional<RouteResult>>& decisions,
+                                               AsyncQueue<std::optional<RouteResult>>& decisions,
                                                std::shared_ptr<Departure> departure, Clock::duration patience) {
   Dispatcher& dispatcher = flight.context.dispatcher;
   const TimePoint asked = Clock::now();
@@ -82,7 +82,7 @@ Task<RouteResult> route(Flight& flight, Forwarding forwarding, std::shared_ptr<D
   request.alone = alone;
   const std::chrono::seconds queue_timeout = flight.context.options.queue_timeout;
   for (;;) {
-    Channel<std::optional<RouteResult>> decisions;
+    AsyncQueue<std::optional<RouteResult>> decisions;
     auto decided = [decisions](RouteResult result) mutable { decisions.push(std::move(result)); };
     auto submitted = flight.context.dispatcher.submit(request, std::move(decided), Clock::now());
     if (auto* assignment = std::get_if<Assignment>(&submitted)) co_return RouteResult(std::move(*assignment));
@@ -101,7 +101,7 @@ Task<RouteResult> route(Flight& flight, Forwarding forwarding, std::shared_ptr<D
 // ------------------------------------------------------------------------------------------------ the whole way
 
 // No worker is left to try.
-Task<void> give_up(Flight& flight, http::Exchange& exchange, http::Response response, const Progress& progress,
+Task<void> give_up(Flight& flight, http::Exchange& exchange, http::Response response, const AnswerProgress& progress,
                    std::string message) {
   if (progress.started) {
     co_await break_off(flight, exchange, progress, std::move(response.body), std::move(message));
@@ -135,7 +135,7 @@ Task<void> fly(Flight& flight, http::Exchange& exchange, Forwarding forwarding) 
   co_await read_client(flight, forwarding);
   std::set<WorkerLife> tried;
   std::optional<WorkerLife> unproven;  // it answered with an internal error: its fault, or the request's?
-  Progress progress;
+  AnswerProgress progress;
   AttemptOutcome last;
   for (flight.attempt = 1; flight.attempt <= 1 + context.options.max_retries; ++flight.attempt) {
     const Quarantine::Standing standing = forwarding == Forwarding::kGenerate

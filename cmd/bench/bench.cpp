@@ -35,7 +35,7 @@ struct Hash {
   }
 };
 
-struct Answer {
+struct BenchAnswer {
   std::vector<int32_t> ids;
   std::vector<Clock::time_point> times;  // of each id
   Clock::time_point submitted, last;
@@ -62,9 +62,9 @@ std::vector<std::vector<int32_t>> make_prompts(int count, int length, int32_t vo
 }
 
 // Keeps `concurrency` requests in flight until all prompts are answered.
-std::vector<Answer> answer_all(Engine& engine, const std::vector<std::vector<int32_t>>& prompts, int concurrency,
-                               int output_len, ProgressBar& bar) {
-  std::vector<Answer> answers(prompts.size());
+std::vector<BenchAnswer> answer_all(Engine& engine, const std::vector<std::vector<int32_t>>& prompts, int concurrency,
+                                    int output_len, ProgressBar& bar) {
+  std::vector<BenchAnswer> answers(prompts.size());
   std::mutex mutex;
   std::condition_variable changed;
   size_t in_flight = 0, done = 0;
@@ -83,7 +83,7 @@ std::vector<Answer> answer_all(Engine& engine, const std::vector<std::vector<int
     answers[i].submitted = Clock::now();
     engine.submit(std::move(request), [&, i](GenerateOutput&& out) {
       std::lock_guard lock(mutex);
-      Answer& a = answers[i];
+      BenchAnswer& a = answers[i];
       for (const auto& token : out.tokens) {
         a.times.push_back(Clock::now());
         a.ids.push_back(token.id);
@@ -99,7 +99,7 @@ std::vector<Answer> answer_all(Engine& engine, const std::vector<std::vector<int
   }
   std::unique_lock lock(mutex);
   changed.wait(lock, [&] { return done == prompts.size(); });
-  for (const Answer& a : answers)
+  for (const BenchAnswer& a : answers)
     if (!a.error.empty()) throw Error(Code::kInternal, "a benchmark request failed: " + a.error);
   return answers;
 }
@@ -114,7 +114,7 @@ double median(std::vector<double> values) {
 double prefill_rate(Engine& engine, const std::vector<std::vector<int32_t>>& prompts) {
   ProgressBar bar("prefill", ProgressBar::Unit::kCount);
   std::vector<double> rates;
-  for (const Answer& a : answer_all(engine, prompts, 1, 1, bar))
+  for (const BenchAnswer& a : answer_all(engine, prompts, 1, 1, bar))
     rates.push_back(double(prompts[0].size()) / std::chrono::duration<double>(a.times.front() - a.submitted).count());
   bar.finish();
   return median(rates);
@@ -122,7 +122,7 @@ double prefill_rate(Engine& engine, const std::vector<std::vector<int32_t>>& pro
 
 // Tokens per second from the moment when the last of the first `concurrency` requests has its first token until the
 // first request ends: nothing but decode steps of so many rows.
-double decode_rate(const std::vector<Answer>& answers, size_t concurrency) {
+double decode_rate(const std::vector<BenchAnswer>& answers, size_t concurrency) {
   if (answers.size() < concurrency) return 0;
   auto begin = answers[0].times.front(), end = answers[0].last;
   for (size_t i = 0; i < concurrency; ++i) {
@@ -142,7 +142,7 @@ Level run_level(Engine& engine, const std::vector<std::vector<int32_t>>& prompts
   ProgressBar bar(fmt::format("concurrency {}", concurrency), ProgressBar::Unit::kCount);
   const EngineStats before = engine.stats();
   const auto start = Clock::now();
-  const std::vector<Answer> answers = answer_all(engine, prompts, concurrency, output_len, bar);
+  const std::vector<BenchAnswer> answers = answer_all(engine, prompts, concurrency, output_len, bar);
   Level level;
   level.concurrency = concurrency;
   level.num_requests = int(prompts.size());
@@ -156,7 +156,7 @@ Level run_level(Engine& engine, const std::vector<std::vector<int32_t>>& prompts
   Hash hash;
   std::vector<double> ttft, itl;
   size_t num_tokens = 0;
-  for (const Answer& a : answers) {
+  for (const BenchAnswer& a : answers) {
     if (num_hashed-- > 0)
       for (int32_t id : a.ids) hash.add(id);
     num_tokens += a.ids.size();
@@ -188,7 +188,7 @@ std::vector<int> requests_of_levels(const BenchLoad& load, bool made_up) {
   return counts;
 }
 
-struct Summary {
+struct EngineReport {
   std::string model;
   ModelInfo info;
   int ep_size = 0, threads = 0;
@@ -198,7 +198,7 @@ struct Summary {
   std::vector<Level> levels;
 };
 
-void print_json(const Summary& s, const BenchLoad& load) {
+void print_json(const EngineReport& s, const BenchLoad& load) {
   nlohmann::json j = {{"model", s.model},
                       {"architecture", s.info.architecture},
                       {"numerics_id", s.info.numerics_id},
@@ -227,7 +227,7 @@ void print_json(const Summary& s, const BenchLoad& load) {
   fmt::print("{}\n", j.dump(2));
 }
 
-void print_table(const Summary& s, const BenchLoad& load) {
+void print_table(const EngineReport& s, const BenchLoad& load) {
   fmt::print("{}  {}  {}  EP {}, {} threads\n", s.model, s.info.architecture, s.info.numerics_id, s.ep_size, s.threads);
   fmt::print("{} tokens in, {} out, greedy, no prefix cache\n", load.input_len, load.output_len);
   fmt::print("loaded in {:.2f} s; resident when idle {:.1f} MB; weights {:.1f} MB\n\n", s.load_seconds,
@@ -263,7 +263,7 @@ int bench_engine(const BenchEngineOptions& options) {
   config.max_num_seqs =
       std::max(config.max_num_seqs, *std::max_element(load.concurrency.begin(), load.concurrency.end()));
 
-  Summary s{.model = config.shape.empty() ? config.model_dir : config.shape, .ep_size = config.parallelism.ep_size};
+  EngineReport s{.model = config.shape.empty() ? config.model_dir : config.shape, .ep_size = config.parallelism.ep_size};
   ProgressBar bar("loading");
   config.progress = bar.callback();
   const auto load_start = Clock::now();

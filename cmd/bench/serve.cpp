@@ -40,7 +40,7 @@ double cpu_seconds() {
 }
 
 // A server and what every request to it carries.
-struct Server {
+struct BenchTarget {
   std::string base;
   http::Headers headers;
   std::chrono::milliseconds timeout;
@@ -127,7 +127,7 @@ struct MeasurementPlan {
 // One measurement.
 class Measurement {
  public:
-  Measurement(Server& server, const BenchRequests& requests, MeasurementPlan plan, BenchLevel& level)
+  Measurement(BenchTarget& server, const BenchRequests& requests, MeasurementPlan plan, BenchLevel& level)
       : server_(server),
         requests_(requests),
         plan_(plan),
@@ -248,14 +248,14 @@ class Measurement {
       bar_.update((Clock::now() - start_) / std::chrono::seconds(1), plan_.duration->count());
   }
 
-  Server& server_;
+  BenchTarget& server_;
   const BenchRequests& requests_;
   const MeasurementPlan plan_;
   BenchLevel& level_;
   ProgressBar bar_;
   Clock::time_point start_;
   std::set<std::shared_ptr<http::Cancellation>> active_;
-  Channel<int> ended_;
+  AsyncQueue<int> ended_;
   int64_t next_ = 0, done_ = 0;
   bool stopped_ = false;
 };
@@ -263,7 +263,7 @@ class Measurement {
 // All measurements, one after the other. Outlives the coroutines: what is cut off ends with the I/O loop.
 class Benchmark {
  public:
-  Benchmark(const BenchServeOptions& options, Server& server, BenchRun& run)
+  Benchmark(const BenchServeOptions& options, BenchTarget& server, BenchRun& run)
       : options_(options), server_(server), run_(run) {}
 
   Task<void> all(const Interrupt& interrupt) {
@@ -340,15 +340,15 @@ class Benchmark {
   }
 
   const BenchServeOptions& options_;
-  Server& server_;
+  BenchTarget& server_;
   BenchRun& run_;
   std::shared_ptr<http::Cancellation> asking_ = std::make_shared<http::Cancellation>();
   std::unique_ptr<BenchRequests> requests_;
   std::unique_ptr<Measurement> current_;
 };
 
-Server connect_to(const EndpointOptions& endpoint, bool allow_remote) {
-  Server server;
+BenchTarget connect_to(const EndpointOptions& endpoint, bool allow_remote) {
+  BenchTarget server;
   server.base = endpoint.url;
   while (server.base.ends_with('/')) server.base.pop_back();
   const http::Url url = http::parse_url(server.base);
@@ -406,7 +406,7 @@ void write_file(const std::string& path, const std::string& text) {
 }  // namespace
 
 int bench_serve(const BenchServeOptions& options) {
-  Server server = connect_to(options.endpoint, options.serve_load.allow_remote);
+  BenchTarget server = connect_to(options.endpoint, options.serve_load.allow_remote);
   BenchRun run = describe_run(options);
   const Interrupt interrupt;
   Benchmark benchmark(options, server, run);

@@ -18,7 +18,7 @@ inline constexpr int64_t kMaxRequestChoices = 128;
 // text has bytes, at most.
 inline constexpr size_t kMaxTokenizeBytes = 16u << 20;
 // A body over this size takes tens of milliseconds to prepare (read, render, tokenize) and up to ten times its bytes of
-// memory. It is a large job of the worker pool, which prepares one of them at a time (core/serving/prepare.h), so at
+// memory. It is a large job of the CPU pool, which prepares one of them at a time (core/serving/prepare.h), so at
 // most one body of the server's limit (32 MB) is expanded at once.
 inline constexpr size_t kLargeBodyBytes = 256u << 10;
 

@@ -15,14 +15,14 @@ inline void pause() {
 }  // namespace
 
 ThreadPool::ThreadPool(int num_threads, bool spin) : spin_(spin) {
-  for (int i = 1; i < num_threads; ++i) workers_.emplace_back([this] { worker(); });
+  for (int i = 1; i < num_threads; ++i) threads_.emplace_back([this] { run_thread(); });
 }
 
 ThreadPool::~ThreadPool() {
   stop_.store(true);
   generation_.fetch_add(1);
   generation_.notify_all();
-  for (auto& t : workers_) t.join();
+  for (auto& t : threads_) t.join();
 }
 
 void ThreadPool::work(uint32_t generation) {
@@ -46,7 +46,7 @@ void ThreadPool::work(uint32_t generation) {
 
 void ThreadPool::run_erased(Call call, void* ctx, int num_chunks) {
   const uint32_t generation = generation_.load(std::memory_order_relaxed) + 1;
-  // Between jobs the ticket is exhausted: nobody reads these until the new ticket is out.
+  // Between jobs the ticket is exhausted: no member reads these until the new ticket is out.
   call_ = call;
   ctx_ = ctx;
   unfinished_.store(num_chunks, std::memory_order_relaxed);
@@ -67,7 +67,7 @@ void ThreadPool::run_erased(Call call, void* ctx, int num_chunks) {
   if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
 }
 
-void ThreadPool::worker() {
+void ThreadPool::run_thread() {
   uint32_t seen = 0;
   for (;;) {
     for (int spins = 0; generation_.load(std::memory_order_acquire) == seen;) {

@@ -1,7 +1,7 @@
 // ThreadPool: a fixed team that works through the chunks of one job at a time. One per rank; run() is called from that
 // rank's thread only, which is a member itself. Chunks are claimed, not assigned: a member that the system has not
-// scheduled delays nobody, the others take its share. Members spin for some microseconds between jobs and park after
-// that; a team that shares its cores with other teams does not spin at all.
+// scheduled delays no other thread, the others take its chunks. Members spin for some microseconds between jobs and
+// park after that; a team that shares its cores with other teams does not spin at all.
 #pragma once
 
 #include <algorithm>
@@ -24,13 +24,13 @@ class ThreadPool {
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
 
-  int size() const { return int(workers_.size()) + 1; }
+  int size() const { return int(threads_.size()) + 1; }
 
   // f(chunk) for every chunk in [0, num_chunks), on any members in any order; returns when all have returned. The first
   // exception is thrown here.
   template <class F>
   void run(int num_chunks, F&& f) {
-    if (workers_.empty() || num_chunks <= 1) {
+    if (threads_.empty() || num_chunks <= 1) {
       for (int i = 0; i < num_chunks; ++i) f(i);
       return;
     }
@@ -39,7 +39,7 @@ class ThreadPool {
 
   // How many chunks are worth making of a job of `work` units when a chunk should have at least `min_work`.
   int num_chunks(int64_t work, int64_t min_work) const {
-    if (workers_.empty()) return 1;
+    if (threads_.empty()) return 1;
     return int(std::clamp<int64_t>(work / std::max<int64_t>(min_work, 1), 1, 2 * size()));
   }
 
@@ -56,12 +56,12 @@ class ThreadPool {
  private:
   using Call = void (*)(void*, int);
   void run_erased(Call call, void* ctx, int num_chunks);
-  void worker();
+  void run_thread();
   // Claims and runs chunks of the job of this generation until none is left.
   void work(uint32_t generation);
 
   const bool spin_;
-  std::vector<std::thread> workers_;
+  std::vector<std::thread> threads_;
   // Generation of the job (upper half) and its next unclaimed chunk (lower half): one word, so that a member that comes
   // late cannot claim a chunk of another job.
   alignas(64) std::atomic<uint64_t> ticket_{0};

@@ -1,4 +1,4 @@
-// The asynchronous vocabulary of the servers: Task, Channel, sleep, hand-over to a worker pool. Everything above
+// The asynchronous vocabulary of the servers: Task, AsyncQueue, sleep, hand-over to a CPU pool. Everything above
 // core/http uses these names and never includes boost itself. Owns no thread: a coroutine runs on the executor it was
 // spawned on.
 #pragma once
@@ -26,7 +26,7 @@ namespace moectl {
 
 template <class T = void>
 using Task = boost::asio::awaitable<T>;
-using WorkerPool = boost::asio::thread_pool;
+using CpuPool = boost::asio::thread_pool;
 using Clock = std::chrono::steady_clock;
 
 using Executor = boost::asio::any_io_executor;
@@ -47,7 +47,7 @@ inline Task<void> sleep_for(Clock::duration d) {
 // Runs `f` on the pool (work that would stall the I/O thread) and resumes the coroutine where it was, with the result
 // or the exception of `f`. The pool must live, unstopped, until the server whose handlers use it has stopped.
 template <class F, class R = std::invoke_result_t<F&>>
-Task<R> run_on(WorkerPool& pool, F f) {
+Task<R> run_on(CpuPool& pool, F f) {
   using Value = std::conditional_t<std::is_void_v<R>, std::monostate, R>;
   boost::asio::any_io_executor home = co_await boost::asio::this_coro::executor;
   std::optional<Value> value;
@@ -71,10 +71,11 @@ Task<R> run_on(WorkerPool& pool, F f) {
 // own executor. Bounded by its producer: an answer is never longer than its max_tokens. Between two pops the channel
 // holds nothing of the I/O side, so a producer may keep it (by shared_ptr) longer than the server lives.
 template <class T>
-class Channel {
+class AsyncQueue {
  public:
-  Channel() = default;
-  explicit Channel(const boost::asio::any_io_executor&) {}  // the executor is the popping coroutine's; none is needed
+  AsyncQueue() = default;
+  explicit AsyncQueue(const boost::asio::any_io_executor&) {
+  }  // the executor is the popping coroutine's; none is needed
 
   void push(T value) {
     std::lock_guard lock(state_->mutex);

@@ -29,7 +29,7 @@ Task<Resolved> resolve(std::string host, uint16_t port, std::chrono::millisecond
   }
   // A name is looked up on a thread of the system's, which cannot be interrupted: this coroutine waits for the answer
   // with a deadline and drops a late one.
-  Channel<Resolved> answers;
+  AsyncQueue<Resolved> answers;
   tcp::resolver resolver(co_await asio::this_coro::executor);
   resolver.async_resolve(host, std::to_string(port), tcp::resolver::numeric_service,
                          [answers](boost::system::error_code failed, tcp::resolver::results_type found) mutable {

@@ -34,7 +34,7 @@ Task<void> spawn(const char* name, Task<void> task) {
 
 Task<void> run_all(std::vector<Task<void>> tasks) {
   asio::any_io_executor executor = co_await asio::this_coro::executor;
-  Channel<std::exception_ptr> ended;
+  AsyncQueue<std::exception_ptr> ended;
   const size_t count = tasks.size();
   for (Task<void>& task : tasks)
     asio::co_spawn(executor, std::move(task), [ended](std::exception_ptr error) mutable { ended.push(error); });

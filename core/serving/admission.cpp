@@ -12,7 +12,7 @@ namespace {
 // Choices that wait for the batch, and what one client may have of them.
 constexpr int64_t kMaxWaitingChoices = 2048;
 constexpr int64_t kMaxWaitingChoicesPerClient = kMaxWaitingChoices / 2;
-// Large jobs that wait for the worker pool; the server's limit on the bytes of all bodies is met before it.
+// Large jobs that wait for the CPU pool; the server's limit on the bytes of all bodies is met before it.
 constexpr int64_t kMaxWaitingLargeJobs = 1024;
 // Each waits in the engine's own queue, which is in order of arrival: as few as keep the batch full between two steps.
 constexpr int64_t kLookaheadDivisor = 16;

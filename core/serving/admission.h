@@ -1,7 +1,7 @@
 // Admission: who may use a resource of bounded size next: clients take turns, requests of one client are served in the
 // order of their arrival. A request asks for one place per choice (prompts x n) and is admitted choice by choice. Two
 // of them are in use: in front of the engine, so that one request or client cannot fill the batch and its queue, and in
-// front of the worker pool's large jobs (prepare.h). Any thread; it knows neither the engine nor HTTP.
+// front of the CPU pool's large jobs (prepare.h). Any thread; it knows neither the engine nor HTTP.
 #pragma once
 
 #include <cstdint>
@@ -24,7 +24,7 @@ struct AdmissionLimits {
 // In front of an engine that runs so many sequences at a time.
 AdmissionLimits engine_admission(int max_num_seqs);
 
-// In front of the worker pool's large jobs: one at a time.
+// In front of the CPU pool's large jobs: one at a time.
 AdmissionLimits large_job_admission();
 
 class Admission {

@@ -23,7 +23,7 @@ namespace {
 
 constexpr const char* kReadsTooSlowly = "The client reads its stream too slowly: too much of it waits to be sent";
 
-// Longer answers are rendered on the worker pool, in pieces, since the I/O thread serves other clients too.
+// Longer answers are rendered on the CPU pool, in pieces, since the I/O thread serves other clients too.
 constexpr size_t kInlineBytes = 32u << 10;
 constexpr size_t kInlineTokens = 1024;
 // A request with more and more to do yields to the others of its I/O thread after this time.
@@ -48,7 +48,7 @@ class EngineFailed : public Error {
 // The engine requests of one job, one per choice, submitted in order. The destructor cancels those that still run.
 class ChoiceRequests {
  public:
-  ChoiceRequests(const Instance& instance, const Job& job, const RequestContext& context,
+  ChoiceRequests(const Instance& instance, const GenerationJob& job, const RequestContext& context,
                  std::shared_ptr<Increments> increments)
       : instance_(instance),
         job_(job),
@@ -94,14 +94,14 @@ class ChoiceRequests {
   }
 
   const Instance& instance_;
-  const Job& job_;
+  const GenerationJob& job_;
   const RequestContext& context_;
   const uint64_t seed_;
   const std::shared_ptr<Increments> increments_;
   std::vector<uint64_t> handles_;
 };
 
-api::AnswerHead make_head(const Instance& instance, const Job& job) {
+api::AnswerHead make_head(const Instance& instance, const GenerationJob& job) {
   const bool ids_only = !instance.text.tokenizer;
   return {
       .id = random_id(job.chat ? "chatcmpl-" : "cmpl-"),
@@ -119,7 +119,7 @@ api::AnswerHead make_head(const Instance& instance, const Job& job) {
 // One request from submission to its last byte. Lives in the handler's coroutine.
 class Generation {
  public:
-  Generation(Instance& instance, Job job, RequestRecord& record)
+  Generation(Instance& instance, GenerationJob job, RequestRecord& record)
       : instance_(instance), job_(std::move(job)), record_(record), head_(make_head(instance, job_)) {
     std::shared_ptr<api::PromptScores> scores;
     for (size_t i = 0; i < job_.num_choices(); ++i) {
@@ -350,7 +350,7 @@ class Generation {
   }
 
   Instance& instance_;
-  const Job job_;
+  const GenerationJob job_;
   RequestRecord& record_;
   const api::AnswerHead head_;
   std::vector<Answer> answers_;
@@ -381,7 +381,7 @@ api::ApiError to_api_error(const std::exception& e) {
   return api::from_status(500, e.what());
 }
 
-using MakeJob = Job (*)(const Instance&, std::string_view);
+using MakeJob = GenerationJob (*)(const Instance&, std::string_view);
 
 Task<void> generate(Instance& instance, MakeJob make_job, http::Exchange& exchange, RequestRecord& record) {
   const http::Request& request = exchange.request();
@@ -398,7 +398,7 @@ Task<void> generate(Instance& instance, MakeJob make_job, http::Exchange& exchan
   if (context.deadline_passed(Clock::now())) throw DeadlinePassed();
   instance.admission.check(context.client, 1);  // before the work of preparing it
   auto prepare = [&instance, make_job, &request] { return make_job(instance, request.body); };
-  Job job = co_await run_on(instance.pool, std::move(prepare));
+  GenerationJob job = co_await run_on(instance.pool, std::move(prepare));
   turn.reset();
   if (job.refusal) {
     const api::ApiError refusal = *job.refusal;

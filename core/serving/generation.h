@@ -1,5 +1,5 @@
 // Chats and completions: the handlers that make the engine generate. A request is read, rendered and tokenised on the
-// worker pool; its coroutine (I/O thread) then submits one engine request per choice as they are admitted
+// CPU pool; its coroutine (I/O thread) then submits one engine request per choice as they are admitted
 // (core/serving/admission.h), takes increments from a channel and writes a stream or, at the end, one response. When
 // the client goes away its engine requests are cancelled.
 #pragma once

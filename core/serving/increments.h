@@ -42,7 +42,7 @@ class Increments {
  private:
   const std::string request_id_;
   const size_t max_bytes_;
-  Channel<size_t> ready_;  // choices that have something in waiting_, each once; or kAdmitted
+  AsyncQueue<size_t> ready_;  // choices that have something in waiting_, each once; or kAdmitted
   mutable std::mutex mutex_;
   std::vector<std::optional<GenerateOutput>> waiting_;  // by choice
   size_t waiting_bytes_ = 0;

@@ -30,7 +30,7 @@ http::Handler immediate(http::Response (*answer)(Instance&, const http::Request&
   };
 }
 
-// The same on the worker pool, for answers that take time.
+// The same on the CPU pool, for answers that take time.
 http::Handler pooled(http::Response (*answer)(Instance&, const http::Request&), Instance& instance) {
   return [answer, &instance](http::Exchange& exchange) -> Task<void> {
     const std::unique_ptr<Admission::Ticket> turn = co_await turn_to_prepare(instance, exchange);

@@ -39,7 +39,7 @@ struct Instance {
       std::chrono::duration_cast<std::chrono::seconds>(std::chrono::system_clock::now().time_since_epoch()).count();
   ServiceMetrics metrics;
   // Reads, renders and tokenizes: work that would stall the I/O thread.
-  WorkerPool pool{2};
+  CpuPool pool{2};
   // Large jobs use one of the pool's threads at a time (prepare.h), so small ones never wait behind them.
   Admission large_jobs{large_job_admission()};
   // In front of the engine; the limits are set with the engine's.

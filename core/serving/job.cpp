@@ -11,7 +11,7 @@ namespace {
 
 // The pool could never hold it: waiting and trying again would not help. Known before the first choice is admitted, so
 // that a stream has not begun.
-void check_fits(const Instance& instance, const char* prompt_param, const Job& job) {
+void check_fits(const Instance& instance, const char* prompt_param, const GenerationJob& job) {
   const int64_t max_model_len = instance.engine->info().max_model_len;
   for (const EncodedPrompt& prompt : job.prompts) {
     const int64_t max_tokens = job.common.sampling.max_tokens.value_or(int(max_model_len));
@@ -24,7 +24,7 @@ void check_fits(const Instance& instance, const char* prompt_param, const Job& j
   }
 }
 
-void check_job(const Instance& instance, const char* prompt_param, Job& job) {
+void check_job(const Instance& instance, const char* prompt_param, GenerationJob& job) {
   const int max_model_len = instance.engine->info().max_model_len;
   for (const EncodedPrompt& prompt : job.prompts) {
     if (prompt.ids.empty())
@@ -65,9 +65,9 @@ api::Limits limits_of(const Instance& instance) {
   return {.vocab_size = info.vocab_size, .max_model_len = info.max_model_len};
 }
 
-Job make_chat_job(const Instance& instance, std::string_view body) {
+GenerationJob make_chat_job(const Instance& instance, std::string_view body) {
   api::ChatRequest request = api::read_chat_request(body, limits_of(instance));
-  Job job{.chat = true, .answer = {.chat = true}, .common = std::move(request.common)};
+  GenerationJob job{.chat = true, .answer = {.chat = true}, .common = std::move(request.common)};
   if (!instance.serves(job.common.model)) {
     job.refusal = api::model_not_found(job.common.model, instance.options.served_model_name);
     return job;
@@ -84,10 +84,10 @@ Job make_chat_job(const Instance& instance, std::string_view body) {
   return job;
 }
 
-Job make_completion_job(const Instance& instance, std::string_view body) {
+GenerationJob make_completion_job(const Instance& instance, std::string_view body) {
   api::CompletionRequest request = api::read_completion_request(body, limits_of(instance));
-  Job job{.answer = {.echo = request.echo, .score_only = request.common.sampling.max_tokens == 0},
-          .common = std::move(request.common)};
+  GenerationJob job{.answer = {.echo = request.echo, .score_only = request.common.sampling.max_tokens == 0},
+                    .common = std::move(request.common)};
   if (!instance.serves(job.common.model)) {
     job.refusal = api::model_not_found(job.common.model, instance.options.served_model_name);
     return job;

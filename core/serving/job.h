@@ -1,5 +1,5 @@
-// Job: a generation request, ready for the engine. Making one is the slow part of a request before the engine
-// (reading, rendering, tokenizing) and runs on the worker pool.
+// GenerationJob: a generation request, ready for the engine. Making one is the slow part of a request before the engine
+// (reading, rendering, tokenizing) and runs on the CPU pool.
 #pragma once
 
 #include <optional>
@@ -11,7 +11,7 @@
 
 namespace moectl {
 
-struct Job {
+struct GenerationJob {
   bool chat = false;
   AnswerOptions answer;
   api::Common common;
@@ -26,8 +26,8 @@ struct Job {
 };
 
 // Throw Error{kInvalidArgument}.
-Job make_chat_job(const Instance& instance, std::string_view body);
-Job make_completion_job(const Instance& instance, std::string_view body);
+GenerationJob make_chat_job(const Instance& instance, std::string_view body);
+GenerationJob make_completion_job(const Instance& instance, std::string_view body);
 
 api::Limits limits_of(const Instance& instance);
 

@@ -24,7 +24,7 @@ std::string client_for_turns(const Instance& instance, const http::Request& requ
 Task<std::unique_ptr<Admission::Ticket>> turn_to_prepare(Instance& instance, http::Exchange& exchange) {
   const http::Request& request = exchange.request();
   if (request.body.size() <= api::kLargeBodyBytes) co_return nullptr;
-  auto turns = std::make_shared<Channel<std::monostate>>();
+  auto turns = std::make_shared<AsyncQueue<std::monostate>>();
   auto on_admitted = [turns] { turns->push({}); };
   std::unique_ptr<Admission::Ticket> ticket =
       instance.large_jobs.enter(client_for_turns(instance, request), 1, 0, std::move(on_admitted));

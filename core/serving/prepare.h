@@ -1,4 +1,4 @@
-// Preparing requests on the worker pool: reading, rendering and tokenizing. Work of many bytes waits for its turn and
+// Preparing requests on the CPU pool: reading, rendering and tokenizing. Work of many bytes waits for its turn and
 // uses one of the pool's two threads at a time: small requests do not wait behind large ones, and at most one large
 // body (32 MB, the server's limit) is expanded in memory at a time. Runs in handlers' coroutines.
 #pragma once

@@ -1,5 +1,5 @@
 // What a generation request carries besides its body: the client, how long it may take, which prefill workers may help.
-// Headers of the router count only when they are signed (core/api/cluster.h). Pure; runs on the worker pool, because a
+// Headers of the router count only when they are signed (core/api/cluster.h). Pure; runs on the CPU pool, because a
 // signature covers the body.
 #pragma once
 

@@ -643,7 +643,7 @@ TEST(HostileServer, PostIsNeverSentTwice) {
 
 TEST(ClientCancel, WhileTheHeadIsAwaited) {
   std::promise<void> closed;
-  Channel<bool> arrived;
+  AsyncQueue<bool> arrived;
   RawServer server([&closed, arrived](int fd) mutable {
     read_request(fd);
     arrived.push(true);
@@ -654,7 +654,7 @@ TEST(ClientCancel, WhileTheHeadIsAwaited) {
   ClientRequest request = get(server.url());
   request.cancellation = std::make_shared<Cancellation>();
   auto sender = [](Client& c, ClientRequest r) -> Task<void> { co_await c.send(std::move(r)); };
-  auto canceller = [](Channel<bool> seen, std::shared_ptr<Cancellation> cancellation) -> Task<void> {
+  auto canceller = [](AsyncQueue<bool> seen, std::shared_ptr<Cancellation> cancellation) -> Task<void> {
     co_await seen.pop();
     cancellation->cancel();
   };

@@ -155,7 +155,7 @@ TEST_F(ServerTest, BodiesOfAllConnectionsTogether) {
   options.max_total_body_bytes = 1 << 20;
   make(options);
   Flag held;
-  auto release = std::make_shared<Channel<int>>();
+  auto release = std::make_shared<AsyncQueue<int>>();
   server->route("POST", "/hold", [&held, release](Exchange& x) -> Task<void> {
     held.set();
     co_await release->pop(std::chrono::seconds(60));
@@ -320,11 +320,11 @@ TEST_F(ServerTest, BodiesInPiecesThatMissTheirLengthAreCutOff) {
   expect_alive();
 }
 
-// A stream fed from a Channel by another thread, as the engine does.
+// A stream fed from an AsyncQueue by another thread, as the engine does.
 TEST_F(ServerTest, ClientGoneInMidStreamIsTold) {
   make();
   Flag gone, ended;
-  auto channel = std::make_shared<Channel<std::string>>();
+  auto channel = std::make_shared<AsyncQueue<std::string>>();
   std::atomic<bool> cancelled{false};
   server->route("GET", "/stream", [&](Exchange& x) -> Task<void> {
     x.on_client_gone([&] {
@@ -406,7 +406,7 @@ TEST_F(ServerTest, AbortedStreamHasNoCleanEnd) {
 }
 
 TEST_F(ServerTest, WorkOnAPoolComesBack) {
-  WorkerPool pool(2);
+  CpuPool pool(2);
   make();
   server->route("POST", "/pool", [&](Exchange& x) -> Task<void> {
     auto io = std::this_thread::get_id();
@@ -432,12 +432,12 @@ TEST_F(ServerTest, WorkOnAPoolComesBack) {
   server->stop(milliseconds(1000));
 }
 
-TEST_F(ServerTest, ChannelTimesOutAndLosesNothing) {
+TEST_F(ServerTest, AsyncQueueTimesOutAndLosesNothing) {
   make();
   constexpr int kItems = 20'000;
   std::thread producer;
   server->route("GET", "/sum", [&](Exchange& x) -> Task<void> {
-    auto channel = std::make_shared<Channel<int>>();
+    auto channel = std::make_shared<AsyncQueue<int>>();
     std::optional<int> none = co_await channel->pop(milliseconds(1));
     bool timed_out = !none && channel->timed_out();
     producer = std::thread([channel] {
@@ -520,8 +520,8 @@ TEST_F(ServerTest, WithoutDescriptorsAnIdleConnectionMakesRoom) {
 TEST_F(ServerTest, StopWaitsForOpenExchangesThenCuts) {
   make();
   Flag started, gone;
-  auto finish = std::make_shared<Channel<int>>();
-  auto never = std::make_shared<Channel<int>>();
+  auto finish = std::make_shared<AsyncQueue<int>>();
+  auto never = std::make_shared<AsyncQueue<int>>();
   server->route("GET", "/wait", [&](Exchange& x) -> Task<void> {
     started.set();
     co_await finish->pop();

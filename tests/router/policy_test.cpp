@@ -132,7 +132,7 @@ TEST(PrefixCachePolicy, GoesWhereThePrefixIs) {
   EXPECT_THAT(policy->choose(idle(3), prompt(4)).why, HasSubstr("no prefix known"));
   policy->on_routed(3, prompt(4));
   policy->on_routed(2, prompt(2));
-  const Choice choice = policy->choose(idle(3), prompt(6));
+  const PolicyChoice choice = policy->choose(idle(3), prompt(6));
   EXPECT_EQ(choice.index, 2u);
   EXPECT_EQ(choice.cached_blocks, 4);
   EXPECT_EQ(choice.why, "longest prefix: 4 of 6 blocks");
@@ -145,7 +145,7 @@ TEST(PrefixCachePolicy, PassesOverAHitWithTooMuchLoad) {
   policy->on_routed(1, prompt(4));
   // Mean 100: 130 is tolerated, 131 (of mean 100.33) is not.
   EXPECT_EQ(policy->choose(std::vector<PolicyWorker>{{1, 1, 130}, {2, 1, 70}, {3, 1, 100}}, prompt(4)).index, 0u);
-  const Choice choice = policy->choose(std::vector<PolicyWorker>{{1, 1, 131}, {2, 1, 70}, {3, 1, 99}}, prompt(4));
+  const PolicyChoice choice = policy->choose(std::vector<PolicyWorker>{{1, 1, 131}, {2, 1, 70}, {3, 1, 99}}, prompt(4));
   EXPECT_EQ(choice.index, 1u);
   EXPECT_EQ(choice.cached_blocks, 0);
   EXPECT_THAT(choice.why, HasSubstr("passed over"));

@@ -391,7 +391,7 @@ TEST_F(RouterTest, RetriesAreBounded) {
 TEST_F(RouterTest, ClientGoneClosesTheWorkersConnection) {
   for (const bool streaming : {false, true}) {
     SCOPED_TRACE(streaming);
-    Channel<bool> arrived;
+    AsyncQueue<bool> arrived;
     std::promise<void> closed;
     RawWorker worker([&, arrived](RawConnection& c, const std::string&, int) mutable {
       if (streaming) {
@@ -407,7 +407,7 @@ TEST_F(RouterTest, ClientGoneClosesTheWorkersConnection) {
     http::ClientRequest leaving =
         request("POST", router->url() + "/v1/chat/completions", kStreamed, {{"content-type", "application/json"}});
     leaving.cancellation = std::make_shared<http::Cancellation>();
-    auto leave = [](Channel<bool> seen, std::shared_ptr<http::Cancellation> cancellation) -> Task<void> {
+    auto leave = [](AsyncQueue<bool> seen, std::shared_ptr<http::Cancellation> cancellation) -> Task<void> {
       co_await seen.pop();
       cancellation->cancel();
     };
@@ -463,7 +463,7 @@ TEST_F(RouterTest, QueueHoldsServesAndRefuses) {
 }
 
 TEST_F(RouterTest, WaitingInTheQueueHasAnEnd) {
-  Channel<bool> arrived;
+  AsyncQueue<bool> arrived;
   RawWorker worker([arrived](RawConnection& c, const std::string&, int) mutable {
     arrived.push(true);
     c.wait_for_close();
@@ -477,7 +477,7 @@ TEST_F(RouterTest, WaitingInTheQueueHasAnEnd) {
   };
   http::ClientRequest first = chat();
   first.cancellation = std::make_shared<http::Cancellation>();
-  auto then = [](Channel<bool> seen, http::Client& c, http::ClientRequest second, Answer& answer,
+  auto then = [](AsyncQueue<bool> seen, http::Client& c, http::ClientRequest second, Answer& answer,
                  std::shared_ptr<http::Cancellation> end) -> Task<void> {
     co_await seen.pop();
     co_await call(c, std::move(second), answer);
