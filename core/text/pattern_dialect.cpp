@@ -1,6 +1,8 @@
 // translate_pattern: Oniguruma's dialect (the one of tokenizer.json) -> PCRE2's. A single pass over the pattern, no
 // recursion. Where the two engines read a construct differently it is spelled out, where that is not possible it is
 // refused: a tokenizer that splits almost right would be worse than none.
+#include "core/text/pattern_dialect.h"
+
 #include <algorithm>
 #include <array>
 #include <iterator>
@@ -8,7 +10,6 @@
 
 #include "core/base/error.h"
 #include "core/text/newer_unicode.h"
-#include "core/text/split_regex.h"
 #include "core/text/utf8.h"
 
 namespace moectl {

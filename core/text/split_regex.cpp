@@ -7,6 +7,7 @@
 
 #include "core/base/check.h"
 #include "core/base/error.h"
+#include "core/text/pattern_dialect.h"
 
 namespace moectl {
 namespace {

@@ -16,10 +16,6 @@
 
 namespace moectl {
 
-// The pattern in PCRE2's dialect. `newer_unicode` adds the characters that PCRE2's Unicode tables do not know yet.
-// Throws Error{kBadData}, beginning with `where`, for what is not supported.
-std::string translate_pattern(std::string_view pattern, bool newer_unicode, const std::string& where);
-
 class SplitRegex {
  public:
   // PCRE2 for every pattern, or SetMatcher for those that it can do; they find the same.
@@ -54,8 +50,5 @@ class SplitRegex {
   std::unique_ptr<Code> code_, newer_code_;
   std::unique_ptr<SetMatcher> matcher_;  // null: the pattern needs PCRE2
 };
-
-// Whether `text` (valid UTF-8) has a character that is assigned in Unicode 16 and unknown to PCRE2 10.42 (Unicode 14).
-bool has_newer_unicode(std::string_view text);
 
 }  // namespace moectl

@@ -1,4 +1,6 @@
 // Rank files of tiktoken tokenizers, and what the code published with them adds: pattern, special tokens, normalizer.
+#include "core/text/tiktoken_file.h"
+
 #include <array>
 #include <fstream>
 #include <nlohmann/json.hpp>
@@ -6,7 +8,6 @@
 
 #include "core/base/error.h"
 #include "core/text/json_fields.h"
-#include "core/text/tokenizer_file.h"
 
 namespace moectl {
 namespace {

@@ -10,7 +10,7 @@
 #include "core/text/normalizer.h"
 #include "core/text/pretokenizer.h"
 #include "core/text/tiktoken_chunks.h"
-#include "core/text/tokenizer_file.h"
+#include "core/text/tiktoken_file.h"
 #include "core/text/utf8.h"
 
 namespace moectl {

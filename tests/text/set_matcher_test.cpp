@@ -7,6 +7,7 @@
 #include <random>
 
 #include "core/base/error.h"
+#include "core/text/pattern_dialect.h"
 #include "core/text/set_pattern.h"
 #include "core/text/split_regex.h"
 #include "core/text/utf8.h"
