@@ -36,7 +36,7 @@ class BenchRequests {
   std::vector<BenchRequest> of_file_;
 };
 
-// Seconds from one arrival to the next: exponential, so that arrivals are a Poisson process of `rate` a second.
+// Seconds from one arrival to the next: exponential, so that arrivals are a Poisson process of `rate` per second.
 class PoissonArrivals {
  public:
   PoissonArrivals(double rate, uint64_t seed) : rate_(rate), rng_(seed) {}

@@ -25,7 +25,7 @@ class WorkerService {
   // port. Throws Error{kBadData}, Error{kBadConfig}.
   void load(EngineConfig config);
 
-  std::string url() const { return ports_->url(); }  // "http://127.0.0.1:8000"
+  std::string url() const { return instance_.url; }  // "http://127.0.0.1:8000"
   std::optional<std::string> ops_url() const { return ports_->ops_url(); }
   std::optional<std::string> kv_endpoint() const;  // prefill role, after load(): "127.0.0.1:9100"
   const ModelInfo& model_info() const;             // after load()

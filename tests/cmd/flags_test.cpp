@@ -318,6 +318,35 @@ TEST(Resolve, TheDebugHeaderIsObeyedOnLoopbackOnly) {
   EXPECT_FALSE(serve({"--no-allow-debug-header"}).api.debug_header);
 }
 
+TEST(Resolve, DefaultsThatFollowFromOtherValues) {
+  const Options decode = serve({});
+  EXPECT_EQ(decode.api.port, 8000);
+  EXPECT_EQ(decode.api.ops_port, std::nullopt);
+  EXPECT_GE(decode.engine.num_threads, 1);
+  EXPECT_EQ(serve({"--threads", "3"}).engine.num_threads, 3);
+  EXPECT_EQ(parse_command_line({"serve-prefill", kModel}, {}).options.service.api.port, 8100);
+  const Options router = parse_command_line({"serve-router", "--ops-port", "0"}, {}).options;
+  EXPECT_EQ(router.router.api.port, 8080);
+  EXPECT_EQ(router.router.api.ops_port, 0);
+  EXPECT_THAT(parse_command_line({"bench", "kernels", "--shape", "tiny"}, {}).options.kernels.shapes,
+              ElementsAre("tiny"));
+}
+
+TEST(Resolve, PoliciesOfTheRouter) {
+  const auto policies = [](Args args) {
+    args.insert(args.begin(), "serve-router");
+    const router::DispatcherOptions options = parse_command_line(args, {}).options.router.dispatcher;
+    return std::pair(options.prefill_policy, options.decode_policy);
+  };
+  EXPECT_EQ(policies({}), std::pair(std::string("prefix-cache"), std::string("least-token")));
+  EXPECT_EQ(policies({"--policy", "random"}), std::pair(std::string("random"), std::string("random")));
+  EXPECT_EQ(policies({"--policy", "random", "--decode-policy", "round-robin"}),
+            std::pair(std::string("random"), std::string("round-robin")));
+  const Failure unknown = failure({"serve-router", "--prefill-policy", "rnd"});
+  EXPECT_EQ(unknown.code, Code::kUsage);
+  EXPECT_THAT(unknown.message, HasSubstr("--prefill-policy rnd: there is no policy `rnd`"));
+}
+
 TEST(Resolve, ModelFolder) {
   const Failure missing = failure({"inspect", "no/such/model"});
   EXPECT_EQ(missing.code, Code::kNotFound);
