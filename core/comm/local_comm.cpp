@@ -50,8 +50,13 @@ class Group {
   // `value` of each rank. `call` counts the rank's calls.
   std::vector<int64_t> gather(int rank, uint64_t call, int64_t value, const char* operation) {
     Values& values = values_[call % 2];
-    values[size_t(rank)] = value;
+    {
+      std::lock_guard lock(mutex_);
+      check();  // after an abort no barrier keeps a rank from being many calls ahead
+      values[size_t(rank)] = value;
+    }
     barrier(rank, operation);
+    std::lock_guard lock(mutex_);
     return values;
   }
 
