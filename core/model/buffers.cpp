@@ -16,22 +16,34 @@ int64_t aligned(int64_t num_bytes) {
 
 }  // namespace
 
-int64_t OperandBuffer::num_bytes(int64_t rows, int64_t row_size, DTypeSet dtypes) {
-  int64_t sum = 0;
-  for (DType t : kOperandDTypes)
-    if (dtypes.has(t)) sum += aligned(Operand::num_bytes(t, rows, row_size));
-  return sum;
+OperandBuffer::Layout OperandBuffer::layout(const Shape& shape) {
+  Layout out;
+  int64_t next = 0;
+  for (size_t i = 0; i < std::size(kOperandDTypes); ++i) {
+    if (i == 1 && shape.alternatives) next = 0;  // behind f32 come the others
+    if (!shape.dtypes.has(kOperandDTypes[i])) continue;
+    out.capacity[i] = aligned(Operand::num_bytes(kOperandDTypes[i], shape.max_rows, shape.row_size));
+    out.offset[i] = next;
+    next += out.capacity[i];
+    out.num_bytes = std::max(out.num_bytes, next);
+  }
+  return out;
+}
+
+void OperandBuffer::set_memory(Buffer memory, const Shape& shape) {
+  memory_ = std::move(memory);
+  layout_ = layout(shape);
 }
 
 Operands OperandBuffer::rows(int64_t n, int64_t row_size, DTypeSet dtypes) const {
-  CHECK(num_bytes(n, row_size, dtypes) <= num_bytes_, "[{}, {}] activations take {} bytes of {}", n, row_size,
-        num_bytes(n, row_size, dtypes), num_bytes_);
   Operands out;
-  std::byte* at = memory_.get();
-  for (DType t : kOperandDTypes) {
+  for (size_t i = 0; i < std::size(kOperandDTypes); ++i) {
+    const DType t = kOperandDTypes[i];
     if (!dtypes.has(t)) continue;
-    out.set(Operand(at, t, {n, row_size}));
-    at += aligned(out.slot(t).num_bytes());
+    const Operand operand(memory_.get() + layout_.offset[i], t, {n, row_size});
+    CHECK(operand.num_bytes() <= layout_.capacity[i], "[{}, {}] activations of {} take {} bytes of {}", n, row_size,
+          dtype_name(t), operand.num_bytes(), layout_.capacity[i]);
+    out.set(operand);
   }
   return out;
 }
@@ -44,44 +56,41 @@ void Buffers::visit(const Config& config, const ModelLimits& limits, int64_t exp
   const int64_t latent_size = mla.kv_lora_rank + mla.qk_rope_head_dim;
   DTypeSet any;
   for (DType t : capabilities.operand_dtypes) any.add(t);
-  const auto rows = [](int64_t n, int64_t size, DTypeSet dtypes) { return OperandBuffer::num_bytes(n, size, dtypes); };
-  // Between the two products of a feed-forward: f32, or the others together.
-  const auto hidden_rows = [&](int64_t n, int64_t size) {
-    DTypeSet narrow = any;
-    narrow.f32 = false;
-    return std::max(rows(n, size, {DType::kF32}), rows(n, size, narrow));
-  };
-  // Compressed KV: one dtype of f32 and bf16.
-  const auto wide_rows = [&](int64_t n, int64_t size) { return rows(n, size, {DType::kF32}); };
+  const auto rows = [&](int64_t n, int64_t size) { return OperandBuffer::Shape{n, size, any}; };
+  const auto one_of = [&](int64_t n, int64_t size) { return OperandBuffer::Shape{n, size, any, true}; };
+  // Dense layers and routed experts take turns: as many values as the larger one, whatever their rows.
+  const int64_t mlp_size = std::max<int64_t>({config.intermediate_size, moe.moe_intermediate_size, kFp8Block});
+  const int64_t mlp_row = (mlp_size + kFp8Block - 1) / kFp8Block * kFp8Block;
+  const int64_t mlp_values = std::max(tokens * config.intermediate_size, expert_rows * moe.moe_intermediate_size);
+  constexpr int64_t kScaleRows = 8;  // more, for scales of up to three rows that are padding
   make(cos_sin, {tokens, config.rope.dim});
   make(residual, {tokens, hidden_size});
   make(delta, {tokens, hidden_size});
-  make(normed, rows(tokens, hidden_size, any));
-  make(hidden, rows(tokens, hidden_size, any));
+  make(normed, rows(tokens, hidden_size));
+  make(hidden, rows(tokens, hidden_size));
   if (config.attention() == AttentionKind::kMla) {
     make(q, {tokens, heads_n, mla.qk_nope_head_dim + mla.qk_rope_head_dim});
-    make(heads, rows(tokens, heads_n * mla.v_head_dim, any));
+    make(heads, rows(tokens, heads_n * mla.v_head_dim));
     make(q_a, {tokens, std::max(mla.q_lora_rank, 1)});
-    make(q_a_normed, rows(tokens, std::max(mla.q_lora_rank, 1), any));
+    make(q_a_normed, rows(tokens, std::max(mla.q_lora_rank, 1)));
     make(kv_a, {tokens, latent_size});
-    make(q_latent, wide_rows(tokens, heads_n * latent_size));
-    make(latent, wide_rows(tokens, heads_n * mla.kv_lora_rank));
+    make(q_latent, one_of(tokens, heads_n * latent_size));
+    make(latent, one_of(tokens, heads_n * mla.kv_lora_rank));
   } else {
     const int64_t kv_heads = config.gqa.num_kv_heads, head_dim = config.gqa.head_dim;
     make(q, {tokens, heads_n, head_dim});
-    make(heads, rows(tokens, heads_n * head_dim, any));
+    make(heads, rows(tokens, heads_n * head_dim));
     make(k, {tokens, kv_heads, head_dim});
     make(v, {tokens, kv_heads, head_dim});
   }
-  make(mlp_hidden,
-       std::max(hidden_rows(tokens, config.intermediate_size), hidden_rows(expert_rows, moe.moe_intermediate_size)));
-  make(shared_hidden, hidden_rows(tokens, std::max(moe.shared_intermediate_size, 1)));
+  make(mlp_hidden, one_of((mlp_values + mlp_row - 1) / mlp_row + kScaleRows, mlp_row));
+  make(shared_hidden, one_of(tokens, std::max(moe.shared_intermediate_size, 1)));
   make(gate_logits, {tokens, std::max(moe.num_experts, 1)});
   make(expert_idx, {tokens, std::max(moe.num_experts_per_tok, 1)});
   make(expert_weight, {tokens, std::max(moe.num_experts_per_tok, 1)});
   make(shared, {tokens, hidden_size});
   make(shared_gate, {tokens, 1});
-  make(logits_hidden, rows(limits.max_logits, hidden_size, any));
+  make(logits_hidden, rows(limits.max_logits, hidden_size));
   make(logits, {limits.max_logits, config.vocab_size});
   make(sampled, {limits.max_logits});
 }
@@ -97,7 +106,9 @@ struct Maker {
     view = shape;
     view.data = reinterpret_cast<T*>(take(shape.size() * int64_t(sizeof(T))).get());
   }
-  void operator()(OperandBuffer& buffer, int64_t num_bytes) const { buffer.set_memory(take(num_bytes), num_bytes); }
+  void operator()(OperandBuffer& buffer, const OperandBuffer::Shape& shape) const {
+    buffer.set_memory(take(OperandBuffer::num_bytes(shape)), shape);
+  }
 };
 
 }  // namespace

@@ -12,18 +12,29 @@
 
 namespace moectl {
 
-// Memory for rows of one activation in several dtypes.
+// Memory for rows of one activation in several dtypes. Each dtype has its own place in it, whatever the number of rows:
+// peers may know the addresses.
 class OperandBuffer {
  public:
-  // Bytes of [rows, row_size] in each dtype of the set, side by side.
-  static int64_t num_bytes(int64_t rows, int64_t row_size, DTypeSet dtypes);
-  // Throws Error{kInternal} where the memory does not hold them.
+  // [max_rows, row_size] in each dtype of the set. `alternatives`: at a time in f32 or in the others, which share memory.
+  struct Shape {
+    int64_t max_rows = 0, row_size = 0;
+    DTypeSet dtypes;
+    bool alternatives = false;
+  };
+  static int64_t num_bytes(const Shape& shape) { return layout(shape).num_bytes; }
+  void set_memory(Buffer memory, const Shape& shape);
+  // [n, row_size], n * row_size at most as many as in the shape. Throws Error{kInternal} where they do not fit.
   Operands rows(int64_t n, int64_t row_size, DTypeSet dtypes) const;
-  void set_memory(Buffer memory, int64_t num_bytes) { memory_ = std::move(memory), num_bytes_ = num_bytes; }
 
  private:
+  struct Layout {
+    int64_t offset[3] = {}, capacity[3] = {};  // of f32, bf16, f8_e4m3
+    int64_t num_bytes = 0;
+  };
+  static Layout layout(const Shape& shape);
   Buffer memory_;
-  int64_t num_bytes_ = 0;
+  Layout layout_;
 };
 
 // A View is cut to the rows of the step with first(), an OperandBuffer with rows().
@@ -61,7 +72,7 @@ struct Buffers {
 
  private:
   Buffers() = default;
-  // make(view, dims) or make(operand buffer, bytes) for each of the members above.
+  // make(view, dims) or make(operand buffer, shape) for each of the members above.
   void visit(const Config& config, const ModelLimits& limits, int64_t expert_rows, const Capabilities& capabilities,
              auto&& make);
   std::vector<Buffer> storage_;

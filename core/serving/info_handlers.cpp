@@ -119,7 +119,7 @@ EngineStats queue_stats(const Instance& instance) {
 
 http::Response metrics(Instance& instance, const http::Request&) {
   http::Response response{.content_type = "text/plain; version=0.0.4; charset=utf-8"};
-  InstanceReport report{.role = name_of(instance.options.role),
+  InstanceReport report{.role = std::string(name_of(instance.options.role)),
                         .phase = std::string(name_of(health_of(instance).state))};
   EngineStats stats;
   KvTransferTotals transfers;
@@ -154,7 +154,7 @@ std::string kv_endpoint(const Instance& instance, const http::Request& request) 
 
 http::Response load(Instance& instance, const http::Request& request) {
   const Health health = health_of(instance);
-  api::LoadReport report{.role = name_of(instance.options.role),
+  api::LoadReport report{.role = std::string(name_of(instance.options.role)),
                          .model = instance.options.served_model_name,
                          .state = std::string(name_of(health.state)),
                          .instance_id = instance.id,
