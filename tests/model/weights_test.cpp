@@ -159,5 +159,25 @@ TEST(LoadWeights, RefusesDamagedQuantizedTensors) {
   }
 }
 
+// A shard's loader reads nothing of other ranks' experts.
+TEST(LoadShards, DamageInExpertsOfOtherRanksIsNotRead) {
+  Edited e("qwen3_moe_fp8_channel");
+  e.bytes("model.layers.1.mlp.experts.0.gate_proj.weight")[7] = char(0x7f);  // NaN
+  test::TempDir dir;
+  dir.write("config.json", e.config.dump());
+  dir.write("model.safetensors", test::safetensors(e.header.dump(), e.data));
+  const Config config = read_config(dir.path());
+  const Checkpoint checkpoint = Checkpoint::open(dir.path());
+  auto ops = make_ops({}), other_ops = make_ops({});
+  const ShardTarget damaged = {*ops, rank_shard(config, expert_parallel(2), 0, {0, 1, 2, 3})},
+                    sound = {*other_ops, rank_shard(config, expert_parallel(2), 1, {4, 5, 6, 7})};
+  EXPECT_EQ(load_shards(config, checkpoint, {&sound, 1}).size(), 1u);
+  const test::Failure f = test::failure_of([&] {
+    load_shards(config, checkpoint, std::vector<ShardTarget>{sound, damaged});
+  });
+  EXPECT_EQ(f.code, Code::kBadData);
+  EXPECT_THAT(f.message, testing::HasSubstr("experts.0.gate_proj.weight"));
+}
+
 }  // namespace
 }  // namespace moectl
