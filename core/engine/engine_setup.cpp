@@ -247,7 +247,6 @@ std::unique_ptr<Engine> Engine::create(EngineConfig config) {
                      .num_pages = setup.scheduler.num_pages,
                      .kv_dtype = setup.kv_dtype,
                      .limits = setup.limits,
-                     .eos_token_ids = setup.scheduler.eos_token_ids,
                      .compute_mtp_kv = setup.scheduler.compute_mtp_kv});
   const InspectReport::Parameters parameters =
       (synthetic ? inspect_config(model) : inspect_checkpoint(config.model_dir)).parameters;

@@ -157,7 +157,7 @@ int RankWorker::sample_on_device(const BegunStep& step) {
     device_sampler_->add(SamplingRowArgs{.params = mirror.start.sampling,
                                          .prompt_ids = mirror.start.prompt_ids,
                                          .output_ids = mirror.output_ids,
-                                         .eos_token_ids = setup_.eos_token_ids,
+                                         .eos_token_ids = mirror.start.eos_token_ids,
                                          .num_unknown = num_output_tokens - int(mirror.output_ids.size()),
                                          .feedback_row = last_id < 0 ? -1 - last_id : -1});
   }
@@ -196,7 +196,7 @@ ChunkResult RankWorker::result_of(const BegunStep& step, size_t chunk_idx, int& 
                                                                 .params = params,
                                                                 .prompt_ids = mirror.start.prompt_ids,
                                                                 .output_ids = mirror.output_ids,
-                                                                .eos_token_ids = setup_.eos_token_ids}));
+                                                                .eos_token_ids = mirror.start.eos_token_ids}));
   } catch (const Error& e) {  // only this row's request ends
     result.error = e;
   }

@@ -34,7 +34,6 @@ struct RankSetup {
   int num_pages = 0;
   DType kv_dtype = DType::kF32;
   ModelLimits limits;
-  std::vector<int32_t> eos_token_ids;
   bool compute_mtp_kv = false;  // plans may ask for it
 };
 

@@ -120,7 +120,7 @@ class Scheduler {
   int grow(Rank& rank, Sequence& seq, int num_tokens);
   bool preempt_youngest(Rank& rank, RankStepPlan& plan, const Sequence& than);
   void finalize(Rank& rank, RankStepPlan& plan);
-  static void add_deltas(Chunk& chunk, Sequence& seq);
+  void add_deltas(Chunk& chunk, Sequence& seq) const;
   void drop_mirror(Sequence& seq);
   void admit_waiting(StepPlan& plan, TimePoint now);
   bool admit(Sequence& seq, StepPlan& plan, TimePoint now);

@@ -152,11 +152,12 @@ void Scheduler::finalize(Rank& rank, RankStepPlan& plan) {
   }
 }
 
-void Scheduler::add_deltas(Chunk& chunk, Sequence& seq) {
+void Scheduler::add_deltas(Chunk& chunk, Sequence& seq) const {
   if (!std::exchange(seq.has_mirror, true)) {
     chunk.start = {.sampling = seq.request.sampling, .num_prompt_tokens = seq.num_prompt_tokens};
     const std::span<const int32_t> prompt = seq.ids().first(size_t(seq.num_prompt_tokens));
     if (has_penalties(seq.request.sampling)) chunk.start->prompt_ids = {prompt.begin(), prompt.end()};
+    if (seq.request.sampling.min_tokens > 0) chunk.start->eos_token_ids = config_.eos_token_ids;
     seq.num_pages_sent = seq.num_outputs_sent = 0;
   }
   chunk.num_old_pages = seq.num_pages_sent;

@@ -29,6 +29,7 @@ SequenceMirror& SequenceMirrors::find_or_start(const Chunk& chunk) {
   if (chunk.start) {
     check_sampling_params(chunk.start->sampling, vocab_size_);
     check_ids(chunk.start->prompt_ids);
+    check_ids(chunk.start->eos_token_ids);
     mirror = std::make_shared<SequenceMirror>();
     mirror->start = *chunk.start;
   }

@@ -48,7 +48,8 @@ namespace moectl {
 struct SequenceStart {
   SamplingParams sampling;
   int num_prompt_tokens = 0;
-  std::vector<int32_t> prompt_ids;  // where penalties read the prompt, else empty
+  std::vector<int32_t> prompt_ids;     // where penalties read the prompt, else empty
+  std::vector<int32_t> eos_token_ids;  // where min_tokens masks them, else empty
   bool operator==(const SequenceStart&) const = default;
 };
 

@@ -41,7 +41,7 @@ void fields(Io& io, T& p) {
 }
 template <class Io, Is<SequenceStart> T>
 void fields(Io& io, T& s) {
-  io(s.sampling, s.num_prompt_tokens, s.prompt_ids);
+  io(s.sampling, s.num_prompt_tokens, s.prompt_ids, s.eos_token_ids);
 }
 template <class Io, Is<Chunk> T>
 void fields(Io& io, T& c) {
@@ -215,6 +215,7 @@ class Reader {
     std::string message, param;
     one(message);
     one(param);
+    if (message.find('\0') != std::string::npos) bad("an error message with a NUL");  // what() would end there
     error.emplace(Code(code), std::move(message), std::move(param));
   }
   template <class T>
@@ -268,6 +269,7 @@ void check(const Chunk& c) {
   if (!c.start->prompt_ids.empty() && c.start->prompt_ids.size() != size_t(c.start->num_prompt_tokens))
     bad("{} ids of a prompt of {}", c.start->prompt_ids.size(), c.start->num_prompt_tokens);
   check_ids(c.start->prompt_ids, "prompt token id");
+  check_ids(c.start->eos_token_ids, "eos token id");
 }
 
 }  // namespace

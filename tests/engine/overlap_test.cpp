@@ -211,8 +211,7 @@ OverlappedEngine overlapped_engine(std::function<void(int64_t)> before = [](int6
                    .comm = std::move(comms[0]),
                    .placement = setup.placement,
                    .num_pages = setup.scheduler.num_pages,
-                   .limits = setup.limits,
-                   .eos_token_ids = setup.scheduler.eos_token_ids});
+                   .limits = setup.limits});
   result.engine = start_engine({}, setup.scheduler, start_rank_workers(config, std::move(ranks)));
   return result;
 }

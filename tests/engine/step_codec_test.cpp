@@ -4,6 +4,9 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <atomic>
+#include <cstring>
 #include <random>
 
 #include "core/base/error.h"
@@ -60,6 +63,7 @@ class Random {
     c.mtp_end = c.begin + below(c.num_tokens() + 1);
     if (one_in(2)) c.start = {.sampling = sampling(), .num_prompt_tokens = 1 + below(1000)};
     if (c.start && one_in(2)) c.start->prompt_ids.assign(size_t(c.start->num_prompt_tokens), below(200000));
+    if (c.start && one_in(2)) c.start->eos_token_ids = ids(3);
     c.num_old_pages = below(1000);
     c.new_pages = ids(10);
     c.new_output_ids = ids(3);
@@ -226,6 +230,18 @@ TEST(StepCodec, InconsistentChunksAreRefused) {
   EXPECT_TRUE(check([](Chunk& c) { c.start->num_prompt_tokens = 0; }));
   EXPECT_TRUE(check([](Chunk& c) { c.start->prompt_ids.pop_back(); }));
   EXPECT_TRUE(check([](Chunk& c) { c.start->prompt_ids[0] = -1; }));
+  EXPECT_TRUE(check([](Chunk& c) { c.start->eos_token_ids = {-1}; }));
+}
+
+// Error::what() would end there: such a message could not be encoded again.
+TEST(StepCodec, AnErrorMessageWithANulIsRefused) {
+  RankStepResult result;
+  result.chunks.emplace_back().error.emplace(Code::kInternal, "xyz");
+  std::vector<std::byte> bytes = encode(result);
+  const auto y = std::ranges::find(bytes, std::byte('y'));
+  ASSERT_NE(y, bytes.end());
+  *y = {};
+  EXPECT_TRUE(refused([&] { decode_step_result(bytes); }));
 }
 
 // A rank whose plans and results travel as bytes.

@@ -51,8 +51,7 @@ inline EngineParts engine_parts(const EngineConfig& flags) {
                            .comm = std::move(comm),
                            .placement = parts.setup.placement,
                            .num_pages = parts.setup.scheduler.num_pages,
-                           .limits = parts.setup.limits,
-                           .eos_token_ids = parts.setup.scheduler.eos_token_ids});
+                           .limits = parts.setup.limits});
   }
   return parts;
 }
