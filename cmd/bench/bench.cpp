@@ -263,7 +263,8 @@ int bench_engine(const BenchEngineOptions& options) {
   config.max_num_seqs =
       std::max(config.max_num_seqs, *std::max_element(load.concurrency.begin(), load.concurrency.end()));
 
-  EngineReport s{.model = config.shape.empty() ? config.model_dir : config.shape, .ep_size = config.parallelism.ep_size};
+  EngineReport s{.model = config.shape.empty() ? config.model_dir : config.shape,
+                 .ep_size = config.parallelism.ep_size};
   ProgressBar bar("loading");
   config.progress = bar.callback();
   const auto load_start = Clock::now();

@@ -16,7 +16,8 @@ namespace moectl {
 // peers may know the addresses.
 class OperandBuffer {
  public:
-  // [max_rows, row_size] in each dtype of the set. `alternatives`: at a time in f32 or in the others, which share memory.
+  // [max_rows, row_size] in each dtype of the set. `alternatives`: at a time in f32 or in the others, which share
+  // memory.
   struct Shape {
     int64_t max_rows = 0, row_size = 0;
     DTypeSet dtypes;

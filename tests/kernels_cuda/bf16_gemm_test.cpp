@@ -1,6 +1,6 @@
-// The BF16 product, dense and grouped, against a loop in double precision. Products of bf16 numbers are exact in f32;
+// The BF16 product, dense and grouped, against a loop in double precision. Products of bf16 values are exact in f32;
 // the tensor core adds the 16 of one instruction and the running sum after aligning them to the largest and cuts off
-// below about 2^-22 of it, so each of the k / 16 instructions may lose 17 such pieces of the largest partial sum or
+// below about 2^-22 of it, so each of the k / 16 instructions may lose 17 times that of the largest partial sum or
 // product.
 #include "kernels/cuda/gemm/bf16_gemm.h"
 
@@ -146,7 +146,7 @@ TEST_F(Bf16GemmTest, EveryTiling) {
     }
 }
 
-// The bits of a row do not depend on how many rows there are, which changes the tiling.
+// Batch invariance: the bits of a row do not depend on the number of rows, which changes the tiling.
 TEST_F(Bf16GemmTest, DeterministicRows) {
   const Operands all({.m = 300, .n = 520, .k = 576}, 9);
   const auto expected = all.run(nullptr, true);

@@ -35,7 +35,7 @@ void expect_right(const Problem& p) {
   SCOPED_TRACE(fmt::format("{} x {} x {}, {}", p.m, p.n, p.k, dtype_info(p.dtype).name));
   const bool f8 = p.dtype == DType::kF8E4M3, block = p.scales == LtScales::kBlock;
   Random random(uint64_t(p.m * 1000003 + p.n * 1009 + p.k));
-  // Stored numbers and their values.
+  // Elements as stored, and their values.
   std::vector<uint8_t> bytes[2];
   std::vector<double> values[2];
   for (int side = 0; side < 2; ++side)

@@ -1,6 +1,6 @@
-// The FP8 block-scaled product, dense and grouped, against a loop in double precision over the dequantised operands.
+// The FP8 block-scaled product, dense and grouped, against a loop in double precision over the dequantized operands.
 //
-// Tolerance. Products of e4m3 numbers are exact; the tensor core adds the 32 of one instruction and the running sum
+// Tolerance. Products of e4m3 values are exact; the tensor core adds the 32 of one instruction and the running sum
 // after aligning them to the largest and keeps at least 13 bits below it, cut off, not rounded (no document says so;
 // experiments on this generation agree). A block of 128 is four instructions: 4 * 33 addends, each off by at most 2^-13
 // of the largest addend or partial sum. Scaling and adding up the blocks is f32 arithmetic: dot_tolerance over the
@@ -120,7 +120,7 @@ class Fp8GemmTest : public HopperTest {
           memory(cuda::fp8_rows_bytes(max_rows, c.k)),
           a(cuda::fp8_rows_at(memory.data(), max_rows, c.k)),
           offsets(host_offsets(c)) {
-      // The rows' FP8 copy as the device makes it; fp8_quantize_test.cpp is about that.
+      // Quantized on the device, which fp8_quantize_test.cpp tests.
       const DeviceArray<float> x(random.floats(max_rows * c.k, 3.0f));
       cuda::fp8_quantize({.x = x.data(), .out = a}, {});
       const auto bytes = memory.host();
@@ -168,7 +168,7 @@ class Fp8GemmTest : public HopperTest {
     std::vector<Bounded> expected;  // [total, n]
   };
 
-  // All of out is compared, and what lies behind the last row must stay as it was.
+  // All of out is compared, and memory after the last row must be unchanged.
   static std::vector<float> run(const Operands& o, const GemmConfig* config, bool deterministic = false) {
     DeviceArray<float> out(o.max_rows * o.c.n);
     auto args = o.args(out.data(), DType::kF32);
@@ -265,7 +265,7 @@ TEST_F(Fp8GemmTest, Bf16OutIsTheRoundedF32) {
     }
 }
 
-// The bits of a row do not depend on how many rows there are, which changes the tiling.
+// Batch invariance: the bits of a row do not depend on the number of rows, which changes the tiling.
 TEST_F(Fp8GemmTest, DeterministicRows) {
   const Operands all(ops(), {.m = 300, .n = 520, .k = 1152}, 9);
   const auto expected = run(all, nullptr, true);
@@ -288,8 +288,8 @@ TEST_F(Fp8GemmTest, DeterministicRows) {
   }
 }
 
-// A chain of dependent products in a graph, each starting while the one before it ends: tokens are copied and quantised
-// anew in each round, so that whoever reads too early reads the last round's.
+// A chain of dependent products in a graph, each starting while the one before it ends: tokens are copied and quantized
+// anew in each round, so that a kernel that reads too early reads those of the last round.
 TEST_F(Fp8GemmTest, CapturedInAGraph) {
   const int64_t k = 512, rows = 63;
   const Operands o(ops(), {.n = k, .k = k, .rows_of_expert = {3, 0, 60}}, 11);

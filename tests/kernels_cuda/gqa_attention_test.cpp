@@ -1,4 +1,5 @@
-// Grouped-query attention on the GPU, every path, against its definition in kernels/ops.h computed in f64.
+// Grouped-query attention on the GPU, portable and Hopper kernels, against its definition in kernels/ops.h computed in
+// f64.
 #include <numeric>
 
 #include "tests/kernels_cuda/attention_data.h"
@@ -17,8 +18,8 @@ struct Shape {
   float temperature_floor = 0, temperature_scale = 0;
 };
 
-// Several sequences over scattered pages, several rows of each; what no row sees, and every page that belongs to
-// nobody, is NaN.
+// Several sequences over scattered pages, several rows of each; positions that no row sees, and all unused pages, are
+// NaN.
 struct Attention {
   Shape shape;
   DType dtype;
@@ -77,7 +78,7 @@ struct Attention {
     return shape.chunk ? position - position % shape.chunk : 0;
   }
 
-  std::vector<float> run(int64_t begin, int64_t end, bool deterministic, bool plain) {
+  std::vector<float> run(int64_t begin, int64_t end, bool deterministic, bool portable) {
     const int64_t n = end - begin, row = shape.heads * shape.dim;
     DeviceCache device_cache(cache, dtype);
     DeviceArray<float> dq(std::vector<float>(q.begin() + begin * row, q.begin() + end * row)), ds(sinks), out(n * row);
@@ -85,7 +86,7 @@ struct Attention {
     DeviceArray<int32_t> seqs(std::vector<int32_t>(seq_idx.begin() + begin, seq_idx.begin() + end));
     DeviceArray<int32_t> at(std::vector<int32_t>(positions.begin() + begin, positions.begin() + end));
     DeviceScratch scratch(n, shape.heads, shape.dim, deterministic);
-    scratch.scratch.plain = plain;
+    scratch.scratch.portable = portable;
     GqaAttentionArgs a;
     a.q = View<const float>(dq.data(), {n, shape.heads, shape.dim});
     a.cache = device_cache.view({num_pages, shape.kv_heads, 2 * kPage, shape.dim});
@@ -105,7 +106,7 @@ struct Attention {
     EXPECT_TRUE(scratch.counters_are_zero());
     return result;
   }
-  // u: the roundoff of the format to which the path rounds queries and weights.
+  // u: the roundoff of the dtype to which the kernel rounds queries and weights.
   std::vector<Bounded> reference(double u) {
     std::vector<Bounded> out;
     std::vector<double> weight, spread, values;
@@ -147,22 +148,23 @@ struct Attention {
   }
 };
 
-void check(const Shape& s, DType dtype, bool plain, int run = 0) {
+void check(const Shape& s, DType dtype, bool portable, int run = 0) {
   SCOPED_TRACE(fmt::format("{}: {} heads on {} of {}, window {}, chunk {}, sinks {}", dtype_name(dtype), s.heads,
                            s.kv_heads, s.dim, s.window, s.chunk, s.sinks));
   Attention a(s, dtype, {0, 1, 62, 63, 64, 65, 127, 128, 200, run ? 300 : 1000}, run);
-  std::vector<float> once = a.run(0, a.tokens(), true, plain);  // rounds a's cache to the format
-  const auto expected = a.reference(plain ? 0 : unit_roundoff(DType::kBF16));
+  std::vector<float> once = a.run(0, a.tokens(), true, portable);  // rounds a's cache to the dtype
+  const auto expected = a.reference(portable ? 0 : unit_roundoff(DType::kBF16));
   for (bool deterministic : {false, true}) {
-    const auto out = a.run(0, a.tokens(), deterministic, plain);
+    const auto out = a.run(0, a.tokens(), deterministic, portable);
     ASSERT_TRUE(close(out, expected, {a.tokens(), s.heads, s.dim})) << "deterministic " << deterministic;
-    ASSERT_TRUE(same_bits(a.run(0, a.tokens(), deterministic, plain), out)) << "again";
+    ASSERT_TRUE(same_bits(a.run(0, a.tokens(), deterministic, portable), out)) << "again";
   }
   for (int64_t t = 0; t < a.tokens(); t += run ? 50 : 5)
-    ASSERT_TRUE(same_bits(a.run(t, t + 1, true, plain), row_of(once, t, s.heads * s.dim))) << "row " << t << " alone";
+    ASSERT_TRUE(same_bits(a.run(t, t + 1, true, portable), row_of(once, t, s.heads * s.dim)))
+        << "row " << t << " alone";
 }
 
-TEST_F(GqaAttentionGpuTest, Plain) {
+TEST_F(GqaAttentionGpuTest, Portable) {
   for (DType dtype : {DType::kF32, DType::kBF16})
     for (const Shape& s : std::vector<Shape>{{1, 1, 16},
                                              {4, 4, 5},
@@ -187,7 +189,7 @@ TEST_F(GqaAttentionGpuTest, Hopper) {
     check(s, DType::kBF16, false);
 }
 
-// Prompt rows: tiles that lie in one sequence, and tiles that do not.
+// Prompt rows: tiles within one sequence, and tiles across sequences.
 TEST_F(GqaAttentionGpuTest, HopperPrefill) {
   if (!takes_hopper_kernels()) GTEST_SKIP() << "no Hopper";
   for (const Shape& s : std::vector<Shape>{{16, 2, 64, 128, 0, true},

@@ -1,4 +1,4 @@
-// Keys and values in a bf16 cache: exactly the rounded numbers, and nothing else written. (f32: tests/kernels.)
+// Keys and values in a bf16 cache: exactly the rounded values, and nothing else written. (f32: tests/kernels.)
 #include "kernels/cuda/runtime/kernels.h"
 #include "tests/kernels_cuda/gpu_test.h"
 

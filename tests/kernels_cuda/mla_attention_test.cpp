@@ -1,4 +1,4 @@
-// Latent attention on the GPU, every path, against its definition in kernels/ops.h computed in f64.
+// Absorbed MLA on the GPU, portable and Hopper kernels, against its definition in kernels/ops.h computed in f64.
 #include <numeric>
 
 #include "tests/kernels_cuda/attention_data.h"
@@ -10,8 +10,8 @@ using MlaAttentionGpuTest = GpuTest;
 
 constexpr int64_t kPage = 64;
 
-// Several sequences over scattered pages, several rows of each; what lies behind a position, and every page that
-// belongs to nobody, is NaN.
+// Several sequences over scattered pages, several rows of each; positions after the last, and all unused pages, are
+// NaN.
 struct Attention {
   int64_t heads, rank, rope, width, max_pages = 1, num_pages;
   float scale;
@@ -56,8 +56,8 @@ struct Attention {
   }
   int64_t tokens() const { return int64_t(positions.size()); }
 
-  // bf16: queries go in, and results come out, in that format.
-  std::vector<float> run(int64_t begin, int64_t end, bool deterministic, bool plain, bool bf16 = false) {
+  // bf16: the dtype of queries and outputs; else f32.
+  std::vector<float> run(int64_t begin, int64_t end, bool deterministic, bool portable, bool bf16 = false) {
     const int64_t n = end - begin;
     DeviceCache device_cache(cache, dtype);
     DeviceArray<float> dq(std::vector<float>(q.begin() + begin * heads * width, q.begin() + end * heads * width));
@@ -70,7 +70,7 @@ struct Attention {
       q_bits.push_back(f32_to_bf16(q[size_t(i)]));
     DeviceArray<uint16_t> q_bf16(q_bits), out_bf16(bf16 ? n * heads * rank : 1);
     DeviceScratch scratch(n, heads, rank, deterministic);
-    scratch.scratch.plain = plain;
+    scratch.scratch.portable = portable;
     MlaAttentionArgs a;
     a.q = View<const float>(dq.data(), {n, heads, width});
     a.cache = device_cache.view({num_pages, kPage, width, 0});
@@ -93,7 +93,7 @@ struct Attention {
     EXPECT_TRUE(scratch.counters_are_zero());
     return result;
   }
-  // u: the roundoff of the format to which the path rounds queries and weights.
+  // u: the roundoff of the dtype to which the kernel rounds queries and weights.
   std::vector<Bounded> reference(double u) {
     std::vector<Bounded> out;
     std::vector<double> weight, spread, value;
@@ -130,7 +130,7 @@ struct Attention {
   }
 };
 
-TEST_F(MlaAttentionGpuTest, Plain) {
+TEST_F(MlaAttentionGpuTest, Portable) {
   for (DType dtype : {DType::kF32, DType::kBF16})
     for (auto [heads, rank, rope] :
          {std::array<int64_t, 3>{1, 16, 0}, {4, 32, 8}, {3, 40, 6}, {2, 130, 10}, {2, 512, 64}}) {
@@ -143,8 +143,8 @@ TEST_F(MlaAttentionGpuTest, Plain) {
     }
 }
 
-// Heads that fill tiles of 64, one tile, and parts; lengths around pages, pairs of pages, and places where rows are
-// cut.
+// Heads that fill tiles of 64, one tile, and a part of one; lengths around pages, pairs of pages, and the points at
+// which rows are split.
 TEST_F(MlaAttentionGpuTest, Hopper) {
   if (!takes_hopper_kernels()) GTEST_SKIP() << "no Hopper";
   for (auto [heads, longest] : {std::array<int64_t, 2>{128, 700}, {64, 1500}, {16, 1500}, {96, 400}, {192, 300}}) {

@@ -1,4 +1,4 @@
-// Latents in a bf16 cache: within one rounding of the f64 value, and nothing else written. (f32: tests/kernels.)
+// Compressed KV in a bf16 cache: within one rounding of the f64 value, and nothing else written. (f32: tests/kernels.)
 #include "kernels/cuda/runtime/kernels.h"
 #include "tests/kernels_cuda/gpu_test.h"
 

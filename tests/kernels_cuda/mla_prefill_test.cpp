@@ -1,4 +1,4 @@
-// Expanded attention of a prompt's chunk on Hopper: against mla_query, mla_attention and mla_output of the CPU backend,
+// Expanded MLA of a prefill chunk on Hopper: against mla_query, mla_attention and mla_output of the CPU backend,
 // within what rounding to bf16 may do; at full size against the GPU's own absorbed path; and a whole model served by
 // both.
 #include "kernels/cuda/mla/mla_prefill_sm90.h"
@@ -17,8 +17,7 @@ namespace {
 constexpr int64_t kPage = 64, kNope = 128, kRope = 64, kRank = 512, kValue = 128, kWidth = kRank + kRope,
                   kQuery = kNope + kRope, kMargin = 2;  // rows around the result
 
-// The last n rows of a sequence in scattered pages. What lies behind its end, and every page that is not its own, is
-// NaN.
+// The last n rows of a sequence in scattered pages. Positions after its end, and all other pages, are NaN.
 struct Prompt {
   int64_t n, first, heads, num_pages, own_pages;
   bool interleaved;
@@ -72,7 +71,7 @@ struct Prompt {
     return out;
   }
 
-  // On the GPU, expanded; kMargin rows that belong to others before and behind.
+  // On the GPU, expanded; with kMargin unused rows before and after.
   std::vector<float> expanded(Ops& ops) {
     Device d(*this, ops);
     DeviceArray<uint8_t> scratch(cuda::mla_prefill_sm90_scratch_bytes(n, heads));
@@ -272,7 +271,7 @@ TEST_F(MlaPrefillTest, AgainstTheCpu) {
   }
 }
 
-// All heads of DeepSeek-R1, a context that takes several parts: bf16's errors on two ways, of a row's 128 values
+// All heads of DeepSeek-R1, a context of several parts: two computations in bf16, the error of a row's 128 values
 // together.
 TEST_F(MlaPrefillTest, FullSizeAgainstAbsorbed) {
   for (auto [first, n] : {std::pair<int64_t, int64_t>{4700, 300}, {0, 700}}) {
@@ -304,8 +303,8 @@ struct Part {
   int seq, begin, end;
 };
 
-// Two dense layers. One prompt is served in two long chunks, and beside it in pieces that are too short for the
-// expanded form; two others decode in the same steps. The fast mode's logits are off by a share of a row's spread,
+// Two dense layers. One prompt is served in two long chunks, and again in chunks that are too short for the expanded
+// form; two others decode in the same steps. The fast mode's logits are off by a share of a row's spread,
 // about 0.01 with bf16 weights and up to 0.06 with FP8 ones (tests/golden/cuda_test.cpp): two ways may differ by 1.5
 // times that.
 void expect_model_agrees(Ops& ops, const std::string& shape, double most) {

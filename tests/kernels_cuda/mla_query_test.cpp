@@ -1,4 +1,4 @@
-// The products by head at DeepSeek's sizes, FP8 block weights of kv_b_proj cut by head and transposed, against the CPU
+// The products per head at DeepSeek's sizes, FP8 block weights of kv_b_proj cut by head and transposed, against the CPU
 // backend; small and odd sizes are in tests/kernels/mla_attention_test.cpp.
 #include "tests/kernels_cuda/gpu_test.h"
 

@@ -1,5 +1,5 @@
-// The tensor-core product of every format against a sum in f64 of the operands rounded to bf16: odd sizes, strides by
-// head, rows of experts, and the same bits of a row in any company.
+// The tensor-core product of every dtype against a sum in f64 of the operands rounded to bf16: odd sizes, strides per
+// head, rows of experts, and batch invariance.
 #include "kernels/cuda/gemm/plain_gemm.h"
 #include "kernels/cuda/runtime/cuda_ops.h"
 #include "tests/harness/quantized.h"
@@ -14,7 +14,7 @@ double bf16(double x) {
   return double(bf16_to_f32(f32_to_bf16(float(x))));
 }
 
-// Products of two bf16 numbers are exact in f32. The tensor cores cut off what they add where others round: twice the
+// Products of two bf16 values are exact in f32. The tensor cores truncate what they add where others round: twice the
 // bound of a sum of K terms.
 class Dot {
  public:
@@ -33,7 +33,7 @@ class Dot {
 struct Problem {
   int64_t n, k;
   Weight weight;
-  std::vector<double> values;  // [n, k]: number times scale, rounded once to f32
+  std::vector<double> values;  // [n, k]: element times scale, rounded once to f32
 };
 
 std::vector<float> run(const cuda::PlainGemm& p, const std::vector<float>& x, int64_t out_size) {
@@ -60,7 +60,7 @@ void expect_product(const Problem& w, int64_t rows) {
     }
   ASSERT_TRUE(close(out, expected, {rows, w.n})) << rows << " rows";
   ASSERT_TRUE(close(fast, expected, {rows, w.n})) << rows << " rows, as is fastest";
-  // Rows alone and in other numbers take other tiles.
+  // Other numbers of rows take other tiles.
   for (int64_t first : {int64_t{0}, rows / 2, rows - 1})
     for (int64_t num : {int64_t{1}, int64_t{20}, int64_t{40}}) {
       if (first + num > rows) continue;

@@ -1,4 +1,4 @@
-// The layout of packed FP8 block weights: every element and scale where kernels/cuda/gemm/fp8_gemm.h says, zeros behind
+// The layout of packed FP8 block weights: every element and scale where kernels/cuda/gemm/fp8_gemm.h says, zeros after
 // the last scale. (What products make of packed weights of every dtype: tests/kernels.)
 #include "kernels/cuda/gemm/weight.h"
 

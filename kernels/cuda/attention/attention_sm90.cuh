@@ -1,4 +1,4 @@
-// What the Hopper attention kernels share: the softmax by rows of matrix-unit accumulators. Of a tile of scores (or
+// What the Hopper attention kernels share: the softmax over rows of tensor-core accumulators. Of a tile of scores (or
 // outputs) thread t of a warp holds rows g = t / 4 and g + 8, and columns 2 (t % 4), + 1 of each group of eight
 // (kernels/cuda/gemm/wgmma.cuh), so a row's reductions run over four lanes.
 #pragma once
@@ -9,8 +9,8 @@
 
 namespace moectl::cuda::kernel {
 
-// The reference of a row's exponentials is raised where a score exceeds it by so much (log2): exponentials up to 2^8
-// cost bf16 and f32 no precision, and what was summed before is rarely multiplied.
+// The reference of a row's exponentials (its running maximum, loosely) is raised only where a score exceeds it by more
+// than this (log2): exponentials up to 2^8 cost bf16 and f32 no precision, and earlier sums are rarely rescaled.
 constexpr float kRaise = 8.0f;
 constexpr float kLog2e = 1.4426950408889634f;
 
@@ -37,7 +37,7 @@ __device__ __forceinline__ RowPair raise(RowPair m, RowPair max) {
   return {max.a > m.a + kRaise ? max.a : m.a, max.b > m.b + kRaise ? max.b : m.b};
 }
 
-// Multiplies what was summed with reference `from` to reference `to`.
+// Rescales sums from reference `from` to reference `to`.
 template <int N>
 __device__ __forceinline__ void rescale(float (&o)[N], RowPair& l, RowPair from, RowPair to) {
   if (!__any_sync(0xffffffffu, from.a != to.a || from.b != to.b)) return;
@@ -53,7 +53,7 @@ __device__ __forceinline__ void rescale(float (&o)[N], RowPair& l, RowPair from,
   }
 }
 
-// The largest of the 2 N columns.
+// The maximum over the 2 N columns.
 template <int N>
 __device__ __forceinline__ RowPair row_max(const float (&s)[N]) {
   float a = s[0], b = s[2];
@@ -65,7 +65,7 @@ __device__ __forceinline__ RowPair row_max(const float (&s)[N]) {
   return {quad_max(a), quad_max(b)};
 }
 
-// Scores become weights, which are added to this thread's part of the sums.
+// Scores become weights, which are added to this thread's part of the row sums.
 template <int N>
 __device__ __forceinline__ void exponentials(float (&s)[N], float scale_a, float scale_b, RowPair m, RowPair& l) {
 #pragma unroll
@@ -79,7 +79,7 @@ __device__ __forceinline__ void exponentials(float (&s)[N], float scale_a, float
   }
 }
 
-// The same weights as the A operand of slices of 16 keys.
+// The weights as the A operands of slices of 16 keys.
 template <int N>
 __device__ __forceinline__ void pack_weights(const float (&s)[N], uint32_t (&w)[N / 8][4]) {
 #pragma unroll

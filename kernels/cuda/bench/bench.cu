@@ -1,7 +1,7 @@
 // Measures the cases of bench.h. A time is the median of replays of a CUDA graph that runs over all sets of inputs in
-// turn, divided by the runs in it: launches follow each other as in a decode step, and the sets together are larger
-// than L2 by far. Roofs: bytes read by streaming loads over memory that no cache holds, and the larger rate of two
-// large matrix products through cuBLASLt, each measured here and now on this card.
+// turn, divided by the number of runs in it: launches follow each other as in a decode step, and the sets together are
+// far larger than L2. Roofs: the bandwidth of streaming loads over memory that no cache holds, and the higher rate of
+// two large matrix products through cuBLASLt, each measured on this device before the cases.
 #include <algorithm>
 #include <memory>
 #include <regex>
@@ -30,7 +30,7 @@ __global__ void __launch_bounds__(kReadThreads) read(const uint4* in, int64_t nu
   if (sum == 0x9e3779b9u) out[blockIdx.x % 64] = sum;
 }
 
-// Adds a hash of the words and their places to *sum: the order of addition changes nothing.
+// Adds a hash of the words and their positions to *sum; it does not depend on the order of addition.
 __global__ void hash(const uint32_t* words, int64_t n, unsigned long long* sum) {
   unsigned long long local = 0;
   for (int64_t i = blockIdx.x * int64_t(blockDim.x) + threadIdx.x; i < n; i += int64_t(gridDim.x) * blockDim.x) {
@@ -51,13 +51,13 @@ constexpr double kTargetSeconds = 4e-3;         // of one graph replay
 constexpr int kReplays = 15, kSlowReplays = 3;  // slow: a replay takes more than kSlowSeconds
 constexpr double kSlowSeconds = 0.03;
 
-struct Recorded {
+struct Captured {
   std::shared_ptr<CUgraphExec_st> exec;
   int num_runs = 0;
   double once_seconds = 0;  // of a pass over all sets of inputs
 };
 
-// The stream, events and device facts of one benchmark.
+// The stream, events and device properties of one benchmark.
 class Bench {
  public:
   Bench() {
@@ -90,13 +90,13 @@ class Bench {
   }
 
   // A graph of `runs` in turn, again and again until a replay takes about kTargetSeconds.
-  Recorded record(const std::vector<std::function<void(Stream)>>& runs) {
+  Captured capture(const std::vector<std::function<void(Stream)>>& runs) {
     const auto pass = [&] {
       for (const auto& run : runs) run(stream());
     };
-    pass();  // modules are loaded, algorithms picked
+    pass();  // loads modules, picks algorithms
     CUDA_CHECK(cudaStreamSynchronize(stream_));
-    Recorded r;
+    Captured r;
     r.once_seconds = seconds_of(pass);
     const int passes = std::clamp(int(kTargetSeconds / std::max(r.once_seconds, 1e-6)), 1, 64);
     r.num_runs = passes * int(runs.size());
@@ -105,7 +105,7 @@ class Bench {
     try {
       for (int i = 0; i < passes; ++i) pass();
     } catch (...) {
-      cudaStreamEndCapture(stream_, &graph);  // the stream serves the next case
+      cudaStreamEndCapture(stream_, &graph);  // the next case uses the stream
       throw;
     }
     CUDA_CHECK(cudaStreamEndCapture(stream_, &graph));
@@ -116,12 +116,12 @@ class Bench {
     return r;
   }
 
-  // Seconds of one run of each, ascending. Replays take turns, so that all meet the same clocks: a card that computes
-  // lowers them.
-  std::vector<std::vector<double>> time(const std::vector<Recorded>& all) {
+  // Seconds of one run of each, ascending. Replays alternate, so that all run at the same clocks, which a GPU lowers
+  // under load.
+  std::vector<std::vector<double>> time(const std::vector<Captured>& all) {
     std::vector<std::vector<double>> seconds(all.size());
     double slowest = 0;
-    for (const Recorded& r : all) slowest = std::max(slowest, r.once_seconds);
+    for (const Captured& r : all) slowest = std::max(slowest, r.once_seconds);
     const int replays = slowest > kSlowSeconds ? kSlowReplays : kReplays;
     for (int i = -1; i < replays; ++i)
       for (size_t j = 0; j < all.size(); ++j) {
@@ -131,7 +131,7 @@ class Bench {
     for (std::vector<double>& s : seconds) std::sort(s.begin(), s.end());
     return seconds;
   }
-  double best_seconds(const std::function<void(Stream)>& run) { return time({record({run})})[0][0]; }
+  double best_seconds(const std::function<void(Stream)>& run) { return time({capture({run})})[0][0]; }
 
   uint64_t hash_of(const void* data, int64_t num_bytes) {
     unsigned long long* sum = nullptr;
@@ -153,7 +153,7 @@ class Bench {
   cudaEvent_t begin_ = nullptr, end_ = nullptr;
 };
 
-// The best of few blocks that stay and many that each read a little.
+// The best of few persistent blocks and many blocks that each read a little.
 double read_roof(Bench& bench, Memory& memory) {
   memory.reset();
   auto* sums = memory.alloc<uint32_t>(64);
@@ -209,7 +209,7 @@ KernelRoofs measure_roofs(Bench& bench, Memory& memory) {
   return roofs;
 }
 
-// Which roof is nearer, and what share of it was reached.
+// Which roof bounds the case, and the fraction of it that was reached.
 void judge(const Case& c, const KernelRoofs& roofs, KernelResult& r) {
   const double rate = c.unit == Unit::kF8     ? roofs.f8_flops_per_second
                       : c.unit == Unit::kBf16 ? roofs.bf16_flops_per_second
@@ -233,22 +233,22 @@ KernelResult measure(Bench& bench, Memory& memory, const Case& c, const KernelRo
     return runs;
   };
   for (const std::string& name : c.peers) r.peers.push_back({.name = name});
-  // Ours, then the peers; `to` and `error` of those that could be recorded.
-  std::vector<Recorded> recorded;
+  // Ours, then the peers; `to` and `error` of those that could be captured.
+  std::vector<Captured> captured;
   std::vector<double*> to;
-  const auto record = [&](auto&& pick, double* seconds, std::string* error) {
+  const auto capture = [&](auto&& pick, double* seconds, std::string* error) {
     try {
-      recorded.push_back(bench.record(column(pick)));
+      captured.push_back(bench.capture(column(pick)));
       to.push_back(seconds);
     } catch (const Error& e) {
       *error = e.what();
     }
   };
-  if (sets[0].run) record([](const Work& w) { return w.run; }, &r.seconds, &r.error);
+  if (sets[0].run) capture([](const Work& w) { return w.run; }, &r.seconds, &r.error);
   if (sets[0].run && r.error.empty()) r.output_hash = bench.hash_of(sets[0].out, sets[0].out_bytes);
   for (size_t p = 0; p < c.peers.size(); ++p)
-    record([p](const Work& w) { return w.peers[p]; }, &r.peers[p].seconds, &r.peers[p].error);
-  const std::vector<std::vector<double>> seconds = bench.time(recorded);
+    capture([p](const Work& w) { return w.peers[p]; }, &r.peers[p].seconds, &r.peers[p].error);
+  const std::vector<std::vector<double>> seconds = bench.time(captured);
   for (size_t i = 0; i < to.size(); ++i) *to[i] = seconds[i][seconds[i].size() / 2];
   judge(c, roofs, r);
   return r;

@@ -1,6 +1,6 @@
-// The cases of `moectl bench kernels` on CUDA, as data, and the memory that one case works on. One file a family adds
-// its cases (cases_*.cpp); bench.cu measures. A case is a kernel at a shape; it makes its inputs when its turn comes,
-// several sets of them, so that L2 does not serve repeats.
+// The cases of `moectl bench kernels` on CUDA, as data, and the memory of one case. Each family of kernels has one file
+// of cases (cases_*.cpp); bench.cu measures. A case is a kernel at a shape; it makes its inputs right before it is
+// measured, several sets of them, so that repeats do not hit L2.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -17,8 +17,8 @@
 
 namespace moectl::cuda::bench {
 
-// Device memory handed out front to back, 256-byte aligned, all given back at once. Contents are a function of the
-// order of requests: equal cases get equal inputs in every run.
+// A bump allocator of device memory, 256-byte aligned, released at once by reset(). Contents are a function of the
+// order of allocations: equal cases get equal inputs in every run.
 class Memory {
  public:
   explicit Memory(int64_t num_bytes);
@@ -38,7 +38,7 @@ class Memory {
   // Near-normal random numbers with standard deviation `scale`.
   float* floats(int64_t n, float scale = 1.0f);
   __nv_bfloat16* bf16(int64_t n, float scale = 1.0f);
-  uint8_t* f8(int64_t n, float scale = 100.0f);  // e4m3 numbers, at most +-448
+  uint8_t* f8(int64_t n, float scale = 100.0f);  // e4m3, at most +-448
   // Uniform in [low, high): scales.
   float* positive(int64_t n, float low, float high);
   template <class T>
@@ -65,7 +65,7 @@ struct Work {
   int64_t out_bytes = 0;                           // a multiple of 4
 };
 
-enum class Unit { kNone, kBf16, kF8 };  // the matrix unit that does the flops
+enum class Unit { kNone, kBf16, kF8 };  // the tensor cores' dtype for the flops
 
 struct Case {
   std::string kernel, shape;
@@ -77,18 +77,17 @@ struct Case {
 
 using Cases = std::vector<Case>;
 
-// What an operation that only moves rows stands beside: a plain copy of half its bytes, which reads and writes as many.
+// The peer of an operation that only moves rows: a device copy of half its bytes, which reads and writes as many.
 std::vector<std::string> copy_peer();
 std::function<void(Stream)> copy_of(Memory& memory, double bytes);
 
-// `batch` matrices [n, k], bf16 or FP8 with block scales, as the backend packs them; in `memory`, which they do not
-// own.
+// `batch` matrices [n, k], bf16 or FP8 with block scales, as the backend packs them; in `memory`, which owns them.
 Weight random_weight(Memory& memory, bool f8, int64_t batch, int64_t n, int64_t k);
 Fp8Weight fp8_weight_of(const Weight& weight);
 const std::byte* weight_data(const Weight& weight);
 Fp8Rows random_fp8_rows(Memory& memory, int64_t rows, int64_t k);
 
-// One function a family; each adds what `shape` has.
+// One function per family; each adds the cases of `shape`.
 void add_gemm_cases(const KernelShape& shape, Cases& cases);         // cases_gemm.cpp
 void add_grouped_cases(const KernelShape& shape, Cases& cases);      // cases_grouped.cpp
 void add_sampling_cases(const KernelShape& shape, Cases& cases);     // cases_sampling.cpp

@@ -1,5 +1,5 @@
-// Attention over a paged bf16 cache: decode (one or two new tokens a sequence) and a prompt, beside our own plain
-// kernel of the same operation. Pages lie in random order, as in a server.
+// Attention over a paged bf16 cache: decode (one or two new tokens per sequence) and a prompt, against our portable
+// kernel of the same operation. Pages are in random order, as in a server.
 #include <algorithm>
 #include <random>
 
@@ -20,15 +20,15 @@ struct Load {
   int64_t num_tokens() const { return num_seqs * num_new; }
   int64_t pages_per_seq() const { return (context + kPageSize - 1) / kPageSize; }
   int64_t num_pages() const { return num_seqs * pages_per_seq(); }
-  // The plain kernel takes seconds for more.
-  bool plain_too() const { return num_new == 1 && num_seqs <= 64; }
+  // The portable kernel takes seconds for more.
+  bool portable_too() const { return num_new == 1 && num_seqs <= 64; }
   // Pairs of a new token and a position that it sees.
   double pairs() const {
     return double(num_seqs) * double(num_new) * (double(context - num_new) + 0.5 * double(num_new + 1));
   }
   std::string text() const {
     return num_new == 1        ? fmt::format("decode B{} {}", num_seqs, context)
-           : num_new < context ? fmt::format("decode B{} {}, {} a sequence", num_seqs, context, num_new)
+           : num_new < context ? fmt::format("decode B{} {}, {} per sequence", num_seqs, context, num_new)
                                : fmt::format("prompt {}x{}", num_seqs, context);
   }
 };
@@ -36,7 +36,7 @@ struct Load {
 const std::vector<Load> kLoads = {{1, 4096, 1},   {64, 4096, 1},  {128, 4096, 1}, {256, 4096, 1},
                                   {128, 8192, 1}, {128, 4096, 2}, {1, 4096, 4096}};
 
-// What an attention operation needs beside queries and cache.
+// What an attention operation needs besides queries and cache.
 template <class Args>
 void set_rows(Memory& memory, const Load& load, Args& args) {
   std::vector<int32_t> pages(static_cast<size_t>(load.num_pages())), seqs, positions;
@@ -61,22 +61,22 @@ AttentionScratch scratch_of(Memory& memory, int64_t tokens, int64_t heads, int64
   return scratch;
 }
 
-// plain_args: what the plain kernel gets.
+// portable_args: of the portable kernel.
 template <class Args>
-Work work_of(const Load& load, const Args& args, const Args& plain_args, const AttentionScratch& scratch,
+Work work_of(const Load& load, const Args& args, const Args& portable_args, const AttentionScratch& scratch,
              void (*op)(const Args&, const AttentionScratch&, Stream)) {
-  AttentionScratch plain = scratch;
-  plain.plain = true;
+  AttentionScratch portable = scratch;
+  portable.portable = true;
   Work work;
   work.run = [=](Stream stream) { op(args, scratch, stream); };
-  if (load.plain_too()) work.peers = {[=](Stream stream) { op(plain_args, plain, stream); }};
+  if (load.portable_too()) work.peers = {[=](Stream stream) { op(portable_args, portable, stream); }};
   return work;
 }
 
-Operand bf16_latents(Memory& memory, int64_t tokens, int64_t heads, int64_t width) {
+Operand bf16_rows(Memory& memory, int64_t tokens, int64_t heads, int64_t width) {
   return Operand(memory.bf16(tokens * heads * width), DType::kBF16, {tokens, heads, width});
 }
-View<float> f32_latents(Memory& memory, int64_t tokens, int64_t heads, int64_t width) {
+View<float> f32_rows(Memory& memory, int64_t tokens, int64_t heads, int64_t width) {
   return View<float>(memory.floats(tokens * heads * width), {tokens, heads, width});
 }
 
@@ -85,9 +85,9 @@ void set_out(Work& work, const Operand& out) {
   work.out_bytes = out.num_bytes();
 }
 
-std::vector<std::string> plain_peer(const Load& load) {
-  if (!load.plain_too()) return {};
-  return {"our plain kernel"};
+std::vector<std::string> portable_peer(const Load& load) {
+  if (!load.portable_too()) return {};
+  return {"our portable kernel"};
 }
 
 Case mla_case(const KernelShape& s, const Load& load) {
@@ -98,22 +98,22 @@ Case mla_case(const KernelShape& s, const Load& load) {
              double(load.num_seqs * load.context * width) * 2 + double(load.num_tokens() * heads * (width + rank)) * 2,
          .flops = load.pairs() * double(heads) * 2.0 * double(width + rank),
          .unit = Unit::kBf16,
-         .peers = plain_peer(load)};
+         .peers = portable_peer(load)};
   c.make = [=](Memory& memory) {
     MlaAttentionArgs args;
-    args.q = bf16_latents(memory, load.num_tokens(), heads, width);
+    args.q = bf16_rows(memory, load.num_tokens(), heads, width);
     args.cache =
         KvView(memory.bf16(load.num_pages() * kPageSize * width), DType::kBF16, {load.num_pages(), kPageSize, width});
     set_rows(memory, load, args);
     args.kv_lora_rank = int(rank);
     args.scale = 0.05f;
-    args.out = bf16_latents(memory, load.num_tokens(), heads, rank);
-    MlaAttentionArgs plain = args;
-    if (load.plain_too()) {
-      plain.q = f32_latents(memory, load.num_tokens(), heads, width);
-      plain.out = f32_latents(memory, load.num_tokens(), heads, rank);
+    args.out = bf16_rows(memory, load.num_tokens(), heads, rank);
+    MlaAttentionArgs portable = args;
+    if (load.portable_too()) {
+      portable.q = f32_rows(memory, load.num_tokens(), heads, width);
+      portable.out = f32_rows(memory, load.num_tokens(), heads, rank);
     }
-    Work work = work_of(load, args, plain, scratch_of(memory, load.num_tokens(), heads, rank), &mla_attention);
+    Work work = work_of(load, args, portable, scratch_of(memory, load.num_tokens(), heads, rank), &mla_attention);
     set_out(work, args.out);
     return work;
   };
@@ -128,7 +128,7 @@ Case gqa_case(const KernelShape& s, const Load& load) {
                   double(load.num_tokens() * heads * dim) * 8,
          .flops = load.pairs() * double(heads) * 4.0 * double(dim),
          .unit = Unit::kBf16,
-         .peers = plain_peer(load)};
+         .peers = portable_peer(load)};
   c.make = [=](Memory& memory) {
     GqaAttentionArgs args;
     args.q = {memory.floats(load.num_tokens() * heads * dim), {load.num_tokens(), heads, dim}};
@@ -145,8 +145,8 @@ Case gqa_case(const KernelShape& s, const Load& load) {
   return c;
 }
 
-// The two products by head around it: queries into the latent space, and results out of it; beside the kernel that
-// takes any weights.
+// The two products per head around it: queries into the latent space, and outputs from it; against the kernel for any
+// weight.
 std::vector<std::string> tiles_peer() {
   return {"mma.sync tiles, f32 latents"};
 }
@@ -178,8 +178,8 @@ Case query_case(const KernelShape& s, int64_t tokens) {
     args.q = {memory.floats(tokens * heads * (nope + rope)), {tokens, heads, nope + rope}};
     args.w_uk = random_weight(memory, s.f8, heads, rank, nope);
     args.cos_sin = {memory.floats(tokens * rope, 0.5f), {tokens, rope}};
-    args.out = f32_latents(memory, tokens, heads, rank + rope);
-    const Operand out = bf16_latents(memory, tokens, heads, rank + rope);
+    args.out = f32_rows(memory, tokens, heads, rank + rope);
+    const Operand out = bf16_rows(memory, tokens, heads, rank + rope);
     const MlaProject project = by_head(args.w_uk, args.q.data, nope + rope, out.data, rank + rope, tokens);
     Work work;
     work.run = [=](Stream stream) { mla_project_in(project, {args.cos_sin.data, rope, true}, stream); };
@@ -201,12 +201,12 @@ Case output_case(const KernelShape& s, int64_t tokens) {
          .peers = tiles_peer()};
   c.make = [=](Memory& memory) {
     MlaOutputArgs args;
-    args.latent = f32_latents(memory, tokens, heads, rank);
+    args.latent = f32_rows(memory, tokens, heads, rank);
     args.w_uv = random_weight(memory, s.f8, heads, dim, rank);
     const View<float> out(memory.alloc<float>(tokens * heads * dim), {tokens, heads, dim});
     args.out = out;
     const MlaProject project =
-        by_head(args.w_uv, bf16_latents(memory, tokens, heads, rank).data, rank, out.data, dim, tokens);
+        by_head(args.w_uv, bf16_rows(memory, tokens, heads, rank).data, rank, out.data, dim, tokens);
     Fp8Rows copy;
     if (s.f8) copy = fp8_rows_at(memory.alloc<std::byte>(fp8_rows_bytes(tokens, heads * dim)), tokens, heads * dim);
     Work work;
@@ -218,7 +218,7 @@ Case output_case(const KernelShape& s, int64_t tokens) {
   return c;
 }
 
-// A prompt's chunk from queries to results, expanded, beside the three operations of the absorbed form.
+// A prefill chunk from queries to outputs, expanded, against the three operations of absorbed MLA.
 Case prefill_case(const KernelShape& s, int64_t context, int64_t n) {
   const int64_t heads = s.num_heads, nope = s.qk_nope_head_dim, rope = s.qk_rope_head_dim, rank = s.kv_lora_rank,
                 dim = s.v_head_dim;
@@ -244,11 +244,11 @@ Case prefill_case(const KernelShape& s, int64_t context, int64_t n) {
     args.first_position = context - n;
     args.scale = 0.05f;
     args.out = {memory.alloc<float>(n * heads * dim), {n, heads, dim}};
-    rows.q = bf16_latents(memory, n, heads, rank + rope);
+    rows.q = bf16_rows(memory, n, heads, rank + rope);
     rows.cache = args.cache;
     rows.kv_lora_rank = int(rank);
     rows.scale = args.scale;
-    rows.out = bf16_latents(memory, n, heads, rank);
+    rows.out = bf16_rows(memory, n, heads, rank);
     const AttentionScratch scratch = scratch_of(memory, n, heads, rank);
     void* const memory_of_ours = memory.alloc<std::byte>(mla_prefill_sm90_scratch_bytes(n, heads));
     const MlaProject in = by_head(args.w_uk, args.q.data, nope + rope, rows.q.data, rank + rope, n);

@@ -1,4 +1,4 @@
-// Operations that only move rows, beside a plain copy that moves as many bytes.
+// Operations that only move rows, against a device copy that moves as many bytes.
 #include "kernels/cuda/bench/bench.h"
 #include "kernels/cuda/elementwise/fp8_quantize.h"
 #include "kernels/cuda/elementwise/rms_norm.h"
@@ -92,7 +92,7 @@ Case norm_quantize_case(const KernelShape& s, int64_t rows) {
   return c;
 }
 
-// Of a step's tokens, each to a page of its own: where keys and values, or the latent, go.
+// The slots of a step's tokens in the KV cache, each in a page of its own.
 View<const int64_t> scattered_slots(Memory& memory, int64_t tokens, int page_size) {
   std::vector<int64_t> slots;
   for (int64_t i = 0; i < tokens; ++i) slots.push_back(i * page_size + i % page_size);
@@ -157,7 +157,7 @@ Case rope_case(const KernelShape& s, int64_t tokens) {
   c.make = [=, bytes = c.bytes](Memory& memory) {
     RopeArgs args;
     args.x = {memory.floats(tokens * heads * dim), {tokens, heads, dim}};
-    // Angle 0 keeps the numbers as they are, however often they are rotated.
+    // Rotation by angle 0 leaves the values as they are.
     std::vector<float> cos_sin;
     for (int64_t i = 0; i < tokens * dim; ++i) cos_sin.push_back(i % dim < dim / 2 ? 1.0f : 0.0f);
     args.cos_sin = {memory.upload(cos_sin), {tokens, dim}};

@@ -1,4 +1,4 @@
-// Matrix products of one layer, m rows by each of its matrices, beside cuBLASLt.
+// Matrix products of one layer, m rows by each of its matrices, against cuBLASLt.
 #include "kernels/cuda/bench/bench.h"
 #include "kernels/cuda/gemm/bf16_gemm.h"
 #include "kernels/cuda/gemm/cublaslt.h"
@@ -46,7 +46,7 @@ std::function<void(Stream)> peer(const LtMatmulArgs& lt) {
   return [lt](Stream stream) { CublasLt::get().matmul(lt, stream); };
 }
 
-// Random numbers are as good in our layout as in the library's, so both read the same.
+// Random values are random in any layout, so our kernel and the library read the same memory.
 Case f8_case(const KernelShape& s, const Matrix& w, int64_t m) {
   const int64_t n = w.n, k = w.k;
   Case c{.kernel = "fp8_gemm",
@@ -89,7 +89,7 @@ Case bf16_case(const KernelShape& s, const Matrix& w, int64_t m) {
          .unit = Unit::kBf16,
          .peers = {"cuBLASLt", "our mma_gemm"}};
   c.make = [=](Memory& memory) {
-    // The kernel of any card takes the rows as f32.
+    // The portable kernel takes the rows as f32.
     LinearArgs any{.x = {memory.floats(m * k), {m, k}}, .weight = random_weight(memory, false, 1, n, k)};
     any.out = {memory.alloc<float>(m * n), {m, n}};
     Bf16GemmArgs args{.a = memory.bf16(m * k), .rows = m, .n = n, .k = k, .w = weight_data(any.weight)};

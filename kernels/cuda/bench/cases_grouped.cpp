@@ -1,5 +1,5 @@
-// Feed-forwards of many experts, whose rows only the device counts: a decode step's few rows an expert (bound by
-// reading weights) and a prompt's many, beside one product an expert through cuBLASLt.
+// Feed-forwards of many experts, whose row counts are on the device: a decode step's few rows per expert (bound by
+// reading weights) and a prompt's many, against one product per expert through cuBLASLt.
 #include <numeric>
 
 #include "kernels/cuda/bench/bench.h"
@@ -35,7 +35,7 @@ Case f8_case(const KernelShape& s, const Load& load, Half half) {
          .bytes = double(load.experts * matrices * n * k) + double(rows * k) + double(rows * n) * 2,
          .flops = 2.0 * double(rows) * double(matrices * n) * double(k),
          .unit = Unit::kF8,
-         .peers = {"cuBLASLt, a product an expert, block scales"}};
+         .peers = {"cuBLASLt, a product per expert, block scales"}};
   c.make = [=](Memory& memory) {
     const Weight w = random_weight(memory, true, load.experts, n, k);
     const Weight w_up = gated ? random_weight(memory, true, load.experts, n, k) : Weight{};
@@ -79,7 +79,7 @@ Case bf16_case(const KernelShape& s, const Load& load, Half half) {
          .bytes = (double(load.experts * matrices * n * k) + double(rows * k) + double(rows * n)) * 2,
          .flops = 2.0 * double(rows) * double(matrices * n) * double(k),
          .unit = Unit::kBf16,
-         .peers = {"cuBLASLt, a product an expert"}};
+         .peers = {"cuBLASLt, a product per expert"}};
   c.make = [=](Memory& memory) {
     Bf16GemmArgs args{.a = memory.bf16(rows * k), .rows = rows, .n = n, .k = k, .batch = load.experts};
     args.w = memory.bf16(load.experts * n * k, 0.02f);
@@ -116,7 +116,7 @@ Case bf16_case(const KernelShape& s, const Load& load, Half half) {
 
 void add_grouped_cases(const KernelShape& s, Cases& cases) {
   if (s.num_experts == 0) return;
-  // Experts of a rank of EP32 and EP8, and of a whole model on one card.
+  // Experts of a rank of EP32 and EP8, and of a whole model on one GPU.
   const int64_t few = s.num_experts / 32 + 1, many = s.num_experts / 8;
   for (const Load& load :
        {Load{few, 64}, Load{few, 128}, Load{many, 8}, Load{many, 64}, Load{many, 1024}, Load{s.num_experts, 4}})

@@ -1,4 +1,4 @@
-// Copies of KV pages, beside a plain copy.
+// Copies of KV pages, against a device copy.
 #include "kernels/cuda/bench/bench.h"
 #include "kernels/cuda/elementwise/kv_copy.h"
 

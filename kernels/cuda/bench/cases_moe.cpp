@@ -1,4 +1,4 @@
-// Routing of a step's tokens: the gate, the sort of rows by expert, the sum of results; beside a copy of as many bytes.
+// Routing of a step's tokens: gate, permute and combine; against a device copy of as many bytes.
 #include <algorithm>
 #include <random>
 

@@ -1,4 +1,4 @@
-// Choosing tokens from logits, beside a copy of the logits.
+// Sampling tokens from logits, against a copy of the logits.
 #include <random>
 
 #include "kernels/cuda/bench/bench.h"
@@ -14,7 +14,7 @@ Case sample_case(const KernelShape& s, int64_t rows, const char* name, const Sam
          .peers = copy_peer()};
   c.make = [=, bytes = c.bytes](Memory& memory) {
     SampleRowsArgs args;
-    // A deviation of 4: the best hundreds of tokens have most of the probability.
+    // Standard deviation 4: some hundred tokens have most of the probability.
     args.logits = {memory.floats(rows * s.vocab_size, 4.0f), {rows, s.vocab_size}};
     std::vector<SamplingRow> each(size_t(rows), how);
     std::mt19937_64 rng(1);

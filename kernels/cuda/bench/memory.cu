@@ -1,4 +1,4 @@
-// Memory of bench.h: one allocation, and kernels that fill it with numbers that are a function of (fill, index).
+// Memory of bench.h: one allocation, and kernels that fill it with values that are a function of (fill, index).
 #include <cuda_fp8.h>
 
 #include "kernels/cuda/bench/bench.h"
@@ -7,7 +7,7 @@
 namespace moectl::cuda::bench {
 namespace kernel {
 
-__device__ uint64_t mix(uint64_t x) {  // splitmix64's finaliser
+__device__ uint64_t mix(uint64_t x) {  // splitmix64's finalizer
   x += 0x9e3779b97f4a7c15ull;
   x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ull;
   x = (x ^ (x >> 27)) * 0x94d049bb133111ebull;

@@ -1,4 +1,4 @@
-// Random weights in the layouts of kernels/cuda/gemm/weight.h, made where they lie.
+// Random weights in the layouts of kernels/cuda/gemm/weight.h, generated in device memory.
 #include "kernels/cuda/bench/bench.h"
 #include "kernels/cuda/gemm/fp8_gemm.h"
 #include "kernels/cuda/gemm/weight.h"

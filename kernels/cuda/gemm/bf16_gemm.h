@@ -1,5 +1,5 @@
 // BF16 matrix products on Hopper: out = A W^T, A bf16 [rows, k], W bf16 [n, k], sums in f32. Dense and grouped as in
-// kernels/cuda/gemm/fp8_gemm.h, on the same kernel skeleton. Launchers of kernels/cuda/gemm/bf16_gemm_sm90.cu; no
+// kernels/cuda/gemm/fp8_gemm.h, by the same kernel. Launchers of kernels/cuda/gemm/bf16_gemm_sm90.cu; no
 // scratch.
 #pragma once
 

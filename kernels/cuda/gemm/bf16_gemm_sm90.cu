@@ -1,4 +1,4 @@
-// Launcher of bf16_gemm (gemm_sm90.cuh has the kernel). A stage's 128 bytes are 64 numbers.
+// Launcher of bf16_gemm (gemm_sm90.cuh has the kernel). A stage's 128 bytes of k are 64 elements.
 #include "kernels/cuda/gemm/bf16_gemm.h"
 #include "kernels/cuda/gemm/gemm_launch.cuh"
 

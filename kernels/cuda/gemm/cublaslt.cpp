@@ -1,5 +1,5 @@
 // Types and constants come from the toolkit's headers; every function through dlopen. The library computes column-major
-// D = A^T B: with A = w and B = x as they lie in memory, D is the row-major `out`.
+// D = A^T B: with A = w and B = x as they are in memory, D is the row-major `out`.
 #include "kernels/cuda/gemm/cublaslt.h"
 
 #include <cublasLt.h>
@@ -13,14 +13,14 @@
 #include <vector>
 
 #include "core/base/check.h"
-#include "kernels/cuda/runtime/check.h"
+#include "kernels/cuda/runtime/device.h"
 
 namespace moectl::cuda {
 namespace {
 
 namespace fs = std::filesystem;
 
-// Values that headers before 12.9 do not name; a library that does not know them refuses them.
+// Values that headers before 12.9 do not name; a library without them refuses them.
 constexpr auto kScaleModeOfA = cublasLtMatmulDescAttributes_t(31), kScaleModeOfB = cublasLtMatmulDescAttributes_t(32);
 constexpr int32_t kScaleVec128 = 4, kScaleBlock128x128 = 5;
 
@@ -74,7 +74,7 @@ std::vector<std::string> candidates() {
   return paths;
 }
 
-// x and w and out of one shape; also what the algorithm may depend on.
+// What the algorithm may depend on: the device, the shape, the dtypes.
 using Key = std::tuple<int, int64_t, int64_t, int64_t, DType, DType, LtScales, bool>;
 
 struct Plan {
@@ -99,7 +99,7 @@ struct CublasLt::State {
   void* library = nullptr;
   std::string why_absent;
   Functions f = {};
-  std::map<int, cublasLtHandle_t> handles;  // by device
+  std::map<int, cublasLtHandle_t> handles;  // per device
   std::map<Key, Plan> plans;
 
   void load() {
@@ -170,8 +170,7 @@ struct CublasLt::State {
   }
 
   const Plan& plan(const LtMatmulArgs& args) {
-    int device = 0;
-    CUDA_CHECK(cudaGetDevice(&device));
+    const int device = current_device();
     const Key key{device, args.m, args.n, args.k, args.dtype, args.out_dtype, args.scales, args.fast_accumulation};
     auto [it, is_new] = plans.try_emplace(key);
     if (is_new) try {
@@ -225,15 +224,13 @@ void CublasLt::matmul(const LtMatmulArgs& args, Stream stream) {
   CHECK((args.dtype == DType::kF8E4M3) == (args.scales != LtScales::kNone), "FP8 and scales go together");
   if (std::string reason = why_unsupported(args); !reason.empty()) throw Error(Code::kUnavailable, reason);
   const float one = 1.0f, zero = 0.0f;
-  std::lock_guard lock(state_->mutex);  // a plan's scale pointers are part of it
-  int device = 0;
-  CUDA_CHECK(cudaGetDevice(&device));
+  std::lock_guard lock(state_->mutex);  // scale pointers are part of a plan
   const Plan& plan = state_->plan(args);
   state_->set_scales(plan, args);
   State::check(
-      state_->f.matmul(state_->handle(device), plan.desc, &one, args.w, plan.a, args.x, plan.b, &zero, args.out, plan.d,
-                       args.out, plan.d, &plan.algo, args.workspace, args.workspace ? size_t(kLtWorkspaceBytes) : 0,
-                       static_cast<cudaStream_t>(stream.handle)),
+      state_->f.matmul(state_->handle(current_device()), plan.desc, &one, args.w, plan.a, args.x, plan.b, &zero,
+                       args.out, plan.d, args.out, plan.d, &plan.algo, args.workspace,
+                       args.workspace ? size_t(kLtWorkspaceBytes) : 0, static_cast<cudaStream_t>(stream.handle)),
       "cublasLtMatmul");
 }
 

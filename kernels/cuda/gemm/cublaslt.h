@@ -1,8 +1,8 @@
-// CublasLt: NVIDIA's matrix library, looked for at run time and never linked, so that the binary starts without it.
-// Where it is absent, why_absent() says what was tried, and callers take our own kernels. Usable from any thread; one
-// handle a device. Knows nothing of models: out = x W^T of one shape.
+// CublasLt: NVIDIA's matrix library, loaded at run time and never linked, so that the binary starts without it. Where
+// it is absent, why_absent() says what was tried, and callers use our own kernels. Any thread may use it; one handle
+// per device. Knows nothing of models: out = x W^T of one shape.
 //
-// Its choice of an algorithm depends on the number of rows, so a row's bits may too: not for --deterministic.
+// Its choice of an algorithm depends on the number of rows, so it is not batch-invariant: not for --deterministic.
 #pragma once
 
 #include <cstddef>
@@ -29,25 +29,25 @@ struct LtMatmulArgs {
   void* out = nullptr;
   const float* x_scales = nullptr;  // kBlock: [k / 128, m], the rows' scales of one block of k side by side
   const float* w_scales = nullptr;  // kBlock: [ceil(n / 128), round_up(k / 128, 4)]
-  // Tensor scales only: sums stay in the matrix unit's own, shorter accumulator (faster, less exact).
+  // Tensor scales only: sums stay in the tensor cores' own, shorter accumulator (faster, less exact).
   bool fast_accumulation = false;
   void* workspace = nullptr;  // kLtWorkspaceBytes, of this stream alone
 };
 
-// What the library's fastest algorithms may want on Hopper.
+// What the library's fastest algorithms may need on Hopper.
 constexpr int64_t kLtWorkspaceBytes = 32 << 20;
 
 class CublasLt {
  public:
-  // Looks for the library at the first call; later calls are free.
+  // Loads the library at the first call; later calls are free.
   static CublasLt& get();
 
   bool is_present() const;
   const std::string& why_absent() const;  // empty when present
   std::string version() const;            // "13.0.2"; empty when absent
 
-  // Empty, or why this device or version of the library cannot compute `args` (its pointers are not looked at, except
-  // for alignment). The answer and the algorithm are kept by shape. Needs a current device.
+  // Empty, or why the current device or this version of the library cannot compute `args` (of its pointers only the
+  // alignment matters). The answer and the algorithm are kept per device and shape.
   std::string why_unsupported(const LtMatmulArgs& args);
   // Enqueues it; may be captured into a graph. Throws Error{kUnavailable} with why_absent() or why_unsupported().
   void matmul(const LtMatmulArgs& args, Stream stream);

@@ -47,7 +47,8 @@ struct Fp8GemmArgs {
   int64_t expert_begin = 0;                 // batch index in w of expert 0
   void* out = nullptr;           // [max_rows, n] row-major, 16-byte aligned; rows of no expert are not written
   DType out_type = DType::kF32;  // kF32 or kBF16
-  // The bits of a row depend on nothing but the row and the weight (no split of k by the number of rows).
+  // Batch invariance: the bits of a row depend on nothing but the row and the weight (no split-K by the number of
+  // rows).
   bool deterministic = false;
 };
 constexpr int64_t kMaxFp8Experts = kMaxGemmExperts;

@@ -1,10 +1,10 @@
-// The plain matrix product (plain_gemm.h) and linear by it: SIMT, any shape, format and alignment.
+// The portable matrix product (plain_gemm.h) and linear by it: SIMT, any shape, dtype and alignment.
 //
-// A warp owns N columns of W and takes R rows of x at a time. Its lanes share k: lane l adds the products of
-// k = 128 i + 4 l .. + 3 for i = 0, 1, ..., each number of W times its scale first, and the lanes' sums meet in a fixed
-// tree. So one order of summation whatever the number of rows, columns in a warp, or the card: rows have the same bits
-// in any company. W is read once for R rows, 4 numbers a lane, a warp's reads side by side; x comes from the L1 cache,
-// which the warps of a block share.
+// A warp owns N columns of W and takes R rows of x at a time. k is distributed over its lanes: lane l adds the products
+// of k = 128 i + 4 l .. + 3 for i = 0, 1, ..., each element of W times its scale first, and the lanes' sums are added
+// in a fixed tree. The order of summation depends neither on the number of rows or of columns per warp nor on the
+// device, so the product is batch-invariant. W is read once for R rows, 4 elements per lane, coalesced; x comes from
+// the L1 cache, which the warps of a block share.
 #include "kernels/cuda/gemm/plain_gemm.cuh"
 #include "kernels/cuda/runtime/device.cuh"
 #include "kernels/cuda/runtime/kernels.h"
@@ -14,10 +14,10 @@ namespace kernel {
 
 constexpr int kThreads = 256, kWarps = kThreads / kWarp, kStep = 4 * kWarp;
 
-// Numbers 4 lane .. 4 lane + 3 of a row's 128 at `at`, without their scales and zero points.
+// Elements 4 lane .. 4 lane + 3 of a row's 128 at `at`, without their scales and zero points.
 template <DType D>
-__device__ inline Four load_numbers(const std::byte* at, int lane) {
-  constexpr int kBytes = dtype_bits(D) / 2;  // constexpr: on the device dtype_bits would not be known
+__device__ inline Four load_elements(const std::byte* at, int lane) {
+  constexpr int kBytes = dtype_bits(D) / 2;  // constexpr, as dtype_bits is host code
   at += lane * kBytes;
   if constexpr (D == DType::kF32) {
     const float4 x = __ldg(reinterpret_cast<const float4*>(at));
@@ -48,7 +48,7 @@ __device__ inline Four load_numbers(const std::byte* at, int lane) {
   }
 }
 
-// The numbers times their scales: `at` is the row's first scale.
+// Multiplies elements by their scales: `at` is the row's first scale.
 template <DType D>
 __device__ inline void apply_scales(Four& x, const Matrix& w, int64_t at, int k, int first) {
   auto apply = [&](int i, int64_t s) {
@@ -69,7 +69,7 @@ __device__ inline void apply_scales(Four& x, const Matrix& w, int64_t at, int k,
   }
 }
 
-// Sums v[c] over the lanes, in the tree of warp_sum, halving the set of sums at each level; returns the sum of
+// Sums v[c] over the lanes, in the tree of warp_sum, halving the number of sums at each level; returns the sum of
 // c = lane / (32 / C).
 template <int C>
 __device__ inline float reduce(float (&v)[C]) {
@@ -118,7 +118,7 @@ __global__ void __launch_bounds__(kThreads) gemm(const __grid_constant__ PlainGe
       Four wk[N];
 #pragma unroll
       for (int c = 0; c < N; ++c) {
-        wk[c] = load_numbers<D>(rows[c] + k / kStep * w.step_bytes, lane);
+        wk[c] = load_elements<D>(rows[c] + k / kStep * w.step_bytes, lane);
         if (w.scales) apply_scales<D>(wk[c], w, scales[c], k, first);
       }
 #pragma unroll

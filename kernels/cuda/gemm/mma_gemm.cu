@@ -1,13 +1,13 @@
-// Rows of f32 activations times a Matrix of any scaled or half format by the tensor cores of any card (sm_80 and
-// later): the same products, strides, batches and epilogues as plain_gemm, with both operands rounded to bf16 and sums
+// Rows of f32 activations times a Matrix of any scaled or half dtype by the tensor cores of compute capability 8.0 and
+// later: the same products, strides, batches and epilogues as plain_gemm, with both operands rounded to bf16 and sums
 // in f32.
 //
-// Weight rows stand on mma's M axis (16) and tokens on its N axis (8), so that few tokens cost little. A block takes
-// 128 rows of W, 32 a warp, and T tokens; k goes by 64: lane t of a quad owns k = 16 t .. 16 t + 15 of them, which it
-// reads from W in one go (one stage ahead, in registers) and of which four make its share of each m16n8k16. Where an
-// mma's k's come from is free as long as both operands agree. Tokens are rounded on the way into shared memory,
-// double-buffered, in rows of 136 bytes: reads of a half warp hit all banks once. An output is one chain over k
-// whatever T is, so a row has the same bits in any company.
+// Weight rows are on mma's M axis (16) and tokens on its N axis (8), so that few tokens cost little. A block takes 128
+// rows of W, 32 per warp, and T tokens; k advances by 64: lane t of a quad owns k = 16 t .. 16 t + 15 of them, which it
+// reads from W at once (one stage ahead, in registers) and of which four belong to each m16n8k16. The k's of an mma may
+// be any as long as both operands agree. Tokens are rounded on the way into shared memory, double-buffered, in rows of
+// 136 bytes, so that reads of a half warp hit all banks once. An output is one chain over k for any T, so the product
+// is batch-invariant.
 #include "kernels/cuda/gemm/plain_gemm.cuh"
 #include "kernels/cuda/runtime/device.cuh"
 
@@ -15,9 +15,9 @@ namespace moectl::cuda {
 namespace kernel {
 
 constexpr int kMmaWarps = 4, kMmaThreads = kMmaWarps * kWarp, kWarpRows = 32, kMmaStep = 64, kLaneStep = 16;
-constexpr int kMmaPitch = kMmaStep + 4;  // of a token in shared memory, in bf16's
+constexpr int kMmaPitch = kMmaStep + 4;  // elements from one token to the next in shared memory
 
-// Sixteen numbers of a row as they lie in memory.
+// Sixteen elements of a row as they are in memory.
 template <DType D>
 struct Sixteen {
   static constexpr int kWords = dtype_bits(D) / 2;
@@ -44,7 +44,7 @@ __device__ inline Sixteen<D> load_sixteen(const std::byte* at) {
   return out;
 }
 
-// Numbers 4 j .. 4 j + 3, times the scale, as two pairs of bf16.
+// Elements 4 j .. 4 j + 3, times the scale, as two pairs of bf16.
 template <DType D>
 __device__ inline void widen_four(const Sixteen<D>& x, int j, float scale, float zero, uint32_t (&out)[2]) {
   float v[4] = {};
@@ -76,21 +76,21 @@ __device__ inline void widen_four(const Sixteen<D>& x, int j, float scale, float
   out[1] = pack_bf16(v[2], v[3]);
 }
 
-// A of one mma, from numbers 4 j .. of the rows of half a warp's: (row g, low k's), (g + 8, low), (g, high), (g + 8,
-// high).
+// A of one mma, from elements 4 j .. of the rows of one half of the warp's: (row g, low k's), (g + 8, low), (g, high),
+// (g + 8, high).
 template <DType D>
-__device__ inline void widen_fragment(const Sixteen<D> (&numbers)[4], const float (&scale)[4], const float (&zero)[4],
+__device__ inline void widen_fragment(const Sixteen<D> (&elements)[4], const float (&scale)[4], const float (&zero)[4],
                                       int half, int j, uint32_t (&a)[4]) {
   uint32_t upper[2], lower[2];
-  widen_four<D>(numbers[2 * half], j, scale[2 * half], zero[2 * half], upper);
-  widen_four<D>(numbers[2 * half + 1], j, scale[2 * half + 1], zero[2 * half + 1], lower);
+  widen_four<D>(elements[2 * half], j, scale[2 * half], zero[2 * half], upper);
+  widen_four<D>(elements[2 * half + 1], j, scale[2 * half + 1], zero[2 * half + 1], lower);
   a[0] = upper[0];
   a[1] = lower[0];
   a[2] = upper[1];
   a[3] = lower[1];
 }
 
-// Four rows of a lane, g, g + 8, g + 16, g + 24 of the warp's, with what applies the scales.
+// Four rows per lane, g, g + 8, g + 16, g + 24 of the warp's, and where their scales are.
 template <DType D>
 struct RowReader {
   static constexpr bool kScaled = dtype_bits(D) < 16;
@@ -109,12 +109,12 @@ struct RowReader {
     }
   }
   // k: a multiple of 16. Beyond w.k: zeros.
-  __device__ void load(const Matrix& w, int k, Sixteen<D> (&numbers)[4], float (&scale)[4], float (&zero)[4]) const {
+  __device__ void load(const Matrix& w, int k, Sixteen<D> (&elements)[4], float (&scale)[4], float (&zero)[4]) const {
     if (k >= int(w.k)) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
 #pragma unroll
-        for (uint32_t& word : numbers[i].v) word = 0;
+        for (uint32_t& word : elements[i].v) word = 0;
         scale[i] = zero[i] = 0.0f;
       }
       return;
@@ -124,21 +124,21 @@ struct RowReader {
     const int64_t segment = kScaled ? segment_of(k, first, int(w.segment)) * w.segment_scales : 0;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      numbers[i] = load_sixteen<D>(rows[i] + at);
+      elements[i] = load_sixteen<D>(rows[i] + at);
       scale[i] = kScaled ? load_scale(w, scales[i] + segment) : 1.0f;
       zero[i] = D == DType::kU4 ? float(w.zeros[scales[i] + segment]) : D == DType::kI4 ? 8.0f : 0.0f;
     }
   }
 };
 
-// Tokens [row0, row0 + T) x k's [k, k + 64) on their way to shared memory as bf16, zeros where there are none: fetched
-// before a stage is computed, put down after it.
+// Tokens [row0, row0 + T) x k's [k, k + 64) on their way to shared memory as bf16, zeros where there are none: loaded
+// into registers before the current stage is computed, stored after it.
 template <int T, bool kAligned>
 struct TokenStage {
   static constexpr int kItems = T * (kMmaStep / 4), kEach = (kItems + kMmaThreads - 1) / kMmaThreads;
   Four v[kEach];
 
-  __device__ void fetch(const PlainGemm& p, int64_t batch, int64_t row0, int64_t row_end, int k) {
+  __device__ void load(const PlainGemm& p, int64_t batch, int64_t row0, int64_t row_end, int k) {
     const float* x = p.x + batch * p.x_batch;
 #pragma unroll
     for (int i = 0; i < kEach; ++i) {
@@ -149,7 +149,7 @@ struct TokenStage {
         v[i] = load_x<kAligned>(x + (row0 + token) * p.x_row, k + part, p.w.k);
     }
   }
-  __device__ void put(__nv_bfloat16* to) const {
+  __device__ void store(__nv_bfloat16* to) const {
 #pragma unroll
     for (int i = 0; i < kEach; ++i) {
       const int item = i * kMmaThreads + int(threadIdx.x);
@@ -177,13 +177,13 @@ __global__ void __launch_bounds__(kMmaThreads) mma_gemm(const __grid_constant__ 
   const RowReader<D> reader(w, p.w_begin + batch, n0);
   for (int64_t row0 = row_begin + int64_t{blockIdx.y} * T; row0 < row_end; row0 += int64_t{gridDim.y} * T) {
     float acc[2][kTiles][4] = {};
-    Sixteen<D> numbers[4];
+    Sixteen<D> elements[4];
     float scale[4], zero[4];
-    reader.load(w, quad * kLaneStep, numbers, scale, zero);
+    reader.load(w, quad * kLaneStep, elements, scale, zero);
     TokenStage<T, kAligned> stage;
-    stage.fetch(p, batch, row0, row_end, 0);
+    stage.load(p, batch, row0, row_end, 0);
     __syncthreads();  // the last row tile has been read
-    stage.put(tokens[0]);
+    stage.store(tokens[0]);
     int buffer = 0;
     for (int k = 0; k < int(w.k); k += kMmaStep, buffer ^= 1) {
       __syncthreads();
@@ -192,26 +192,26 @@ __global__ void __launch_bounds__(kMmaThreads) mma_gemm(const __grid_constant__ 
       const bool more = k + kMmaStep < int(w.k);
       if (more) {
         reader.load(w, k + kMmaStep + quad * kLaneStep, next, next_scale, next_zero);
-        stage.fetch(p, batch, row0, row_end, k + kMmaStep);
+        stage.load(p, batch, row0, row_end, k + kMmaStep);
       }
-      const __nv_bfloat16* mine = tokens[buffer] + group * kMmaPitch + quad * kLaneStep;
+      const __nv_bfloat16* lane_tokens = tokens[buffer] + group * kMmaPitch + quad * kLaneStep;
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
         uint32_t a[2][4];
-        widen_fragment<D>(numbers, scale, zero, 0, j, a[0]);
-        widen_fragment<D>(numbers, scale, zero, 1, j, a[1]);
+        widen_fragment<D>(elements, scale, zero, 0, j, a[0]);
+        widen_fragment<D>(elements, scale, zero, 1, j, a[1]);
 #pragma unroll
         for (int t = 0; t < kTiles; ++t) {
-          const uint2 b = *reinterpret_cast<const uint2*>(mine + t * 8 * kMmaPitch + 4 * j);
+          const uint2 b = *reinterpret_cast<const uint2*>(lane_tokens + t * 8 * kMmaPitch + 4 * j);
           mma_m16n8k16(acc[0][t], a[0], b.x, b.y);
           mma_m16n8k16(acc[1][t], a[1], b.x, b.y);
         }
       }
       if (more) {
-        stage.put(tokens[buffer ^ 1]);
+        stage.store(tokens[buffer ^ 1]);
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          numbers[i] = next[i];
+          elements[i] = next[i];
           scale[i] = next_scale[i];
           zero[i] = next_zero[i];
         }
@@ -253,49 +253,50 @@ __global__ void __launch_bounds__(kMmaThreads) mma_gemm_few(const __grid_constan
   const RowReader<D> reader(w, p.w_begin + batch, n0);
   for (int64_t row0 = row_begin + int64_t{blockIdx.y} * 8; row0 < row_end; row0 += int64_t{gridDim.y} * 8) {
     const float* x = p.x + batch * p.x_batch + (row0 + group) * p.x_row;
-    const bool there = row0 + group < row_end;
+    const bool has_row = row0 + group < row_end;
     auto load_tokens = [&](int k, Four(&to)[4]) {
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
         to[j] = {};
-        if (there && k < int(w.k)) to[j] = load_x<kAligned>(x, k + 4 * j, w.k);
+        if (has_row && k < int(w.k)) to[j] = load_x<kAligned>(x, k + 4 * j, w.k);
       }
     };
     float acc[2][4] = {};
-    Sixteen<D> numbers[4];
+    Sixteen<D> elements[4];
     float scale[4], zero[4];
-    Four mine[4];
+    Four lane_tokens[4];
     int k = warp * kMmaStep + quad * kLaneStep;
-    reader.load(w, k, numbers, scale, zero);
-    load_tokens(k, mine);
+    reader.load(w, k, elements, scale, zero);
+    load_tokens(k, lane_tokens);
     for (; k - quad * kLaneStep < int(w.k); k += kStride) {
       Sixteen<D> next[4];
       float next_scale[4], next_zero[4];
-      Four next_mine[4];
+      Four next_tokens[4];
       reader.load(w, k + kStride, next, next_scale, next_zero);
-      load_tokens(k + kStride, next_mine);
+      load_tokens(k + kStride, next_tokens);
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
-        const uint32_t b0 = pack_bf16(mine[j].v[0], mine[j].v[1]), b1 = pack_bf16(mine[j].v[2], mine[j].v[3]);
+        const uint32_t b0 = pack_bf16(lane_tokens[j].v[0], lane_tokens[j].v[1]),
+                       b1 = pack_bf16(lane_tokens[j].v[2], lane_tokens[j].v[3]);
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
           uint32_t a[4];
-          widen_fragment<D>(numbers, scale, zero, half, j, a);
+          widen_fragment<D>(elements, scale, zero, half, j, a);
           mma_m16n8k16(acc[half], a, b0, b1);
         }
       }
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        numbers[i] = next[i];
+        elements[i] = next[i];
         scale[i] = next_scale[i];
         zero[i] = next_zero[i];
-        mine[i] = next_mine[i];
+        lane_tokens[i] = next_tokens[i];
       }
     }
 #pragma unroll
     for (int i = 0; i < 8; ++i) sums[warp][i][lane] = acc[i / 4][i % 4];
     __syncthreads();
-    // Each warp finishes two of the eight sums of a lane.
+    // Each warp finishes two of the eight sums of every lane.
 #pragma unroll
     for (int i = warp * 2; i < warp * 2 + 2; ++i) {
       float value = sums[0][i][lane];

@@ -13,8 +13,8 @@ inline void check(const PlainGemm& p) {
   CHECK(!p.offsets || (p.x_batch == 0 && p.out_batch == 0), "rows by offsets have no batch stride");
 }
 
-// Rows of a batch that stand side by side in the grid. With offsets nobody here knows how many there are: twice the
-// even share; what is more is looped over.
+// Rows of a batch that the grid covers. With offsets the host does not know their number: twice the average; the kernel
+// loops over more.
 inline int64_t expected_rows(const PlainGemm& p) {
   return p.offsets ? (2 * p.num_rows + p.num_batches - 1) / p.num_batches : p.num_rows;
 }

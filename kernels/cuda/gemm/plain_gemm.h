@@ -1,5 +1,5 @@
-// plain_gemm: rows of f32 activations times a Matrix of any format, f32 accumulation; the matrix product behind linear,
-// mla_query, mla_output and moe_experts on every card, and the reference of the tensor-core kernels.
+// plain_gemm: rows of f32 activations times a Matrix of any dtype, f32 accumulation; the portable matrix product behind
+// linear, mla_query, mla_output and moe_experts, and the reference of the tensor-core kernels.
 #pragma once
 
 #include "kernels/cuda/gemm/weight.h"
@@ -24,7 +24,7 @@ struct PlainGemm {
   const int32_t* offsets = nullptr;
   int64_t num_rows = 0;
 
-  // mma_gemm: a row's bits depend on nothing but the row and w (those of plain_gemm never do).
+  // mma_gemm: batch-invariant, a row's bits depend on nothing but the row and w (plain_gemm always is).
   bool deterministic = false;
 
   Epilogue epilogue = Epilogue::kStore;
@@ -35,11 +35,11 @@ struct PlainGemm {
 
 void plain_gemm(const PlainGemm& p, Stream stream);
 
-// The same on tensor cores, with x and the widened numbers of w rounded to bf16. Not every w fits.
+// The same on tensor cores, with x and the scaled elements of w rounded to bf16. Not every w fits.
 bool mma_gemm_fits(const Matrix& w);
 void mma_gemm(const PlainGemm& p, Stream stream);
 
-// By tensor cores where that is wanted and w fits.
+// On tensor cores where `tensor_cores` is set and w fits.
 struct Numerics {
   bool tensor_cores = false, deterministic = false;
 };

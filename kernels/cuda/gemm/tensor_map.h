@@ -1,6 +1,6 @@
-// Tensor maps: how the copy engine (TMA) of Hopper sees a tensor in device memory. Host code; encoding takes well under
-// a microsecond and touches no device, so launchers encode at each launch and pass the map as a __grid_constant__
-// argument. cuTensorMapEncodeTiled comes from the driver that the runtime found: libcuda is never linked.
+// Tensor maps: how TMA sees a tensor in device memory. Host code; encoding takes well under a microsecond and touches
+// no device, so launchers encode at each launch and pass the map as a __grid_constant__ argument.
+// cuTensorMapEncodeTiled comes from the driver that the runtime found: libcuda is never linked.
 #pragma once
 
 #include <cuda.h>
@@ -18,7 +18,7 @@ struct TensorMapSpec {
   const void* data = nullptr;                   // 16-byte aligned
   std::initializer_list<int64_t> dims;          // elements, innermost first; 2 to 4
   std::initializer_list<int64_t> stride_bytes;  // of dims[1], dims[2], ...; multiples of 16
-  std::initializer_list<int> box;               // elements a copy, at most 256 each
+  std::initializer_list<int> box;               // elements per copy, at most 256 each
   CUtensorMapSwizzle swizzle = CU_TENSOR_MAP_SWIZZLE_NONE;
   CUtensorMapL2promotion promotion = CU_TENSOR_MAP_L2_PROMOTION_L2_256B;
 };

@@ -1,5 +1,5 @@
-// Packing of checkpoint matrices into the CUDA layout (weight.h), once at load: the team writes rows into pinned memory
-// and copies go on meanwhile; FP8 data is searched for NaN on the device.
+// Packing of checkpoint matrices into the CUDA layout (weight.h), once at load: threads write rows into pinned memory
+// while earlier rows are copied; FP8 data is searched for NaN on the device.
 #include "kernels/cuda/gemm/weight.h"
 
 #include <algorithm>
@@ -56,7 +56,7 @@ Segments segments_of(const MatrixSpec& m, const Matrix& w) {
   return {first, 1 + ceil_div(w.k - first, w.segment)};
 }
 
-// Where rows of one entry are written: element (n, k) of `bytes` bytes.
+// Where rows of one entry are written: element (n, k) has `bytes` bytes.
 struct Target {
   std::byte* data;
   int64_t row_bytes, pitch;  // to the next row; to the next panel (0: one panel)
@@ -70,7 +70,7 @@ struct Target {
 template <class T>
 void fill_elements(const MatrixSpec& m, int64_t k_size, int64_t begin, int64_t end, const Target& out) {
   constexpr int64_t kBytes = sizeof(T), kStrip = 64;
-  const T flip = m.dtype == DType::kU8 ? T(0x80) : T(0);  // number + 128 as a signed number
+  const T flip = m.dtype == DType::kU8 ? T(0x80) : T(0);  // value + 128 to a signed value
   const int64_t stride = row_bytes(m), part = out.pitch ? kStep : k_size;
   if (!m.transpose && m.col_step == 1) {
     for (int64_t n = begin; n < end; ++n) {
@@ -84,7 +84,7 @@ void fill_elements(const MatrixSpec& m, int64_t k_size, int64_t begin, int64_t e
     }
     return;
   }
-  // A strip of rows at a time: a line of the source holds numbers of all of them when the matrix is transposed.
+  // A strip of rows at a time: a line of the source holds elements of all of them when the matrix is transposed.
   for (int64_t n0 = begin; n0 < end; n0 += kStrip)
     for (int64_t k = 0; k < k_size; ++k)
       for (int64_t n = n0; n < std::min(end, n0 + kStrip); ++n) {
@@ -96,7 +96,7 @@ void fill_elements(const MatrixSpec& m, int64_t k_size, int64_t begin, int64_t e
 }
 
 void fill_nibbles(const MatrixSpec& m, int64_t k_size, int64_t begin, int64_t end, const Target& out) {
-  // Rows of the checkpoint hold these very words.
+  // Rows of the checkpoint hold the same words.
   const bool same = m.nibble_order == NibbleOrder::kRows && !m.transpose && m.col_step == 1 && m.col_begin % 8 == 0;
   const int64_t words = ceil_div(k_size, 8);
   for (int64_t n = begin; n < end; ++n) {
@@ -122,7 +122,7 @@ void fill_widened(const MatrixSpec& m, int64_t k_size, int64_t begin, int64_t en
     }
 }
 
-// Rows [begin, end) of W, and zeros behind k.
+// Rows [begin, end) of W, and zeros after k.
 void fill_rows(const MatrixSpec& m, const Matrix& w, int64_t begin, int64_t end, const Target& out) {
   const int64_t used = w.is_fp8_block()     ? w.k - (ceil_div(w.k, kStep) - 1) * kStep
                        : is_nibble(w.dtype) ? ceil_div(w.k, 8) * 4
@@ -144,8 +144,7 @@ void fill_rows(const MatrixSpec& m, const Matrix& w, int64_t begin, int64_t end,
   }
 }
 
-// Scales of all blocks of rows and segments of one entry to `scales` (at their places of Matrix), zero points to
-// `zeros`.
+// Scales of all blocks of rows and segments of one entry to `scales` (in the order of Matrix), zero points to `zeros`.
 void fill_scales(const MatrixSpec& m, const Matrix& w, std::byte* scales, uint8_t* zeros) {
   const int64_t size = dtype_bytes(w.scale_dtype);
   const Segments segments = segments_of(m, w);
@@ -162,7 +161,7 @@ void fill_scales(const MatrixSpec& m, const Matrix& w, std::byte* scales, uint8_
     }
 }
 
-void set_numbers(Matrix& w, int64_t n, int64_t k, bool panels) {
+void set_layout(Matrix& w, int64_t n, int64_t k, bool panels) {
   w.n = n;
   w.k = k;
   if (panels) {
@@ -221,7 +220,7 @@ Weight CudaOps::pack(std::span<const MatrixSpec> batch) {
   auto weight = std::make_shared<DeviceWeight>();
   Matrix& w = weight->matrix;
   w.dtype = widened ? DType::kF32 : first.dtype == DType::kU8 ? DType::kI8 : first.dtype;
-  set_numbers(w, num_outputs(first), num_inputs(first), scaled && std::all_of(batch.begin(), batch.end(), in_panels));
+  set_layout(w, num_outputs(first), num_inputs(first), scaled && std::all_of(batch.begin(), batch.end(), in_panels));
   const int64_t num_entries = int64_t(batch.size()), data_bytes = num_entries * w.entry_bytes;
   int64_t num_bytes = data_bytes;
   weight->data = device_.allocate(data_bytes);

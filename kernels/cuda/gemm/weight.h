@@ -1,15 +1,15 @@
-// DeviceWeight: how the CUDA backend lays out W [batch, n, k]. Numbers keep the checkpoint's format and run along k, in
-// panels: a panel holds some k's of every row. FP8 with block scales lies as fp8_gemm.h wants it, in panels of 128;
-// everything else in one panel, which is plain rows, each padded with zeros to whole 16 bytes (bf16: to whole 64
-// numbers, as bf16_gemm.h wants them). Owns the device memory; kernels get the plain struct Matrix.
+// DeviceWeight: how the CUDA backend lays out W [batch, n, k]. Elements keep the checkpoint's dtype and run along k, in
+// panels: a panel holds some k's of every row. FP8 with block scales has the layout of fp8_gemm.h, panels of 128;
+// everything else is one panel of rows, each padded with zeros to a multiple of 16 bytes (bf16: of 64 elements, for
+// bf16_gemm.h). Owns the device memory; kernels receive the struct Matrix.
 #pragma once
 
 #include "kernels/ops.h"
 
 namespace moectl::cuda {
 
-// What a kernel needs to know, passed by value. 4-bit numbers: eight in a little-endian word, the lowest k in its low
-// bits. kI8 is signed; kI4 is stored as number + 8.
+// What a kernel needs to know, passed by value. 4-bit elements: eight in a little-endian word, the lowest k in its low
+// bits. kI8 is signed; kI4 is stored as value + 8.
 struct Matrix {
   DType dtype = DType::kF32;
   int64_t n = 0, k = 0;
@@ -18,7 +18,7 @@ struct Matrix {
   const std::byte* data = nullptr;
   // Scales, null: none. Of entry b the first segment of k ends at first_segment[b], each other one is `segment` long,
   // the last one ends at k. A block of block_n rows shares one: block_n is 128 for FP8 in panels (then every segment is
-  // one of 128), else 1. Scale (b, block of rows, segment) is number b * entry_scales + block * row_scales + segment *
+  // one of 128), else 1. Scale (b, block of rows, segment) is element b * entry_scales + block * row_scales + segment *
   // segment_scales.
   DType scale_dtype = DType::kF32;  // f32 for FP8, else the checkpoint's own
   int block_n = 1;

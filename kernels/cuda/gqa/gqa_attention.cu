@@ -1,8 +1,8 @@
-// Grouped-query attention over the paged cache of keys and values: checks, and the choice between the plain kernel and
-// the fast ones.
+// Grouped-query attention over the paged cache of keys and values: checks, and the choice between the portable kernel
+// and the Hopper ones.
 #include "core/base/check.h"
 #include "kernels/cuda/attention/attention.h"
-#include "kernels/cuda/attention/attention_plain.cuh"
+#include "kernels/cuda/attention/attention_portable.cuh"
 #include "kernels/cuda/gqa/gqa_attention_sm90.h"
 #include "kernels/cuda/runtime/check.h"
 
@@ -21,9 +21,9 @@ void gqa_attention(const GqaAttentionArgs& a, const AttentionScratch& scratch, S
         num_tokens, a.positions.size());
   CHECK(!a.sinks || a.sinks.size() == num_heads, "gqa_attention: {} sinks for {} heads", a.sinks.size(), num_heads);
   if (num_tokens == 0) return;
-  if (!scratch.plain && gqa_attention_sm90_fits(a, scratch) && takes_hopper_kernels())
+  if (!scratch.portable && gqa_attention_sm90_fits(a, scratch) && takes_hopper_kernels())
     return gqa_attention_sm90(a, scratch, stream);
-  PlainAttention p = {};
+  PortableAttention p = {};
   p.q = a.q.data;
   p.cache = a.cache.data;
   p.page_table = a.page_table.data;
@@ -44,7 +44,7 @@ void gqa_attention(const GqaAttentionArgs& a, const AttentionScratch& scratch, S
   p.scale = a.scale;
   p.temperature_floor = a.temperature_floor;
   p.temperature_scale = a.temperature_scale;
-  attention_plain(p, a.cache.dtype, num_tokens, static_cast<cudaStream_t>(stream.handle));
+  attention_portable(p, a.cache.dtype, num_tokens, static_cast<cudaStream_t>(stream.handle));
 }
 
 }  // namespace moectl::cuda

@@ -1,12 +1,13 @@
 // Grouped-query attention for Hopper over pages of 64 bf16 keys and values: q and out [tokens, heads, kDim] in f32.
-// Tiles of prompt rows are gqa_prefill.cuh's; here are all other rows, in deterministic mode all.
+// Tiles of prompt rows belong to gqa_prefill.cuh; all other rows are here, in deterministic mode every row.
 //
-// Decoding reads every key and value once, so the kernel is a stream: one warp fills a ring of pages by TMA (a page of
-// one key head is contiguous: 64 keys, then 64 values), four warps compute. Each takes 16 positions of every page and
-// keeps its own softmax state and sums for the up to 16 query heads of the key head (one tile of mma.m16n8k16), so that
-// within a row warps never wait for each other; their sums meet at the end, in the order of the warps.
-// attention_schedule.cuh deals the rows (token, key head) out to blocks; the partial results of a row that is cut go
-// through scratch. A row alone decides which positions it sees (windows, chunks), so a step may mix rows of any kind.
+// Decoding reads every key and value once, so the kernel streams: a producer warp loads pages into shared memory stages
+// by TMA (a page of one KV head is contiguous: 64 keys, then 64 values), four consumer warps compute. Each takes 16
+// positions of every page and keeps its own softmax state and sums for the up to 16 query heads of the KV head (one
+// tile of mma.m16n8k16), so that within a row warps never wait for each other; at the end their sums are added in the
+// order of the warps. attention_schedule.cuh distributes the rows (token, KV head) over blocks; the partial results of
+// a split row go through scratch. The visible positions (window, chunk) are computed per row, so a step may mix rows of
+// any kind.
 #include <algorithm>
 
 #include "core/base/check.h"
@@ -28,10 +29,10 @@ constexpr int kPage = kGqaPage, kTileRows = 16, kWarps = 4, kConsumers = 32 * kW
 
 struct GqaPages {
   const GqaParams& p;
-  __device__ bool mine(int row) const { return !in_prefill_tile(p, row / p.num_kv_heads); }
+  __device__ bool takes(int row) const { return !in_prefill_tile(p, row / p.num_kv_heads); }
   __device__ int operator()(int row) const {
     const int position = p.positions[row / p.num_kv_heads];
-    if (position < 0 || !mine(row)) return 0;
+    if (position < 0 || !takes(row)) return 0;
     return position / kPage - first_visible(position, p.window, p.chunk) / kPage + 1;
   }
 };
@@ -46,14 +47,14 @@ struct Config : GqaPageLayout<kDim> {
     float m[kWarps][kTileRows], l[kWarps][kTileRows];
     uint64_t full[kStages], empty[kStages];
     ScheduleShared schedule;
-    int16_t slots[kMaxShares];
+    int16_t slots[kMaxParts];
     int num_slots;
   };
   static constexpr int kSharedBytes = 1024 + kStages * kStageBytes + int(sizeof(Shared));
   static_assert(kSharedBytes * kBlocksPerSm + 1024 * kBlocksPerSm <= 233472);
 };
 
-// A warp's state for its 16 positions of every page: this thread's rows g and g + 8.
+// A warp's softmax state and sums for its 16 positions of every page: this thread's rows g and g + 8.
 template <int kDim>
 struct WarpState {
   uint32_t q[kDim / 16][4];
@@ -93,8 +94,8 @@ struct WarpState {
       mma_m16n8k16(s[0], q[k], b[0], b[1]);
       mma_m16n8k16(s[1], q[k], b[2], b[3]);
     }
-    const bool part = first < begin || first + 16 > end;
-    if (part)
+    const bool masked = first < begin || first + 16 > end;
+    if (masked)
 #pragma unroll
       for (int j = 0; j < 8; ++j) {
         const int position = first + j / 4 * 8 + c + j % 2;
@@ -126,9 +127,9 @@ struct WarpState {
     const uint32_t w[4] = {pack_bf16(s[0][0], s[0][1]), pack_bf16(s[0][2], s[0][3]), pack_bf16(s[1][0], s[1][1]),
                            pack_bf16(s[1][2], s[1][3])};
     const int value = kPage + first + lane / 8 % 2 * 8 + lane % 8;
-    // What lies outside may be NaN, and 0 x NaN is NaN: this thread's values are of positions c, c + 1, c + 8, c + 9.
+    // Positions outside may hold NaN, and 0 x NaN is NaN: this thread's values are of positions c, c + 1, c + 8, c + 9.
     uint32_t mask[2] = {~0u, ~0u};
-    if (part)
+    if (masked)
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
         const int position = first + j / 2 * 8 + c + j % 2;
@@ -145,7 +146,7 @@ struct WarpState {
   }
 };
 
-// The warps' sums become one, in shared.sum, with the tile's m and l in shared.m[0], shared.l[0].
+// Adds the warps' sums into shared.sum, with the tile's m and l in shared.m[0], shared.l[0].
 template <int kDim>
 __device__ __forceinline__ void merge_warps(typename Config<kDim>::Shared& shared, WarpState<kDim>& state) {
   const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, c = threadIdx.x % 4 * 2;
@@ -192,7 +193,7 @@ __device__ __forceinline__ void finish(const GqaParams& p, const GqaSchedule& s,
   float* out = p.out + (int64_t{item.row / p.num_kv_heads} * p.num_heads + head) * kDim;
   const int values = group * kDim;
   if (item.n == 0) {
-    if (!s.num_pages.mine(item.row)) return;
+    if (!s.num_pages.takes(item.row)) return;
     for (int i = threadIdx.x; i < values; i += kConsumers) out[i] = 0.0f;
     return;
   }
@@ -213,26 +214,26 @@ __device__ __forceinline__ void finish(const GqaParams& p, const GqaSchedule& s,
   __threadfence();
   named_barrier_sync(1, kConsumers);
   if (threadIdx.x == 0) {
-    int parts = 0;
-    s.for_each_piece(item, [&](int slot) { shared.slots[parts++] = int16_t(slot); });
-    shared.num_slots = parts;
+    int splits = 0;
+    s.for_each_split(item, [&](int slot) { shared.slots[splits++] = int16_t(slot); });
+    shared.num_slots = splits;
     int32_t* counter = p.counters + item.row;
-    shared.schedule.last_block = atomicAdd(counter, 1) == parts - 1;
+    shared.schedule.last_block = atomicAdd(counter, 1) == splits - 1;
     if (shared.schedule.last_block) *counter = 0;
     __threadfence();
   }
   named_barrier_sync(1, kConsumers);
   if (!shared.schedule.last_block) return;
-  const int parts = shared.num_slots;
-  auto stats_of = [&](int part) { return p.stats + shared.slots[part] * 2 * kTileRows; };
-  if (threadIdx.x < 32) {  // a row's m and l: even pieces and odd ones by a lane each
+  const int splits = shared.num_slots;
+  auto stats_of = [&](int split) { return p.stats + shared.slots[split] * 2 * kTileRows; };
+  if (threadIdx.x < 32) {  // a row's m and l: one lane adds the even splits, one the odd ones
     const int r = threadIdx.x % kTileRows, first = threadIdx.x / kTileRows;
     float m = -INFINITY, l = 0.0f;
 #pragma unroll 8
-    for (int k = first; k < parts; k += 2) m = fmaxf(m, __ldcg(stats_of(k) + r));
+    for (int k = first; k < splits; k += 2) m = fmaxf(m, __ldcg(stats_of(k) + r));
     m = fmaxf(m, __shfl_xor_sync(0xffffffffu, m, 16));
 #pragma unroll 8
-    for (int k = first; k < parts; k += 2)
+    for (int k = first; k < splits; k += 2)
       l += exp2_approx(__ldcg(stats_of(k) + r) - m) * __ldcg(stats_of(k) + kTileRows + r);
     l += __shfl_xor_sync(0xffffffffu, l, 16);
     if (first == 0) {
@@ -241,10 +242,10 @@ __device__ __forceinline__ void finish(const GqaParams& p, const GqaSchedule& s,
     }
   }
   named_barrier_sync(1, kConsumers);
-  constexpr int kUnits = kTileRows * kDim / 4 / kConsumers;  // of four numbers
+  constexpr int kUnits = kTileRows * kDim / 4 / kConsumers;  // of four elements
   float4 sum[kUnits] = {};
 #pragma unroll 8
-  for (int k = 0; k < parts; ++k)
+  for (int k = 0; k < splits; ++k)
 #pragma unroll
     for (int u = 0; u < kUnits; ++u) {
       const int i = (threadIdx.x + u * kConsumers) * 4, r = i / kDim;
@@ -269,9 +270,9 @@ __global__ void __launch_bounds__(kThreads, Config<kDim>::kBlocksPerSm)
     gqa_attention(const __grid_constant__ GqaParams p, const __grid_constant__ CUtensorMap map) {
   using C = Config<kDim>;
   extern __shared__ uint8_t dynamic[];
-  const uint32_t ring = (smem_addr(dynamic) + 1023) & ~1023u;
+  const uint32_t stages = (smem_addr(dynamic) + 1023) & ~1023u;
   auto& shared =
-      *reinterpret_cast<typename C::Shared*>(dynamic + (ring - smem_addr(dynamic)) + C::kStages * C::kStageBytes);
+      *reinterpret_cast<typename C::Shared*>(dynamic + (stages - smem_addr(dynamic)) + C::kStages * C::kStageBytes);
   const uint32_t full = smem_addr(shared.full), empty = smem_addr(shared.empty);
   if (threadIdx.x == 0) {
     for (int i = 0; i < C::kStages; ++i) {
@@ -308,7 +309,7 @@ __global__ void __launch_bounds__(kThreads, Config<kDim>::kBlocksPerSm)
           mbarrier_wait(empty + 8 * stage, phase ^ 1);
           mbarrier_arrive_expect_tx(full + 8 * stage, C::kStageBytes);
           for (int c = 0; c < C::kChunks; ++c)
-            tma_load_2d(ring + stage * C::kStageBytes + c * C::kChunkBytes, &map, full + 8 * stage, c * 64,
+            tma_load_2d(stages + stage * C::kStageBytes + c * C::kChunkBytes, &map, full + 8 * stage, c * 64,
                         (page * p.num_kv_heads + kv_head) * 2 * kPage);
         }
         __syncwarp();
@@ -328,7 +329,7 @@ __global__ void __launch_bounds__(kThreads, Config<kDim>::kBlocksPerSm)
     for (int i = item.begin; i < item.end; ++i) {
       const int start = base + i * kPage;
       mbarrier_wait(full + 8 * stage, phase);
-      state.add(ring + stage * C::kStageBytes, max(first - start, 0), min(kPage, position + 1 - start), scale_log2);
+      state.add(stages + stage * C::kStageBytes, max(first - start, 0), min(kPage, position + 1 - start), scale_log2);
       __syncwarp();
       if (lane == 0) mbarrier_arrive(empty + 8 * stage);
       advance();
@@ -395,7 +396,7 @@ void gqa_attention_sm90(const GqaAttentionArgs& a, const AttentionScratch& scrat
   p.temperature_floor = a.temperature_floor;
   p.temperature_scale = a.temperature_scale;
   p.whole_rows = scratch.deterministic;
-  // Prompt rows may be among them where there are more rows than sequences.
+  // With more rows than sequences there may be prompt rows.
   const int tile = 2 * (64 / (p.num_heads / p.num_kv_heads));
   if (!scratch.deterministic && a.q.dim(0) > a.page_table.dim(0) && a.q.dim(0) >= tile) p.prefill_tile = tile;
   const CUtensorMap map = make_tensor_map({.type = CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,

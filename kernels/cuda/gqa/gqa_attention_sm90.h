@@ -5,7 +5,7 @@
 
 namespace moectl::cuda {
 
-// What the path takes: heads of 64, 128 or 256, at most 16 query heads a key head, pages of 64, a bf16 cache.
+// What it supports: heads of 64, 128 or 256, at most 16 query heads per KV head, pages of 64, a bf16 cache.
 bool gqa_attention_sm90_fits(const GqaAttentionArgs& args, const AttentionScratch& scratch);
 void gqa_attention_sm90(const GqaAttentionArgs& args, const AttentionScratch& scratch, Stream stream);
 int64_t gqa_attention_sm90_scratch_bytes();

@@ -1,4 +1,4 @@
-// Copies keys and values of a step to their slots of the paged cache, in the cache's number format. A block a token;
+// Copies keys and values of a step to their slots of the paged cache, in the cache's dtype. One thread block per token;
 // padding rows (slot -1) write nothing.
 #include "kernels/cuda/runtime/device.cuh"
 #include "kernels/cuda/runtime/kernels.h"

@@ -1,10 +1,10 @@
 // Grouped-query attention of prompt rows for Hopper: tiles of consecutive tokens of one sequence share every page.
 //
-// A thread block takes one key head and prefill_tile tokens: two warpgroups with 64 rows (token, query head of the
-// group) each, and a third that fills a ring of pages by TMA. A warpgroup keeps queries (but for heads of 256) and
-// weights in registers, and issues the scores of a page before it adds the values of the one before, so that its
-// softmax runs beside matrix work. Rows that share pages see different positions: scores outside of a row's own are
-// masked. A row's result depends on the row and its sequence alone.
+// A thread block takes one KV head and prefill_tile tokens: two consumer warpgroups with 64 rows (token, query head of
+// the group) each, and a producer that loads pages into shared memory stages by TMA. A consumer keeps queries (except
+// of 256-wide heads) and weights in registers, and issues the scores of a page before it adds the values of the
+// previous one, so that its softmax overlaps with the tensor cores. Rows that share pages see different positions:
+// scores outside a row's own are masked. A row's result depends on the row and its sequence alone.
 #pragma once
 
 #include "kernels/cuda/gemm/wgmma.cuh"
@@ -18,7 +18,7 @@ struct GqaPrefill {
   using Layout = GqaPageLayout<kDim>;
   static constexpr int kConsumers = 256, kThreads = 384, kStages = kDim == 64 ? 8 : kDim == 128 ? 5 : 2;
   static constexpr bool kQueriesInRegisters = kDim < 256;
-  static constexpr int kQueryBytes = kQueriesInRegisters ? 0 : 64 * kDim * 2;  // a warpgroup
+  static constexpr int kQueryBytes = kQueriesInRegisters ? 0 : 64 * kDim * 2;  // per warpgroup
   struct Shared {
     uint64_t full[kStages], empty[kStages];
   };
@@ -34,7 +34,7 @@ struct GqaPrefillRows {
 
 template <int kDim>
 __device__ __forceinline__ void gqa_prefill_consumer(const GqaParams& p, int first_token, int kv_head, int first_page,
-                                                     int last_page, int tile_first, int tile_last, uint32_t ring,
+                                                     int last_page, int tile_first, int tile_last, uint32_t stages,
                                                      uint32_t queries, uint32_t full, uint32_t empty) {
   using namespace hopper;
   using P = GqaPrefill<kDim>;
@@ -82,11 +82,11 @@ __device__ __forceinline__ void gqa_prefill_consumer(const GqaParams& p, int fir
 #pragma unroll
   for (int i = 0; i < kDim / 2; ++i) o[i] = 0.0f;
   RowPair m = {-INFINITY, -INFINITY}, l = {0.0f, 0.0f};
-  int stage = 0, before = 0;
+  int stage = 0, previous = 0;
   uint32_t phase = 0;
 
   auto issue_scores = [&] {
-    const uint32_t page = ring + stage * Layout::kBytes;
+    const uint32_t page = stages + stage * Layout::kBytes;
     wgmma_pin(s);
     wgmma_fence();
 #pragma unroll
@@ -100,7 +100,7 @@ __device__ __forceinline__ void gqa_prefill_consumer(const GqaParams& p, int fir
     wgmma_commit();
   };
   auto issue_values = [&](int at) {
-    const uint64_t value = wgmma_desc(ring + at * Layout::kBytes + kGqaPage * 128, 1024, Layout::kChunkBytes);
+    const uint64_t value = wgmma_desc(stages + at * Layout::kBytes + kGqaPage * 128, 1024, Layout::kChunkBytes);
     wgmma_pin(o);
 #pragma unroll
     for (int i = 0; i < 16; ++i) asm volatile("" ::"r"(w[i / 4][i % 4]) : "memory");
@@ -111,13 +111,13 @@ __device__ __forceinline__ void gqa_prefill_consumer(const GqaParams& p, int fir
   };
   auto begin_page = [&](int page) {
     mbarrier_wait(full + 8 * stage, phase);
-    // What no row of the tile sees may be NaN, and 0 x NaN is NaN: such values become zeros.
+    // Positions that no row of the tile sees may hold NaN, and 0 x NaN is NaN: their values become zeros.
     const int start = page * kGqaPage, low = tile_first - start, high = tile_last - start;
     if (low > 0 || high < kGqaPage - 1) {
       for (int i = threadIdx.x % 128; i < kGqaPage * kDim / 8; i += 128) {
         const int j = i / (kDim / 8), unit = i % (kDim / 8);
         if (j < low || j > high)
-          asm volatile("st.shared.v4.b32 [%0], {%1, %1, %1, %1};" ::"r"(ring + stage * Layout::kBytes +
+          asm volatile("st.shared.v4.b32 [%0], {%1, %1, %1, %1};" ::"r"(stages + stage * Layout::kBytes +
                                                                         unit / 8 * Layout::kChunkBytes +
                                                                         (kGqaPage + j) * 128 + unit % 8 * 16),
                        "r"(0)
@@ -127,8 +127,8 @@ __device__ __forceinline__ void gqa_prefill_consumer(const GqaParams& p, int fir
       named_barrier_sync(1 + warpgroup, 128);
     }
   };
-  // The page's scores become weights with reference m_new.
-  auto softmax = [&](int page) {
+  // Masks the page's scores; returns the reference for them.
+  auto mask_scores = [&](int page) {
     const int start = page * kGqaPage;
     const bool part =
         start < max(rows.first[0], rows.first[1]) || start + kGqaPage - 1 > min(rows.position[0], rows.position[1]);
@@ -155,24 +155,24 @@ __device__ __forceinline__ void gqa_prefill_consumer(const GqaParams& p, int fir
   issue_scores();
   wgmma_wait<0>();
   wgmma_pin(s);
-  m = softmax(first_page);
+  m = mask_scores(first_page);
   exponentials(s, scale[0], scale[1], safe(m), l);
   pack_weights(s, w);
 #pragma unroll 1
   for (int page = first_page + 1; page <= last_page; ++page) {
-    before = stage;
+    previous = stage;
     advance();
     begin_page(page);
     issue_scores();
-    issue_values(before);
+    issue_values(previous);
     wgmma_wait<1>();
     wgmma_pin(s);
-    const RowPair m_new = softmax(page), from = safe(m), to = safe(m_new);
+    const RowPair m_new = mask_scores(page), from = safe(m), to = safe(m_new);
     l = {l.a * exp2_approx(from.a - to.a), l.b * exp2_approx(from.b - to.b)};
     exponentials(s, scale[0], scale[1], to, l);
     wgmma_wait<0>();
     wgmma_pin(o);
-    if (lane == 0) mbarrier_arrive(empty + 8 * before);
+    if (lane == 0) mbarrier_arrive(empty + 8 * previous);
     RowPair done = {0.0f, 0.0f};
     rescale(o, done, from, to);
     m = m_new;
@@ -195,7 +195,7 @@ __device__ __forceinline__ void gqa_prefill_consumer(const GqaParams& p, int fir
     }
 }
 
-// grid (num_kv_heads, tiles): the last tiles, which see most, begin first.
+// Grid (num_kv_heads, tiles): the last tiles, which see most positions, start first.
 template <int kDim>
 __global__ void __launch_bounds__(GqaPrefill<kDim>::kThreads, 1)
     gqa_prefill(const __grid_constant__ GqaParams p, const __grid_constant__ CUtensorMap map) {
@@ -205,7 +205,7 @@ __global__ void __launch_bounds__(GqaPrefill<kDim>::kThreads, 1)
   const int first_token = int(gridDim.y - 1 - blockIdx.y) * p.prefill_tile, kv_head = blockIdx.x;
   if (!in_prefill_tile(p, first_token)) return;
   extern __shared__ uint8_t dynamic[];
-  const uint32_t ring = (smem_addr(dynamic) + 1023) & ~1023u, queries = ring + P::kStages * Layout::kBytes;
+  const uint32_t stages = (smem_addr(dynamic) + 1023) & ~1023u, queries = stages + P::kStages * Layout::kBytes;
   auto& shared = *reinterpret_cast<typename P::Shared*>(dynamic + (queries - smem_addr(dynamic)) + 2 * P::kQueryBytes);
   const uint32_t full = smem_addr(shared.full), empty = smem_addr(shared.empty);
   if (threadIdx.x == 0) {
@@ -221,7 +221,7 @@ __global__ void __launch_bounds__(GqaPrefill<kDim>::kThreads, 1)
   __syncthreads();
   if (threadIdx.x < P::kConsumers) {
     setmaxnreg_inc<240>();
-    gqa_prefill_consumer<kDim>(p, first_token, kv_head, first_page, last_page, tile_first, tile_last, ring, queries,
+    gqa_prefill_consumer<kDim>(p, first_token, kv_head, first_page, last_page, tile_first, tile_last, stages, queries,
                                full, empty);
   } else {
     setmaxnreg_dec<24>();
@@ -234,7 +234,7 @@ __global__ void __launch_bounds__(GqaPrefill<kDim>::kThreads, 1)
         mbarrier_wait(empty + 8 * stage, phase ^ 1);
         mbarrier_arrive_expect_tx(full + 8 * stage, Layout::kBytes);
         for (int i = 0; i < Layout::kChunks; ++i)
-          tma_load_2d(ring + stage * Layout::kBytes + i * Layout::kChunkBytes, &map, full + 8 * stage, i * 64, row);
+          tma_load_2d(stages + stage * Layout::kBytes + i * Layout::kChunkBytes, &map, full + 8 * stage, i * 64, row);
         if (++stage == P::kStages) {
           stage = 0;
           phase ^= 1;

@@ -1,8 +1,8 @@
 // What the two Hopper kernels of grouped-query attention share: arguments, the page layout in shared memory, and which
-// of them takes which rows.
+// rows belong to which of them.
 #pragma once
 
-#include "kernels/cuda/attention/attention_plain.cuh"
+#include "kernels/cuda/attention/attention_portable.cuh"
 #include "kernels/cuda/attention/attention_sm90.cuh"
 
 namespace moectl::cuda::kernel {
@@ -18,19 +18,19 @@ struct GqaParams {
   int num_tokens, num_heads, num_kv_heads, max_pages, window, chunk;
   float scale, temperature_floor, temperature_scale;
   bool whole_rows;
-  int prefill_tile;  // tokens of a tile of gqa_prefill.cuh; 0: every row is gqa_attention_sm90.cu's
+  int prefill_tile;  // tokens per tile of gqa_prefill.cuh; 0: every row belongs to gqa_attention_sm90.cu
 };
 
 constexpr int kGqaPage = 64;
 
-// A page of one key head: 64 keys, then 64 values, as kDim / 64 chunks of 64 columns, rows of 128 bytes, swizzled.
+// A page of one KV head: 64 keys, then 64 values, as kDim / 64 chunks of 64 columns, rows of 128 bytes, swizzled.
 template <int kDim>
 struct GqaPageLayout {
   static constexpr int kChunks = kDim / 64, kChunkBytes = 2 * kGqaPage * 128, kBytes = kChunks * kChunkBytes;
 };
 
-// Is the tile that `token` belongs to one run of consecutive positions of one sequence? (Rows of a sequence stand
-// together in a step, ascending.)
+// Whether the tile of `token` is one run of consecutive positions of one sequence. (Rows of a sequence are adjacent in
+// a step, ascending.)
 __device__ inline bool in_prefill_tile(const GqaParams& p, int token) {
   if (p.prefill_tile == 0) return false;
   const int first = token / p.prefill_tile * p.prefill_tile, last = first + p.prefill_tile - 1;
@@ -38,7 +38,7 @@ __device__ inline bool in_prefill_tile(const GqaParams& p, int token) {
          p.positions[last] - p.positions[first] == last - first;
 }
 
-// What a row's sum of weighted values is multiplied by: 1 / (l + the sink's weight). Either may be far larger.
+// The factor of a row's sum of weighted values: 1 / (l + the sink's weight). Either of the two may be far larger.
 __device__ __forceinline__ float normalizer(const GqaParams& p, int head, float m, float l) {
   if (!p.sinks) return 1.0f / l;
   const float sink = p.sinks[head] * kLog2e, top = fmaxf(m, sink), scale = exp2_approx(m - top);

@@ -1,22 +1,23 @@
-// Latent attention for Hopper: q [tokens, heads, 512 + 64] over pages of 64 bf16 latents, out [tokens, heads, 512].
+// Absorbed MLA for Hopper: q [tokens, heads, 512 + 64] over pages of 64 positions of bf16 compressed KV, out [tokens,
+// heads, 512].
 //
-// One thread block takes 64 heads of a row, as one tile of the matrix unit. Its output, 64 x 512 in f32, is split by
-// columns over two warpgroups (L: 0-255, R: 256-511); the third warpgroup feeds pages to two buffers by TMA. Pages are
-// taken in pairs, page 0 by L and page 1 by R:
+// One thread block takes 64 heads of a row, as one wgmma tile. Its output, 64 x 512 in f32, is divided by columns over
+// two consumer warpgroups (L: 0-255, R: 256-511); a producer warp of the third loads pages into two stages by TMA.
+// Pages are processed in pairs, page 0 by L and page 1 by R:
 //
-//   matrix unit:  S0 = Q K0 (L) | S1 = Q K1 (R)   | O += P0 V0 (L, R) | O += P1 V1 (L, R) | next pair
-//   beside it:                  | softmax of S0 (L) | softmax of S1 (R)  | page 0 of the next pair arrives
+//   tensor cores:  S0 = Q K0 (L) | S1 = Q K1 (R)     | O += P0 V0 (L, R)  | O += P1 V1 (L, R) | next pair
+//   meanwhile:                   | softmax of S0 (L) | softmax of S1 (R)  | page 0 of the next pair arrives
 //
-// so that a softmax always runs beside 1,000 cycles of matrix work. P goes through shared memory, in the place of the
-// page's 64 rotary columns, which nobody needs once S is there. What bounds the loop is how early a buffer is free
-// again: each half of a page is released (and loaded anew) as soon as the product that reads it last is done, and no
-// product waits for the other warpgroup but for its operands. The reference m of the exponentials passes from page to
-// page; it is raised only where a score exceeds it by 8 (in log2): exponentials up to 2^8 cost bf16 and f32 no
-// precision, and the 128 accumulators a thread holds are rarely multiplied. Two blocks (a cluster) take 128 heads of a
-// row; each loads half of every page into both (multicast), which halves the reads of L2 (without it: 319 us where 250
-// are taken with it).
+// so that a softmax always overlaps with 1,000 cycles of the tensor cores. P goes through shared memory, in the place
+// of the page's 64 rotary columns, which are no longer needed once S is computed. The loop is bound by how early a
+// stage is empty again: each half of a page is released (and loaded anew) as soon as the last product that reads it is
+// done, and a product waits for nothing of the other warpgroup but its operands. The reference m of the exponentials is
+// carried from page to page; it is raised only where a score exceeds it by 8 (in log2): exponentials up to 2^8 cost
+// bf16 and f32 no precision, and the 128 accumulators per thread are rarely rescaled. Two blocks (a cluster) take 128
+// heads of a row; each loads half of every page into both (multicast), which halves the reads of L2 (250 us instead of
+// 319 us).
 //
-// attention_schedule.cuh deals the rows out to clusters; the partial results of a row that is cut go through scratch.
+// attention_schedule.cuh distributes the rows over clusters; the partial results of a split row go through scratch.
 #include <algorithm>
 
 #include "core/base/check.h"
@@ -46,10 +47,10 @@ __device__ __forceinline__ void load_pages(const MlaParams& p, const MlaSchedule
     const int begin = item.begin, end = item.end;
     if (lane == 0 && begin < end) {
       const int head = (item.row % p.groups * kCluster + rank) * kTile;
-      const int number = p.bf16 ? 2 : 4;  // bytes
-      prefetch_l2(
-          static_cast<const std::byte*>(p.q) + (int64_t{item.row / p.groups} * p.num_heads + head) * kWidth * number,
-          min(kTile, p.num_heads - head) * kWidth * number);
+      const int element_bytes = p.bf16 ? 2 : 4;
+      prefetch_l2(static_cast<const std::byte*>(p.q) +
+                      (int64_t{item.row / p.groups} * p.num_heads + head) * kWidth * element_bytes,
+                  min(kTile, p.num_heads - head) * kWidth * element_bytes);
     }
     const int32_t* table = p.page_table + int64_t{p.seq_idx[item.row / p.groups]} * p.max_pages;
     int pages = 0;
@@ -88,8 +89,8 @@ __device__ __forceinline__ void begin_item(const MlaParams& p, const Buffers& bu
   named_barrier_sync(kItemEnd, kConsumers);
 }
 
-// Both warpgroups are done with Q here, and know the sums of each other.
-__device__ __forceinline__ RowPair exchange_sums(Shared& shared, RowPair l, int half) {
+// Adds the row sums of both warpgroups; both are done with Q when it returns.
+__device__ __forceinline__ RowPair add_row_sums(Shared& shared, RowPair l, int half) {
   const int r = threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4;
   l = {quad_sum(l.a), quad_sum(l.b)};
   if (threadIdx.x % 4 == 0) {
@@ -102,7 +103,7 @@ __device__ __forceinline__ RowPair exchange_sums(Shared& shared, RowPair l, int 
 }
 
 __device__ __forceinline__ void store_zeros(const MlaParams& p, int row, int rank, int half, float (&o)[128]) {
-  if (p.pieces && threadIdx.x == 0 && rank == 0) p.pieces[row * (1 + kMaxShares)] = 0;
+  if (p.splits && threadIdx.x == 0 && rank == 0) p.splits[row * (1 + kMaxParts)] = 0;
 #pragma unroll
   for (int i = 0; i < 128; ++i) o[i] = 0.0f;
   store_out(p, o, {1.0f, 1.0f}, row, rank, half);
@@ -123,7 +124,7 @@ __device__ __forceinline__ void run_left(const MlaParams& p, const MlaSchedule& 
 #pragma unroll
     for (int i = 0; i < 128; ++i) o[i] = 0.0f;
     RowPair l = {0.0f, 0.0f}, m = {-INFINITY, -INFINITY};
-    bool second = false;  // page 1 of the pair before is still being added
+    bool second = false;  // the values of page 1 of the previous pair are still being added
 #pragma unroll 1
     for (int i = item.begin; i < end; i += 2) {
       const int valid = valid_keys(p, item, i);
@@ -170,7 +171,7 @@ __device__ __forceinline__ void run_left(const MlaParams& p, const MlaSchedule& 
     wgmma_wait<0>();
     wgmma_pin(o);
     if (second) release<kCluster>(bufs.empty[1][1]);
-    l = exchange_sums(shared, l, 0);
+    l = add_row_sums(shared, l, 0);
     finish_item(p, s, shared, o, m, l, item, rank, 0);
   });
 }
@@ -213,7 +214,7 @@ __device__ __forceinline__ void run_right(const MlaParams& p, const MlaSchedule&
       named_barrier_sync(kS0Issued, kConsumers);
       issue_scores<1>(sc, bufs, uses & 1, [] {});
       ++uses;
-      wgmma_wait<0>();  // meanwhile the unit has the left product; o cannot be touched earlier
+      wgmma_wait<0>();  // meanwhile the tensor cores run the left product; o cannot be touched earlier
       wgmma_pin(sc);
       named_barrier_sync(kP0Ready, kConsumers);
       const RowPair m0 = load_rows(shared.m[0], r);
@@ -244,7 +245,7 @@ __device__ __forceinline__ void run_right(const MlaParams& p, const MlaSchedule&
       wgmma_pin(o);
       release<kCluster>(bufs.empty[1][0]);
     }
-    l = exchange_sums(shared, l, 1);
+    l = add_row_sums(shared, l, 1);
     finish_item(p, s, shared, o, m, l, item, rank, 1);
   });
 }
@@ -293,7 +294,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
   if constexpr (kCluster > 1) {
     __syncwarp();
-    cluster_sync();  // nobody leaves while the other block may still write to its memory
+    cluster_sync();  // no block exits while the other may still write to its shared memory
   }
 }
 
@@ -314,7 +315,7 @@ void launch(const MlaParams& p, const CUtensorMap& values_map, const CUtensorMap
   config.attrs = attributes;
   config.numAttrs = 2;
   CUDA_CHECK(cudaLaunchKernelEx(&config, mla_attention<kCluster>, p, values_map, rope_map));
-  if (!p.pieces) return;
+  if (!p.splits) return;
   config.gridDim = dim3(32 / kCombined * 2, kCluster, unsigned(p.num_tokens * p.groups));
   config.blockDim = dim3(128);
   config.dynamicSmemBytes = 0;
@@ -331,7 +332,7 @@ constexpr int kFewRows = 32;
 }  // namespace kernel::mla
 
 int64_t mla_attention_sm90_scratch_bytes() {
-  return kernel::mla::kMaxBlocks * 2 * kernel::mla::kSlotBytes + kernel::mla::kFewRows * (1 + kernel::kMaxShares) * 4;
+  return kernel::mla::kMaxBlocks * 2 * kernel::mla::kSlotBytes + kernel::mla::kFewRows * (1 + kernel::kMaxParts) * 4;
 }
 
 bool mla_attention_sm90_fits(const MlaAttentionArgs& a, const AttentionScratch& scratch) {
@@ -363,7 +364,7 @@ void mla_attention_sm90(const MlaAttentionArgs& a, const AttentionScratch& scrat
   p.scale_log2 = a.scale * kernel::kLog2e;
   p.whole_rows = scratch.deterministic;
   if (!p.whole_rows && p.num_tokens * p.groups <= kFewRows)
-    p.pieces = reinterpret_cast<int32_t*>(p.stats + kMaxBlocks * 2 * 128);
+    p.splits = reinterpret_cast<int32_t*>(p.stats + kMaxBlocks * 2 * 128);
   auto map = [&](int chunks) {
     return make_tensor_map({.type = CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
                             .data = a.cache.data,

@@ -5,7 +5,7 @@
 
 namespace moectl::cuda {
 
-// What the path takes: rank 512 + rope 64, pages of 64, a bf16 cache.
+// What it supports: rank 512 + rope 64, pages of 64, a bf16 cache.
 bool mla_attention_sm90_fits(const MlaAttentionArgs& args, const AttentionScratch& scratch);
 void mla_attention_sm90(const MlaAttentionArgs& args, const AttentionScratch& scratch, Stream stream);
 int64_t mla_attention_sm90_scratch_bytes();

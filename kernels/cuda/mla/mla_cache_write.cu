@@ -1,5 +1,5 @@
-// Writes a token's latent, normed, and its rotated key part to its slot of the paged cache, in the cache's number
-// format. A block a token; padding rows (slot -1) write nothing. The sum of squares has a fixed order.
+// Writes a token's compressed KV, normalized, and its rotated key part to its slot of the paged cache, in the cache's
+// dtype. One thread block per token; padding rows (slot -1) write nothing. The sum of squares has a fixed order.
 #include "kernels/cuda/elementwise/rope.cuh"
 #include "kernels/cuda/runtime/device.cuh"
 #include "kernels/cuda/runtime/kernels.h"

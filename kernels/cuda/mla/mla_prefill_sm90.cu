@@ -1,11 +1,11 @@
-// Expanded attention of a prompt's chunk at DeepSeek's sizes: 320 multiply-adds a (row, key, head) where the absorbed
-// form takes 1,088. Before it, keys and values of the heads are made from the latents of all the context: 131,072
-// multiply-adds a (key, head), which some hundred rows share.
+// Expanded MLA of a prefill chunk at DeepSeek's sizes: 320 multiply-adds per (row, key, head) where absorbed MLA takes
+// 1,088. It first expands the compressed KV of all the context to keys and values: 131,072 multiply-adds per (key,
+// head), which pays with some hundred rows.
 //
-// For a group of heads at a time: their part of kv_b_proj in bf16, as one matrix [heads * 256, 512] (W_UK comes packed
-// for mla_query, the other way round); then for a part of the context at a time: latents and rotated keys out of their
-// pages, keys and values by one product, and the attention (mla_prefill_sm90.cuh). Groups and parts are such that the
-// keys and values fit kKeyValueBytes at any context, and that a group's tiles of rows fill the card several times.
+// For a group of heads at a time: their part of kv_b_proj in bf16, as one matrix [heads * 256, 512] (W_UK is packed
+// transposed, for mla_query); then for a part of the context at a time: gather compressed KV and rotated keys from
+// their pages, keys and values by one GEMM, and the attention (mla_prefill_sm90.cuh). Groups and parts are such that
+// keys and values fit kKeyValueBytes at any context, and that a group's tiles of rows fill the device several times.
 #include "kernels/cuda/mla/mla_prefill_sm90.h"
 
 #include <algorithm>
@@ -23,12 +23,12 @@ namespace {
 
 constexpr int kMlaRank = 512, kMlaWidth = kMlaRank + kMlaRope, kMlaHead = kMlaNope + kMlaValue, kTile = 128;
 
-// Sixteen numbers of row n from column k, in bf16.
+// Sixteen elements of row n from column k, in bf16.
 __device__ __forceinline__ void load_16(const Matrix& w, int entry, int n, int k, __nv_bfloat16 (&v)[16]) {
-  const int number = w.dtype == DType::kF8E4M3 ? 1 : 2;  // bytes
+  const int element_bytes = w.dtype == DType::kF8E4M3 ? 1 : 2;
   const auto* from = reinterpret_cast<const uint4*>(w.data + entry * w.entry_bytes + k / 128 * w.step_bytes +
-                                                    n * w.row_bytes + k % 128 * number);
-  if (number == 2) {
+                                                    n * w.row_bytes + k % 128 * element_bytes);
+  if (element_bytes == 2) {
     *reinterpret_cast<uint4*>(&v[0]) = __ldg(from);
     *reinterpret_cast<uint4*>(&v[8]) = __ldg(from + 1);
     return;
@@ -45,7 +45,7 @@ __device__ __forceinline__ void load_16(const Matrix& w, int entry, int n, int k
   }
 }
 
-// out [heads, 256, 512]: of each head W_UK transposed, then W_UV. Grid: parts of 128 columns, heads, which of the two.
+// out [heads, 256, 512]: of each head W_UK transposed, then W_UV. Grid: tiles of 128 columns, heads, which of the two.
 __global__ void __launch_bounds__(256)
     mla_expand_weights(Matrix w_uk, Matrix w_uv, int first_head, __nv_bfloat16* out) {
   constexpr int kPitch = kTile + 8;
@@ -74,19 +74,19 @@ __global__ void __launch_bounds__(256)
         *reinterpret_cast<const uint4*>(&tile[i / (kTile / 8) * kPitch + i % (kTile / 8) * 8]);
 }
 
-// Positions `begin` .. + `num` of a sequence out of its pages: latents [num, 512], rope [num, 64].
-__global__ void mla_gather_latents(const uint4* cache, const int32_t* pages, int page_size, int begin, int num,
-                                   uint4* latents, uint4* rope) {
-  constexpr int kUnits = kMlaWidth / 8, kLatentUnits = kMlaRank / 8;
+// Positions `begin` .. + `num` of a sequence from its pages: compressed KV [num, 512], rope [num, 64].
+__global__ void mla_gather_kv(const uint4* cache, const int32_t* pages, int page_size, int begin, int num,
+                              uint4* compressed, uint4* rope) {
+  constexpr int kUnits = kMlaWidth / 8, kCompressedUnits = kMlaRank / 8;
   for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < int64_t{num} * kUnits;
        i += int64_t{gridDim.x} * blockDim.x) {
     const int row = int(i / kUnits), unit = int(i % kUnits), position = begin + row;
     const int64_t slot = int64_t{pages[position / page_size]} * page_size + position % page_size;
     const uint4 v = __ldg(cache + slot * kUnits + unit);
-    if (unit < kLatentUnits)
-      latents[int64_t{row} * kLatentUnits + unit] = v;
+    if (unit < kCompressedUnits)
+      compressed[int64_t{row} * kCompressedUnits + unit] = v;
     else
-      rope[int64_t{row} * (kMlaRope / 8) + unit - kLatentUnits] = v;
+      rope[int64_t{row} * (kMlaRope / 8) + unit - kCompressedUnits] = v;
   }
 }
 
@@ -100,9 +100,9 @@ using Shape = MlaPrefill;
 
 constexpr int64_t kKeyValueBytes = int64_t{128} << 20, kMaxPart = 16384;
 
-// What lies where in scratch; bytes from its beginning.
+// Offsets in scratch, in bytes.
 struct Layout {
-  int64_t num_bytes = 0, stats, weights, latents, rope, keys_values;
+  int64_t num_bytes = 0, stats, weights, compressed, rope, keys_values;
   Layout(int64_t tokens, int64_t heads) {
     auto take = [&](int64_t size) {
       const int64_t begin = num_bytes;
@@ -110,7 +110,7 @@ struct Layout {
       return begin;
     };
     weights = take(heads * kMlaHead * kMlaRank * 2);
-    latents = take(kMaxPart * kMlaRank * 2);
+    compressed = take(kMaxPart * kMlaRank * 2);
     rope = take(kMaxPart * kMlaRope * 2);
     keys_values = take(kKeyValueBytes);
     stats = take(tokens * heads * int64_t(sizeof(float2)));
@@ -144,8 +144,8 @@ bool mla_prefill_sm90_fits(const MlaPrefillArgs& a) {
 }
 
 bool mla_prefill_sm90_pays(int64_t n, int64_t heads, int64_t context) {
-  // Multiply-adds a head over the TFLOP/s that an H200 gave: the absorbed attention (its tiles hold 64 heads) with
-  // mla_query and mla_output, against the expanded one with making keys and values.
+  // Multiply-adds per head over TFLOP/s measured on an H200: absorbed attention (its tiles hold 64 heads) with
+  // mla_query and mla_output, against expanded attention with the expansion of keys and values.
   const double pairs = double(n) * (double(context) - 0.5 * double(n)), padded = double((heads + 63) / 64 * 64);
   const double absorbed = pairs * 1088 / 780 * padded / double(heads) + double(n) * 131072 / 350;
   const double expanded = pairs * 320 / 600 + double(context) * 131072 / 570;
@@ -169,7 +169,7 @@ void mla_prefill_sm90(const MlaPrefillArgs& a, void* scratch, Stream stream) {
   const Layout layout(n, heads);
   auto* const memory = static_cast<std::byte*>(scratch);
   auto* const weights = reinterpret_cast<__nv_bfloat16*>(memory + layout.weights);
-  auto* const latents = reinterpret_cast<uint4*>(memory + layout.latents);
+  auto* const compressed = reinterpret_cast<uint4*>(memory + layout.compressed);
   auto* const rope = reinterpret_cast<uint4*>(memory + layout.rope);
   std::byte* const keys_values = memory + layout.keys_values;
 
@@ -199,11 +199,12 @@ void mla_prefill_sm90(const MlaPrefillArgs& a, void* scratch, Stream stream) {
     for (int64_t begin = 0; begin < context; begin += most) {
       const int64_t num = std::min(most, context - begin);
       if (head == 0 || most < context) {
-        mla_gather_latents<<<blocks_for(num * kMlaWidth / 8, 256, 8 * multiprocessors), 256, 0, handle(stream)>>>(
-            static_cast<const uint4*>(a.cache.data), a.pages.data, int(page_size), int(begin), int(num), latents, rope);
+        mla_gather_kv<<<blocks_for(num * kMlaWidth / 8, 256, 8 * multiprocessors), 256, 0, handle(stream)>>>(
+            static_cast<const uint4*>(a.cache.data), a.pages.data, int(page_size), int(begin), int(num), compressed,
+            rope);
         CUDA_CHECK(cudaGetLastError());
       }
-      const Bf16GemmArgs product = {.a = latents,
+      const Bf16GemmArgs product = {.a = compressed,
                                     .rows = num,
                                     .n = group * kMlaHead,
                                     .k = kMlaRank,
@@ -211,7 +212,7 @@ void mla_prefill_sm90(const MlaPrefillArgs& a, void* scratch, Stream stream) {
                                     .out = keys_values,
                                     .out_type = DType::kBF16};
       GemmConfig config = bf16_gemm_config(product);
-      config.early_start = false;  // the kernel before it may have made the weights
+      config.early_start = false;  // the preceding kernel may have written the weights
       bf16_gemm(product, config, stream);
       p.first_head = int(head);
       p.part_heads = int(group);

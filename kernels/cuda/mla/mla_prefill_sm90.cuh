@@ -1,14 +1,14 @@
-// Attention of a prompt's chunk in expanded form, for Hopper: queries and keys of 192 numbers (128 of the head, 64
-// rotated ones, whose keys all heads share), values of 128. Keys and values of some heads and of one part of the
-// context lie in memory (mla_prefill_sm90.cu makes them).
+// Expanded MLA of a prefill chunk, for Hopper: queries and keys of 192 elements (128 per head, 64 rotated ones, whose
+// keys all heads share), values of 128. Keys and values of some heads and one part of the context are in memory
+// (mla_prefill_sm90.cu expands them).
 //
-// A thread block takes one head and 128 rows, 64 for each of two warpgroups; a third one fills two rings, of 128 keys
-// and of their values, by TMA. A warpgroup rounds its queries to bf16 into shared memory once, keeps weights and sums
-// in registers, and issues the scores of the next keys before it adds the values of these, so that its softmax runs
-// beside matrix work, its own and the other warpgroup's. (Turns of the warpgroups with the matrix unit, and three
-// warpgroups with 80 or 64 keys, were no faster.)
+// A thread block takes one head and 128 rows, 64 for each of two consumer warpgroups; a producer fills the stages of
+// 128 keys, and those of their values, by TMA. A consumer rounds its queries to bf16 into shared memory once, keeps
+// weights and sums in registers, and issues the scores of the next keys before it adds the values of these, so that its
+// softmax overlaps with the tensor cores' work for it and the other consumer. (Ping-pong scheduling of the warpgroups,
+// and three warpgroups with 80 or 64 keys, were no faster.)
 //
-// A context of several parts takes a launch each: between them a row's sums stand, not yet divided, where its result
+// A context of several parts takes one launch each: between them a row's sums, not yet divided, are where its result
 // will be, and its reference and sum of weights in `stats`.
 #pragma once
 
@@ -35,7 +35,7 @@ struct MlaPrefillParams {
 
 struct MlaPrefill {
   static constexpr int kGroups = 2, kKeys = 128, kRows = 64 * kGroups, kThreads = 128 * (kGroups + 1);
-  static constexpr int kTogether = 8;           // heads
+  static constexpr int kHeadsTogether = 8;
   static constexpr int kColumns = kKeys * 128;  // bytes of 64 columns of keys or values, swizzled
   static constexpr int kKeyBytes = 3 * kColumns, kValueBytes = 2 * kColumns;
   static constexpr int kQueryColumns = 64 * 128, kQueryBytes = 3 * kQueryColumns;  // of a warpgroup
@@ -44,13 +44,13 @@ struct MlaPrefill {
   static_assert(kSharedBytes <= 232448);
 };
 
-// Addresses in shared memory. Of barrier i of a ring: + 8 i.
+// Addresses in shared memory. Barrier of stage i: + 8 i.
 struct MlaPrefillBuffers {
   uint32_t queries, keys, values, keys_full, keys_empty, values_full, values_empty;
 };
 
-// A place in a ring of two.
-struct RingPlace {
+// A position in a pipeline of two stages.
+struct PipelineState {
   int stage = 0;
   uint32_t phase = 0;
   __device__ __forceinline__ void advance() {
@@ -59,7 +59,7 @@ struct RingPlace {
   }
 };
 
-// The 64 rows of a warpgroup from `token`, in bf16, the last part rotated. Behind the last row stands the last again.
+// The 64 rows of a warpgroup from `token`, in bf16, the last part rotated. Rows beyond the last repeat it.
 __device__ __forceinline__ void load_prefill_queries(const MlaPrefillParams& p, uint32_t to, int token, int head) {
   const int thread = threadIdx.x % 128;
   auto row_of = [&](int row) {
@@ -73,9 +73,10 @@ __device__ __forceinline__ void load_prefill_queries(const MlaPrefillParams& p, 
   auto pack = [](float4 a, float4 b) {
     return uint4{pack_bf16(a.x, a.y), pack_bf16(a.z, a.w), pack_bf16(b.x, b.y), pack_bf16(b.z, b.w)};
   };
-  // All loads first. Of the rotated part four pairs at a time: numbers 8 part .. + 7 where a pair's stand together,
-  // else 4 part .. + 3 of both halves.
-  constexpr int kUnits = kMlaNope / 8, kHalf = kMlaRope / 2, kParts = kHalf / 4;  // units of eight numbers
+  // All loads first. Of the rotated part four pairs at a time: elements 8 part .. + 7 where pairs are adjacent, else 4
+  // part
+  // .. + 3 of both halves.
+  constexpr int kUnits = kMlaNope / 8, kHalf = kMlaRope / 2, kParts = kHalf / 4;  // units of eight elements
   float4 v[kUnits / 2][2], x[kParts / 2][2], cos[kParts / 2], sin[kParts / 2];
 #pragma unroll
   for (int i = 0; i < kUnits / 2; ++i) {
@@ -148,7 +149,7 @@ __device__ __forceinline__ void mla_prefill_consumer(const MlaPrefillParams& p, 
   if (p.key_begin == 0) {
 #pragma unroll
     for (int i = 0; i < kMlaValue / 2; ++i) o[i] = 0.0f;
-  } else {  // go on from the parts before
+  } else {  // continue from the parts before
     const float2 a = p.stats[row(0)], d = p.stats[row(1)];
     m = {a.x, d.x};
     if (c == 0) l = {a.y, d.y};
@@ -162,7 +163,7 @@ __device__ __forceinline__ void mla_prefill_consumer(const MlaPrefillParams& p, 
       }
   }
 
-  RingPlace keys, values;
+  PipelineState keys, values;
   auto issue_scores = [&] {
     mbarrier_wait(b.keys_full + 8 * keys.stage, keys.phase);
     const uint32_t key = b.keys + keys.stage * S::kKeyBytes;
@@ -193,7 +194,7 @@ __device__ __forceinline__ void mla_prefill_consumer(const MlaPrefillParams& p, 
     if (lane == 0) mbarrier_arrive(b.values_empty + 8 * values.stage);
     values.advance();
   };
-  // Scores of keys from `start` that a row does not see go; the reference after them.
+  // Masks the scores of keys from `start` that a row does not see; returns the reference for them.
   auto reference = [&](int start) {
     const bool part = start + S::kKeys - 1 > min(position[0], position[1]);
     if (__any_sync(0xffffffffu, part)) {
@@ -251,15 +252,17 @@ __device__ __forceinline__ void mla_prefill_consumer(const MlaPrefillParams& p, 
 }
 
 // Grid: tiles of rows x heads. Blocks of the same heads run together, so that keys and values are read from memory few
-// times; among kTogether heads the last tiles, which see most, begin first, so that the last blocks are short.
+// times; among kHeadsTogether heads the last tiles, which see most positions, start first, so that the last blocks are
+// short.
 __global__ void __launch_bounds__(MlaPrefill::kThreads, 1)
     mla_prefill(const __grid_constant__ MlaPrefillParams p, const __grid_constant__ CUtensorMap keys_map,
                 const __grid_constant__ CUtensorMap rope_map) {
   using namespace hopper;
   using S = MlaPrefill;
-  const int tiles = (p.num_tokens + S::kRows - 1) / S::kRows, together = blockIdx.x / (tiles * S::kTogether);
-  const int i = blockIdx.x % (tiles * S::kTogether), heads = min(S::kTogether, p.part_heads - together * S::kTogether);
-  const int head = together * S::kTogether + i % heads, first_token = (tiles - 1 - i / heads) * S::kRows;
+  const int tiles = (p.num_tokens + S::kRows - 1) / S::kRows, together = blockIdx.x / (tiles * S::kHeadsTogether);
+  const int i = blockIdx.x % (tiles * S::kHeadsTogether),
+            heads = min(S::kHeadsTogether, p.part_heads - together * S::kHeadsTogether);
+  const int head = together * S::kHeadsTogether + i % heads, first_token = (tiles - 1 - i / heads) * S::kRows;
   const int visible = p.first_position + min(first_token + S::kRows, p.num_tokens), end = min(p.key_end, visible);
   if (end <= p.key_begin) return;
   extern __shared__ uint8_t dynamic[];
@@ -287,7 +290,7 @@ __global__ void __launch_bounds__(MlaPrefill::kThreads, 1)
   } else {
     setmaxnreg_dec<24>();
     if (threadIdx.x == 128 * S::kGroups) {
-      RingPlace keys, values;
+      PipelineState keys, values;
       const int column = head * (kMlaNope + kMlaValue);
       auto load_keys = [&](int row) {
         const uint32_t bar = b.keys_full + 8 * keys.stage, to = b.keys + keys.stage * S::kKeyBytes;

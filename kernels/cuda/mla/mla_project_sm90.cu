@@ -1,16 +1,16 @@
-// out[t, h] = W[h] x[t, h] for every head: the absorbed projections of latent attention (mla_project_sm90.h).
+// out[t, h] = W[h] x[t, h] for every head: the projections of absorbed MLA (mla_project_sm90.h).
 //
-// These products move memory: a head's weights (64 KB in FP8) meet 8 to 64 tokens a block, so everything is arranged
-// that bytes move once and early. A block of two warpgroups takes one head, T tokens and one or more tiles of 128 rows
-// of W; wgmma's M axis are weight rows, N the tokens. Weights go from memory straight into registers, as A, 16 numbers
-// of a row a lane, and become bf16 there (exact for e4m3: its bits are moved and multiplied by 2^120); the first of
-// them are on their way before the kernel in front of this one has ended. Tokens are rounded to bf16 into shared
-// memory, as B. Where a slice's sixteen k's come from is free as long as both operands agree: lane q of a quad owns k =
-// 64 i + 16 q .. + 15, four of which make its share of slice 4 i + 0 .. 3.
+// These products are bound by memory: a head's weights (64 KB in FP8) are multiplied with 8 to 64 tokens per block, so
+// the kernel moves every byte once and early. A block of two warpgroups takes one head, T tokens and one or more tiles
+// of 128 rows of W; weight rows are on wgmma's M axis, tokens on N. Weights go from memory straight into registers, as
+// A, 16 elements of a row per lane, and are widened to bf16 there (exact for e4m3: its bits are moved and multiplied by
+// 2^120); the first loads are issued before the preceding kernel has ended. Tokens are rounded to bf16 into shared
+// memory, as B. The k's of a slice of sixteen may be any as long as both operands agree: lane q of a quad has k = 64 i
+// + 16 q .. + 15, four of which belong to each of the slices 4 i + 0 .. 3.
 //
-// Every 128 of k have their sum multiplied by the block's scale and added in f32, in the order of k, so an output's
-// bits depend on neither T nor the tiling. Results pass through shared memory and leave in whole lines; a warp that
-// holds a token's 128 values also makes their FP8 copy.
+// The sum of every 128 of k is multiplied by the block's scale and added in f32, in the order of k, so an output's bits
+// depend on neither T nor the tiling. The epilogue stages results in shared memory and stores whole lines; a warp that
+// holds a token's 128 values also quantizes them to FP8.
 #include <algorithm>
 
 #include "kernels/cuda/attention/attention_sm90.cuh"
@@ -34,7 +34,7 @@ struct ProjectParams {
   MlaRotation rotation;
   __nv_bfloat16* bf16;  // mla_project_out, as below
   Fp8Rows fp8;
-  int tiles_each;  // tiles of W a block
+  int tiles_each;  // tiles of W per block
 };
 
 // K: inputs. kIn: f32 to bf16, with a rotary part; else bf16 to f32.
@@ -42,20 +42,20 @@ template <bool kF8_, bool kIn_, int K_, int T_>
 struct ProjectShape {
   static constexpr bool kF8 = kF8_, kIn = kIn_;
   static constexpr int K = K_, T = T_;
-  static constexpr int kChunks = K / 64, kChunkBytes = T * 128;  // of tokens: T rows of 64 numbers, swizzled
-  // Rows of results are padded by 16 bytes: columns of a group of rows fall into different banks.
+  static constexpr int kChunks = K / 64, kChunkBytes = T * 128;  // of tokens: T rows of 64 elements, swizzled
+  // Rows of results are padded by 16 bytes: the columns of a group of rows fall into different banks.
   static constexpr int kOutPitch = kTileN * (kIn ? 2 : 4) + 16, kOutRows = T < 16 ? 16 : T;
   static constexpr int kOutBytes = kOutPitch * kOutRows;
   static constexpr int kRowBytes = kF8 ? kBlockK : 2 * K;                   // from one row of W to the next
-  static constexpr int kAhead = kIn || !kF8 || T > 32 ? 1 : T > 8 ? 2 : 4;  // shares of W on their way
+  static constexpr int kAhead = kIn || !kF8 || T > 32 ? 1 : T > 8 ? 2 : 4;  // steps whose weights are in flight
   static int shared_bytes(int tiles) { return kChunks * kChunkBytes + std::min(tiles, 2) * kOutBytes; }
 };
 
 // ------------------------------------------------------------------------------------------------ weights
 
-// Of 128 k's: 16 numbers each of rows r and r + 8 of a warp's sixteen, from k = 64 i + 16 q, i = 0, 1.
+// Of 128 k's: 16 elements each of rows r and r + 8 of a warp's sixteen, from k = 64 i + 16 q, i = 0, 1.
 template <bool kF8>
-struct RowShare {
+struct LaneWeights {
   static constexpr int kWords = kF8 ? 4 : 8;
   uint32_t v[2][2][kWords];
 
@@ -68,7 +68,7 @@ struct RowShare {
 #pragma unroll
         for (int w = 0; w < kWords; w += 4) {
           const auto* from = reinterpret_cast<const uint4*>(at + row * 8 * kRowBytes + i * (kF8 ? 64 : 128)) + w / 4;
-          // Volatile: it shall be on its way beside the product that follows.
+          // Volatile: the load is to be issued before the product that follows.
           asm volatile("ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];"
                        : "=r"(v[row][i][w]), "=r"(v[row][i][w + 1]), "=r"(v[row][i][w + 2]), "=r"(v[row][i][w + 3])
                        : "l"(from));
@@ -76,7 +76,8 @@ struct RowShare {
   }
 };
 
-// Two e4m3 numbers in bytes 1 and 3 to bf16: sign, exponent and mantissa to their places, then the exponent's bias.
+// Two e4m3 values in bytes 1 and 3 to bf16: sign, exponent and mantissa are moved to their places, then the bias of the
+// exponent is corrected.
 __device__ __forceinline__ uint32_t widen_pair(uint32_t x) {
   const uint32_t bits = (x & 0x80008000u) | (x & 0x7f007f00u) >> 4;
   const __nv_bfloat162 v = __hmul2(*reinterpret_cast<const __nv_bfloat162*>(&bits),
@@ -84,9 +85,10 @@ __device__ __forceinline__ uint32_t widen_pair(uint32_t x) {
   return *reinterpret_cast<const uint32_t*>(&v);
 }
 
-// A of slice 4 i + s: numbers 4 s .. 4 s + 3 of each share, the first two at the low k's, the others at the high ones.
+// A of slice 4 i + s: elements 4 s .. 4 s + 3 of each sixteen, the first two at the low k's, the others at the high
+// ones.
 template <bool kF8>
-__device__ __forceinline__ void fragment(const RowShare<kF8>& w, int i, int s, uint32_t (&a)[4]) {
+__device__ __forceinline__ void fragment(const LaneWeights<kF8>& w, int i, int s, uint32_t (&a)[4]) {
 #pragma unroll
   for (int row = 0; row < 2; ++row) {
     if constexpr (kF8) {
@@ -101,9 +103,9 @@ __device__ __forceinline__ void fragment(const RowShare<kF8>& w, int i, int s, u
 
 // ------------------------------------------------------------------------------------------------ tokens
 
-// 16 numbers of one token.
+// 16 elements of one token.
 template <class X>
-struct TokenShare {
+struct LaneTokens {
   static constexpr int kWords = sizeof(X);  // of 16 bytes
   uint4 raw[kWords];
 
@@ -111,7 +113,7 @@ struct TokenShare {
 #pragma unroll
     for (int i = 0; i < kWords; ++i) raw[i] = __ldg(reinterpret_cast<const uint4*>(x) + i);
   }
-  // Numbers 2 j and 2 j + 1 in bf16.
+  // Elements 2 j and 2 j + 1 in bf16.
   __device__ __forceinline__ uint32_t pair(int j) const {
     if constexpr (kWords == 4) {
       const uint4 v = raw[j / 2];
@@ -124,18 +126,18 @@ struct TokenShare {
   }
 };
 
-// The block's tokens to shared memory; `meanwhile` runs while they are on their way. A warp takes eight tokens and 64
-// k's at a time: four lanes a token, whose words of one store lie in 32 banks. Behind the last token stands the last
-// again, whose results nobody stores.
+// The block's tokens to shared memory; `meanwhile` runs while the loads are in flight. A warp takes eight tokens and 64
+// k's at a time: four lanes per token, whose words of one store are in 32 banks. Tokens beyond the last repeat it;
+// their results are not stored.
 template <class S, class X, class Meanwhile>
 __device__ __forceinline__ void load_tokens(uint32_t smem, const X* x, int64_t x_row, int rows, Meanwhile&& meanwhile) {
   constexpr int kItems = S::T / 8 * S::kChunks, kEach = (kItems + kWarps - 1) / kWarps;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, quad = lane % 4, group = lane / 4;
-  TokenShare<X> share[kEach];
+  LaneTokens<X> lane_tokens[kEach];
 #pragma unroll
   for (int i = 0; i < kEach; ++i) {
     const int item = i * kWarps + warp, token = item / S::kChunks * 8 + group, chunk = item % S::kChunks;
-    share[i].load(x + min(token, rows - 1) * x_row + chunk * 64 + quad * 16);
+    lane_tokens[i].load(x + min(token, rows - 1) * x_row + chunk * 64 + quad * 16);
   }
   meanwhile();
 #pragma unroll
@@ -145,11 +147,11 @@ __device__ __forceinline__ void load_tokens(uint32_t smem, const X* x, int64_t x
     const uint32_t at = smem + chunk * S::kChunkBytes + token * 128 + quad * 4;
 #pragma unroll
     for (int j = 0; j < 8; ++j)
-      asm volatile("st.shared.b32 [%0], %1;" ::"r"(at + ((j ^ group) << 4)), "r"(share[i].pair(j)) : "memory");
+      asm volatile("st.shared.b32 [%0], %1;" ::"r"(at + ((j ^ group) << 4)), "r"(lane_tokens[i].pair(j)) : "memory");
   }
 }
 
-// The rotary part of `rows` tokens from `token`, head `head`: a thread takes four pairs at a time.
+// The rotary part of `rows` tokens from `token`, head `head`: four pairs per thread at a time.
 template <class S>
 __device__ __forceinline__ void rotate_rows(const ProjectParams& q, int token, int rows, int head) {
   constexpr int kHalf = kRotated / 2, kParts = kHalf / 4, kEach = (S::T * kParts + kThreads - 1) / kThreads;
@@ -189,15 +191,15 @@ __device__ __forceinline__ void rotate_rows(const ProjectParams& q, int token, i
 
 // ------------------------------------------------------------------------------------------------ results
 
-// This warp's sixteen columns of all tokens, from the accumulators (wgmma.cuh) to rows of shared memory.
+// This warp's sixteen columns of all tokens, from the accumulators (wgmma.cuh) to rows in shared memory.
 template <class S>
-__device__ __forceinline__ void put_results(uint8_t* to, const float (&d)[S::T / 2]) {
+__device__ __forceinline__ void stage_results(uint8_t* to, const float (&d)[S::T / 2]) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   if constexpr (S::kIn) {
     const uint32_t at = smem_addr(to) + (lane / 16 * 8 + lane % 8) * S::kOutPitch + (warp * 16 + lane / 8 % 2 * 8) * 2;
 #pragma unroll
     for (int j = 0; j < S::T / 8; j += 2) {
-      constexpr bool kLone = S::T == 8;  // the second group's rows are there, but nobody's
+      constexpr bool kLone = S::T == 8;  // the rows of a second group exist, but are not used
       const int other = kLone ? 0 : 4;
       stmatrix_x4<true>(at + j * 8 * S::kOutPitch, pack_bf16(d[4 * j], d[4 * j + 1]),
                         pack_bf16(d[4 * j + 2], d[4 * j + 3]), pack_bf16(d[4 * j + other], d[4 * j + other + 1]),
@@ -213,7 +215,7 @@ __device__ __forceinline__ void put_results(uint8_t* to, const float (&d)[S::T /
   }
 }
 
-// Rows of shared memory to memory; a warp has one row of f32 or two of bf16 at a time.
+// Rows in shared memory to memory; a warp stores one row of f32 or two of bf16 at a time.
 template <class S>
 __device__ __forceinline__ void store_results(const ProjectParams& q, const uint8_t* from, int token, int rows,
                                               int head, int column) {
@@ -261,23 +263,23 @@ __device__ __forceinline__ void store_results(const ProjectParams& q, const uint
 template <class S>
 __global__ void __launch_bounds__(kThreads, 2) mla_project(const __grid_constant__ ProjectParams q) {
   extern __shared__ __align__(1024) uint8_t smem[];
-  constexpr int kSteps = S::K / kBlockK, kSlices = kBlockK / 16;
+  constexpr int kBlocks = S::K / kBlockK, kSlices = kBlockK / 16;
   const MlaProject& p = q.p;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, head = blockIdx.x, token = blockIdx.y * S::T;
   const int tile_begin = blockIdx.z * q.tiles_each, rows = min(S::T, int(p.num_tokens) - token);
   const uint32_t tokens = smem_addr(smem);
   uint8_t* const results = smem + S::kChunks * S::kChunkBytes;
 
-  // Shares of W in the order of their products: tiles of rows, or (kIn is false) steps along k of one tile.
-  const int num_shares = S::kIn ? q.tiles_each : kSteps;
-  const int64_t share_bytes = S::kIn ? kTileN * S::kRowBytes : p.w.step_bytes;
-  const std::byte* mine = p.w.data + head * p.w.entry_bytes +
-                          (int64_t{tile_begin} * kTileN + warp * 16 + lane / 4) * S::kRowBytes +
-                          lane % 4 * (S::kF8 ? 16 : 32);
-  RowShare<S::kF8> w[S::kAhead];
+  // A step multiplies 128 rows by 128 k's of W: steps are tiles of rows, or (kIn is false) blocks along k of one tile.
+  const int num_steps = S::kIn ? q.tiles_each : kBlocks;
+  const int64_t step_bytes = S::kIn ? kTileN * S::kRowBytes : p.w.step_bytes;
+  const std::byte* weights = p.w.data + head * p.w.entry_bytes +
+                             (int64_t{tile_begin} * kTileN + warp * 16 + lane / 4) * S::kRowBytes +
+                             lane % 4 * (S::kF8 ? 16 : 32);
+  LaneWeights<S::kF8> w[S::kAhead];
 #pragma unroll
   for (int i = 0; i < S::kAhead; ++i)
-    if (i < num_shares) w[i].template load<S::kRowBytes>(mine + i * share_bytes);
+    if (i < num_steps) w[i].template load<S::kRowBytes>(weights + i * step_bytes);
   wait_for_earlier();
   {
     using X = std::conditional_t<S::kIn, float, __nv_bfloat16>;
@@ -290,19 +292,19 @@ __global__ void __launch_bounds__(kThreads, 2) mla_project(const __grid_constant
   __syncthreads();
 
   const float* scales = reinterpret_cast<const float*>(p.w.scales) + head * p.w.entry_scales + tile_begin;
-  const int64_t share_scales = S::kIn ? 1 : p.w.segment_scales;
+  const int64_t step_scales = S::kIn ? 1 : p.w.segment_scales;
   float sum[S::T / 2] = {};
 #pragma unroll 1
-  for (int first = 0; first < num_shares; first += S::kAhead)
+  for (int first = 0; first < num_steps; first += S::kAhead)
 #pragma unroll
     for (int i = 0; i < S::kAhead; ++i) {
-      const int share = first + i;
-      if (share >= num_shares) break;
+      const int step = first + i;
+      if (step >= num_steps) break;
       uint32_t a[kSlices][4];
 #pragma unroll
       for (int s = 0; s < kSlices; ++s) fragment<S::kF8>(w[i], s / 4, s % 4, a[s]);
-      if (share + S::kAhead < num_shares) w[i].template load<S::kRowBytes>(mine + (share + S::kAhead) * share_bytes);
-      const float scale = S::kF8 ? scales[share * share_scales] : 1.0f;
+      if (step + S::kAhead < num_steps) w[i].template load<S::kRowBytes>(weights + (step + S::kAhead) * step_bytes);
+      const float scale = S::kF8 ? scales[step * step_scales] : 1.0f;
       float part[S::T / 2];
       float(&d)[S::T / 2] = S::kF8 || S::kIn ? part : sum;
 #pragma unroll
@@ -311,7 +313,7 @@ __global__ void __launch_bounds__(kThreads, 2) mla_project(const __grid_constant
         for (int j = 0; j < 4; ++j) asm volatile("" : "+r"(a[s][j])::"memory");
       wgmma_pin(d);
       wgmma_fence();
-      const uint32_t operand = tokens + (S::kIn ? 0 : share) * 2 * S::kChunkBytes;
+      const uint32_t operand = tokens + (S::kIn ? 0 : step) * 2 * S::kChunkBytes;
 #pragma unroll
       for (int s = 0; s < kSlices; ++s)
         WgmmaBf16Reg<S::T>::mma(d, a[s], wgmma_desc(operand + s / 4 * S::kChunkBytes) + 2 * (s % 4),
@@ -322,17 +324,17 @@ __global__ void __launch_bounds__(kThreads, 2) mla_project(const __grid_constant
       if constexpr (S::kIn) {
 #pragma unroll
         for (int j = 0; j < S::T / 2; ++j) part[j] *= scale;
-        uint8_t* const to = results + share % 2 * S::kOutBytes;
-        put_results<S>(to, part);
+        uint8_t* const to = results + step % 2 * S::kOutBytes;
+        stage_results<S>(to, part);
         __syncthreads();
-        store_results<S>(q, to, token, rows, head, (tile_begin + share) * kTileN);
+        store_results<S>(q, to, token, rows, head, (tile_begin + step) * kTileN);
       } else if constexpr (S::kF8) {
 #pragma unroll
         for (int j = 0; j < S::T / 2; ++j) sum[j] += part[j] * scale;
       }
     }
   if constexpr (!S::kIn) {
-    put_results<S>(results, sum);
+    stage_results<S>(results, sum);
     __syncthreads();
     store_results<S>(q, results, token, rows, head, tile_begin * kTileN);
   }
@@ -346,7 +348,7 @@ namespace {
 template <class S>
 void launch(const kernel::ProjectParams& params, cudaStream_t stream) {
   kernel::ProjectParams q = params;
-  // Blocks for every multiprocessor, twice, where the weights' tiles suffice for that.
+  // Two blocks per multiprocessor of an H200, where the weights have tiles enough for that.
   constexpr int64_t kEnough = 256;
   const int64_t tiles = q.p.w.n / kernel::kTileN, token_tiles = (q.p.num_tokens + S::T - 1) / S::T;
   int64_t groups = S::kIn ? 1 : tiles;

@@ -1,5 +1,5 @@
-// The products by head of absorbed latent attention on Hopper at DeepSeek's sizes (128 inputs of a query head, latents
-// of 512), f32 on the model's side and bf16 on the latent one. Launchers of kernels/cuda/mla/mla_project_sm90.cu.
+// The products per head of absorbed MLA on Hopper at DeepSeek's sizes (128 inputs per query head, a latent dimension of
+// 512), f32 on the model's side and bf16 on the latent side. Launchers of kernels/cuda/mla/mla_project_sm90.cu.
 #pragma once
 
 #include "kernels/cuda/gemm/fp8_gemm.h"
@@ -7,9 +7,10 @@
 
 namespace moectl::cuda {
 
-// Row (token t, head h) of x begins at x + t * x_row + h * x_head, in numbers, and out's likewise; all 16-byte aligned.
+// Row (token t, head h) of x begins at x + t * x_row + h * x_head, in elements, and out's likewise; all 16-byte
+// aligned.
 struct MlaProject {
-  Matrix w;  // a batch entry a head: FP8 with block scales, or bf16
+  Matrix w;  // one batch entry per head: FP8 with block scales, or bf16
   const void* x = nullptr;
   int64_t x_row = 0, x_head = 0;
   void* out = nullptr;
@@ -20,7 +21,7 @@ struct MlaProject {
 bool mla_project_in_fits(const Matrix& w);
 bool mla_project_out_fits(const Matrix& w);
 
-// x f32, out bf16. Behind each head's k inputs stand rope_dim numbers, which are rotated (RopeArgs) to behind its n
+// x f32, out bf16. Each head's k inputs are followed by rope_dim more, which are rotated (RopeArgs) to after its n
 // outputs.
 struct MlaRotation {
   const float* cos_sin = nullptr;  // [num_tokens, rope_dim]

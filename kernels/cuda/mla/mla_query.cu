@@ -1,6 +1,6 @@
-// The two products by head of absorbed MLA: queries into the latent space, with their rotary part rotated beside it,
-// and latent results back to values. Each head is a batch entry of the plain product. (mla_project_sm90.cu: those of
-// DeepSeek's sizes on Hopper, where latents are bf16.)
+// The two products per head of absorbed MLA: queries into the latent space (W_UK), followed by their rotated part, and
+// attention outputs from the latent space to values (W_UV). Each head is a batch entry of the portable product.
+// (mla_project_sm90.cu: DeepSeek's sizes on Hopper, with bf16 on the latent side.)
 #include "kernels/cuda/elementwise/rope.cuh"
 #include "kernels/cuda/gemm/plain_gemm.h"
 #include "kernels/cuda/runtime/device.cuh"
@@ -11,7 +11,7 @@ namespace kernel {
 
 constexpr int kThreads = 256;
 
-// q [rows, nope + rope_dim], out [rows, rank + rope_dim]; a row is a (token, head). A thread a pair.
+// q [rows, nope + rope_dim], out [rows, rank + rope_dim]; a row is a (token, head). One thread per pair.
 __global__ void mla_rotate_query(const float* q, const float* cos_sin, int64_t num_pairs, int num_heads, int nope,
                                  int rank, int rope_dim, bool interleaved, float* out) {
   const int64_t index = int64_t{blockIdx.x} * kThreads + threadIdx.x;

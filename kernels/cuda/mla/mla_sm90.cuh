@@ -1,5 +1,5 @@
-// The parts of which mla_attention_sm90.cu is made: arguments and shared memory, softmax, matrix products, and how a
-// row begins and ends. Shapes and schedule are told there.
+// The parts of mla_attention_sm90.cu, which describes shapes and schedule: arguments and shared memory, softmax, matrix
+// products, prologue and epilogue of a row.
 #pragma once
 
 #include "kernels/cuda/attention/attention_schedule.cuh"
@@ -24,7 +24,7 @@ struct MlaParams {
   float4* partial;  // [blocks, 2][2][32][128]
   float* stats;     // [blocks, 2][2][64]: m, l
   int32_t* counters;
-  int32_t* pieces;  // few rows: [rows][1 + kMaxShares], how many slots and which, for mla_combine; else null
+  int32_t* splits;  // few rows: [rows][1 + kMaxParts], number of splits and their slots, for mla_combine; else null
   int num_tokens, num_heads, groups, max_pages;  // groups: of kCluster * 64 heads
   float scale_log2;
   bool whole_rows;
@@ -45,7 +45,7 @@ struct MlaPages {
   int groups;
   __device__ int operator()(int row) const { return (positions[row / groups] + kPage) / kPage; }
 };
-using MlaSchedule = Schedule<2, 8, 8, 4, 2, MlaPages>;  // cuts fall between pairs of pages
+using MlaSchedule = Schedule<2, 8, 8, 4, 2, MlaPages>;  // rows are split between pairs of pages
 
 // ------------------------------------------------------------------------------------------------ softmax
 
@@ -65,7 +65,7 @@ __device__ __forceinline__ RowPair raised(float (&s)[32], int valid, float scale
   return raise(m, {max.a * scale_log2, max.b * scale_log2});
 }
 
-// The weights to a swizzled chunk, as the A operand that the other warpgroup reads.
+// Weights to a swizzled chunk, as the A operand of the other warpgroup.
 __device__ __forceinline__ void store_weights(uint32_t chunk, const uint32_t (&w)[4][4]) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4;
   const uint32_t row = chunk + (warp * 16 + lane % 16) * 128;
@@ -83,7 +83,7 @@ struct Buffers {
   __device__ uint32_t weights(int b) const { return page[b] + 8 * kChunkBytes; }
 };
 
-// Tells every block of the cluster that this warp needs a half page no more.
+// Consumer release of a half page by this warp, to every block of the cluster.
 template <int kCluster>
 __device__ __forceinline__ void release(uint32_t empty) {
   const uint32_t lane = threadIdx.x % 32;
@@ -94,8 +94,8 @@ __device__ __forceinline__ void release(uint32_t empty) {
   }
 }
 
-// s = Q K^T for the page in buffer B, as two groups, each when its half of the page has arrived; `between` comes after
-// the first.
+// s = Q K^T for the page in stage B, as two wgmma groups, each when its half of the page has arrived; `between` runs
+// after the first.
 template <int B, class Between>
 __device__ __forceinline__ void issue_scores(float (&s)[32], const Buffers& bufs, uint32_t phase, Between&& between) {
   const uint64_t key = wgmma_desc(bufs.page[B]);
@@ -142,7 +142,7 @@ __device__ __forceinline__ void issue_values(float (&o)[128], uint32_t page, int
   wgmma_commit();
 }
 
-// Values behind the row's position may be anything, NaN too, and 0 x NaN is NaN: they become zeros. One warpgroup.
+// Values after the row's position may be anything, even NaN, and 0 x NaN is NaN: they become zeros. One warpgroup.
 __device__ __forceinline__ void clear_values(uint32_t page, int valid, uint32_t barrier) {
   for (int i = threadIdx.x % 128; i < (kPage - valid) * 64; i += 128)
     asm volatile("st.shared.v4.b32 [%0], {%1, %1, %1, %1};" ::"r"(page + i % 8 * kChunkBytes + (valid + i / 64) * 128 +
@@ -153,9 +153,9 @@ __device__ __forceinline__ void clear_values(uint32_t page, int valid, uint32_t 
   named_barrier_sync(barrier, 128);
 }
 
-// ------------------------------------------------------------------------------------------------ beginning and end
+// ------------------------------------------------------------------------------------------------ prologue, epilogue
 
-constexpr int kUnits = kTile * kWidth / 8;  // of 64 heads of a query, of 8 numbers
+constexpr int kUnits = kTile * kWidth / 8;  // of 8 elements, in 64 heads of a query
 
 __device__ __forceinline__ void store_unit(uint32_t dst, int unit, const uint4& v) {
   const int row = unit / (kWidth / 8), column = unit % (kWidth / 8);
@@ -201,7 +201,7 @@ __device__ __forceinline__ void load_q(uint32_t dst, const __nv_bfloat16* q, int
   fence_proxy_async();
 }
 
-// Divides by the sums and stores; `half`: which columns. A head beyond the last is not stored.
+// Divides by the sums and stores; `half`: which columns. Heads beyond the last are not stored.
 __device__ __forceinline__ void store_out(const MlaParams& p, const float (&o)[128], RowPair l, int row, int rank,
                                           int half) {
   const int r = threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4;
@@ -209,8 +209,8 @@ __device__ __forceinline__ void store_out(const MlaParams& p, const float (&o)[1
   const int64_t at = (int64_t{row / p.groups} * p.num_heads + head) * kRank + half * 256;
   const float ia = 1.0f / l.a, ib = 1.0f / l.b;
   if (p.bf16) {
-    // Lanes trade pairs: an even one keeps four columns of one group of eight, its neighbour of the next, so that four
-    // lanes fill a sector.
+    // Lanes exchange pairs: an even one keeps four columns of one group of eight, its neighbor of the next group, so
+    // that four lanes fill a sector.
     const bool odd = threadIdx.x % 2;
     auto* out = static_cast<__nv_bfloat16*>(p.out) + at + threadIdx.x % 4 / 2 * 4 + odd * 8;
 #pragma unroll
@@ -238,14 +238,14 @@ __device__ __forceinline__ void store_out(const MlaParams& p, const float (&o)[1
   }
 }
 
-// An item that is all of its row is stored; of a cut row the partial result is left, and the last block to come adds.
+// Stores the result of a whole row. Of a split row it writes the partial result, and the last block combines them.
 __device__ __forceinline__ void finish_item(const MlaParams& p, const MlaSchedule& s, Shared& shared, float (&o)[128],
                                             RowPair m, RowPair l, const AttentionItem& item, int rank, int half) {
-  if (p.pieces && threadIdx.x == 0 && rank == 0 && item.begin == 0) {
-    int32_t* pieces = p.pieces + item.row * (1 + kMaxShares);
+  if (p.splits && threadIdx.x == 0 && rank == 0 && item.begin == 0) {
+    int32_t* splits = p.splits + item.row * (1 + kMaxParts);
     int n = 0;
-    if (!item.whole()) s.for_each_piece(item, [&](int slot) { pieces[1 + n++] = slot; });
-    pieces[0] = n;
+    if (!item.whole()) s.for_each_split(item, [&](int slot) { splits[1 + n++] = slot; });
+    splits[0] = n;
   }
   if (item.whole()) return store_out(p, o, l, item.row, rank, half);
   const int cluster_size = int(gridDim.x / num_clusters_x()), tid = threadIdx.x % 128;
@@ -264,28 +264,28 @@ __device__ __forceinline__ void finish_item(const MlaParams& p, const MlaSchedul
     stats[64 + r] = l.a;
     stats[64 + r + 8] = l.b;
   }
-  if (p.pieces) return;
+  if (p.splits) return;
   __threadfence();
   named_barrier_sync(kItemEnd, kConsumers);
   if (threadIdx.x == 0) {
-    int parts = 0;
-    s.for_each_piece(item, [&](int) { ++parts; });
+    int splits = 0;
+    s.for_each_split(item, [&](int) { ++splits; });
     int32_t* counter = p.counters + item.row * cluster_size + rank;
-    shared.schedule.last_block = atomicAdd(counter, 1) == parts - 1;
+    shared.schedule.last_block = atomicAdd(counter, 1) == splits - 1;
     if (shared.schedule.last_block) *counter = 0;
     __threadfence();
   }
   named_barrier_sync(kItemEnd, kConsumers);
   if (!shared.schedule.last_block) return;
   RowPair max = {-INFINITY, -INFINITY};
-  s.for_each_piece(item, [&](int slot) {
+  s.for_each_split(item, [&](int slot) {
     const float* stats = stats_of(slot);
     max = {fmaxf(max.a, __ldcg(stats + r)), fmaxf(max.b, __ldcg(stats + r + 8))};
   });
 #pragma unroll
   for (int i = 0; i < 128; ++i) o[i] = 0.0f;
   l = {0.0f, 0.0f};
-  s.for_each_piece(item, [&](int slot) {
+  s.for_each_split(item, [&](int slot) {
     const float* stats = stats_of(slot);
     const float fa = exp2_approx(__ldcg(stats + r) - max.a), fb = exp2_approx(__ldcg(stats + r + 8) - max.b);
     l.a += fa * __ldcg(stats + 64 + r);
@@ -303,25 +303,25 @@ __device__ __forceinline__ void finish_item(const MlaParams& p, const MlaSchedul
   store_out(p, o, l, item.row, rank, half);
 }
 
-constexpr int kCombined = 4;  // groups of eight columns a block
+constexpr int kCombined = 4;  // groups of eight columns per block
 
-// Adds the pieces of rows that were cut, where rows are so few that one block a tile would take long. grid (32 /
+// Combines the partial results of split rows, where rows are so few that one block per tile would take long. Grid (32 /
 // kCombined * 2, blocks of a cluster, rows); the order of every sum is that of finish_item.
 __global__ void __launch_bounds__(128) mla_combine(const __grid_constant__ MlaParams p) {
   const int row = blockIdx.z, rank = blockIdx.y, cluster_size = gridDim.y, half = blockIdx.x % 2, tid = threadIdx.x;
   const int first = blockIdx.x / 2 * kCombined, r = tid / 32 * 16 + tid % 32 / 4;
   grid_dependency_launch();
   grid_dependency_wait();
-  const int32_t* slots = p.pieces + row * (1 + kMaxShares);
-  const int parts = *slots++;
-  if (parts == 0) return;
+  const int32_t* slots = p.splits + row * (1 + kMaxParts);
+  const int splits = *slots++;
+  if (splits == 0) return;
   auto stats_of = [&](int k) { return p.stats + (int64_t{slots[k]} * cluster_size + rank) * 128; };
   RowPair max = {-INFINITY, -INFINITY}, l = {0.0f, 0.0f};
 #pragma unroll 4
-  for (int k = 0; k < parts; ++k) max = {fmaxf(max.a, stats_of(k)[r]), fmaxf(max.b, stats_of(k)[r + 8])};
+  for (int k = 0; k < splits; ++k) max = {fmaxf(max.a, stats_of(k)[r]), fmaxf(max.b, stats_of(k)[r + 8])};
   float4 sum[kCombined] = {};
 #pragma unroll 4
-  for (int k = 0; k < parts; ++k) {
+  for (int k = 0; k < splits; ++k) {
     const float* stats = stats_of(k);
     const float fa = exp2_approx(stats[r] - max.a), fb = exp2_approx(stats[r + 8] - max.b);
     l.a += fa * stats[64 + r];

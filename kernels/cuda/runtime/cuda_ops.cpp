@@ -145,7 +145,7 @@ void CudaOps::gqa_cache_write(const GqaCacheWriteArgs& a, Stream s) {
 }
 
 AttentionScratch CudaOps::attention_scratch() const {
-  AttentionScratch scratch = {.deterministic = deterministic_, .plain = precise_};
+  AttentionScratch scratch = {.deterministic = deterministic_, .portable = precise_};
   if (regions_) {
     scratch.data = scratch_.get() + regions_->attention;
     scratch.num_bytes = regions_->attention_bytes;

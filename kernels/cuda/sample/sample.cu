@@ -1,12 +1,12 @@
 // Sampling: rows of logits to tokens, in three launches whose shape depends on the number of rows and the vocabulary
-// alone, as rows' parameters are on the device.
-//   scan:   reads the logits once, a warp a chunk: valid or not, the best token, before and after adjustments (an
-//           adjusted row is written to scratch). With temperature 0 and without logprobs this is all that a row needs.
-//   sums:   of the other rows: partial sums of weights, and tokens counted by their distance from the best one, which
-//           says in the next launch which few tokens top_k, top_p and the logprobs are about. Blocks share these rows
-//           evenly, so that a batch without them costs an empty launch. Its limit is arithmetic: some 35 instructions a
-//           logit.
-//   choose: one block a row (sample_choose.cu).
+// size alone, as the parameters of rows are on the device.
+//   scan:   reads the logits once, one warp per chunk: validity and the best token, before and after adjustments (an
+//           adjusted row is written to scratch). With temperature 0 and no logprobs a row needs nothing else.
+//   sums:   for the other rows: partial sums of weights, and a histogram of tokens by their distance from the best one,
+//           by which the next launch finds the few tokens that top_k, top_p and logprobs need. These rows are
+//           distributed evenly over blocks, so that a batch without them costs an empty launch. Bound by arithmetic:
+//           some 35 instructions per logit.
+//   choose: one thread block per row (sample_choose.cu).
 // Weights and the order of summation are those of core/engine/sampler.cpp, so the same draw gives the same token. Every
 // atomic operation is on integers, so no result depends on the order of threads.
 #include "kernels/cuda/sample/sample.h"
@@ -22,7 +22,7 @@ namespace moectl::cuda {
 namespace kernel {
 
 constexpr int kThreads = 256, kWarps = kThreads / 32;
-constexpr int kTile = kThreads / 16 * kSumBlock;  // ids of a thread block at a time: half a warp a block of the sum
+constexpr int kTile = kThreads / 16 * kSumBlock;  // ids per thread block at a time: half a warp per block of the sum
 
 // ------------------------------------------------------------------------------------------------ scan
 
@@ -42,26 +42,26 @@ __device__ uint64 best_of(const float* row, int begin, int size, bool vectors) {
     }
   }
   if (__any_sync(0xffffffffu, bad)) return 0;
-  const uint64 mine = packed(max, id);
-  const uint32_t key = __reduce_max_sync(0xffffffffu, uint32_t(mine >> 32));
-  const uint32_t low = __reduce_max_sync(0xffffffffu, uint32_t(mine >> 32) == key ? uint32_t(mine) : 0u);
+  const uint64 best = packed(max, id);
+  const uint32_t key = __reduce_max_sync(0xffffffffu, uint32_t(best >> 32));
+  const uint32_t low = __reduce_max_sync(0xffffffffu, uint32_t(best >> 32) == key ? uint32_t(best) : 0u);
   return uint64{key} << 32 | low;
 }
 
-// The first of `adjustments` (sorted by id) whose id is `id` or more; asked by a whole warp.
+// The first of `adjustments` (sorted by id) whose id is `id` or more; by a whole warp.
 __device__ int first_adjustment(const LogitAdjustment* adjustments, int begin, int end, int id) {
   while (begin < end) {
     const int step = (end - begin + 31) / 32, i = begin + lane() * step;
     const int below = __popc(__ballot_sync(0xffffffffu, i < end && adjustments[i].token_id < id));
     if (below == 0) return begin;
-    // The last probe that is below is at begin + (below - 1) * step; the answer lies behind it.
+    // The last probe below is at begin + (below - 1) * step; the answer is after it.
     end = min(end, begin + below * step);
     begin += (below - 1) * step + 1;
   }
   return begin;
 }
 
-// sampler.cpp: process(), penalize().
+// process() and penalize() of sampler.cpp.
 __device__ float adjusted_logit(float x, const LogitAdjustment& a, const SamplingRow& row) {
   x = __fadd_rn(x, a.bias);
   if (!a.seen) return x;
@@ -70,7 +70,8 @@ __device__ float adjusted_logit(float x, const LogitAdjustment& a, const Samplin
   return __fsub_rn(__fsub_rn(x, __fmul_rn(row.frequency_penalty, float(a.count))), row.presence_penalty);
 }
 
-// Writes the adjusted chunk, and gives its best token. `pending`: ends the output, unknown to the adjustments; or -1.
+// Writes the adjusted chunk and returns its best token. `pending`: the last output token, which the adjustments do not
+// count yet; or -1.
 __device__ __noinline__ uint64 adjust(const float* raw, const SamplingRow& row, const LogitAdjustment* adjustments,
                                       int pending, float* out, int begin, int size) {
   for (int id = begin + lane(); id < min(begin + kChunk, size); id += 32) out[id] = raw[id];
@@ -105,13 +106,13 @@ __global__ void __launch_bounds__(kThreads, 8)
   const float* raw = logits + int64_t{index} * shape.vocab_size;
   const uint64 raw_best = best_of(raw, begin, shape.vocab_size, vectors);
   const SamplingRow& row = rows[index];
-  const int64_t place = int64_t{index} * shape.chunks + chunk;
-  if (lane() == 0) s.raw_best[place] = raw_best;
+  const int64_t slot = int64_t{index} * shape.chunks + chunk;
+  if (lane() == 0) s.raw_best[slot] = raw_best;
   if (row.adjust_begin < row.adjust_end) {
     const int pending = row.pending_row >= 0 && row.pending_row < num_sampled ? sampled[row.pending_row] : -1;
     const uint64 best =
         adjust(raw, row, adjustments, pending, s.adjusted + int64_t{index} * shape.vocab_size, begin, shape.vocab_size);
-    if (lane() == 0) s.best[place] = best;
+    if (lane() == 0) s.best[slot] = best;
   }
   const bool passes = draws(row) || row.num_logprobs >= 0;
   if (chunk == 0 && lane() == 0) s.passes[index] = passes;
@@ -123,11 +124,11 @@ __global__ void __launch_bounds__(kThreads, 8)
 // ------------------------------------------------------------------------------------------------ sums
 
 struct BinShared {
-  uint32_t low[kBins], high[kBins];  // a bin's number of tokens, or their mass
+  uint32_t low[kBins], high[kBins];  // a bin's number of tokens, or their probability mass
   uint32_t raw[kBins];               // number of tokens
 };
 
-// The tree of softmax.cpp over the 16 lanes of half a warp.
+// The summation tree of softmax.cpp over the 16 lanes of half a warp.
 __device__ double half_warp_tree(double v) {
   for (int width = 8; width > 0; width /= 2) v += __shfl_xor_sync(0xffffffffu, v, width);
   return v;
@@ -137,7 +138,7 @@ __device__ double half_warp_tree(double v) {
 struct RowSums {
   int index;
   bool ok, draws, logprobs, binned, by_count, raw_binned;
-  bool one_sum;  // the weights are those of the logprobs
+  bool one_sum;  // weights and logprobs have the same sums
   const float *raw, *x;
   float raw_max, floor;
   Weights weigh = {};
@@ -218,7 +219,7 @@ struct RowSums {
       if (first_id(tile) + 16 * i < shape.vocab_size) atomicAdd(&bins.raw[raw_binning(raw_max)(v[i])], 1u);
   }
 
-  // The bins of this block's part of the row to the row's; leaves zeros.
+  // Adds this block's bins to those of the row, and clears them.
   __device__ void end(const SampleScratch& s, BinShared& bins) const {
     if (!binned && !raw_binned) return;
     __syncthreads();
@@ -283,7 +284,7 @@ SampleShape shape_of(int64_t num_rows, int64_t vocab_size) {
           int((vocab_size + kernel::kSumBlock - 1) / kernel::kSumBlock)};
 }
 
-// Lays the arrays out behind `memory`, which may be null, and tells where they end.
+// Lays the arrays out in `memory`, which may be null; num_bytes: their total size.
 SampleScratch scratch_at(std::byte* memory, const SampleShape& shape, int64_t& num_bytes) {
   int64_t end = 0;
   const auto take = [&]<class T>(T*& array, int64_t row_size) {
@@ -304,7 +305,7 @@ SampleScratch scratch_at(std::byte* memory, const SampleShape& shape, int64_t& n
 }
 
 // At most kMaxRows rows.
-void sample_turn(const SampleRowsArgs& a, std::byte* scratch, Stream stream) {
+void sample_batch(const SampleRowsArgs& a, std::byte* scratch, Stream stream) {
   const SampleShape shape = shape_of(a.logits.dim(0), a.logits.dim(1));
   int64_t num_bytes = 0;
   const SampleScratch s = scratch_at(scratch, shape, num_bytes);
@@ -340,12 +341,12 @@ void sample_rows(const SampleRowsArgs& a, std::byte* scratch, Stream stream) {
         a.next_token_ids.size());
   for (int64_t begin = 0; begin < num_rows; begin += kernel::kMaxRows) {
     const int64_t n = std::min<int64_t>(num_rows - begin, kernel::kMaxRows);
-    SampleRowsArgs turn = a;
-    turn.logits = View<const float>(a.logits.row(begin), {n, vocab_size});
-    turn.rows = View<const SamplingRow>(a.rows.data + begin, {n});
-    turn.out = View<SampledRow>(a.out.data + begin, {n});
-    if (a.next_token_ids) turn.next_token_ids = View<int32_t>(a.next_token_ids.data + begin, {n});
-    sample_turn(turn, scratch, stream);
+    SampleRowsArgs batch = a;
+    batch.logits = View<const float>(a.logits.row(begin), {n, vocab_size});
+    batch.rows = View<const SamplingRow>(a.rows.data + begin, {n});
+    batch.out = View<SampledRow>(a.out.data + begin, {n});
+    if (a.next_token_ids) batch.next_token_ids = View<int32_t>(a.next_token_ids.data + begin, {n});
+    sample_batch(batch, scratch, stream);
   }
 }
 

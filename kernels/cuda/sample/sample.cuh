@@ -1,5 +1,5 @@
-// What the kernels of sample.cu and sample_choose.cu share: the numbers of one row between launches, weights and order
-// of tokens as core/engine/softmax.cpp and sampler.cpp define them (same operations, each rounded once), block sums.
+// What the kernels of sample.cu and sample_choose.cu share: a row's state between launches, weights and order of tokens
+// as core/engine/softmax.cpp and sampler.cpp define them (same operations, each rounded once), block sums.
 #pragma once
 
 #include <cstdint>
@@ -8,11 +8,11 @@
 
 namespace moectl::cuda::kernel {
 
-constexpr int kMaxRows = 256;   // of a launch
-constexpr int kChunk = 512;     // ids that a warp finds the best of
-constexpr int kSumBlock = 256;  // ids a partial sum: sampler.cpp's kDrawBlock
-// Tokens by their distance from the best one: bin b holds b / 32 .. (b + 1) / 32 logits (times 1 / temperature, where
-// that is more than 1). The last bin holds the rest.
+constexpr int kMaxRows = 256;   // per launch
+constexpr int kChunk = 512;     // ids of which one warp finds the best
+constexpr int kSumBlock = 256;  // ids per partial sum: kDrawBlock of sampler.cpp
+// Histogram of tokens by their distance from the best one: bin b holds distances of b / 32 .. (b + 1) / 32 in the logit
+// (times 1 / temperature, where that is more than 1). The last bin holds the rest.
 constexpr int kBins = 2816;
 constexpr float kBinsPerUnit = 32.0f;
 constexpr float kMassUnit = 0x1p40f;  // weights in bins: whole multiples of 2^-40
@@ -25,9 +25,9 @@ struct SampleScratch {
   uint64* best;      // [rows, chunks] the same after adjustments
   double* sums;      // [rows, blocks] of weights
   double* raw_sums;  // [rows, blocks] of e^(logit - best logit)
-  uint64* bins;      // [rows, kBins] number of tokens (top_k) or their mass (top_p alone)
-  uint64* raw_bins;  // [rows, kBins] number of tokens, of the raw row
-  uint8_t* passes;   // [rows] 1: the best token alone is not enough
+  uint64* bins;      // [rows, kBins] number of tokens (top_k) or their probability mass (top_p alone)
+  uint64* raw_bins;  // [rows, kBins] number of tokens of the raw row
+  uint8_t* passes;   // [rows] 1: the row needs more than its best token
   float* adjusted;   // [rows, vocab_size] logits, where there are adjustments
 };
 
@@ -37,7 +37,7 @@ struct SampleShape {
 
 // ------------------------------------------------------------------------------------------------ order and weights
 
-// (logit, id) as a number that grows towards the better token: the higher logit, then the lower id. Never 0 for a
+// (logit, id) as an integer that is larger for the better token: the higher logit, then the lower id. Never 0 for a
 // finite logit or -infinity. Zeros of both signs are equal.
 __device__ inline uint64 packed(float logit, int id) {
   const uint32_t bits = __float_as_uint(__fadd_rn(logit, 0.0f));
@@ -54,12 +54,12 @@ __device__ inline float packed_logit(uint64 p) {
   return key_logit(uint32_t(p >> 32));
 }
 
-// softmax.cpp's, operation by operation.
+// As in softmax.cpp, operation by operation.
 __device__ inline float exp_nonpositive(float x) {
   const float clamped = x < -87.0f ? -87.0f : x;
   const float shifted = __fadd_rn(__fmul_rn(clamped, 1.44269504088896341f), 12582912.0f);
   const float n = __fsub_rn(shifted, 12582912.0f);
-  // n * 0.693359375f has few bits: nothing is rounded before the sum.
+  // n * 0.693359375f is exact, as it has few bits.
   const float r = __fsub_rn(__fmaf_rn(n, -0.693359375f, clamped), __fmul_rn(n, -2.12194440e-4f));
   float p = 1.9875691500e-4f;
   p = __fadd_rn(__fmul_rn(p, r), 1.3981999507e-3f);
@@ -72,7 +72,7 @@ __device__ inline float exp_nonpositive(float x) {
   return x < -87.0f ? 0.0f : __fmul_rn(p, power);
 }
 
-// The distribution of a row with a temperature, up to min_p.
+// Unnormalized probabilities of a row with a temperature, 0 below min_p.
 struct Weights {
   float max, scale, min_p;
   __device__ float operator()(float logit) const {
@@ -84,7 +84,7 @@ __device__ inline Weights weights_of(const SamplingRow& row, float max) {
   return {max, __fdiv_rn(1.0f, row.temperature), row.min_p};
 }
 
-// A function of the logit that never falls as the logit falls.
+// The bin of a logit; it never decreases as the logit decreases.
 struct Binning {
   float max, per_logit;
   __device__ int operator()(float logit) const { return int(fminf((max - logit) * per_logit, float(kBins - 1))); }
@@ -105,7 +105,8 @@ __device__ inline bool has_top_k(const SamplingRow& row, int vocab_size) {
 __device__ inline bool best_first(const SamplingRow& row, int vocab_size) {
   return draws(row) && (has_top_k(row, vocab_size) || row.top_p < 1.0f);
 }
-// Below this weight a token is out of top_p's reach; never more than sampler.cpp's `floor`, as the whole is 1 or more.
+// Tokens of a lower weight cannot be within top_p; at most the `floor` of sampler.cpp, as the total weight is 1 or
+// more.
 __device__ inline double least_floor(const SamplingRow& row, int vocab_size) {
   return has_top_k(row, vocab_size) ? 0.0 : (1.0 - double(row.top_p)) / double(vocab_size) * 0.999;
 }
@@ -185,7 +186,7 @@ __device__ inline const float* drawn_row(const SampleScratch& s, const float* lo
 
 namespace moectl::cuda {
 
-// The last launch (sample_choose.cu): one thread block a row.
+// The last launch (sample_choose.cu): one thread block per row.
 void launch_sample_choose(const SampleRowsArgs& args, const kernel::SampleScratch& scratch,
                           const kernel::SampleShape& shape, Stream stream);
 

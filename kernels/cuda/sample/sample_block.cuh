@@ -1,12 +1,12 @@
-// What a thread block does with a whole row of logits when it chooses a token: sums in order, the few best tokens
-// sorted, and the radix descent where there are too many of them for that.
+// What a thread block does with a whole row of logits to sample a token: sums in order, sorting of the few best tokens,
+// and the radix descent where they are too many for that.
 #pragma once
 
 #include "kernels/cuda/sample/sample.cuh"
 
 namespace moectl::cuda::kernel {
 
-constexpr int kMaxThreads = 1024;  // of a block; any power of two from 64 on is right
+constexpr int kMaxThreads = 1024;  // per block; any power of two from 64 on is correct
 constexpr int kMaxSorted = 4096;
 constexpr int kDigitBits = 11;
 static_assert(1 << kDigitBits <= kBins);
@@ -14,7 +14,7 @@ static_assert(1 << kDigitBits <= kBins);
 struct ChooseShared {
   uint64 sorted[kMaxSorted];  // packed tokens, best first
   union {
-    double cumulative[kMaxSorted];  // sums of weights, in order; at most so many blocks
+    double cumulative[kMaxSorted];  // sums of weights, in order; of at most so many blocks
     uint32_t digits[2][kBins];      // low and high halves of sums
   };
   uint64 scan_u64[32];
@@ -24,7 +24,7 @@ struct ChooseShared {
   int count, index;
 };
 
-// A row with what the launches before have found of it.
+// A row with the results of the previous launches.
 struct RowView {
   const float* x;            // [size]
   const uint64* chunk_best;  // [chunks] packed
@@ -46,7 +46,7 @@ __device__ inline double* scan_space(ChooseShared& s, double) {
   return s.scan_f64;
 }
 
-// The sum of the values of the lanes before this one; `total` of all.
+// The sum over the lanes before this one; `total`: over all.
 template <class T>
 __device__ T warp_scan(T v, T& total) {
   for (int offset = 1; offset < 32; offset *= 2) {
@@ -58,7 +58,7 @@ __device__ T warp_scan(T v, T& total) {
   return lane() == 0 ? T{0} : v;
 }
 
-// The sum of the values of the threads before this one; `total` of all.
+// The sum over the threads before this one; `total`: over all.
 template <class T>
 __device__ T block_scan(ChooseShared& s, T v, T& total) {
   T* of_warps = scan_space(s, T{});
@@ -87,10 +87,10 @@ __device__ int first_index(ChooseShared& s, int n, F holds) {
   return found;
 }
 
-// s.cumulative[begin .. end - 1] from values to start + their sums in order, each rounded, by one thread: this takes as
-// long as its additions wait for each other.
+// s.cumulative[begin .. end - 1] from values to start + their prefix sums, each rounded, by one thread: its time is the
+// latency of the chain of additions.
 __device__ inline void sum_by_one(ChooseShared& s, int begin, int end, double start) {
-  constexpr int kAhead = 8;  // loads that do not wait
+  constexpr int kAhead = 8;  // loads in flight
   double* c = s.cumulative;
   int i = begin;
   for (; i + kAhead <= end; i += kAhead) {
@@ -105,7 +105,7 @@ __device__ inline void sum_by_one(ChooseShared& s, int begin, int end, double st
 
 // ------------------------------------------------------------------------------------------------ the best tokens
 
-// s.sorted[0 .. n - 1] into order. A pair of tokens lies within the 64 of a warp but for the widest steps.
+// Sorts s.sorted[0 .. n - 1]. All but the widest steps compare tokens within the 64 of one warp.
 __device__ inline void sort(ChooseShared& s, int n) {
   int width = 64;  // a power of two
   while (width < n) width *= 2;
@@ -125,8 +125,8 @@ __device__ inline void sort(ChooseShared& s, int n) {
     }
 }
 
-// The tokens for which `wanted` into s.sorted, best first; returns their number, or more than kMaxSorted where there
-// are more. Whatever is better than a wanted token must be wanted.
+// Collects the tokens for which `wanted` holds into s.sorted, best first; returns their number, which may exceed
+// kMaxSorted. `wanted` must hold for every token that is better than a wanted one.
 template <class F>
 __device__ int collect(ChooseShared& s, const RowView& row, F wanted) {
   if (threadIdx.x == 0) s.count = 0;
@@ -147,9 +147,9 @@ __device__ int collect(ChooseShared& s, const RowView& row, F wanted) {
       for (int i = 0; i < kPerLane; ++i) {
         const int id = id_of(begin, i);
         if (id >= row.size || !wanted(id, v[i])) continue;
-        const int place = atomicAdd(&s.count, 1);
-        if (place < kMaxSorted)
-          s.sorted[place] = packed(v[i], id);
+        const int slot = atomicAdd(&s.count, 1);
+        if (slot < kMaxSorted)
+          s.sorted[slot] = packed(v[i], id);
         else
           full = true;
       }
@@ -162,7 +162,7 @@ __device__ int collect(ChooseShared& s, const RowView& row, F wanted) {
   return n;
 }
 
-// The first bin up to which the bins' sum is `need` or more; the last one where it never is.
+// The first bin at which the prefix sum of bins reaches `need`; the last bin where it never does.
 __device__ inline int bin_with(ChooseShared& s, const uint64* bins, uint64 need) {
   const int each = (kBins + num_threads() - 1) / num_threads();
   const int begin = min(int(threadIdx.x) * each, kBins), end = min(begin + each, kBins);
@@ -185,7 +185,7 @@ __device__ inline int bin_with(ChooseShared& s, const uint64* bins, uint64 need)
 
 // ------------------------------------------------------------------------------------------------ radix descent
 
-// f(id, logit) for every id, in any order.
+// Calls f(id, logit) for every id, in any order.
 template <class F>
 __device__ void for_each(const RowView& row, F f) {
   const bool vectors = has_vectors(row.x, row.size);
@@ -200,18 +200,18 @@ __device__ void for_each(const RowView& row, F f) {
 
 struct Place {
   uint64 token = 0;  // packed; 0: there is none
-  uint64 sum = 0;    // of `amount` up to and with the token
+  uint64 sum = 0;    // of `amount` up to and including the token
 };
 
-// The first token in order, best first, at which the sum of amount(logit) passes `target`. Equal logits have equal
+// The first token, best first, at which the prefix sum of amount(logit) exceeds `target`. Equal logits have equal
 // amounts; a token of amount 0 is never found. First by bins, over which tokens are spread more evenly than over the
-// leading bits of a float, then by the digits of the key inside one bin. `bins`: the sums by bin; null: not known.
+// leading bits of a float, then by the digits of the key inside one bin. `bins`: the sums per bin; null: not known.
 template <class F>
 __device__ __noinline__ Place descend(ChooseShared& s, const RowView& row, const Binning& binning, const uint64* bins,
                                       uint64 target, F amount) {
   int bin = 0;
-  uint32_t key = 0, mask = 0;  // of the token sought, and which of its bits are known
-  uint64 before = 0;           // sum of the tokens before all that may be it
+  uint32_t key = 0, mask = 0;  // of the token that is sought: the bits known so far, and which they are
+  uint64 before = 0;           // sum over all tokens that are better than the remaining candidates
   for (int pass = 0; pass < 4; ++pass) {
     const int shift = max(32 - kDigitBits * pass, 0), bits = pass == 3 ? 32 - 2 * kDigitBits : kDigitBits;
     const uint32_t digit_mask = (1u << bits) - 1;
@@ -260,8 +260,8 @@ __device__ __noinline__ Place descend(ChooseShared& s, const RowView& row, const
     __syncthreads();
   }
 
-  // Of the tokens with this key, the one of rank (target - before) / each, by id: each warp counts in its part of the
-  // row, and the one that has it looks again.
+  // Among the tokens with this key, the one of rank (target - before) / each, by id: each warp counts in its part of
+  // the row, and the warp that has the token searches it again.
   const uint64 each = amount(key_logit(key));
   const int rank = int((target - before) / each);
   const int part = (row.size + num_threads() - 1) / num_threads() * 32, begin = int(threadIdx.x / 32) * part;
@@ -270,7 +270,7 @@ __device__ __noinline__ Place descend(ChooseShared& s, const RowView& row, const
   for (int i = 0; i < part; i += 32) ties += __popc(__ballot_sync(0xffffffffu, is_tie(begin + i + lane())));
   uint64 total;
   const uint64 before_warp = block_scan(s, uint64(lane() == 0 ? ties : 0), total);
-  int left = rank - int(__shfl_sync(0xffffffffu, before_warp, 0));  // to go in this warp's part
+  int left = rank - int(__shfl_sync(0xffffffffu, before_warp, 0));  // rank within this warp's part
   if (left >= 0 && left < ties)
     for (int i = 0; i < part; i += 32) {
       const int id = begin + i + lane();

@@ -1,10 +1,10 @@
-// The last launch of sample_rows: one thread block a row chooses the token and gives the logprobs.
+// The last launch of sample_rows: one thread block per row samples the token and computes the logprobs.
 //
-// Best first (top_k, top_p, the best of the logprobs): the bins that the launch before filled say up to which bin the
-// tokens in question lie; these are collected from the chunks of the row that have any, sorted in shared memory, and
-// their weights summed in that order, exactly as sampler.cpp does. Where they are too many for that (a flat
-// distribution), a radix descent over the whole row finds the n-th token, or the one where the sum of weights in order
-// passes a target, with integer sums.
+// Best first (top_k, top_p, the best of the logprobs): the histogram of the previous launch tells up to which bin the
+// tokens in question are; these are collected from the chunks of the row that have any, sorted in shared memory, and
+// their weights summed in that order, exactly as in sampler.cpp. Where they are too many for that (a flat
+// distribution), a radix descent over the whole row finds the n-th token, or the one at which the sum of weights in
+// order exceeds a target, with integer sums.
 #include <algorithm>
 
 #include "kernels/cuda/runtime/device.cuh"
@@ -13,7 +13,7 @@
 namespace moectl::cuda {
 namespace kernel {
 
-// sampler.cpp: total_weight(). s.cumulative[b] becomes the weight of the blocks 0 .. b, in the order of ids.
+// total_weight() of sampler.cpp. s.cumulative[b] becomes the weight of the blocks 0 .. b, in the order of ids.
 __device__ double total_weight(ChooseShared& s, const RowView& row) {
   for (int b = int(threadIdx.x); b < row.blocks; b += num_threads()) s.cumulative[b] = row.sums[b];
   __syncthreads();
@@ -22,11 +22,11 @@ __device__ double total_weight(ChooseShared& s, const RowView& row) {
   return s.cumulative[row.blocks - 1];
 }
 
-// sampler.cpp: draw_by_id().
+// draw_by_id() of sampler.cpp.
 __device__ int draw_by_id(ChooseShared& s, const RowView& row, const Weights& weigh, double u) {
   const double total = total_weight(s, row);
   double target = u * total;
-  if (target >= total) target = __longlong_as_double(__double_as_longlong(total) - 1);  // the number before
+  if (target >= total) target = __longlong_as_double(__double_as_longlong(total) - 1);  // the next lower double
   const int block = min(first_index(s, row.blocks, [&](int b) { return s.cumulative[b] > target; }), row.blocks - 1);
   const double below = block > 0 ? s.cumulative[block - 1] : 0.0;
   const int begin = block * kSumBlock, n = min(kSumBlock, row.size - begin);
@@ -36,7 +36,7 @@ __device__ int draw_by_id(ChooseShared& s, const RowView& row, const Weights& we
   if (threadIdx.x == 0) sum_by_one(s, 0, n, below);
   __syncthreads();
   int i = first_index(s, n, [&](int j) { return s.cumulative[j] > target; });
-  // The block's two sums may differ in the last bit: then its last id with any weight.
+  // Where the block's two sums differ in the last bit: its last id with any weight.
   if (i == n)
     for (--i; i > 0 && weigh(row.x[begin + i]) == 0.0f;) --i;
   return begin + i;
@@ -44,7 +44,7 @@ __device__ int draw_by_id(ChooseShared& s, const RowView& row, const Weights& we
 
 // ------------------------------------------------------------------------------------------------ best first
 
-// Weights of the tokens that top_k and top_p choose among; 0 for the others.
+// Weights of the candidates of top_k and top_p; 0 for other tokens.
 struct Candidates {
   Weights weigh;
   double floor;
@@ -54,16 +54,16 @@ struct Candidates {
   }
 };
 
-// Weights of s.sorted[0 .. n - 1] summed in order, each sum rounded, into s.cumulative. As weights fall, sums are exact
-// in any order as long as they stay below 2^29 times the next weight, and so have at most 53 bits; from there on one
-// thread goes on alone.
+// Sums the weights of s.sorted[0 .. n - 1] in order, each sum rounded, into s.cumulative. Weights descend, so sums are
+// exact in any order as long as they stay below 2^29 times the next weight, and so have at most 53 bits; from there on
+// one thread adds alone.
 __device__ void sum_in_order(ChooseShared& s, const Weights& weigh, int n) {
   const auto weight = [&](int i) { return double(weigh(packed_logit(s.sorted[i]))); };
   const int each = (n + num_threads() - 1) / num_threads();
   const int begin = min(int(threadIdx.x) * each, n), end = min(begin + each, n);
-  double mine = 0.0, total;
-  for (int i = begin; i < end; ++i) mine += weight(i);
-  double sum = block_scan(s, mine, total);
+  double own = 0.0, total;
+  for (int i = begin; i < end; ++i) own += weight(i);
+  double sum = block_scan(s, own, total);
   for (int i = begin; i < end; ++i) s.cumulative[i] = sum += weight(i);
   __syncthreads();
   const int inexact = first_index(s, n, [&](int i) { return s.cumulative[i] > 0x1p29 * weight(i); });
@@ -76,9 +76,9 @@ __device__ void sum_in_order(ChooseShared& s, const Weights& weigh, int n) {
   __syncthreads();
 }
 
-// sampler.cpp: draw_best_first(), for more tokens than s.sorted holds. `kth`: the last of top_k, packed; 0: none.
-// Weights are summed as whole multiples of a unit: that of the bins, which know the sums of top_p alone, or of the
-// whole's last bit.
+// draw_best_first() of sampler.cpp, for more tokens than s.sorted holds. `kth`: the last of top_k, packed; 0: none.
+// Weights are summed as whole multiples of a unit: that of the bins, which hold sums for top_p alone, or of the total's
+// last bit.
 __device__ __noinline__ int draw_among_many(ChooseShared& s, const RowView& view, const SamplingRow& row,
                                             const Candidates& weigh, uint64 kth, double total) {
   const bool top_k = has_top_k(row, view.size);
@@ -86,7 +86,7 @@ __device__ __noinline__ int draw_among_many(ChooseShared& s, const RowView& view
   const uint64* bins = top_k ? nullptr : view.bins;
   const double per_unit = top_k ? exp2(double(60 - ilogb(total))) : double(kMassUnit), unit = 1.0 / per_unit;
   const auto mass = [&](float logit) { return uint64(double(weigh(logit)) * per_unit); };
-  Place end;  // the last that is kept
+  Place end;  // the last token that is kept
   end.token = kth;
   const auto sum_up_to_end = [&] {
     uint64 sum = 0;
@@ -99,7 +99,7 @@ __device__ __noinline__ int draw_among_many(ChooseShared& s, const RowView& view
     const Place p = descend(s, view, binning, bins, enough > 0 ? enough - 1 : 0, mass);
     if (p.token > end.token) end = p;
   }
-  if (end.token == 0) {  // top_p asks for all, within rounding
+  if (end.token == 0) {  // top_p keeps all, within rounding
     sum_up_to_end();
     end = descend(s, view, binning, nullptr, end.sum - 1, mass);
   }
@@ -107,12 +107,12 @@ __device__ __noinline__ int draw_among_many(ChooseShared& s, const RowView& view
   return packed_id(drawn.token > end.token ? drawn.token : end.token);
 }
 
-// sampler.cpp: draw_best_first().
+// draw_best_first() of sampler.cpp.
 __device__ int draw_best_first(ChooseShared& s, const RowView& view, const SamplingRow& row, const Weights& weigh) {
   const bool top_k = has_top_k(row, view.size);
   double total = top_k ? 0.0 : total_weight(s, view);
   const Candidates candidates{weigh, top_k ? 0.0 : (1.0 - double(row.top_p)) * total / double(view.size)};
-  // What top_p asks for, with a margin for what the bins' sums were rounded by.
+  // The mass that top_p keeps, with a margin for the rounding of the bins' sums.
   const uint64 need = top_k ? uint64(row.top_k)
                             : uint64(double(row.top_p) * total * (1.0 + 1e-6) * double(kMassUnit)) + uint64(view.size);
   const int last_bin = bin_with(s, view.bins, need);
@@ -143,7 +143,7 @@ __device__ int draw_best_first(ChooseShared& s, const RowView& view, const Sampl
 
 // ------------------------------------------------------------------------------------------------ logprobs
 
-// By each warp alone, so that the order of the sum is the same with every number of threads.
+// Each warp computes it alone, so that the order of the sum is the same for any number of threads.
 __device__ double log_sum(const RowView& row, float max) {
   double sum = 0.0;
   for (int b = lane(); b < row.blocks; b += 32) sum += row.sums[b];
@@ -151,7 +151,7 @@ __device__ double log_sum(const RowView& row, float max) {
   return double(max) + log(sum);
 }
 
-// The `num_top` best of a row to s.sorted.
+// The `num_top` best tokens of a row to s.sorted.
 __device__ void find_top(ChooseShared& s, const RowView& row, int num_top, float max) {
   const Binning binning = raw_binning(max);
   const int last_bin = bin_with(s, row.bins, uint64(num_top));
@@ -227,7 +227,7 @@ void launch_sample_choose(const SampleRowsArgs& a, const kernel::SampleScratch& 
                           const kernel::SampleShape& shape, Stream stream) {
   constexpr int kSharedBytes = int(sizeof(kernel::ChooseShared));
   allow_shared_memory<kernel::sample_choose>(kSharedBytes);
-  // Few rows: as fast as one can be. Many: three to a multiprocessor, whose steps of one thread overlap.
+  // Few rows: the lowest latency per row. Many: three blocks per multiprocessor, whose single-threaded phases overlap.
   const unsigned threads = shape.num_rows <= 128 ? kernel::kMaxThreads : 256;
   kernel::sample_choose<<<unsigned(shape.num_rows), threads, kSharedBytes, static_cast<cudaStream_t>(stream.handle)>>>(
       a.logits.data, a.rows.data, a.out.data, a.next_token_ids.data, scratch, shape);

@@ -1,7 +1,7 @@
-// Attention of any shape over a paged cache, one thread block a (row, head): the path that is always right, for every
-// card since sm_80 and every cache format. Pages are visited in ascending order from the first visible one; the order
-// of every sum is fixed by positions alone, so a row's bits do not depend on the other rows. Within a page: warps take
-// keys in turn (lanes along the key), every warp computes the same maximum and sum, threads take output components.
+// The portable kernel: attention of any shape over a paged cache of any dtype, for compute capability 8.0 and later,
+// one thread block per (row, head). Pages are visited in ascending order from the first visible one; positions alone
+// fix the order of every sum, so a row's bits do not depend on the other rows. Within a page, warp w takes keys w, w +
+// 4, ... (lanes along the key), every warp computes the same maximum and sum, and threads take output components.
 #pragma once
 
 #include <cstdint>
@@ -12,8 +12,8 @@
 namespace moectl::cuda {
 
 // Key j of a page and key/value head g: cache + page * page_stride + g * head_stride + j * row_stride, its value
-// value_offset further; all in numbers.
-struct PlainAttention {
+// value_offset further; all in elements.
+struct PortableAttention {
   const float* q;  // [num_tokens, num_heads, key_size]
   const void* cache;
   const int32_t *page_table, *seq_idx, *positions;
@@ -39,29 +39,29 @@ __device__ inline float row_scale(float scale, int position, float floor, float 
 }
 
 // Launches the kernel below (mla_attention.cu).
-void attention_plain(const PlainAttention& p, DType cache, int64_t num_tokens, cudaStream_t stream);
+void attention_portable(const PortableAttention& p, DType cache, int64_t num_tokens, cudaStream_t stream);
 
 namespace kernel {
 
-constexpr int kPlainThreads = 128, kPlainMaxPage = 64;
+constexpr int kPortableThreads = 128, kPortableMaxPage = 64;
 
 // grid (num_heads, num_tokens); dynamic shared memory: key_size + value_size floats.
 template <class T>
-__global__ void __launch_bounds__(kPlainThreads) attention_plain(const PlainAttention a) {
+__global__ void __launch_bounds__(kPortableThreads) attention_portable(const PortableAttention a) {
   extern __shared__ float shared[];
-  __shared__ float score[kPlainMaxPage], weight[kPlainMaxPage];
+  __shared__ float score[kPortableMaxPage], weight[kPortableMaxPage];
   float *q = shared, *acc = shared + a.key_size;
   const int head = blockIdx.x, token = blockIdx.y, tid = threadIdx.x, lane = tid % 32, warp = tid / 32;
   const int64_t row = int64_t{token} * a.num_heads + head;
   const int position = a.positions[token];
   float* out = a.out + row * a.value_size;
   if (position < 0) {
-    for (int i = tid; i < a.value_size; i += kPlainThreads) out[i] = 0.0f;
+    for (int i = tid; i < a.value_size; i += kPortableThreads) out[i] = 0.0f;
     return;
   }
   const float scale = row_scale(a.scale, position, a.temperature_floor, a.temperature_scale);
-  for (int i = tid; i < a.key_size; i += kPlainThreads) q[i] = a.q[row * a.key_size + i];
-  for (int i = tid; i < a.value_size; i += kPlainThreads) acc[i] = 0.0f;
+  for (int i = tid; i < a.key_size; i += kPortableThreads) q[i] = a.q[row * a.key_size + i];
+  for (int i = tid; i < a.value_size; i += kPortableThreads) acc[i] = 0.0f;
   __syncthreads();
   const int32_t* pages = a.page_table + int64_t{a.seq_idx[token]} * a.max_pages;
   const int first = first_visible(position, a.window, a.chunk);
@@ -70,7 +70,7 @@ __global__ void __launch_bounds__(kPlainThreads) attention_plain(const PlainAtte
     const int begin = max(first - start, 0), end = min(a.page_size, position + 1 - start);
     const T* keys = static_cast<const T*>(a.cache) + pages[start / a.page_size] * a.page_stride +
                     head / a.heads_per_kv * a.head_stride;
-    for (int j = begin + warp; j < end; j += kPlainThreads / 32) {
+    for (int j = begin + warp; j < end; j += kPortableThreads / 32) {
       const T* key = keys + int64_t{j} * a.row_stride;
       float dot = 0.0f;
       for (int i = lane; i < a.key_size; i += 32) dot += q[i] * to_f32(key[i]);
@@ -98,13 +98,13 @@ __global__ void __launch_bounds__(kPlainThreads) attention_plain(const PlainAtte
     max_score = new_max;
     __syncthreads();
     const T* values = keys + a.value_offset;
-    for (int i = tid; i < a.value_size; i += kPlainThreads) {
+    for (int i = tid; i < a.value_size; i += kPortableThreads) {
       float v = acc[i] * alpha;
       for (int j = begin; j < end; ++j) v += weight[j] * to_f32(values[int64_t{j} * a.row_stride + i]);
       acc[i] = v;
     }
   }
-  for (int i = tid; i < a.value_size; i += kPlainThreads) out[i] = acc[i] / sum;
+  for (int i = tid; i < a.value_size; i += kPortableThreads) out[i] = acc[i] / sum;
 }
 
 }  // namespace kernel
