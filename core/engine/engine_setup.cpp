@@ -53,7 +53,7 @@ int64_t plan_memory(const EngineConfig& engine, const Config& model, const Engin
                     .free_bytes = memory.free_bytes,
                     .utilization = engine.gpu_memory_utilization,
                     .weight_bytes = ranks[size_t(r)].weight_bytes,
-                    .workspace_bytes = Model::workspace_bytes(model, setup.limits, setup.placement, ops),
+                    .workspace_bytes = Model::workspace_bytes(model, setup.dims, setup.limits, setup.placement, ops),
                     .graph_bytes = kGraphBytes,
                     .kv_bytes = engine.kv_cache_bytes / int64_t(ranks.size())};
     if (ranks.size() > 1) plan.rank = fmt::format("rank {} (GPU {})", r, engine.parallelism.device_index(r));
@@ -131,6 +131,7 @@ EngineSetup plan_setup(const EngineConfig& engine, const Config& model, std::vec
   EngineSetup setup;
   setup.kv_dtype = kv_dtype(engine, ranks.front().ops);
   setup.placement = plan_placement(engine, model);
+  setup.dims = local_dims(model_dims(model), engine.parallelism, 0, setup.placement.num_physical);
   require(engine.max_num_seqs >= 1, "--max-num-seqs must be at least 1, not {}", engine.max_num_seqs);
   const int max_len = engine.max_model_len == 0 ? model.max_position_embeddings : engine.max_model_len;
   require(max_len >= 2 && max_len <= model.max_position_embeddings,
@@ -142,7 +143,7 @@ EngineSetup plan_setup(const EngineConfig& engine, const Config& model, std::vec
   setup.limits = {.max_tokens = max_tokens, .max_model_len = max_len};
   setup.limits.max_seqs = (engine.max_num_seqs + num_ranks - 1) / num_ranks;
   setup.limits.max_logits = setup.limits.max_seqs + std::min(kPromptLogitsRows, std::max(max_tokens, 1));
-  setup.kv_bytes_per_token = KvCache::bytes_per_token(model, setup.kv_dtype);
+  setup.kv_bytes_per_token = KvCache::bytes_per_token(model, setup.dims, setup.kv_dtype);
   const int64_t page_bytes = setup.kv_bytes_per_token * kPageSize;
   const int64_t needed_pages = (max_len + kPageSize - 1) / kPageSize;
   const int64_t kv_cache_bytes =  // of all ranks

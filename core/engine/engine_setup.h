@@ -13,6 +13,7 @@ struct EngineSetup {
   SchedulerConfig scheduler;
   ModelLimits limits;
   ExpertPlacement placement;
+  LocalDims dims;  // of a rank
   DType kv_dtype = DType::kF32;
   int64_t kv_bytes_per_token = 0;
 };

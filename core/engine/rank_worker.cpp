@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "core/base/check.h"
+#include "core/model/weights.h"
 
 namespace moectl {
 
@@ -91,7 +92,8 @@ void RankWorker::run() {
 }
 
 void RankWorker::build() {
-  cache_ = std::make_unique<KvCache>(*setup_.config, *setup_.ops, setup_.num_pages, setup_.kv_dtype);
+  cache_ =
+      std::make_unique<KvCache>(*setup_.config, setup_.weights->dims, *setup_.ops, setup_.num_pages, setup_.kv_dtype);
   model_ = std::make_unique<Model>(*setup_.config, setup_.weights, *setup_.ops, *setup_.comm, setup_.placement, *cache_,
                                    setup_.limits);
   model_->count_layers(&num_layers_done_);
@@ -109,7 +111,8 @@ KvPool RankWorker::kv_pool() const {
   KvPool pool{.num_layers = int(cache_->layers.size()),
               .num_pages = cache_->num_pages,
               .page_size = kPageSize,
-              .page_bytes = int64_t{kPageSize} * setup_.config->kv_values_per_token() * dtype_bytes(setup_.kv_dtype),
+              .page_bytes = kPageSize * KvCache::values_per_token(*setup_.config, setup_.weights->dims) *
+                            dtype_bytes(setup_.kv_dtype),
               .token_rows = setup_.config->attention() == AttentionKind::kMla};
   for (const Buffer& layer : cache_->layers) pool.layers.push_back(layer.get());
   return pool;

@@ -48,9 +48,9 @@ Operands OperandBuffer::rows(int64_t n, int64_t row_size, DTypeSet dtypes) const
   return out;
 }
 
-void Buffers::visit(const Config& config, const ModelLimits& limits, int64_t expert_rows,
+void Buffers::visit(const Config& config, const LocalDims& dims, const ModelLimits& limits, int64_t expert_rows,
                     const Capabilities& capabilities, auto&& make) {
-  const int64_t tokens = limits.max_tokens, hidden_size = config.hidden_size, heads_n = config.num_heads;
+  const int64_t tokens = limits.max_tokens, hidden_size = config.hidden_size, heads_n = dims.num_heads;
   const MlaConfig& mla = config.mla;
   const MoeConfig& moe = config.moe;
   const int64_t latent_size = mla.kv_lora_rank + mla.qk_rope_head_dim;
@@ -59,9 +59,9 @@ void Buffers::visit(const Config& config, const ModelLimits& limits, int64_t exp
   const auto rows = [&](int64_t n, int64_t size) { return OperandBuffer::Shape{n, size, any}; };
   const auto one_of = [&](int64_t n, int64_t size) { return OperandBuffer::Shape{n, size, any, true}; };
   // Dense layers and routed experts take turns: as many values as the larger one, whatever their rows.
-  const int64_t mlp_size = std::max<int64_t>({config.intermediate_size, moe.moe_intermediate_size, kFp8Block});
+  const int64_t mlp_size = std::max<int64_t>({dims.intermediate_size, dims.moe_intermediate_size, kFp8Block});
   const int64_t mlp_row = (mlp_size + kFp8Block - 1) / kFp8Block * kFp8Block;
-  const int64_t mlp_values = std::max(tokens * config.intermediate_size, expert_rows * moe.moe_intermediate_size);
+  const int64_t mlp_values = std::max(tokens * dims.intermediate_size, expert_rows * dims.moe_intermediate_size);
   constexpr int64_t kScaleRows = 8;  // more, for scales of up to three rows that are padding
   make(cos_sin, {tokens, config.rope.dim});
   make(residual, {tokens, hidden_size});
@@ -77,21 +77,21 @@ void Buffers::visit(const Config& config, const ModelLimits& limits, int64_t exp
     make(q_latent, one_of(tokens, heads_n * latent_size));
     make(latent, one_of(tokens, heads_n * mla.kv_lora_rank));
   } else {
-    const int64_t kv_heads = config.gqa.num_kv_heads, head_dim = config.gqa.head_dim;
+    const int64_t kv_heads = dims.num_kv_heads, head_dim = config.gqa.head_dim;
     make(q, {tokens, heads_n, head_dim});
     make(heads, rows(tokens, heads_n * head_dim));
     make(k, {tokens, kv_heads, head_dim});
     make(v, {tokens, kv_heads, head_dim});
   }
   make(mlp_hidden, one_of((mlp_values + mlp_row - 1) / mlp_row + kScaleRows, mlp_row));
-  make(shared_hidden, one_of(tokens, std::max(moe.shared_intermediate_size, 1)));
+  make(shared_hidden, one_of(tokens, std::max(dims.shared_intermediate_size, 1)));
   make(gate_logits, {tokens, std::max(moe.num_experts, 1)});
   make(expert_idx, {tokens, std::max(moe.num_experts_per_tok, 1)});
   make(expert_weight, {tokens, std::max(moe.num_experts_per_tok, 1)});
   make(shared, {tokens, hidden_size});
   make(shared_gate, {tokens, 1});
   make(logits_hidden, rows(limits.max_logits, hidden_size));
-  make(logits, {limits.max_logits, config.vocab_size});
+  make(logits, {limits.max_logits, dims.vocab_size});
   make(sampled, {limits.max_logits});
 }
 
@@ -113,19 +113,20 @@ struct Maker {
 
 }  // namespace
 
-Buffers::Buffers(const Config& config, const ModelLimits& limits, int64_t expert_rows, Ops& ops) {
+Buffers::Buffers(const Config& config, const LocalDims& dims, const ModelLimits& limits, int64_t expert_rows,
+                 Ops& ops) {
   const auto take = [&](int64_t num_bytes) { return storage_.emplace_back(ops.device().alloc(num_bytes)); };
-  visit(config, limits, expert_rows, ops.capabilities(), Maker<decltype(take)>{take});
+  visit(config, dims, limits, expert_rows, ops.capabilities(), Maker<decltype(take)>{take});
 }
 
-int64_t Buffers::num_bytes(const Config& config, const ModelLimits& limits, int64_t expert_rows,
+int64_t Buffers::num_bytes(const Config& config, const LocalDims& dims, const ModelLimits& limits, int64_t expert_rows,
                            const Capabilities& capabilities) {
   int64_t sum = 0;
   const auto take = [&](int64_t num_bytes) {
     sum += num_bytes;
     return Buffer();
   };
-  Buffers().visit(config, limits, expert_rows, capabilities, Maker<decltype(take)>{take});
+  Buffers().visit(config, dims, limits, expert_rows, capabilities, Maker<decltype(take)>{take});
   return sum;
 }
 

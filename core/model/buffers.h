@@ -38,11 +38,12 @@ class OperandBuffer {
   Layout layout_;
 };
 
-// A View is cut to the rows of the step with first(), an OperandBuffer with rows().
+// A View is cut to the rows of the step with first(), an OperandBuffer with rows(). Heads, intermediate sizes and the
+// vocabulary are the rank's (LocalDims).
 struct Buffers {
   // `expert_rows`: the most rows that the rank's experts get at a time.
-  Buffers(const Config& config, const ModelLimits& limits, int64_t expert_rows, Ops& ops);
-  static int64_t num_bytes(const Config& config, const ModelLimits& limits, int64_t expert_rows,
+  Buffers(const Config& config, const LocalDims& dims, const ModelLimits& limits, int64_t expert_rows, Ops& ops);
+  static int64_t num_bytes(const Config& config, const LocalDims& dims, const ModelLimits& limits, int64_t expert_rows,
                            const Capabilities& capabilities);
 
   View<float> cos_sin;          // [max_tokens, rope_dim]
@@ -74,8 +75,8 @@ struct Buffers {
  private:
   Buffers() = default;
   // make(view, dims) or make(operand buffer, shape) for each of the members above.
-  void visit(const Config& config, const ModelLimits& limits, int64_t expert_rows, const Capabilities& capabilities,
-             auto&& make);
+  void visit(const Config& config, const LocalDims& dims, const ModelLimits& limits, int64_t expert_rows,
+             const Capabilities& capabilities, auto&& make);
   std::vector<Buffer> storage_;
 };
 

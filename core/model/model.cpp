@@ -12,19 +12,26 @@ namespace moectl {
 
 // ------------------------------------------------------------------------------------------------ cache
 
-KvCache::KvCache(const Config& config, Ops& ops, int64_t num_pages_, DType dtype) : num_pages(num_pages_) {
-  const int64_t values = config.kv_values_per_token();
+KvCache::KvCache(const Config& config, const LocalDims& dims, Ops& ops, int64_t num_pages_, DType dtype)
+    : num_pages(num_pages_) {
+  const int64_t values = values_per_token(config, dims);
   shape_.dtype = dtype;
   if (config.attention() == AttentionKind::kMla)
     shape_.shape = {num_pages, kPageSize, values, 0};
   else
-    shape_.shape = {num_pages, config.gqa.num_kv_heads, 2 * kPageSize, config.gqa.head_dim};
+    shape_.shape = {num_pages, dims.num_kv_heads, 2 * kPageSize, config.gqa.head_dim};
   const int64_t num_bytes = num_pages * kPageSize * values * dtype_bytes(dtype);
   for (int i = 0; i < config.num_layers + config.num_mtp_layers; ++i) layers.push_back(ops.device().alloc(num_bytes));
 }
 
-int64_t KvCache::bytes_per_token(const Config& config, DType dtype) {
-  return int64_t{config.kv_values_per_token()} * dtype_bytes(dtype) * (config.num_layers + config.num_mtp_layers);
+// Compressed KV and the rotary key, which no rank shares with others, or keys and values of the rank's heads.
+int64_t KvCache::values_per_token(const Config& config, const LocalDims& dims) {
+  if (config.attention() == AttentionKind::kMla) return config.mla.kv_lora_rank + config.mla.qk_rope_head_dim;
+  return int64_t{2} * dims.num_kv_heads * config.gqa.head_dim;
+}
+
+int64_t KvCache::bytes_per_token(const Config& config, const LocalDims& dims, DType dtype) {
+  return values_per_token(config, dims) * dtype_bytes(dtype) * (config.num_layers + config.num_mtp_layers);
 }
 
 KvView KvCache::layer(int layer_idx) const {
@@ -75,15 +82,15 @@ bool has_moe(const Config& c) {
                      [](const LayerConfig& x) { return x.feed_forward == FeedForwardKind::kMoe; });
 }
 
-ScratchShape scratch_shape(const Config& c, const ModelLimits& limits) {
+ScratchShape scratch_shape(const Config& c, const LocalDims& dims, const ModelLimits& limits) {
   const bool mla = c.attention() == AttentionKind::kMla;
   return {.max_tokens = limits.max_tokens,
-          .num_heads = c.num_heads,
-          .q_head_size = mla ? c.kv_values_per_token() : c.gqa.head_dim,
+          .num_heads = dims.num_heads,
+          .q_head_size = mla ? KvCache::values_per_token(c, dims) : c.gqa.head_dim,
           .out_head_size = mla ? c.mla.kv_lora_rank : c.gqa.head_dim,
           .num_experts = c.moe.num_experts,
           .max_sampled_rows = limits.max_logits,
-          .vocab_size = c.vocab_size};
+          .vocab_size = dims.vocab_size};
 }
 
 ExpertDispatchConfig dispatch_config(const Config& c, const ModelLimits& limits) {
@@ -130,10 +137,10 @@ struct Model::Impl {
         comm(co),
         cache(ca),
         limits(l),
-        buffers(c, l, max_expert_rows(c, l, placement), o) {
+        buffers(c, weights->dims, l, max_expert_rows(c, l, placement), o) {
     Device& device = ops.device();
     if (has_moe(c)) experts = make_expert_dispatch(comm, ops, placement, dispatch_config(c, l));
-    const ScratchShape scratch = scratch_shape(c, l);
+    const ScratchShape scratch = scratch_shape(c, weights->dims, l);
     ops.set_scratch(device.alloc(ops.scratch_bytes(scratch)), scratch);
     inputs = std::make_unique<StepInputs>(l, device, min_expanded_chunk(ops));
     operands = plan_operands(c, *weights, ops, cache.layer(0), placement.num_local());
@@ -277,11 +284,11 @@ View<const float> Model::forward(const Batch& batch) {
   return m.layers(step);
 }
 
-int64_t Model::workspace_bytes(const Config& config, const ModelLimits& limits, const ExpertPlacement& placement,
-                               const Ops& ops) {
+int64_t Model::workspace_bytes(const Config& config, const LocalDims& dims, const ModelLimits& limits,
+                               const ExpertPlacement& placement, const Ops& ops) {
   const Capabilities& capabilities = ops.capabilities();
-  int64_t sum = Buffers::num_bytes(config, limits, max_expert_rows(config, limits, placement), capabilities) +
-                StepInputs::num_bytes(limits) + ops.scratch_bytes(scratch_shape(config, limits));
+  int64_t sum = Buffers::num_bytes(config, dims, limits, max_expert_rows(config, limits, placement), capabilities) +
+                StepInputs::num_bytes(limits) + ops.scratch_bytes(scratch_shape(config, dims, limits));
   if (has_moe(config)) sum += ExpertDispatch::num_bytes(placement, dispatch_config(config, limits), capabilities);
   return sum;
 }

@@ -11,6 +11,7 @@
 #include "core/model/config.h"
 #include "core/model/safetensors.h"
 #include "core/parallel/expert_placement.h"
+#include "core/parallel/local_dims.h"
 #include "kernels/ops.h"
 
 namespace moectl {
@@ -24,8 +25,9 @@ int leave_out_absent_mtp(Config& config, const Checkpoint& checkpoint);
 // Paged cache of one rank, for each layer (MTP layers included). MLA: [num_pages, kPageSize, values a token]; GQA:
 // [num_pages, num_kv_heads, 2 * kPageSize, head_dim], a page's keys of one head, then its values.
 struct KvCache {
-  KvCache(const Config& config, Ops& ops, int64_t num_pages, DType dtype = DType::kF32);
-  static int64_t bytes_per_token(const Config& config, DType dtype = DType::kF32);  // all layers
+  KvCache(const Config& config, const LocalDims& dims, Ops& ops, int64_t num_pages, DType dtype = DType::kF32);
+  static int64_t values_per_token(const Config& config, const LocalDims& dims);              // one layer
+  static int64_t bytes_per_token(const Config& config, const LocalDims& dims, DType dtype);  // all layers
   KvView layer(int layer_idx) const;
 
   int64_t num_pages = 0;
@@ -53,8 +55,8 @@ class Model {
   void count_layers(std::atomic<int64_t>* done);
 
   // Device memory that a model takes beside weights and cache; the constructor takes it all.
-  static int64_t workspace_bytes(const Config& config, const ModelLimits& limits, const ExpertPlacement& placement,
-                                 const Ops& ops);
+  static int64_t workspace_bytes(const Config& config, const LocalDims& dims, const ModelLimits& limits,
+                                 const ExpertPlacement& placement, const Ops& ops);
 
   // Computes one step: writes the batch's keys and values to the cache, then logits of batch.logits_rows.
   // Returns [num_logits, vocab_size], in device memory once device().stream() is done with it, valid until the next

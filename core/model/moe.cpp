@@ -71,7 +71,7 @@ void feed_forward(Step& step, const LayerWeights& w, const LayerOperands& operan
     const ExpertDispatch::Received rows = dispatch.dispatch(tokens, round);
     experts.x = rows.x;
     experts.expert_offsets = rows.expert_offsets;
-    experts.hidden = b.mlp_hidden.rows(rows.x.dim(0), moe.moe_intermediate_size, operands.experts.hidden);
+    experts.hidden = b.mlp_hidden.rows(rows.x.dim(0), w.experts.gate.n, operands.experts.hidden);
     experts.out = rows.out;
     experts.row_scale = rows.scale;
     step.ops.moe_experts(experts, step.stream);

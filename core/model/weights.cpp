@@ -167,6 +167,7 @@ class Loader final : public TensorVisitor {
 
   std::shared_ptr<const ModelWeights> load() {
     out_ = std::make_shared<ModelWeights>();
+    out_->dims = shard_.dims;
     out_->experts = shard_.experts;
     visit_weights(config_, shard_, *out_, *this);
     release_used();

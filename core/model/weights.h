@@ -60,6 +60,7 @@ struct ModelWeights {
   View<const float> norm;
   std::vector<LayerWeights> layers;  // num_layers
   std::vector<MtpWeights> mtp;       // num_mtp_layers
+  LocalDims dims;                    // of the shard that these are
   std::vector<int32_t> experts;      // logical expert of each batch entry of LayerWeights::experts
   std::vector<Buffer> vectors;       // what the views point into
   int64_t num_bytes = 0;             // as packed

@@ -50,7 +50,7 @@ class ModelRunner {
                            .portable = options.portable});
       rank.comm = std::move(comms[size_t(r)]);
       if (!weights) weights = load_weights(config_, checkpoint_, *rank.ops);
-      rank.cache = std::make_unique<KvCache>(config_, *rank.ops, options.num_pages, options.kv_dtype);
+      rank.cache = std::make_unique<KvCache>(config_, weights->dims, *rank.ops, options.num_pages, options.kv_dtype);
       ranks_.push_back(std::move(rank));
     }
     ExpertPlacement placement;

@@ -321,7 +321,7 @@ void expect_model_agrees(Ops& ops, const std::string& shape, double most) {
   using Steps = std::vector<std::vector<Part>>;
   // Logits of the last row of each part.
   auto serve = [&](const Steps& steps) {
-    KvCache cache(config, ops, 3 * kPages, DType::kBF16);
+    KvCache cache(config, weights->dims, ops, 3 * kPages, DType::kBF16);
     Model model(config, weights, ops, *comm, {}, cache, {1024, 4, 8, kLong});
     std::vector<std::vector<float>> rows;
     for (const auto& step : steps) {

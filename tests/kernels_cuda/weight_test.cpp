@@ -18,7 +18,7 @@ std::vector<T> download(const void* device, int64_t size) {
 }
 
 TEST_F(WeightCudaTest, LayoutOfFp8Blocks) {
-  constexpr int64_t kBatch = 3, kN = 264, kK = 384, kBlocksN = 3, kBlocksK = 3, kBlock = cuda::kFp8Block;
+  constexpr int64_t kBatch = 3, kN = 264, kK = 384, kBlocksN = 3, kBlocksK = 3, kBlock = kFp8Block;
   const auto ops = make_ops({.device = "cuda"});
   std::vector<Matrix> matrices;
   std::vector<MatrixSpec> specs;

@@ -90,7 +90,7 @@ Case bf16_case(const KernelShape& s, const Matrix& w, int64_t m) {
          .peers = {"cuBLASLt", "our mma_gemm"}};
   c.make = [=](Memory& memory) {
     // The portable kernel takes the rows as f32.
-    LinearArgs any{.x = {memory.floats(m * k), {m, k}}, .weight = random_weight(memory, false, 1, n, k)};
+    LinearArgs any{.x = View<float>(memory.floats(m * k), {m, k}), .weight = random_weight(memory, false, 1, n, k)};
     any.out = {memory.alloc<float>(m * n), {m, n}};
     Bf16GemmArgs args{.a = memory.bf16(m * k), .rows = m, .n = n, .k = k, .w = weight_data(any.weight)};
     args.out = memory.alloc<float>(m * n);
