@@ -103,10 +103,11 @@ void check_capabilities(const EngineConfig& engine, const Capabilities& capabili
   require(num_ranks == 1 || capabilities.expert_parallel,
           "--ep-size {} with --device {}: several GPUs are not in this version; use --ep-size 1 or --device cpu",
           num_ranks, engine.device);
-  require(!engine.prefill_role || capabilities.kv_transfer,
-          "--device {}: KV transfer from a GPU is not in this version; serve with serve-decode, which computes prompts "
-          "itself, or use --device cpu",
-          engine.device);
+  require(
+      !engine.prefill_role || capabilities.kv_transfer,
+      "--device {}: KV transfer between GPU workers is not in this version; serve with serve-decode, which computes "
+      "prompts itself, or use --device cpu",
+      engine.device);
 }
 
 ExpertPlacement plan_placement(const EngineConfig& engine, const Config& model) {
@@ -218,7 +219,7 @@ std::unique_ptr<Engine> Engine::create(EngineConfig config) {
   const Capabilities& capabilities = ops.front()->capabilities();
   check_capabilities(config, capabilities);
   if (!capabilities.kv_transfer && std::exchange(config.prefill_source, nullptr))
-    log::info("prompts are computed here: KV transfer to a GPU is not in this version");
+    log::info("prompts are computed here: KV transfer between GPU workers is not in this version");
   check_shards(model, checkpoint, config.parallelism);
   for (int r = 1; r < num_ranks; ++r) ops.push_back(make_ops(plan_ops(config, model, num_cores, r)));
 

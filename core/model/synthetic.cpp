@@ -1,4 +1,4 @@
-// Linear weights: standard deviation 0.02, as models are initialised (FP8: numbers of about 80 with scales of 0.00025);
+// Linear weights: standard deviation 0.02, as models are initialized (FP8: numbers of about 80 with scales of 0.00025);
 // norms: 1; everything else, biases and corrections, 0.02 too. Random routers spread tokens over all experts.
 #include "core/model/synthetic.h"
 
@@ -39,7 +39,7 @@ float near_normal(uint64_t bits) {  // four uniform numbers: mean 0, standard de
   return (float(sum) - 131070.0f) * (1.7320508f / 65535.0f);
 }
 
-// num_bytes of numbers of a format, the first kPatternBytes of them again and again.
+// num_bytes of numbers of a dtype, the first kPatternBytes of them again and again.
 std::shared_ptr<std::byte[]> pattern(DType dtype, float deviation, float mean, int64_t num_bytes) {
   std::shared_ptr<std::byte[]> memory(new std::byte[size_t(num_bytes)]);
   const int64_t own = std::min(num_bytes, kPatternBytes), width = dtype_bytes(dtype);
@@ -66,8 +66,8 @@ class Maker {
   Maker(const Config& config, const std::string& name) : config_(config), name_(name) {
     const QuantConfig& q = config.quant;
     if (q.form != QuantForm::kNone && (q.form != QuantForm::kScaled || q.dtype != DType::kF8E4M3 || q.block_k == 0))
-      throw Error(Code::kUsage, fmt::format("{}: weights in {} cannot be made up; only bf16, f32 and FP8 with block "
-                                            "scales can",
+      throw Error(Code::kUsage, fmt::format("{}: there are no synthetic weights in {}; only in bf16, f32 and FP8 with "
+                                            "block scales",
                                             name, q.scheme));
   }
 
@@ -98,12 +98,12 @@ class Maker {
 
   void add(const TensorSpec& t) {
     const bool routed_by = t.role == TensorRole::kGate || t.role == TensorRole::kOutputHead;
-    const bool quantised = config_.quant.form == QuantForm::kScaled && t.linear && t.shape.size() == 2 && !routed_by;
+    const bool quantized = config_.quant.form == QuantForm::kScaled && t.linear && t.shape.size() == 2 && !routed_by;
     put(t.role == TensorRole::kNorm || t.name.ends_with("norm.weight") ? norms_
-        : quantised                                                    ? f8_
+        : quantized                                                    ? f8_
                                                                        : plain_,
         t.name, t.shape);
-    if (!quantised) return;
+    if (!quantized) return;
     const QuantConfig& q = config_.quant;
     put(scales_, t.name + "_scale_inv",
         {(t.shape[0] + q.block_n - 1) / q.block_n, (t.shape[1] + q.block_k - 1) / q.block_k});
