@@ -2,6 +2,7 @@
 // an Ops; nobody infers policies from where memory is.
 #pragma once
 
+#include <string>
 #include <vector>
 
 #include "core/base/dtype.h"
@@ -9,6 +10,7 @@
 namespace moectl {
 
 struct Capabilities {
+  std::string device = "cpu";     // cpu | cuda
   bool graphs = false;            // Device::capture() works: decode steps are replayed
   int max_steps_in_flight = 1;    // 2: the device runs steps in stream order while the host plans the next one
   bool host_readable = true;      // host code may read and write Device::alloc() memory: logits, pages of the KV cache

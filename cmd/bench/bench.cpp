@@ -273,7 +273,7 @@ int bench_engine(const BenchEngineOptions& options) {
   bar.finish();
   s.idle_bytes = resident_bytes();
   s.info = engine->info();  // outlives the engine
-  s.on_gpu = s.info.numerics_id.starts_with("cuda");
+  s.on_gpu = s.info.device == "cuda";
   s.exact = !s.on_gpu || config.deterministic;
   const auto prompts = make_prompts(*std::max_element(num_requests.begin(), num_requests.end()), load.input_len,
                                     s.info.vocab_size, load.seed);

@@ -56,8 +56,8 @@ class Communicator {
 };
 
 struct LocalGroupOptions {
-  // Of one wait for peers that are busy; a stopped process does not use it up.
-  std::chrono::milliseconds deadline{20'000};
+  // Of one wait for peers that are busy: longer than a layer takes on a slow CPU. A stopped process does not use it up.
+  std::chrono::milliseconds deadline{120'000};
 };
 
 // `size` communicators of one group of threads.

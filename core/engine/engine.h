@@ -60,6 +60,7 @@ struct EngineConfig {
 // What servers need to know of a loaded model.
 struct ModelInfo {
   std::string architecture;  // "deepseek_v3"
+  std::string device;        // cpu | cuda
   int32_t vocab_size = 0;
   int max_model_len = 0;
   std::vector<int32_t> eos_token_ids;  // generation_config.json, else config.json

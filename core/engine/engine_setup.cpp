@@ -239,6 +239,7 @@ std::unique_ptr<Engine> Engine::create(EngineConfig config) {
   for (size_t r = 0; r < weights.size(); ++r)
     if (r == 0 || weights[r] != weights[0]) weight_bytes += weights[r]->num_bytes;
   const std::string numerics_id = fmt::format("{}-kv-{}", ops.front()->numerics_id(), dtype_name(setup.kv_dtype));
+  const std::string device = capabilities.device;
   auto comms = make_local_communicators(num_ranks);
   std::vector<RankSetup> ranks;
   for (size_t r = 0; r < weights.size(); ++r)
@@ -253,6 +254,7 @@ std::unique_ptr<Engine> Engine::create(EngineConfig config) {
   const InspectReport::Parameters parameters =
       (synthetic ? inspect_config(model) : inspect_checkpoint(config.model_dir)).parameters;
   ModelInfo info{.architecture = model.model_type,
+                 .device = device,
                  .vocab_size = model.vocab_size,
                  .max_model_len = setup.scheduler.max_model_len,
                  .eos_token_ids = setup.scheduler.eos_token_ids,

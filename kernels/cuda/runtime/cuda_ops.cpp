@@ -34,7 +34,8 @@ CudaOps::CudaOps(const OpsOptions& options)
   const ComputeCapability capability = compute_capability(options.device_index);
   architecture_ = fmt::format("sm{}{}", capability.major, capability.minor);
   hopper_ = takes_hopper_kernels() && !portable_;
-  capabilities_ = {.graphs = device_.captures(),
+  capabilities_ = {.device = "cuda",
+                   .graphs = device_.captures(),
                    .max_steps_in_flight = 2,
                    .host_readable = false,
                    .limited_memory = true,
