@@ -11,7 +11,6 @@ namespace moectl {
 
 struct Capabilities {
   std::string device = "cpu";     // cpu | cuda
-  bool graphs = false;            // Device::capture() works: decode steps are replayed
   int max_steps_in_flight = 1;    // 2: the device runs steps in stream order while the host plans the next one
   bool host_readable = true;      // host code may read and write Device::alloc() memory: logits, pages of the KV cache
   bool limited_memory = false;    // Device::memory() is a limit: a memory plan is made before loading

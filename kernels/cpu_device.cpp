@@ -36,8 +36,4 @@ double CpuDevice::seconds_between(const Event& begin, const Event& end) {
   return std::chrono::duration<double>(time(end) - time(begin)).count();
 }
 
-void CpuDevice::replay(const Graph&, Stream) {
-  CHECK(false, "the CPU captures no graphs");
-}
-
 }  // namespace moectl

@@ -19,9 +19,7 @@ class CpuDevice final : public Device {
   double seconds_between(const Event& begin, const Event& end) override;
   void fork(const std::function<void()>& work) override { work(); }
   void join() override {}
-  Graph capture(const std::function<void()>&) override { return nullptr; }
-  void replay(const Graph&, Stream) override;
-  int64_t graph_rows(int64_t rows) const override { return rows; }
+  GraphCapture* graphs() override { return nullptr; }
 };
 
 }  // namespace moectl

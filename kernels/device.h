@@ -22,6 +22,18 @@ using Graph = std::shared_ptr<void>;
 // An event in a stream; opaque, freed with the last reference.
 using Event = std::shared_ptr<void>;
 
+// CUDA graphs, of devices that have them.
+class GraphCapture {
+ public:
+  virtual ~GraphCapture() = default;
+  // What `work` puts into Device::stream(), for replay(). Arguments are captured too: a replay reads and writes the
+  // same memory. `work` runs nothing on the device.
+  virtual Graph capture(const std::function<void()>& work) = 0;
+  virtual void replay(const Graph&, Stream) = 0;
+  // The rows of the graph that serves a decode step of `rows` rows: graphs are captured for few sizes.
+  virtual int64_t graph_rows(int64_t rows) const = 0;
+};
+
 class Device {
  public:
   virtual ~Device() = default;
@@ -52,12 +64,7 @@ class Device {
   virtual void fork(const std::function<void()>& work) = 0;
   virtual void join() = 0;
 
-  // Captures what `work` puts into stream(), for replay(). Arguments are captured too: a replay reads and writes the
-  // same memory. Null: this device cannot capture (now), and nothing has run.
-  virtual Graph capture(const std::function<void()>& work) = 0;
-  virtual void replay(const Graph&, Stream) = 0;
-  // The rows of the graph that serves a decode step of `rows` rows: graphs are captured for few sizes.
-  virtual int64_t graph_rows(int64_t rows) const = 0;
+  virtual GraphCapture* graphs() = 0;  // null: this device captures none
 };
 
 }  // namespace moectl

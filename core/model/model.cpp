@@ -210,23 +210,23 @@ struct Model::Impl {
   // A decode step whose rows all have logits. The number of rows is rounded up; the step is captured the second time,
   // and replayed from then on.
   bool can_replay(const Batch& batch) const {
-    return ops.capabilities().graphs && (comm.size() == 1 || comm.capturable()) && batch.num_tokens() > 0 &&
+    return ops.device().graphs() && (comm.size() == 1 || comm.capturable()) && batch.num_tokens() > 0 &&
            batch.num_tokens() == batch.num_seqs() && batch.num_logits() == batch.num_tokens();
   }
   View<const float> replay(const Batch& batch) {
     check(batch);
     const Stream stream = ops.device().stream();
+    GraphCapture& graph_capture = *ops.device().graphs();
     const int64_t limit = std::min(limits.max_logits, limits.max_seqs);
-    const int64_t rows = std::min(ops.device().graph_rows(batch.num_tokens()), limit);
+    const int64_t rows = std::min(graph_capture.graph_rows(batch.num_tokens()), limit);
     const int64_t page_stride = StepInputs::page_stride(batch.max_pages);
     begin_experts(rows);
     inputs->set(batch, rows, rows, page_stride, stream);
     Step step = step_of(rows);
     const auto [place, is_new] = graphs.try_emplace({.rows = rows, .rows_per_seq = 1, .page_stride = page_stride});
     if (is_new) return layers(step).first(batch.num_tokens());
-    if (!place->second) place->second = ops.device().capture([&] { layers(step); });
-    if (!place->second) return layers(step).first(batch.num_tokens());
-    ops.device().replay(place->second, stream);
+    if (!place->second) place->second = graph_capture.capture([&] { layers(step); });
+    graph_capture.replay(place->second, stream);
     return buffers.logits.first(batch.num_tokens());
   }
   void begin_experts(int64_t num_rows) {

@@ -15,7 +15,7 @@
 
 namespace moectl {
 
-using transfer::Plan;
+using transfer::TransferPlan;
 using Clock = std::chrono::steady_clock;
 
 struct RemotePrefillSource::Impl {
@@ -50,7 +50,7 @@ struct RemotePrefillSource::Impl {
   std::shared_ptr<KvAttempt> make_attempt(const Request& request);
   void finish(std::unique_lock<std::mutex>& lock, RequestMap::iterator it, RemotePrefillResult result);
   void note_failure(Request& request, const std::string& cause, const std::string& error);
-  Plan plan_of(const RemotePrefill& want) const;
+  TransferPlan plan_of(const RemotePrefill& want) const;
   Clock::time_point next_deadline() const;
   void push(KvOutcome outcome);
 
@@ -307,13 +307,13 @@ void RemotePrefillSource::Impl::drop_idle_peers(Clock::time_point now) {
                 [&](const auto& p) { return p.second.unused() && now - p.second.last_used >= options.idle_timeout; });
 }
 
-Plan RemotePrefillSource::Impl::plan_of(const RemotePrefill& want) const {
-  Plan plan{.num_layers = layout.num_layers,
-            .page_size = layout.page_size,
-            .page_bytes = layout.page_bytes,
-            .first_page = want.into.first_page,
-            .num_tokens = want.num_tokens,
-            .token_rows = layout.token_rows};
+TransferPlan RemotePrefillSource::Impl::plan_of(const RemotePrefill& want) const {
+  TransferPlan plan{.num_layers = layout.num_layers,
+                    .page_size = layout.page_size,
+                    .page_bytes = layout.page_bytes,
+                    .first_page = want.into.first_page,
+                    .num_tokens = want.num_tokens,
+                    .token_rows = layout.token_rows};
   check_plan(plan, int64_t(want.prompt_ids.size()));
   return plan;
 }
@@ -321,7 +321,7 @@ Plan RemotePrefillSource::Impl::plan_of(const RemotePrefill& want) const {
 std::shared_ptr<KvAttempt> RemotePrefillSource::Impl::make_attempt(const Request& request) {
   const RemotePrefill& want = request.want;
   CHECK(want.into.rank >= 0 && size_t(want.into.rank) < pools.size(), "rank {} of {}", want.into.rank, pools.size());
-  Plan plan = plan_of(want);
+  TransferPlan plan = plan_of(want);
   random_bytes(plan.id.data(), plan.id.size());
   plan.epoch = next_epoch++;
   const transfer::Prefill message{.id = plan.id,

@@ -41,7 +41,7 @@ struct KvAttempt {
   const uint64_t handle;
   const int64_t num_prompt_tokens;
   transfer::Bytes request;  // the message; the peer takes it
-  const transfer::Plan plan;
+  const transfer::TransferPlan plan;
   std::mutex mutex;
   bool open = true;                     // mutex
   transfer::IncomingTransfer incoming;  // mutex

@@ -45,7 +45,7 @@ class KvServerConnection {
   };
   // Fields below `mutex` are guarded by it; `out` is created under it and then the sender's.
   struct Job {
-    transfer::Plan plan;
+    transfer::TransferPlan plan;
     std::string request_id;
     // mutex
     bool started = false, cancelled = false, finished = false;

@@ -17,16 +17,16 @@ namespace {
 
 }  // namespace
 
-int64_t Plan::tokens_of(int64_t page) const {
+int64_t TransferPlan::tokens_of(int64_t page) const {
   return std::min<int64_t>(page_size, num_tokens - (first_page + page) * page_size);
 }
 
-int64_t Plan::num_bytes() const {
+int64_t TransferPlan::num_bytes() const {
   if (!token_rows) return num_pages() * page_bytes * num_layers;
   return (num_tokens - first_page * page_size) * (page_bytes / page_size) * num_layers;
 }
 
-void check_plan(const Plan& p, int64_t prompt_tokens) {
+void check_plan(const TransferPlan& p, int64_t prompt_tokens) {
   if (p.num_layers < 1 || p.page_size < 1 || p.page_bytes < 1 || p.page_bytes % p.page_size != 0 ||
       p.page_bytes > UINT32_MAX)
     invalid(fmt::format("KV transfer: {} layers, pages of {} tokens and {} bytes cannot be transferred", p.num_layers,
@@ -38,7 +38,7 @@ void check_plan(const Plan& p, int64_t prompt_tokens) {
                         p.num_tokens));
 }
 
-void check_pages(const Plan& plan, const KvPool& pool, const std::vector<int32_t>& pages, int64_t first) {
+void check_pages(const TransferPlan& plan, const KvPool& pool, const std::vector<int32_t>& pages, int64_t first) {
   if (pool.num_layers != plan.num_layers || pool.page_size != plan.page_size || pool.page_bytes != plan.page_bytes ||
       pool.layers.size() != size_t(plan.num_layers))
     invalid(fmt::format("KV transfer: the pool has {} layers of {}-token pages of {} bytes, the plan {}, {}, {}",
@@ -52,7 +52,7 @@ void check_pages(const Plan& plan, const KvPool& pool, const std::vector<int32_t
 }
 
 // ------------------------------------------------------------------------------------------------ decode's side
-IncomingTransfer::IncomingTransfer(const Plan& plan, KvPool pool, std::vector<int32_t> pages)
+IncomingTransfer::IncomingTransfer(const TransferPlan& plan, KvPool pool, std::vector<int32_t> pages)
     : plan_(plan), pool_(std::move(pool)), pages_(std::move(pages)) {
   check_pages(plan_, pool_, pages_, 0);
   arrived_.resize(size_t(plan_.num_blocks()));
@@ -92,7 +92,7 @@ void IncomingTransfer::finish(const Done& done) const {
 }
 
 // ------------------------------------------------------------------------------------------------ prefill's side
-OutgoingTransfer::OutgoingTransfer(const Plan& plan, KvPool pool, std::vector<int32_t> pages)
+OutgoingTransfer::OutgoingTransfer(const TransferPlan& plan, KvPool pool, std::vector<int32_t> pages)
     : plan_(plan), pool_(std::move(pool)), pages_(std::move(pages)) {
   check_pages(plan_, pool_, pages_, plan_.first_page);
 }

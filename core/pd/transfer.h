@@ -16,7 +16,7 @@ namespace moectl::transfer {
 
 // Which blocks a transfer consists of. KV of tokens [first_page * page_size, num_tokens): the last page may be partial,
 // then only the bytes of its wanted tokens travel, or the whole page where they do not lie together.
-struct Plan {
+struct TransferPlan {
   TransferId id{};
   uint64_t epoch = 0;
   int num_layers = 0, page_size = 0;
@@ -31,17 +31,17 @@ struct Plan {
   int64_t bytes_of(int64_t page) const { return token_rows ? tokens_of(page) * (page_bytes / page_size) : page_bytes; }
 };
 // Throws Error{kInvalidArgument}: no token is wanted, more are wanted than the prompt has, or sizes that fit nothing.
-void check_plan(const Plan& plan, int64_t prompt_tokens);
+void check_plan(const TransferPlan& plan, int64_t prompt_tokens);
 
 // Throws Error{kInvalidArgument} unless pool and pages can hold the plan: layout, number of pages, every page id.
-void check_pages(const Plan& plan, const KvPool& pool, const std::vector<int32_t>& pages, int64_t first);
+void check_pages(const TransferPlan& plan, const KvPool& pool, const std::vector<int32_t>& pages, int64_t first);
 
 class IncomingTransfer {
  public:
   // `into.pages[i]` takes the request's page i. Throws as check_pages.
-  IncomingTransfer(const Plan& plan, KvPool pool, std::vector<int32_t> pages);
+  IncomingTransfer(const TransferPlan& plan, KvPool pool, std::vector<int32_t> pages);
 
-  const Plan& plan() const { return plan_; }
+  const TransferPlan& plan() const { return plan_; }
   // Throws Error{kBadData} when the block is not one that this transfer still lacks, or its payload is not what was
   // sent; then nothing is written. `write` false: checked and counted only (a cancelled transfer whose blocks are still
   // on the way).
@@ -53,7 +53,7 @@ class IncomingTransfer {
   int64_t num_bytes() const { return num_bytes_; }
 
  private:
-  Plan plan_;
+  TransferPlan plan_;
   KvPool pool_;
   std::vector<int32_t> pages_;
   std::vector<bool> arrived_;  // [num_layers * num_pages]
@@ -64,7 +64,7 @@ class IncomingTransfer {
 class OutgoingTransfer {
  public:
   // `pages[i]` holds page i of the prompt (from 0, whatever first_page is).
-  OutgoingTransfer(const Plan& plan, KvPool pool, std::vector<int32_t> pages);
+  OutgoingTransfer(const TransferPlan& plan, KvPool pool, std::vector<int32_t> pages);
 
   struct Piece {
     Block block;
@@ -76,12 +76,12 @@ class OutgoingTransfer {
   bool has_next(int64_t num_tokens_ready) const;
   bool all_sent() const { return num_blocks_ == plan_.num_blocks(); }
   Done done() const;  // counts and digest; the caller adds timings
-  const Plan& plan() const { return plan_; }
+  const TransferPlan& plan() const { return plan_; }
 
  private:
   int64_t ready_pages(int64_t num_tokens_ready) const;
 
-  Plan plan_;
+  TransferPlan plan_;
   KvPool pool_;
   std::vector<int32_t> pages_;
   int64_t window_begin_ = 0, window_end_ = 0;  // pages that travel now

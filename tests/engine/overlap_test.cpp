@@ -97,9 +97,7 @@ class StreamOps final : public WrappedOps, private Device, private DeviceSamplin
   double seconds_between(const Event&, const Event&) override { return 1; }
   void fork(const std::function<void()>& work) override { work(); }
   void join() override {}
-  Graph capture(const std::function<void()>&) override { return nullptr; }
-  void replay(const Graph&, Stream) override { ADD_FAILURE() << "nothing is captured"; }
-  int64_t graph_rows(int64_t rows) const override { return rows; }
+  GraphCapture* graphs() override { return nullptr; }
 
   // Greedy rows.
   void sample_rows(const SampleRowsArgs& a, Stream) override {

@@ -85,7 +85,7 @@ TEST_F(CudaOpsTest, CaptureAndReplay) {
       ops->rms_norm({.x = View<const float>(floats(x), {kRows, kK}), .out = rows}, {});
       ops->linear({rows, w, View<float>(floats(to), {kRows, kN})}, {});
     };
-    const Graph graph = ops->device().capture([&] { step(out); });
+    const Graph graph = ops->device().graphs()->capture([&] { step(out); });
     ASSERT_NE(graph, nullptr);
     EXPECT_EQ(download(*ops, floats(out), kRows * kN), std::vector<float>(size_t(kRows * kN)));
     for (uint64_t seed : {2, 3}) {
@@ -93,11 +93,11 @@ TEST_F(CudaOpsTest, CaptureAndReplay) {
       ops->device().upload(x.get(), values.data(), kRows * kK * 4);
       step(other);
       const auto expected = download(*ops, floats(other), kRows * kN);
-      ops->device().replay(graph, {});
+      ops->device().graphs()->replay(graph, {});
       EXPECT_TRUE(same_bits(download(*ops, floats(out), kRows * kN), expected));
       EXPECT_NE(expected, std::vector<float>(size_t(kRows * kN)));
     }
-    EXPECT_THROW(ops->device().capture([] { throw Error(Code::kInternal, "on purpose"); }), Error);
+    EXPECT_THROW(ops->device().graphs()->capture([] { throw Error(Code::kInternal, "on purpose"); }), Error);
     EXPECT_NO_THROW(step(out));
     EXPECT_NO_THROW(ops->device().synchronize({}));
   }
@@ -141,7 +141,7 @@ TEST_F(CudaOpsTest, ForkAndJoin) {
       ops->rms_norm({.x = b, .residual = c, .out = d}, {});
       product(d, out);
     };
-    const Graph graph = ops->device().capture([&] { step(true); });
+    const Graph graph = ops->device().graphs()->capture([&] { step(true); });
     for (uint64_t seed = 1; seed <= 12; ++seed) {
       SCOPED_TRACE(fmt::format("{}, input {}", dtype_name(dtype), seed));
       const auto values = Random(seed).floats(kRows * kK);
@@ -150,7 +150,7 @@ TEST_F(CudaOpsTest, ForkAndJoin) {
       const auto expected = download(*ops, out.data, kRows * kK);
       for (int i = 0; i < 3; ++i) step(true);
       ASSERT_TRUE(same_bits(download(*ops, out.data, kRows * kK), expected)) << "in streams";
-      for (int i = 0; i < 3; ++i) ops->device().replay(graph, {});
+      for (int i = 0; i < 3; ++i) ops->device().graphs()->replay(graph, {});
       ASSERT_TRUE(same_bits(download(*ops, out.data, kRows * kK), expected)) << "captured";
     }
   }

@@ -299,7 +299,8 @@ TEST(TransferCodec, MutatedFramesAreReadOrRefused) {
 
 // ------------------------------------------------------------------------------------------------ state
 struct Memory {
-  explicit Memory(const Plan& plan, int64_t num_pages) : bytes(size_t(plan.num_layers * num_pages * plan.page_bytes)) {
+  explicit Memory(const TransferPlan& plan, int64_t num_pages)
+      : bytes(size_t(plan.num_layers * num_pages * plan.page_bytes)) {
     pool = {.num_layers = plan.num_layers,
             .num_pages = num_pages,
             .page_size = plan.page_size,
@@ -310,7 +311,7 @@ struct Memory {
   KvPool pool;
 };
 
-const Plan kPlan{
+const TransferPlan kPlan{
     .id = kId, .epoch = 3, .num_layers = 2, .page_size = 4, .page_bytes = 40, .first_page = 1, .num_tokens = 14};
 const std::vector<int32_t> kPages{7, 2, 5, 0};  // of the prompt, from its page 0
 
@@ -346,7 +347,7 @@ TEST(Transfer, PagesTravelWhenTheirTokensAreFinalLayerByLayer) {
 
 // Pages whose tokens do not lie one after the other: the last one is sent whole.
 TEST(Transfer, PagesThatAreNotRowsOfTokensTravelWhole) {
-  Plan plan = kPlan;
+  TransferPlan plan = kPlan;
   plan.token_rows = false;
   EXPECT_EQ(plan.bytes_of(2), 40);
   EXPECT_EQ(plan.num_bytes(), 2 * 3 * 40);
@@ -403,17 +404,18 @@ TEST(Transfer, BytesArriveInTheReceiversPages) {
 
 TEST(Transfer, PlansAndPagesAreChecked) {
   const auto plan = [](auto change) {
-    Plan p = kPlan;
+    TransferPlan p = kPlan;
     change(p);
     return p;
   };
   EXPECT_NO_THROW(check_plan(kPlan, 14));
-  for (const Plan& bad : {plan([](Plan& p) { p.num_tokens = 0; }), plan([](Plan& p) { p.num_tokens = 15; }),
-                          plan([](Plan& p) { p.num_tokens = 4; }), plan([](Plan& p) { p.first_page = -1; }),
-                          plan([](Plan& p) { p.first_page = 4; }),
-                          plan([](Plan& p) { p.first_page = std::numeric_limits<int64_t>::max(); }),
-                          plan([](Plan& p) { p.num_layers = 0; }), plan([](Plan& p) { p.page_size = 0; }),
-                          plan([](Plan& p) { p.page_bytes = 41; }), plan([](Plan& p) { p.page_bytes = 4ll << 32; })})
+  for (const TransferPlan& bad :
+       {plan([](TransferPlan& p) { p.num_tokens = 0; }), plan([](TransferPlan& p) { p.num_tokens = 15; }),
+        plan([](TransferPlan& p) { p.num_tokens = 4; }), plan([](TransferPlan& p) { p.first_page = -1; }),
+        plan([](TransferPlan& p) { p.first_page = 4; }),
+        plan([](TransferPlan& p) { p.first_page = std::numeric_limits<int64_t>::max(); }),
+        plan([](TransferPlan& p) { p.num_layers = 0; }), plan([](TransferPlan& p) { p.page_size = 0; }),
+        plan([](TransferPlan& p) { p.page_bytes = 41; }), plan([](TransferPlan& p) { p.page_bytes = 4ll << 32; })})
     EXPECT_THROW(check_plan(bad, 14), Error);
   Memory memory(kPlan, 8);
   EXPECT_THROW(IncomingTransfer(kPlan, memory.pool, {6, 1}), Error);

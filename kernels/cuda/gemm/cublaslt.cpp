@@ -77,7 +77,7 @@ std::vector<std::string> candidates() {
 // What the algorithm may depend on: the device, the shape, the dtypes.
 using Key = std::tuple<int, int64_t, int64_t, int64_t, DType, DType, LtScales, bool>;
 
-struct Plan {
+struct MatmulPlan {
   std::string unsupported;
   cublasLtMatmulDesc_t desc = nullptr;
   cublasLtMatrixLayout_t a = nullptr, b = nullptr, d = nullptr;
@@ -100,7 +100,7 @@ struct CublasLt::State {
   std::string why_absent;
   Functions f = {};
   std::map<int, cublasLtHandle_t> handles;  // per device
-  std::map<Key, Plan> plans;
+  std::map<Key, MatmulPlan> plans;
 
   void load() {
     std::string tried;
@@ -128,17 +128,17 @@ struct CublasLt::State {
       throw Error(Code::kUnavailable, fmt::format("{} failed with status {}", what, int(status)));
   }
 
-  void set(const Plan& plan, cublasLtMatmulDescAttributes_t name, const void* value, size_t size) {
+  void set(const MatmulPlan& plan, cublasLtMatmulDescAttributes_t name, const void* value, size_t size) {
     check(f.desc_set(plan.desc, name, value, size), "cublasLtMatmulDescSetAttribute");
   }
 
-  void set_scales(const Plan& plan, const LtMatmulArgs& args) {
+  void set_scales(const MatmulPlan& plan, const LtMatmulArgs& args) {
     if (args.scales == LtScales::kNone) return;
     set(plan, CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, &args.w_scales, sizeof args.w_scales);
     set(plan, CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, &args.x_scales, sizeof args.x_scales);
   }
 
-  void build(Plan& plan, const LtMatmulArgs& args, int device) {
+  void build(MatmulPlan& plan, const LtMatmulArgs& args, int device) {
     check(f.desc_create(&plan.desc, CUBLAS_COMPUTE_32F, CUDA_R_32F), "cublasLtMatmulDescCreate");
     const cublasOperation_t transposed = CUBLAS_OP_T;
     set(plan, CUBLASLT_MATMUL_DESC_TRANSA, &transposed, sizeof transposed);
@@ -169,7 +169,7 @@ struct CublasLt::State {
     plan.algo = result.algo;
   }
 
-  const Plan& plan(const LtMatmulArgs& args) {
+  const MatmulPlan& plan(const LtMatmulArgs& args) {
     const int device = current_device();
     const Key key{device, args.m, args.n, args.k, args.dtype, args.out_dtype, args.scales, args.fast_accumulation};
     auto [it, is_new] = plans.try_emplace(key);
@@ -225,7 +225,7 @@ void CublasLt::matmul(const LtMatmulArgs& args, Stream stream) {
   if (std::string reason = why_unsupported(args); !reason.empty()) throw Error(Code::kUnavailable, reason);
   const float one = 1.0f, zero = 0.0f;
   std::lock_guard lock(state_->mutex);  // scale pointers are part of a plan
-  const Plan& plan = state_->plan(args);
+  const MatmulPlan& plan = state_->plan(args);
   state_->set_scales(plan, args);
   State::check(
       state_->f.matmul(state_->handle(current_device()), plan.desc, &one, args.w, plan.a, args.x, plan.b, &zero,

@@ -146,7 +146,6 @@ void CudaDevice::join() {
 // ------------------------------------------------------------------------------------------------ graphs
 
 Graph CudaDevice::capture(const std::function<void()>& work) {
-  if (!captures()) return nullptr;  // captured kernels would not be waited for
   activate();
   CUDA_CHECK(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal));
   cudaGraph_t graph = nullptr;

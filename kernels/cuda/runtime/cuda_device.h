@@ -12,7 +12,7 @@
 
 namespace moectl::cuda {
 
-class CudaDevice final : public Device {
+class CudaDevice final : public Device, private GraphCapture {
  public:
   CudaDevice(int ordinal, bool portable);
   ~CudaDevice() override;
@@ -30,14 +30,11 @@ class CudaDevice final : public Device {
   double seconds_between(const Event& begin, const Event& end) override;
   void fork(const std::function<void()>& work) override;
   void join() override;
-  Graph capture(const std::function<void()>& work) override;
-  void replay(const Graph&, Stream) override;
-  int64_t graph_rows(int64_t rows) const override;
+  GraphCapture* graphs() override { return blocking_ ? nullptr : this; }  // captured kernels would not be waited for
 
   // Makes this GPU the calling thread's.
   void activate() const;
   bool on_side_stream() const { return on_side_; }
-  bool captures() const { return !blocking_; }
   // Runs launch(stream) on the stream that work goes to now; an error names the operation.
   template <class Launch>
   void run(const char* operation, Stream stream, Launch&& launch) {
@@ -53,6 +50,9 @@ class CudaDevice final : public Device {
   }
 
  private:
+  Graph capture(const std::function<void()>& work) override;
+  void replay(const Graph&, Stream) override;
+  int64_t graph_rows(int64_t rows) const override;
   void check_done(cudaError_t status) const;
   Error lost(cudaError_t status, const char* operation) const;
   Error launch_failed(const char* operation, const Error& why) const;

@@ -35,7 +35,6 @@ CudaOps::CudaOps(const OpsOptions& options)
   architecture_ = fmt::format("sm{}{}", capability.major, capability.minor);
   hopper_ = takes_hopper_kernels() && !portable_;
   capabilities_ = {.device = "cuda",
-                   .graphs = device_.captures(),
                    .max_steps_in_flight = 2,
                    .host_readable = false,
                    .limited_memory = true,
