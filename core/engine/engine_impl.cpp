@@ -154,6 +154,7 @@ EngineImpl::~EngineImpl() {
   }
   mail_->wake.notify_all();
   if (thread_.joinable()) thread_.join();
+  for (const auto& rank : ranks_) rank->finish();
 }
 
 // ------------------------------------------------------------------------------------------------ callers

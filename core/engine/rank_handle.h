@@ -15,7 +15,10 @@ namespace moectl {
 
 class RankHandle {
  public:
-  virtual ~RankHandle() = default;  // ends the rank; launched steps are finished first
+  virtual ~RankHandle() = default;
+  // Launched steps are finished; none is launched after it. All ranks finish before one is destroyed, since peers read
+  // each other's memory.
+  virtual void finish() = 0;
 
   // Ranks of a group build together: start all, then wait for each. Its failure, if it could not be built.
   virtual std::optional<RankFailure> wait_until_built() = 0;

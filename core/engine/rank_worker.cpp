@@ -12,12 +12,16 @@ namespace moectl {
 RankWorker::RankWorker(RankSetup setup) : setup_(std::move(setup)), thread_([this] { run(); }) {}
 
 RankWorker::~RankWorker() {
+  finish();
+}
+
+void RankWorker::finish() {
   {
     std::lock_guard lock(mutex_);
     stop_ = true;
   }
   changed_.notify_all();
-  thread_.join();
+  if (thread_.joinable()) thread_.join();
 }
 
 std::optional<RankFailure> RankWorker::wait_until_built() {

@@ -41,10 +41,11 @@ class RankWorker final : public RankHandle {
  public:
   // Starts the thread, which builds cache and model.
   explicit RankWorker(RankSetup setup);
-  ~RankWorker() override;  // joins
+  ~RankWorker() override;
 
   std::optional<RankFailure> wait_until_built() override;
   void launch(RankStepPlan plan) override;
+  void finish() override;  // joins the thread
   RankStepResult wait() override;
   KvPool kv_pool() const override;
   int64_t num_layers_done() const override { return num_layers_done_; }

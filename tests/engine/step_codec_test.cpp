@@ -251,6 +251,7 @@ class EncodedRank final : public RankHandle {
       : rank_(std::move(rank)), num_bytes_(num_bytes) {}
   std::optional<RankFailure> wait_until_built() override { return rank_->wait_until_built(); }
   void launch(RankStepPlan plan) override { rank_->launch(decode_step_plan(counted(encode(plan)))); }
+  void finish() override { rank_->finish(); }
   RankStepResult wait() override { return decode_step_result(counted(encode(rank_->wait()))); }
   KvPool kv_pool() const override { return rank_->kv_pool(); }
   int64_t num_layers_done() const override { return rank_->num_layers_done(); }
