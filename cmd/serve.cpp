@@ -66,6 +66,7 @@ int serve(const ServeOptions& options, Role role) {
   start_serving_process();
   WorkerService service(service_options(options, role));
   log::info("listening on {}, loading {}", service.url(), source_of(options.engine));
+  if (options.engine.parallelism.world_size() > 1) load_kernels_eagerly();
   if (options.engine.device == "auto")
     if (const std::string why = why_no_gpu(); !why.empty()) log::info("--device auto takes the CPU: {}", why);
   const auto start = Clock::now();

@@ -37,6 +37,7 @@ _moectl() {
     'serve-decode:--tensor-parallel-size'|'serve-decode:--tp-size') return ;;
     'serve-decode:--data-parallel-size'|'serve-decode:--dp-size') return ;;
     'serve-decode:--expert-parallel-size'|'serve-decode:--ep-size') return ;;
+    'serve-decode:--devices') return ;;
     'serve-decode:--num-redundant-experts') return ;;
     'serve-decode:--max-num-seqs') return ;;
     'serve-decode:--max-num-batched-tokens') return ;;
@@ -68,6 +69,7 @@ _moectl() {
     'serve-prefill:--tensor-parallel-size'|'serve-prefill:--tp-size') return ;;
     'serve-prefill:--data-parallel-size'|'serve-prefill:--dp-size') return ;;
     'serve-prefill:--expert-parallel-size'|'serve-prefill:--ep-size') return ;;
+    'serve-prefill:--devices') return ;;
     'serve-prefill:--num-redundant-experts') return ;;
     'serve-prefill:--max-num-seqs') return ;;
     'serve-prefill:--max-num-batched-tokens') return ;;
@@ -127,6 +129,7 @@ _moectl() {
     'bench engine:--tensor-parallel-size'|'bench engine:--tp-size') return ;;
     'bench engine:--data-parallel-size'|'bench engine:--dp-size') return ;;
     'bench engine:--expert-parallel-size'|'bench engine:--ep-size') return ;;
+    'bench engine:--devices') return ;;
     'bench engine:--num-redundant-experts') return ;;
     'bench engine:--max-num-seqs') return ;;
     'bench engine:--max-num-batched-tokens') return ;;
@@ -208,11 +211,11 @@ _moectl() {
   if [[ -z $words$kind ]]; then
     case "$command" in
       'serve-decode')
-        words='--model --served-model-name --max-model-len --skip-tokenizer-init --reasoning-parser --tool-call-parser --tensor-parallel-size --tp-size --data-parallel-size --dp-size --expert-parallel-size --ep-size --num-redundant-experts --max-num-seqs --max-num-batched-tokens --kv-cache-memory-bytes --kv-cache-dtype --block-size --enable-prefix-caching --no-enable-prefix-caching --device --cpu-path --threads --deterministic --precise --portable-kernels --overlap-schedule --no-overlap-schedule --gpu-memory-utilization --shape --host --port --ops-port --ops-host --metrics-without-key --allow-debug-header --no-allow-debug-header --api-key --ssl-certfile --ssl-keyfile --shutdown-timeout --stall-timeout --cluster-secret-file --local-prefill-tokens --config --log-format --log-level --no-color --help --version -h'
+        words='--model --served-model-name --max-model-len --skip-tokenizer-init --reasoning-parser --tool-call-parser --tensor-parallel-size --tp-size --data-parallel-size --dp-size --expert-parallel-size --ep-size --devices --num-redundant-experts --max-num-seqs --max-num-batched-tokens --kv-cache-memory-bytes --kv-cache-dtype --block-size --enable-prefix-caching --no-enable-prefix-caching --device --cpu-path --threads --deterministic --precise --portable-kernels --overlap-schedule --no-overlap-schedule --gpu-memory-utilization --shape --host --port --ops-port --ops-host --metrics-without-key --allow-debug-header --no-allow-debug-header --api-key --ssl-certfile --ssl-keyfile --shutdown-timeout --stall-timeout --cluster-secret-file --local-prefill-tokens --config --log-format --log-level --no-color --help --version -h'
         [[ $cur == -* ]] || kind='folder'
         ;;
       'serve-prefill')
-        words='--model --served-model-name --max-model-len --skip-tokenizer-init --tensor-parallel-size --tp-size --data-parallel-size --dp-size --expert-parallel-size --ep-size --num-redundant-experts --max-num-seqs --max-num-batched-tokens --kv-cache-memory-bytes --kv-cache-dtype --block-size --enable-prefix-caching --no-enable-prefix-caching --device --cpu-path --threads --deterministic --precise --portable-kernels --overlap-schedule --no-overlap-schedule --gpu-memory-utilization --host --port --ops-port --ops-host --metrics-without-key --allow-debug-header --no-allow-debug-header --api-key --ssl-certfile --ssl-keyfile --shutdown-timeout --stall-timeout --cluster-secret-file --kv-port --config --log-format --log-level --no-color --help --version -h'
+        words='--model --served-model-name --max-model-len --skip-tokenizer-init --tensor-parallel-size --tp-size --data-parallel-size --dp-size --expert-parallel-size --ep-size --devices --num-redundant-experts --max-num-seqs --max-num-batched-tokens --kv-cache-memory-bytes --kv-cache-dtype --block-size --enable-prefix-caching --no-enable-prefix-caching --device --cpu-path --threads --deterministic --precise --portable-kernels --overlap-schedule --no-overlap-schedule --gpu-memory-utilization --host --port --ops-port --ops-host --metrics-without-key --allow-debug-header --no-allow-debug-header --api-key --ssl-certfile --ssl-keyfile --shutdown-timeout --stall-timeout --cluster-secret-file --kv-port --config --log-format --log-level --no-color --help --version -h'
         [[ $cur == -* ]] || kind='folder'
         ;;
       'serve-router')
@@ -223,7 +226,7 @@ _moectl() {
         [[ $cur == -* ]] || kind='folder'
         ;;
       'bench engine')
-        words='--model --max-model-len --tensor-parallel-size --tp-size --data-parallel-size --dp-size --expert-parallel-size --ep-size --num-redundant-experts --max-num-seqs --max-num-batched-tokens --kv-cache-memory-bytes --kv-cache-dtype --block-size --device --cpu-path --threads --deterministic --precise --portable-kernels --overlap-schedule --no-overlap-schedule --gpu-memory-utilization --shape --input-len --output-len --concurrency --num-requests --seed --json --config --log-format --log-level --no-color --help --version -h'
+        words='--model --max-model-len --tensor-parallel-size --tp-size --data-parallel-size --dp-size --expert-parallel-size --ep-size --devices --num-redundant-experts --max-num-seqs --max-num-batched-tokens --kv-cache-memory-bytes --kv-cache-dtype --block-size --device --cpu-path --threads --deterministic --precise --portable-kernels --overlap-schedule --no-overlap-schedule --gpu-memory-utilization --shape --input-len --output-len --concurrency --num-requests --seed --json --config --log-format --log-level --no-color --help --version -h'
         [[ $cur == -* ]] || kind='folder'
         ;;
       'bench kernels')

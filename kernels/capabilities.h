@@ -14,7 +14,6 @@ struct Capabilities {
   int max_steps_in_flight = 1;    // 2: the device runs steps in stream order while the host plans the next one
   bool host_readable = true;      // host code may read and write Device::alloc() memory: logits, pages of the KV cache
   bool limited_memory = false;    // Device::memory() is a limit: a memory plan is made before loading
-  bool expert_parallel = true;    // ranks may exchange expert rows
   bool kv_transfer = true;        // pages may be sent to and filled by other workers
   int default_step_tokens = 512;  // --max-num-batched-tokens when it is not given
   std::vector<DType> kv_dtypes = {DType::kF32};       // of the KV cache, the default first

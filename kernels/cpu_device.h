@@ -20,6 +20,7 @@ class CpuDevice final : public Device {
   void fork(const std::function<void()>& work) override { work(); }
   void join() override {}
   GraphCapture* graphs() override { return nullptr; }
+  PeerOps* peers() override { return nullptr; }
 };
 
 }  // namespace moectl

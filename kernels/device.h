@@ -34,6 +34,8 @@ class GraphCapture {
   virtual int64_t graph_rows(int64_t rows) const = 0;
 };
 
+class PeerOps;  // peer.h
+
 class Device {
  public:
   virtual ~Device() = default;
@@ -65,6 +67,7 @@ class Device {
   virtual void join() = 0;
 
   virtual GraphCapture* graphs() = 0;  // null: this device captures none
+  virtual PeerOps* peers() = 0;        // null: the host orders what ranks do with each other's memory
 };
 
 }  // namespace moectl

@@ -5,6 +5,10 @@
 
 namespace moectl {
 
+void load_kernels_eagerly() {
+  setenv("CUDA_MODULE_LOADING", "EAGER", 0);  // read by the driver when it is initialized
+}
+
 bool is_hopper(ComputeCapability card) {
   return card.major == 9 && card.minor == 0;
 }

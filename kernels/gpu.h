@@ -8,6 +8,10 @@ namespace moectl {
 // Why none does and what to do, in one line; empty: one does. Starts nothing on the card.
 std::string why_no_gpu(int device_index = 0);  // kernels/ops.cpp
 
+// Before anything else uses a GPU: this process loads every kernel when a GPU is first used, not when a kernel is first
+// launched. Loading waits for the device, which may itself wait for a peer (ranks that exchange rows).
+void load_kernels_eagerly();
+
 struct ComputeCapability {
   int major = 0, minor = 0;
 };

@@ -447,6 +447,7 @@ struct OpsOptions {
   int device_index = 0;           // cuda: device ordinal
   bool precise = false;           // cuda: f32 activations everywhere, as the CPU computes; else FP8 and bf16 operands
   bool deterministic = false;     // cuda: batch-invariant: a row's bits do not depend on the other rows of its step
+  bool has_peers = false;         // cuda: other ranks of this process wait for this device in barriers
   bool portable = false;          // cuda: the portable kernels (compute capability 8.0 and later), on Hopper too
 };
 

@@ -45,6 +45,7 @@ struct RawOptions {
   std::optional<std::string> model, served_model_name;
   std::vector<std::string> shapes;
   std::optional<int> tp_size, dp_size, ep_size;
+  std::vector<int> devices;
   int block_size = 64;  // 64 is the only one
   std::string device = "auto";
   std::optional<int> num_threads;

@@ -29,7 +29,8 @@ Parallelism resolve_parallel(const RawOptions& raw, const Given& given) {
   const GivenParallelism sizes = {.tp_size = size(raw.tp_size, "tensor-parallel-size"),
                                   .dp_size = size(raw.dp_size, "data-parallel-size"),
                                   .ep_size = size(raw.ep_size, "expert-parallel-size")};
-  const Parallelism p = resolve_parallelism(sizes);
+  Parallelism p = resolve_parallelism(sizes);
+  p.devices = raw.devices;
   check_runnable(p, sizes);
   return p;
 }

@@ -5,8 +5,8 @@
 // at a deadline that names the ranks that are missing. After any of the two failures the group is unusable: each call
 // throws Error{kUnavailable} with the first reason.
 //
-// Implementations: `local` (this file): threads of one process, memory that the host can address. To come, behind the
-// same interface: GPUs of one process with peer access, NCCL, gloo.
+// Implementations, for threads of one process: `local`, memory that the host addresses; `p2p`, GPUs with peer access.
+// To come, behind the same interface: NCCL, gloo.
 #pragma once
 
 #include <chrono>
@@ -30,6 +30,9 @@ class Communicator {
   virtual bool capturable() const = 0;
   // Ends all waits of all ranks, on the host and on devices. Any thread; returns at once.
   virtual void abort(const std::string& reason) = 0;
+  // After a stream was waited for: throws Error{kUnavailable} when a call on it ended without its peers, which leaves
+  // wrong results behind.
+  virtual void check() = 0;
 
   // ---- On the host: they block the thread until every rank has called, and wait for no stream. Not in a layer.
 
@@ -62,5 +65,11 @@ struct LocalGroupOptions {
 
 // `size` communicators of one group of threads.
 std::vector<std::unique_ptr<Communicator>> make_local_communicators(int size, LocalGroupOptions options = {});
+
+// For threads with one GPU each (Device::peers()), by rank; `devices` outlive them. A wait on a device ends after
+// kPeerTimeout. Throws Error{kBadConfig} where a GPU cannot address another's memory.
+std::vector<std::unique_ptr<Communicator>> make_p2p_communicators(const std::vector<Device*>& devices,
+                                                                  LocalGroupOptions options = {});
+inline constexpr std::chrono::seconds kPeerTimeout{15};
 
 }  // namespace moectl

@@ -16,8 +16,11 @@ int64_t bytes_of(int64_t count) {
 
 }  // namespace
 
-DeviceSampler::DeviceSampler(const ModelLimits& limits, int32_t vocab_size, Ops& ops)
+DeviceSampler::DeviceSampler(const ModelLimits& limits, int32_t vocab_size, Ops& ops, bool may_grow)
     : ops_(ops), max_rows_(limits.max_logits), maker_(vocab_size) {
+  // A row's adjustments name different tokens: those of its text, and those of its own biases and stop ids.
+  constexpr int64_t kUsual = 64, kOwn = 4096;
+  const int64_t per_row = may_grow ? kUsual : std::min<int64_t>(vocab_size, limits.max_model_len + kOwn);
   Device& device = ops.device();
   device_rows_ = device.alloc(bytes_of<SamplingRow>(max_rows_));
   device_out_ = device.alloc(bytes_of<SampledRow>(max_rows_));
@@ -25,7 +28,7 @@ DeviceSampler::DeviceSampler(const ModelLimits& limits, int32_t vocab_size, Ops&
   for (Side& side : sides_) {
     side.rows = device.alloc_host(bytes_of<SamplingRow>(max_rows_));
     side.out = device.alloc_host(bytes_of<SampledRow>(max_rows_));
-    reserve_adjustments(side, 64 * max_rows_);
+    reserve_adjustments(side, per_row * max_rows_);
   }
 }
 

@@ -15,7 +15,9 @@ namespace moectl {
 
 class DeviceSampler {
  public:
-  DeviceSampler(const ModelLimits& limits, int32_t vocab_size, Ops& ops);
+  // `may_grow`: memory for adjustments may be allocated between steps; else all that requests can need is allocated
+  // here, because an allocation may wait for a device that waits for this one.
+  DeviceSampler(const ModelLimits& limits, int32_t vocab_size, Ops& ops, bool may_grow);
 
   void begin() { rows_.clear(), adjustments_.clear(); }
   void add(const SamplingRowArgs& args) { rows_.push_back(maker_.make(args, adjustments_)); }

@@ -14,6 +14,7 @@
 #include "core/model/shapes.h"
 #include "core/model/synthetic.h"
 #include "core/model/weights.h"
+#include "kernels/gpu.h"
 
 namespace moectl {
 namespace {
@@ -40,6 +41,13 @@ DType kv_dtype(const EngineConfig& engine, const Ops& ops) {
                                             ops.numerics_id(), names));
 }
 
+// Ranks that share the GPU of rank `rank`, itself among them: more than one for tests on fewer GPUs.
+int ranks_on_device(const Parallelism& p, int rank) {
+  int num = 0;
+  for (int r = 0; r < p.world_size(); ++r) num += p.device_index(r) == p.device_index(rank);
+  return num;
+}
+
 // Bytes of each rank's KV cache on GPUs: what the fullest one leaves. Logs what each rank takes, before anything is
 // loaded.
 int64_t plan_memory(const EngineConfig& engine, const Config& model, const EngineSetup& setup,
@@ -57,6 +65,9 @@ int64_t plan_memory(const EngineConfig& engine, const Config& model, const Engin
                     .graph_bytes = kGraphBytes,
                     .kv_bytes = engine.kv_cache_bytes / int64_t(ranks.size())};
     if (ranks.size() > 1) plan.rank = fmt::format("rank {} (GPU {})", r, engine.parallelism.device_index(r));
+    const int sharing = ranks_on_device(engine.parallelism, r);
+    plan.total_bytes /= sharing;
+    plan.free_bytes /= sharing;
     plan.complete(page_bytes, needed_pages * page_bytes);
     log::info("GPU memory: {}", plan.text());
     kv_bytes = std::min(kv_bytes, plan.kv_bytes);
@@ -86,7 +97,8 @@ OpsOptions plan_ops(const EngineConfig& engine, const Config& model, int num_cor
   const int num_ranks = engine.parallelism.world_size();
   const int num_threads = engine.num_threads == 0 ? num_cores : engine.num_threads;
   const int threads_per_rank = std::max(1, num_threads / num_ranks);
-  // What GPUs cannot do yet: with --device cuda it is refused (check_capabilities), with auto the CPU does it.
+  // What GPUs cannot do yet is refused with --device cuda (check_capabilities); with auto the CPU does it, and also
+  // runs several ranks, which have never run on GPUs of their own.
   const bool cpu_only = num_ranks > 1 || engine.prefill_role || engine.prefill_source;
   return {.device = engine.device == "auto" && cpu_only ? "cpu" : engine.device,
           .cpu_path = engine.cpu_path,
@@ -95,14 +107,11 @@ OpsOptions plan_ops(const EngineConfig& engine, const Config& model, int num_cor
           .device_index = engine.parallelism.device_index(rank),
           .precise = engine.precise,
           .deterministic = engine.deterministic,
+          .has_peers = num_ranks > 1,
           .portable = engine.portable_kernels};
 }
 
 void check_capabilities(const EngineConfig& engine, const Capabilities& capabilities) {
-  const int num_ranks = engine.parallelism.world_size();
-  require(num_ranks == 1 || capabilities.expert_parallel,
-          "--ep-size {} with --device {}: several GPUs are not in this version; use --ep-size 1 or --device cpu",
-          num_ranks, engine.device);
   require(
       !engine.prefill_role || capabilities.kv_transfer,
       "--device {}: KV transfer between GPU workers is not in this version; serve with serve-decode, which computes "
@@ -213,6 +222,7 @@ std::unique_ptr<Engine> Engine::create(EngineConfig config) {
               config.model_dir, absent);
 
   const int num_ranks = config.parallelism.world_size();
+  if (num_ranks > 1) load_kernels_eagerly();
   const int num_cores = int(std::max(1u, std::thread::hardware_concurrency()));
   std::vector<std::unique_ptr<Ops>> ops;
   ops.push_back(make_ops(plan_ops(config, model, num_cores)));
@@ -240,7 +250,10 @@ std::unique_ptr<Engine> Engine::create(EngineConfig config) {
     if (r == 0 || weights[r] != weights[0]) weight_bytes += weights[r]->num_bytes;
   const std::string numerics_id = fmt::format("{}-kv-{}", ops.front()->numerics_id(), dtype_name(setup.kv_dtype));
   const std::string device = capabilities.device;
-  auto comms = make_local_communicators(num_ranks);
+  std::vector<Device*> devices;
+  for (const auto& o : ops) devices.push_back(&o->device());
+  auto comms =
+      num_ranks > 1 && devices.front()->peers() ? make_p2p_communicators(devices) : make_local_communicators(num_ranks);
   std::vector<RankSetup> ranks;
   for (size_t r = 0; r < weights.size(); ++r)
     ranks.push_back({.weights = weights[r],

@@ -104,7 +104,8 @@ void RankWorker::build() {
   sampler_ = std::make_unique<Sampler>(setup_.config->vocab_size);
   mirrors_ = std::make_unique<SequenceMirrors>(setup_.num_pages, kPageSize, setup_.config->vocab_size);
   if (setup_.ops->device_sampling())
-    device_sampler_ = std::make_unique<DeviceSampler>(setup_.limits, setup_.config->vocab_size, *setup_.ops);
+    device_sampler_ = std::make_unique<DeviceSampler>(setup_.limits, setup_.config->vocab_size, *setup_.ops,
+                                                      setup_.comm->size() == 1);
   if (!setup_.compute_mtp_kv) return;
   const int64_t max_tokens = setup_.limits.max_tokens;
   mtp_row_idx_ = setup_.ops->device().alloc(max_tokens * int64_t(sizeof(int32_t)));
@@ -143,6 +144,7 @@ RankStepResult RankWorker::end_step() {
   const BegunStep step = std::move(in_flight_.front());
   in_flight_.pop_front();
   setup_.ops->device().wait(step.end);
+  setup_.comm->check();
   RankStepResult result{.busy_seconds = setup_.ops->device().seconds_between(step.begin, step.end)};
   if (last_end_) result.idle_seconds = setup_.ops->device().seconds_between(last_end_, step.begin);
   last_end_ = step.end;

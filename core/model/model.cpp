@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <map>
+#include <optional>
 
 #include "core/base/check.h"
 #include "core/model/rope.h"
@@ -207,25 +208,40 @@ struct Model::Impl {
     return logits(step, hidden, w.head);
   }
 
-  // A decode step whose rows all have logits. The number of rows is rounded up; the step is captured the second time,
-  // and replayed from then on.
-  bool can_replay(const Batch& batch) const {
-    return ops.device().graphs() && (comm.size() == 1 || comm.capturable()) && batch.num_tokens() > 0 &&
-           batch.num_tokens() == batch.num_seqs() && batch.num_logits() == batch.num_tokens();
+  // The graph of a decode step whose rows all have logits, its number of rows rounded up; nullopt: the step runs
+  // eagerly. Ranks agree: either all replay graphs of the same shape, an idle rank one of padding rows, or none does.
+  std::optional<GraphKey> graph_of(const Batch& batch) {
+    const bool decodes = batch.num_tokens() == batch.num_seqs() && batch.num_logits() == batch.num_tokens();
+    GraphKey key;
+    if (!ops.device().graphs() || !comm.capturable()) return std::nullopt;
+    if (decodes && batch.num_tokens() > 0) {
+      const int64_t limit = std::min(limits.max_logits, limits.max_seqs);
+      key.rows = std::min(ops.device().graphs()->graph_rows(batch.num_tokens()), limit);
+      key.page_stride = StepInputs::page_stride(batch.max_pages);
+    }
+    if (comm.size() == 1) return key.rows > 0 ? std::optional(key) : std::nullopt;
+    bool all = true;
+    for (const int64_t shape : comm.all_gather_host(decodes ? key.rows << 32 | key.page_stride : -1)) {
+      all = all && shape >= 0;
+      key.rows = std::max(key.rows, shape >> 32);
+      key.page_stride = std::max(key.page_stride, shape & 0xffffffff);
+    }
+    return all && key.rows > 0 ? std::optional(key) : std::nullopt;
   }
-  View<const float> replay(const Batch& batch) {
+  // A graph is captured the second time that its shape comes, and replayed from then on.
+  View<const float> replay(const Batch& batch, const GraphKey& key) {
     check(batch);
     const Stream stream = ops.device().stream();
     GraphCapture& graph_capture = *ops.device().graphs();
-    const int64_t limit = std::min(limits.max_logits, limits.max_seqs);
-    const int64_t rows = std::min(graph_capture.graph_rows(batch.num_tokens()), limit);
-    const int64_t page_stride = StepInputs::page_stride(batch.max_pages);
-    begin_experts(rows);
-    inputs->set(batch, rows, rows, page_stride, stream);
-    Step step = step_of(rows);
-    const auto [place, is_new] = graphs.try_emplace({.rows = rows, .rows_per_seq = 1, .page_stride = page_stride});
+    begin_experts(key.rows);
+    inputs->set(batch, key.rows, key.rows, key.page_stride, stream);
+    Step step = step_of(key.rows);
+    const auto [place, is_new] = graphs.try_emplace(key);
     if (is_new) return layers(step).first(batch.num_tokens());
-    if (!place->second) place->second = graph_capture.capture([&] { layers(step); });
+    if (!place->second) {
+      place->second = graph_capture.capture([&] { layers(step); });
+      if (comm.size() > 1) comm.all_gather_host(0);  // what instantiating a graph waits for must not wait for a replay
+    }
     graph_capture.replay(place->second, stream);
     return buffers.logits.first(batch.num_tokens());
   }
@@ -278,7 +294,7 @@ void Model::count_layers(std::atomic<int64_t>* done) {
 View<const float> Model::forward(const Batch& batch) {
   Impl& m = *impl_;
   m.num_hidden = batch.num_tokens();
-  if (m.can_replay(batch)) return m.replay(batch);
+  if (const std::optional<GraphKey> key = m.graph_of(batch)) return m.replay(batch, *key);
   m.begin_experts(batch.num_tokens());
   Step step = m.begin_step(batch);
   return m.layers(step);

@@ -82,7 +82,8 @@ void check_parallelism(const Parallelism& p, const ModelDims& model) {
   require(p.world_size() % p.num_nodes == 0, "{} ranks (TP x DP) over {} nodes: every node must have equally many",
           p.world_size(), p.num_nodes);
   require(p.devices.empty() || int(p.devices.size()) == p.ranks_per_node(),
-          "{} devices for {} ranks: each rank of a node needs one", p.devices.size(), p.ranks_per_node());
+          "--devices names {} GPU(s) for {} rank(s): name one per rank, or leave it out", p.devices.size(),
+          p.ranks_per_node());
   require(std::all_of(p.devices.begin(), p.devices.end(), [](int d) { return d >= 0; }),
           "a device is an ordinal, 0 or more");
   require(p.ep_size == 1 || model.num_experts > 0, "--ep-size {}: this checkpoint has no experts to distribute; use 1",

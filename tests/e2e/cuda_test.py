@@ -251,7 +251,8 @@ class NotStarting(unittest.TestCase):
         self.assertRegex(result.stderr.splitlines()[-1], r"moectl: error: the GPU's memory does not suffice: weights 6[0-9]{2}\.")
 
     def test_what_a_gpu_cannot_do_yet(self):
-        self.assertIn("--ep-size 2", self.refused(78, "--ep-size", "2"))
+        self.assertIn("there is no GPU 63", self.refused(78, "--ep-size", "2", "--devices", "0,63"))
+        self.assertIn("--devices names 2 GPU(s) for 1 rank(s)", self.refused(78, "--devices", "0,1"))
         with tempfile.NamedTemporaryFile("w") as secret:
             secret.write("s" * 32)
             secret.flush()

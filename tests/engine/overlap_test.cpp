@@ -98,6 +98,7 @@ class StreamOps final : public WrappedOps, private Device, private DeviceSamplin
   void fork(const std::function<void()>& work) override { work(); }
   void join() override {}
   GraphCapture* graphs() override { return nullptr; }
+  PeerOps* peers() override { return nullptr; }
 
   // Greedy rows.
   void sample_rows(const SampleRowsArgs& a, Stream) override {

@@ -35,10 +35,8 @@ class ModelRunner {
   };
 
   ModelRunner(const std::string& dir, Options options) : config_(read_config(dir)), checkpoint_(Checkpoint::open(dir)) {
-    auto comms = make_local_communicators(options.ep_size);
     // As in an engine: more threads than cores do not spin.
     const bool spin = options.ep_size * options.threads <= int(std::thread::hardware_concurrency());
-    std::shared_ptr<const ModelWeights> weights;
     for (int r = 0; r < options.ep_size; ++r) {
       RankModel rank;
       rank.ops = make_ops({.device = options.device,
@@ -47,18 +45,38 @@ class ModelRunner {
                            .spin = spin,
                            .precise = options.precise,
                            .deterministic = options.deterministic,
+                           .has_peers = options.ep_size > 1,
                            .portable = options.portable});
-      rank.comm = std::move(comms[size_t(r)]);
-      if (!weights) weights = load_weights(config_, checkpoint_, *rank.ops);
-      rank.cache = std::make_unique<KvCache>(config_, weights->dims, *rank.ops, options.num_pages, options.kv_dtype);
       ranks_.push_back(std::move(rank));
     }
+    std::vector<Device*> devices;
+    for (RankModel& rank : ranks_) devices.push_back(&rank.ops->device());
+    // Ranks on a GPU share it.
+    auto comms = options.ep_size > 1 && devices[0]->peers() ? make_p2p_communicators(devices)
+                                                            : make_local_communicators(options.ep_size);
     ExpertPlacement placement;
     if (config_.moe.num_experts > 0)
       placement = make_placement(config_.moe.num_experts, options.ep_size, options.num_redundant_experts);
+    // As in an engine: ranks whose memory the host addresses share the weights of all experts.
+    std::vector<std::shared_ptr<const ModelWeights>> weights;
+    if (ranks_[0].ops->capabilities().host_readable || options.ep_size == 1) {
+      weights.assign(size_t(options.ep_size), load_weights(config_, checkpoint_, *ranks_[0].ops));
+    } else {
+      std::vector<ShardTarget> targets;
+      for (int r = 0; r < options.ep_size; ++r)
+        targets.push_back({*ranks_[size_t(r)].ops,
+                           rank_shard(config_, expert_parallel(options.ep_size), r, placement.logical_experts(r))});
+      weights = load_shards(config_, checkpoint_, targets);
+    }
+    for (size_t r = 0; r < ranks_.size(); ++r) {
+      ranks_[r].comm = std::move(comms[r]);
+      ranks_[r].cache =
+          std::make_unique<KvCache>(config_, weights[r]->dims, *ranks_[r].ops, options.num_pages, options.kv_dtype);
+    }
     on_all([&](RankModel& rank) {
       ModelLimits limits = {options.max_tokens, 16, options.max_logits, config_.max_position_embeddings};
-      rank.model = std::make_unique<Model>(config_, weights, *rank.ops, *rank.comm, placement, *rank.cache, limits);
+      rank.model = std::make_unique<Model>(config_, weights[size_t(rank.comm->rank())], *rank.ops, *rank.comm,
+                                           placement, *rank.cache, limits);
     });
   }
 

@@ -6,6 +6,7 @@
 #include <string_view>
 
 #include "core/base/check.h"
+#include "kernels/cuda/comm/peer.h"
 #include "kernels/cuda/runtime/check.h"
 
 namespace moectl::cuda {
@@ -181,6 +182,33 @@ int64_t CudaDevice::graph_rows(int64_t rows) const {
   while (rounded < rows && rounded < 8) rounded *= 2;
   const int64_t step = rows <= 64 ? 8 : rows <= 256 ? 16 : 32;
   return rows <= 8 ? rounded : (rows + step - 1) / step * step;
+}
+
+// ------------------------------------------------------------------------------------------------ peers
+
+std::string CudaDevice::connect(int ordinal) {
+  if (ordinal == ordinal_) return "";  // ranks that share a GPU
+  activate();
+  int can = 0;
+  CUDA_CHECK(cudaDeviceCanAccessPeer(&can, ordinal_, ordinal));
+  if (!can)
+    return fmt::format(
+        "GPU {} cannot address the memory of GPU {}: there is no peer access between them (nvidia-smi topo -p2p r)",
+        ordinal_, ordinal);
+  const cudaError_t status = cudaDeviceEnablePeerAccess(ordinal, 0);
+  if (status == cudaErrorPeerAccessAlreadyEnabled)
+    cudaGetLastError();  // by another rank of this process
+  else
+    CUDA_CHECK(status);
+  return "";
+}
+
+void CudaDevice::barrier(const PeerBarrierArgs& args, Stream s) {
+  run("a barrier of ranks", s, [&](Stream stream) { peer_barrier(args, stream); });
+}
+
+void CudaDevice::sum(const PeerSumArgs& args, Stream s) {
+  run("a sum over ranks", s, [&](Stream stream) { peer_sum(args, stream); });
 }
 
 // ------------------------------------------------------------------------------------------------ errors

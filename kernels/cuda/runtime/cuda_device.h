@@ -9,10 +9,11 @@
 #include "core/base/error.h"
 #include "kernels/cuda/runtime/device.h"
 #include "kernels/device.h"
+#include "kernels/peer.h"
 
 namespace moectl::cuda {
 
-class CudaDevice final : public Device, private GraphCapture {
+class CudaDevice final : public Device, private GraphCapture, private PeerOps {
  public:
   CudaDevice(int ordinal, bool portable);
   ~CudaDevice() override;
@@ -31,6 +32,8 @@ class CudaDevice final : public Device, private GraphCapture {
   void fork(const std::function<void()>& work) override;
   void join() override;
   GraphCapture* graphs() override { return blocking_ ? nullptr : this; }  // captured kernels would not be waited for
+
+  PeerOps* peers() override { return this; }
 
   // Makes this GPU the calling thread's.
   void activate() const;
@@ -53,6 +56,10 @@ class CudaDevice final : public Device, private GraphCapture {
   Graph capture(const std::function<void()>& work) override;
   void replay(const Graph&, Stream) override;
   int64_t graph_rows(int64_t rows) const override;
+  int ordinal() const override { return ordinal_; }
+  std::string connect(int ordinal) override;
+  void barrier(const PeerBarrierArgs&, Stream) override;
+  void sum(const PeerSumArgs&, Stream) override;
   void check_done(cudaError_t status) const;
   Error lost(cudaError_t status, const char* operation) const;
   Error launch_failed(const char* operation, const Error& why) const;

@@ -30,6 +30,7 @@ CudaOps::CudaOps(const OpsOptions& options)
     : precise_(options.precise),
       deterministic_(options.deterministic),
       portable_(options.portable),
+      has_peers_(options.has_peers),
       device_(options.device_index, options.portable) {
   const ComputeCapability capability = compute_capability(options.device_index);
   architecture_ = fmt::format("sm{}{}", capability.major, capability.minor);
@@ -38,7 +39,6 @@ CudaOps::CudaOps(const OpsOptions& options)
                    .max_steps_in_flight = 2,
                    .host_readable = false,
                    .limited_memory = true,
-                   .expert_parallel = false,
                    .kv_transfer = false,
                    .default_step_tokens = kDefaultStepTokens};
   capabilities_.kv_dtypes = precise_ ? std::vector{DType::kF32, DType::kBF16} : std::vector{DType::kBF16, DType::kF32};
@@ -78,7 +78,7 @@ CudaOps::Regions CudaOps::regions(const ScratchShape& shape) const {
   }
   r.counts = take(shape.num_experts * 4);
   if (shape.vocab_size > 0) r.sampling = take(sample_scratch_bytes(shape.max_sampled_rows, shape.vocab_size));
-  if (!precise_ && !deterministic_ && CublasLt::get().is_present())
+  if (uses_library())
     for (int64_t& workspace : r.lt_workspace) workspace = take(int64_t{kLtWorkspaceBytes});
   r.num_bytes = std::max<int64_t>(r.num_bytes, 256);
   return r;

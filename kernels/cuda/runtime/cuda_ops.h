@@ -64,13 +64,14 @@ class CudaOps final : public Ops, private ExpandedMla, private DeviceSampling {
 
   // tensor_core_ops.cpp: products of bf16 and FP8 operands.
   DType linear_operand(const Matrix& w) const;
+  bool uses_library() const;  // cuBLASLt
   bool library_takes(const Matrix& w, int64_t rows) const;
   void linear_fp8(const LinearArgs&, Stream);
   void linear_bf16(const LinearArgs&, Stream);
   void experts_fp8(const MoeExpertsArgs&, Stream);
   void experts_bf16(const MoeExpertsArgs&, Stream);
 
-  const bool precise_, deterministic_, portable_;
+  const bool precise_, deterministic_, portable_, has_peers_;
   CudaDevice device_;
   std::string architecture_;  // "sm90"
   bool hopper_ = false;       // its kernels are used

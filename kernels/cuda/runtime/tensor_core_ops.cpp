@@ -39,9 +39,14 @@ LtMatmulArgs lt_args(const Matrix& w, int64_t rows) {
 
 // ------------------------------------------------------------------------------------------------ linear
 
+// Not where results must be batch-invariant, nor where a peer may wait for this device: the library loads its kernels
+// and allocates when they are first used.
+bool CudaOps::uses_library() const {
+  return !precise_ && !deterministic_ && !has_peers_ && CublasLt::get().is_present();
+}
+
 bool CudaOps::library_takes(const Matrix& w, int64_t rows) const {
-  CublasLt& library = CublasLt::get();
-  return !deterministic_ && library.is_present() && library.why_unsupported(lt_args(w, rows)).empty();
+  return uses_library() && CublasLt::get().why_unsupported(lt_args(w, rows)).empty();
 }
 
 DType CudaOps::linear_operand(const Matrix& w) const {

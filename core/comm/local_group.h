@@ -1,0 +1,74 @@
+// LocalGroup: what ranks that are threads of one process need of each other on the host: a barrier, values, addresses.
+// Every wait ends: with the last rank, with an abort, or at a deadline that names the ranks that are missing.
+#pragma once
+
+#include <array>
+#include <condition_variable>
+#include <cstdint>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "core/comm/communicator.h"
+
+namespace moectl {
+
+class LocalGroup {
+ public:
+  LocalGroup(int size, LocalGroupOptions options);
+
+  int size() const { return int(arrived_.size()); }
+  // `operation`: what the rank waits in, for the message of a deadline.
+  void barrier(int rank, const char* operation);
+  // `value` of each rank. `call` counts the rank's calls.
+  std::vector<int64_t> gather(int rank, uint64_t call, int64_t value, const char* operation);
+  void abort(const std::string& reason);
+  // Throws Error{kUnavailable} after an abort.
+  void check();
+
+ private:
+  static constexpr int kSlices = 20;
+  using Values = std::vector<int64_t>;
+
+  void check_locked() const;
+  void end(const std::string& reason);
+  std::vector<int> missing() const;
+
+  const std::chrono::microseconds slice_;
+  const std::chrono::duration<double> deadline_;
+  // Of gather(), by rank. Calls alternate between the two: a rank that is one call ahead overwrites nothing that a peer
+  // still reads.
+  std::array<Values, 2> values_;
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::vector<bool> arrived_;  // [rank], in the barrier that is going on
+  uint64_t generation_ = 0;    // of barriers
+  bool aborted_ = false;
+  std::string reason_;
+};
+
+// The registered buffers of one rank, and where its peers' are.
+class RegisteredBuffers {
+ public:
+  RegisteredBuffers(LocalGroup& group, int rank) : group_(group), rank_(rank) {}
+  // Communicator::register_buffer and all_gather_host.
+  std::vector<std::byte*> add(void* data, int64_t num_bytes);
+  std::vector<int64_t> gather(int64_t value, const char* operation);
+  // The places of all ranks that correspond to one in a registered buffer. Memory that was registered again, after its
+  // first owner freed it, is the latest owner's.
+  std::vector<std::byte*> peers_of(const void* data, int64_t num_bytes) const;
+  std::vector<float*> floats_of(const float* data, int64_t count) const;
+
+ private:
+  struct Registered {
+    std::byte* data;
+    int64_t num_bytes;
+    std::vector<std::byte*> peers;
+  };
+  LocalGroup& group_;
+  const int rank_;
+  uint64_t num_gathers_ = 0;
+  std::vector<Registered> registered_;
+};
+
+}  // namespace moectl

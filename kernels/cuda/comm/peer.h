@@ -1,0 +1,11 @@
+// Launchers of kernels/cuda/comm/peer.cu. They may be captured in a graph; a call returns before the kernel is done.
+#pragma once
+
+#include "kernels/peer.h"
+
+namespace moectl::cuda {
+
+void peer_barrier(const PeerBarrierArgs& args, Stream stream);
+void peer_sum(const PeerSumArgs& args, Stream stream);
+
+}  // namespace moectl::cuda
