@@ -84,7 +84,7 @@ TEST(Parallelism, EveryRuleHasItsMessage) {
               HasSubstr("--ep-size 2 must be TP x DP = 2 x 2 = 4"));
   EXPECT_THAT(message({.num_nodes = 2}), HasSubstr("1 ranks (TP x DP) over 2 nodes"));
   EXPECT_THAT(message({.dp_size = 4, .ep_size = 4, .num_nodes = 2, .node_rank = 2}), HasSubstr("node 2 of 2"));
-  EXPECT_THAT(message({.dp_size = 4, .ep_size = 4, .devices = {0, 1, 2}}), HasSubstr("3 devices for 4 ranks"));
+  EXPECT_THAT(message({.dp_size = 4, .ep_size = 4, .devices = {0, 1, 2}}), HasSubstr("names 3 GPU(s) for 4 rank(s)"));
   EXPECT_THAT(message({.devices = {-1}}), HasSubstr("ordinal"));
   ModelDims dense = kR1;
   dense.num_experts = 0;
