@@ -217,6 +217,15 @@ struct MlaPrefillArgs {
   View<float> out;  // [num_tokens, num_heads, v_head_dim]
 };
 
+// Counts a gate's choices by the physical expert that computes them (PlacementView). Integers: the order of additions
+// does not matter.
+struct ExpertCounting {
+  View<int64_t> counts;               // [num_physical_experts] in and out; empty: nothing is counted
+  View<const int32_t> positions;      // [num_tokens]; -1: a padding row, not counted
+  View<const int32_t> replica_begin;  // PlacementView's; empty: every expert has one replica
+  int64_t rank = 0;                   // the caller's: PlacementView's s
+};
+
 // Top-k routing. Sigmoid: DeepSeek-V3 report, section 2.1.2: the bias picks experts; it never weights them.
 struct MoeGateArgs {
   View<const float> logits;   // [num_tokens, num_experts]
@@ -229,6 +238,7 @@ struct MoeGateArgs {
   bool group_score_top2 = false;            // a group's score: sum of its two best (V3), else its best (V2)
   float scale = 1.0f;
   float norm_min = 0.0f;  // normalising divides by the sum of the weights, at least by this
+  ExpertCounting count = {};
 };
 
 // Of a gated feed-forward: what becomes of gate g and up u.

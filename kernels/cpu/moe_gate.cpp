@@ -61,6 +61,22 @@ void keep_best_groups(const MoeGateArgs& a, float* choice, int64_t num_experts, 
     if (group_score[g] != kOut) std::fill(choice + g * size, choice + (g + 1) * size, kOut);
 }
 
+// On one thread: the tokens of all threads share the counters, and this is a small part of the gate's work.
+void count_choices(const ExpertCounting& c, const View<int32_t>& expert_idx) {
+  CHECK(c.positions.dim(0) == expert_idx.dim(0), "{} positions for {} tokens", c.positions.dim(0), expert_idx.dim(0));
+  for (int64_t t = 0; t < expert_idx.dim(0); ++t) {
+    if (c.positions(t) < 0) continue;
+    for (int64_t j = 0; j < expert_idx.dim(1); ++j) {
+      int64_t physical = expert_idx(t, j);
+      if (c.replica_begin) {
+        const int64_t first = c.replica_begin(physical), num = c.replica_begin(physical + 1) - first;
+        physical = first + (c.rank + t) % num;
+      }
+      ++c.counts(physical);
+    }
+  }
+}
+
 }  // namespace
 
 void CpuOps::moe_gate(const MoeGateArgs& a, Stream) {
@@ -92,6 +108,7 @@ void CpuOps::moe_gate(const MoeGateArgs& a, Stream) {
           }
         }
       });
+  if (a.count.counts) count_choices(a.count, a.expert_idx);
 }
 
 #include "kernels/cpu/path_end.h"

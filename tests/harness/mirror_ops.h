@@ -106,6 +106,9 @@ class MirrorOps final : public Ops {
       d.bias = in(a.bias);
       d.expert_idx = out(a.expert_idx);
       d.expert_weight = out(a.expert_weight);
+      d.count.counts = out(a.count.counts);
+      d.count.positions = in(a.count.positions);
+      d.count.replica_begin = in(a.count.replica_begin);
       o.moe_gate(d, {});
     });
   }

@@ -24,7 +24,8 @@ struct Routing {
   std::vector<float> weight;
 };
 
-Routing route(Ops& ops, const Gate& g, const std::vector<float>& logits, const std::vector<float>& bias) {
+Routing route(Ops& ops, const Gate& g, const std::vector<float>& logits, const std::vector<float>& bias,
+              const ExpertCounting& count = {}) {
   const int64_t tokens = int64_t(logits.size()) / g.num_experts;
   Routing r = {std::vector<int32_t>(size_t(tokens * g.top_k), -1), std::vector<float>(size_t(tokens * g.top_k), NAN)};
   MoeGateArgs a;
@@ -39,6 +40,7 @@ Routing route(Ops& ops, const Gate& g, const std::vector<float>& logits, const s
   a.group_score_top2 = g.group_score_top2;
   a.scale = g.scale;
   a.norm_min = g.norm_min;
+  a.count = count;
   ops.moe_gate(a, {});
   return r;
 }
@@ -216,6 +218,42 @@ TEST_P(MoeGateTest, SpecialValuesGiveDistinctExperts) {
           }
   // Where some logits are -infinity and others are not, the finite ones win, in order.
   EXPECT_EQ(route(ops(), {8, 3, false, true, false, 1, 1, 1.0f}, rows.back(), {}).idx, (std::vector<int32_t>{2, 6, 0}));
+}
+
+// Choices are added to the counters of the physical experts that compute them; rows without a position are padding.
+// (The sizes take both kernels of the GPU.)
+TEST_P(MoeGateTest, CountsChoicesPerPhysicalExpert) {
+  for (const Gate& g : {Gate{.num_experts = 7, .top_k = 3}, Gate{.num_experts = 64, .top_k = 6},
+                        Gate{.num_experts = 256, .top_k = 8, .sigmoid = true, .num_groups = 8, .num_topk_groups = 4}})
+    for (int64_t rank : {0, 3})
+      for (int max_replicas : {1, 3})
+        for (int64_t tokens : {0, 1, 70, 600}) {
+          SCOPED_TRACE(
+              fmt::format("{} experts, rank {}, {} replicas, {} tokens", g.num_experts, rank, max_replicas, tokens));
+          Random random(uint64_t(tokens + rank));
+          const std::vector<float> logits = random.floats(tokens * g.num_experts, 4.0f);
+          std::vector<int32_t> positions, begin = {0};
+          for (int64_t t = 0; t < tokens; ++t) positions.push_back(t % 5 == 4 ? -1 : int32_t(random.below(1000)));
+          for (int64_t e = 0; e < g.num_experts; ++e)
+            begin.push_back(begin.back() + (max_replicas == 1 ? 1 : 1 + int32_t(random.below(3))));
+          std::vector<int64_t> counts, expected;
+          for (int32_t p = 0; p < begin.back(); ++p) counts.push_back(p % 3 == 0 ? int64_t{1} << 40 : p);
+          expected = counts;
+          ExpertCounting count = {.counts = View<int64_t>(counts.data(), {int64_t(counts.size())}),
+                                  .positions = View<const int32_t>(positions.data(), {tokens}),
+                                  .rank = rank};
+          if (max_replicas > 1) count.replica_begin = View<const int32_t>(begin.data(), {g.num_experts + 1});
+          const Routing r = route(ops(), g, logits, {}, count);
+          for (int64_t i = 0; i < tokens * g.top_k; ++i) {
+            const int64_t t = i / g.top_k;
+            if (positions[size_t(t)] < 0) continue;
+            const auto e = size_t(r.idx[size_t(i)]);
+            const int64_t num = begin[e + 1] - begin[e];
+            ++expected[size_t(begin[e] + (rank + t) % num)];
+          }
+          EXPECT_EQ(counts, expected);
+          EXPECT_EQ(r.idx, route(ops(), g, logits, {}).idx) << "counting changes no choice";
+        }
 }
 
 // Normalising divides by the sum of the weights, or by norm_min where that is larger (ERNIE's moe_norm_min).

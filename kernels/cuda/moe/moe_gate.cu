@@ -52,7 +52,23 @@ struct Gate {
   int num_tokens, num_experts, top_k, num_groups, num_topk_groups;
   bool sigmoid, normalize, group_score_top2;
   float scale, norm_min;
+  unsigned long long* counts;  // ExpertCounting; null: nothing is counted
+  const int32_t *positions, *replica_begin;
+  int rank;
 };
+
+__device__ __forceinline__ bool is_counted(const Gate& g, int64_t token) {
+  return g.counts && g.positions[token] >= 0;
+}
+
+__device__ __forceinline__ void count_choice(const Gate& g, int64_t token, int expert) {
+  int64_t physical = expert;
+  if (g.replica_begin) {
+    const int first = g.replica_begin[expert], num = g.replica_begin[expert + 1] - first;
+    physical = first + (g.rank + token) % num;
+  }
+  atomicAdd(g.counts + physical, 1ull);
+}
 
 __device__ void gate_scores(const Gate& g, const float* logits, float* scores) {
   const int lane = int(threadIdx.x);
@@ -112,6 +128,7 @@ __global__ void moe_gate(const Gate g) {
     choice[e] = in_the_running(g.bias ? __fadd_rn(scores[e], g.bias[e]) : scores[e]);
   __syncwarp();
   if (g.num_topk_groups < g.num_groups) keep_best_groups(g, choice, group_score);
+  const bool counted = is_counted(g, token);
   int32_t* expert_idx = g.expert_idx + int64_t{token} * g.top_k;
   float* expert_weight = g.expert_weight + int64_t{token} * g.top_k;
   float sum = 0.0f;
@@ -130,6 +147,7 @@ __global__ void moe_gate(const Gate g) {
     float weight = expert_weight[j];
     if (g.normalize) weight = __fdiv_rn(weight, fmaxf(__fadd_rn(sum, 1e-20f), g.norm_min));
     expert_weight[j] = __fmul_rn(weight, g.scale);
+    if (counted) count_choice(g, token, expert_idx[j]);
   }
 }
 
@@ -205,6 +223,7 @@ __global__ void __launch_bounds__(kWarp) moe_gate_lanes(const __grid_constant__ 
   wait_for_earlier();
   const int64_t token = blockIdx.x;
   const int lane = int(threadIdx.x);
+  const bool counted = is_counted(g, token);  // here, while the logits are loaded
   float score[N], choice[N];
   load_experts(g.logits + token * N * kWarp, score);
   if (g.bias) load_experts(g.bias, choice);
@@ -238,6 +257,7 @@ __global__ void __launch_bounds__(kWarp) moe_gate_lanes(const __grid_constant__ 
   if (g.normalize) weight = __fdiv_rn(weight, fmaxf(__fadd_rn(sum, 1e-20f), g.norm_min));
   g.expert_idx[token * g.top_k + lane] = expert;
   g.expert_weight[token * g.top_k + lane] = __fmul_rn(weight, g.scale);
+  if (counted) count_choice(g, token, expert);
 }
 #undef MOECTL_OUT
 
@@ -262,6 +282,8 @@ void moe_gate(const MoeGateArgs& a, Stream stream) {
   CHECK(top_k <= num_experts / a.num_groups * a.num_topk_groups, "{} experts a token of {} groups of {}", top_k,
         a.num_topk_groups, num_experts / a.num_groups);
   CHECK(num_tokens <= INT_MAX, "{} tokens", num_tokens);
+  CHECK(!a.count.counts || a.count.positions.dim(0) == num_tokens, "{} positions for {} tokens",
+        a.count.positions.dim(0), num_tokens);
   if (num_tokens == 0) return;
   const int64_t bytes = (2 * num_experts + a.num_groups) * int64_t(sizeof(float)), room = 48 << 10;
   CHECK(bytes <= room, "moe_gate: {} experts; at most about 6,000 have room", num_experts);
@@ -279,7 +301,11 @@ void moe_gate(const MoeGateArgs& a, Stream stream) {
                           .normalize = a.normalize,
                           .group_score_top2 = a.group_score_top2,
                           .scale = a.scale,
-                          .norm_min = a.norm_min};
+                          .norm_min = a.norm_min,
+                          .counts = reinterpret_cast<unsigned long long*>(a.count.counts.data),
+                          .positions = a.count.positions.data,
+                          .replica_begin = a.count.replica_begin.data,
+                          .rank = int(a.count.rank)};
   const cudaStream_t s = handle(stream);
   if (launch_lanes<2>(g, s) || launch_lanes<4>(g, s) || launch_lanes<5>(g, s) || launch_lanes<8>(g, s) ||
       launch_lanes<12>(g, s))
