@@ -61,7 +61,7 @@ void decoder_layer(Step& step, const LayerWeights& w, const LayerOperands& opera
     gqa_layer(step, w.gqa, layer_idx, attention_input, out);
   const Operands ffn_input = b.normed.rows(n, hidden_size, operands.ffn_input);
   step.ops.rms_norm({out, residual, w.post_attention_norm, ffn_input, eps}, step.stream);
-  feed_forward(step, w, operands, layer.feed_forward, ffn_input, out);
+  feed_forward(step, w, operands, layer_idx, ffn_input, out);
 }
 
 int leave_out_absent_mtp(Config& config, const Checkpoint& checkpoint) {
@@ -79,8 +79,7 @@ int leave_out_absent_mtp(Config& config, const Checkpoint& checkpoint) {
 namespace {
 
 bool has_moe(const Config& c) {
-  return std::any_of(c.layers.begin(), c.layers.end(),
-                     [](const LayerConfig& x) { return x.feed_forward == FeedForwardKind::kMoe; });
+  return !moe_layers(c).empty();
 }
 
 ScratchShape scratch_shape(const Config& c, const LocalDims& dims, const ModelLimits& limits) {
@@ -124,6 +123,7 @@ struct Model::Impl {
   Buffers buffers;
   std::unique_ptr<StepInputs> inputs;
   std::unique_ptr<ExpertDispatch> experts;
+  std::unique_ptr<ExpertCounts> expert_counts;  // where there are experts
   OperandPlan operands;
   Buffer inv_freq_storage;
   View<const float> inv_freq;
@@ -140,7 +140,10 @@ struct Model::Impl {
         limits(l),
         buffers(c, weights->dims, l, max_expert_rows(c, l, placement), o) {
     Device& device = ops.device();
-    if (has_moe(c)) experts = make_expert_dispatch(comm, ops, placement, dispatch_config(c, l));
+    if (has_moe(c)) {
+      experts = make_expert_dispatch(comm, ops, placement, dispatch_config(c, l));
+      expert_counts = std::make_unique<ExpertCounts>(c, placement, comm.rank(), device);
+    }
     const ScratchShape scratch = scratch_shape(c, weights->dims, l);
     ops.set_scratch(device.alloc(ops.scratch_bytes(scratch)), scratch);
     inputs = std::make_unique<StepInputs>(l, device, min_expanded_chunk(ops));
@@ -178,6 +181,7 @@ struct Model::Impl {
             .buffers = buffers,
             .cache = cache,
             .experts = experts.get(),
+            .expert_counts = expert_counts.get(),
             .stream = ops.device().stream(),
             .in = *inputs,
             .num_tokens = num_rows};
@@ -305,8 +309,14 @@ int64_t Model::workspace_bytes(const Config& config, const LocalDims& dims, cons
   const Capabilities& capabilities = ops.capabilities();
   int64_t sum = Buffers::num_bytes(config, dims, limits, max_expert_rows(config, limits, placement), capabilities) +
                 StepInputs::num_bytes(limits) + ops.scratch_bytes(scratch_shape(config, dims, limits));
-  if (has_moe(config)) sum += ExpertDispatch::num_bytes(placement, dispatch_config(config, limits), capabilities);
+  if (has_moe(config))
+    sum += ExpertDispatch::num_bytes(placement, dispatch_config(config, limits), capabilities) +
+           ExpertCounts::num_bytes(config, placement);
   return sum;
+}
+
+View<const int64_t> Model::expert_counts() const {
+  return impl_->expert_counts ? impl_->expert_counts->view() : View<const int64_t>();
 }
 
 View<int32_t> Model::sampled() const {

@@ -65,6 +65,9 @@ class Model {
   // Device memory [max_logits] that the tokens chosen from these logits are written to (DeviceSampling) before the
   // next forward(), where that is to go on from them: Batch::token_ids.
   View<int32_t> sampled() const;
+  // Tokens that this rank's gates have sent to each physical expert so far: [MoE layers, num_physical_experts], the
+  // layers as moe_layers() lists them; in device memory, complete once device().stream() is. Empty: no MoE layers.
+  View<const int64_t> expert_counts() const;
   // The main model's states after the final norm, of the last forward(): [num_tokens, hidden_size].
   View<const float> hidden() const;
   // The MTP module (DeepSeek-V3 report, section 2.2): row i of `batch` carries token t(i+1) at position i, row i of

@@ -20,9 +20,10 @@ void dense(Step& step, const MlpWeights& w, const ExpertOperands& operands, cons
 
 }  // namespace
 
-void feed_forward(Step& step, const LayerWeights& w, const LayerOperands& operands, FeedForwardKind kind,
-                  const Operands& x, View<float> out) {
-  if (kind == FeedForwardKind::kDense) return dense(step, w.mlp, operands.mlp, x, step.buffers.mlp_hidden, out);
+void feed_forward(Step& step, const LayerWeights& w, const LayerOperands& operands, int layer_idx, const Operands& x,
+                  View<float> out) {
+  if (step.config.layers[size_t(layer_idx)].feed_forward == FeedForwardKind::kDense)
+    return dense(step, w.mlp, operands.mlp, x, step.buffers.mlp_hidden, out);
 
   const MoeConfig& moe = step.config.moe;
   Buffers& b = step.buffers;
@@ -52,7 +53,8 @@ void feed_forward(Step& step, const LayerWeights& w, const LayerOperands& operan
                      .num_topk_groups = moe.select == GateSelect::kGreedy ? 1 : moe.num_topk_groups,
                      .group_score_top2 = moe.select == GateSelect::kGroupTop2,
                      .scale = moe.routed_scaling_factor,
-                     .norm_min = moe.norm_min},
+                     .norm_min = moe.norm_min,
+                     .count = step.expert_counts->of_layer(layer_idx, step.in.positions)},
                     step.stream);
 
   MoeExpertsArgs experts = {.w_gate = w.experts.gate,

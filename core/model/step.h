@@ -3,6 +3,7 @@
 
 #include "core/comm/expert_dispatch.h"
 #include "core/model/buffers.h"
+#include "core/model/expert_counts.h"
 #include "core/model/model.h"
 #include "core/model/operand_plan.h"
 #include "core/model/step_inputs.h"
@@ -15,7 +16,8 @@ struct Step {
   Ops& ops;
   Buffers& buffers;
   KvCache& cache;
-  ExpertDispatch* experts;  // null: no MoE layers
+  ExpertDispatch* experts;            // null: no MoE layers
+  const ExpertCounts* expert_counts;  // likewise
   Stream stream;
   const StepInputs& in;
   int64_t num_tokens = 0;  // rows, padding included
@@ -31,8 +33,8 @@ void mla_layer(Step& step, const MlaWeights& w, const LayerOperands& operands, i
 void gqa_layer(Step& step, const GqaWeights& w, int layer_idx, const Operands& x, View<float> out);
 // Feed-forward of one layer, dense or MoE, of x [num_tokens, hidden_size] of LayerOperands::ffn_input. Ranks of a group
 // call it together for MoE layers.
-void feed_forward(Step& step, const LayerWeights& w, const LayerOperands& operands, FeedForwardKind kind,
-                  const Operands& x, View<float> out);
+void feed_forward(Step& step, const LayerWeights& w, const LayerOperands& operands, int layer_idx, const Operands& x,
+                  View<float> out);
 // residual += delta (where given), then one decoder layer; leaves the layer's last contribution in buffers.delta, not
 // yet added.
 void decoder_layer(Step& step, const LayerWeights& w, const LayerOperands& operands, int layer_idx,

@@ -13,6 +13,7 @@
 #include <nlohmann/json.hpp>
 #include <numeric>
 
+#include "core/model/expert_counts.h"
 #include "kernels/gpu.h"
 #include "tests/harness/model_runner.h"
 
@@ -169,6 +170,23 @@ void expect_same_bits(const std::vector<float>& a, const std::vector<float>& b, 
   ASSERT_EQ(0, std::memcmp(a.data(), b.data(), a.size() * sizeof(float))) << what;
 }
 
+// Choices of each decoder layer's gate so far, by the counters on the device.
+std::vector<int64_t> counted_choices(ModelRunner& runner) {
+  const View<const int64_t> counts = runner.rank().model->expert_counts();
+  Device& device = runner.rank().ops->device();
+  const int64_t num_bytes = counts.size() * int64_t(sizeof(int64_t));
+  const Buffer host = device.alloc_host(num_bytes);
+  device.copy(host.get(), counts.data, num_bytes, device.stream());
+  device.synchronize(device.stream());
+  const auto* from = reinterpret_cast<const int64_t*>(host.get());
+  std::vector<int64_t> sums;
+  for (const int layer : moe_layers(runner.config())) {
+    if (layer < runner.config().num_layers) sums.push_back(std::accumulate(from, from + counts.row_size(), int64_t{0}));
+    from += counts.row_size();
+  }
+  return sums;
+}
+
 // Three sequences: each alone in one step; then in chunks; then the last 20 tokens of all of them one by one together,
 // which is what the engine records and replays.
 TEST_P(CudaGolden, DeterministicWhateverTheCompany) {
@@ -210,6 +228,10 @@ TEST_P(CudaGolden, DeterministicWhateverTheCompany) {
                          fmt::format("precise {}, sequence {}, position {}", precise, s, i));
       if (HasFatalFailure()) return;
     }
+    // Three times all rows in each of the two forms, and four times those in chunks; a captured step of three rows has
+    // a fourth, which is padding.
+    const int64_t num_choices = (3 + 3 + 4) * kSize * runner.config().moe.num_experts_per_tok;
+    for (const int64_t counted : counted_choices(runner)) EXPECT_EQ(counted, num_choices);
   }
 }
 
