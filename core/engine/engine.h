@@ -23,6 +23,7 @@
 #include <string>
 #include <vector>
 
+#include "core/engine/expert_load.h"
 #include "core/engine/types.h"
 #include "core/parallel/parallelism.h"
 #include "core/pd/prefill_source.h"
@@ -71,6 +72,7 @@ struct ModelInfo {
 };
 
 using OutputSink = std::function<void(GenerateOutput&&)>;
+using ExpertLoadSink = std::function<void(const ExpertLoad&)>;
 
 class Engine {
  public:
@@ -88,6 +90,10 @@ class Engine {
   // The request ends with kCancelled within one step; its pages return. Unknown ids are ignored.
   virtual void cancel(uint64_t handle) = 0;
   virtual EngineStats stats() const = 0;
+  // Reads the experts' load as of the end of one step, the same on all ranks: the next that is launched, or of the last
+  // one when the engine is idle. No step waits for it. `sink` is called once; with no layers where the model has no
+  // experts, and when the engine has failed or ends.
+  virtual void read_expert_load(ExpertLoadSink sink) = 0;
   // Takes no new requests from now on; running ones continue.
   virtual void drain() = 0;
   // Evicts all cached prefixes that no request references.

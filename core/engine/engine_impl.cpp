@@ -39,9 +39,11 @@ struct Inbox {
   std::vector<Submission> submissions;
   std::vector<uint64_t> cancels, releases;
   std::vector<RemoteResult> remote_results;
+  std::vector<ExpertLoadSink> load_sinks;
   bool flush = false;
   bool empty() const {
-    return submissions.empty() && cancels.empty() && releases.empty() && remote_results.empty() && !flush;
+    return submissions.empty() && cancels.empty() && releases.empty() && remote_results.empty() && load_sinks.empty() &&
+           !flush;
   }
 };
 
@@ -69,6 +71,7 @@ class EngineImpl final : public Engine {
   uint64_t submit(GenerateRequest request, OutputSink sink) override;
   void cancel(uint64_t handle) override;
   EngineStats stats() const override;
+  void read_expert_load(ExpertLoadSink sink) override;
   void drain() override;
   void flush_prefix_cache() override;
   uint64_t prefill(PrefillJob job, PrefillSink sink) override;
@@ -85,6 +88,8 @@ class EngineImpl final : public Engine {
   void step();
   void launch(StepPlan plan);
   void collect();
+  void read_load_between_steps();
+  void deliver_load(std::vector<ExpertLoadSink>& sinks, const ExpertLoad& load);
   void start_remotes();
   void fail(const std::string& reason);
   void end_everything(FinishReason reason, const std::string& error);
@@ -109,6 +114,7 @@ class EngineImpl final : public Engine {
   double busy_seconds_ = 0, idle_seconds_ = 0;
   std::map<uint64_t, OutputSink> sinks_;
   std::map<uint64_t, PrefillSink> job_sinks_;
+  std::vector<ExpertLoadSink> load_sinks_, load_sinks_in_flight_;  // for the next step; of a launched one
   bool parked_ = false;  // the last plan was empty: nothing to do until the inbox fills or a deadline passes
   bool paused_ = true;   // there was no step to run since the last one
 
@@ -228,6 +234,11 @@ EngineStats EngineImpl::stats() const {
   return stats;
 }
 
+void EngineImpl::read_expert_load(ExpertLoadSink sink) {
+  CHECK(sink, "a reader of the load without a sink");
+  mail_->post([&](Inbox& inbox) { inbox.load_sinks.push_back(std::move(sink)); });
+}
+
 void EngineImpl::drain() {
   std::lock_guard lock(mail_->mutex);
   draining_ = true;
@@ -246,7 +257,7 @@ void EngineImpl::run() {
     try {
       apply(std::exchange(inbox, {}));
       const int64_t before = scheduler_.stats().num_steps_total;
-      if (scheduler_.has_work() || !in_flight_.empty()) step();
+      if (scheduler_.has_work() || !in_flight_.empty() || !load_sinks_.empty()) step();
       progressed = scheduler_.stats().num_steps_total > before;
     } catch (const std::exception& e) {
       fail(e.what());
@@ -263,7 +274,8 @@ bool EngineImpl::take_inbox(Inbox& inbox) {
   const auto deadline = parked_ ? scheduler_.next_deadline() : std::nullopt;
   std::unique_lock lock(mail_->mutex);
   const auto due = [&] {
-    return stop_ || !mail_->inbox.empty() || (scheduler_.has_work() && !parked_) || !in_flight_.empty();
+    return stop_ || !mail_->inbox.empty() || (scheduler_.has_work() && !parked_) || !in_flight_.empty() ||
+           !load_sinks_.empty();
   };
   if (deadline)
     mail_->wake.wait_until(lock, *deadline, due);
@@ -282,6 +294,7 @@ void EngineImpl::keep_sinks(Inbox& inbox) {
     else
       sinks_.emplace(s.handle, std::move(s.sink));
   }
+  std::ranges::move(inbox.load_sinks, std::back_inserter(load_sinks_));
 }
 
 void EngineImpl::apply(Inbox inbox) {
@@ -304,7 +317,8 @@ void EngineImpl::step() {
   parked_ = !launches && in_flight_.empty();
   if (parked_) {
     CHECK(!scheduler_.has_work() || scheduler_.waits_for_others(), "requests are left that no step advances");
-    return start_remotes();
+    start_remotes();
+    return read_load_between_steps();
   }
   if (launches) launch(std::move(plan));
   start_remotes();
@@ -313,8 +327,21 @@ void EngineImpl::step() {
 }
 
 void EngineImpl::launch(StepPlan plan) {
-  for (size_t i = 0; i < ranks_.size(); ++i) ranks_[i]->launch(plan.ranks[i]);
-  in_flight_.push_back({.plan = std::move(plan), .follows = !std::exchange(paused_, false)});
+  const bool read_load = !load_sinks_.empty() && load_sinks_in_flight_.empty();
+  if (read_load) load_sinks_in_flight_ = std::exchange(load_sinks_, {});
+  for (size_t i = 0; i < ranks_.size(); ++i) {
+    plan.ranks[i].read_expert_load = read_load;
+    ranks_[i]->launch(plan.ranks[i]);
+  }
+  const bool compute = plan.ranks.front().compute;
+  in_flight_.push_back({.plan = std::move(plan), .follows = compute && !std::exchange(paused_, false)});
+}
+
+// Nothing is in flight: the ranks answer at once.
+void EngineImpl::read_load_between_steps() {
+  if (load_sinks_.empty()) return;
+  launch({.ranks = std::vector(ranks_.size(), RankStepPlan{.compute = false})});
+  collect();
 }
 
 // Waits for the oldest step and hands its results to the scheduler.
@@ -331,6 +358,13 @@ void EngineImpl::collect() {
     in_flight_.clear();  // a failed rank gives no more results
     return fail(cause_of(failures));
   }
+  const RankStepPlan& plan = step.plan.ranks.front();
+  if (plan.read_expert_load) {
+    ExpertLoad load = result.ranks.front().expert_load.value();
+    for (size_t r = 1; r < ranks_.size(); ++r) add(load, result.ranks[r].expert_load.value());
+    deliver_load(load_sinks_in_flight_, load);
+  }
+  if (!plan.compute) return;
   // Ranks advance layer by layer together, so one rank's clock tells the time of the step.
   busy_seconds_ += result.ranks[0].busy_seconds;
   if (step.follows) idle_seconds_ += result.ranks[0].idle_seconds;
@@ -372,8 +406,20 @@ void EngineImpl::end_everything(FinishReason reason, const std::string& error) {
   scheduler_.end_all(reason, error);
   deliver();
   while (!sinks_.empty()) call_sink({sinks_.begin()->first, {.finish = reason, .error = error}});
+  deliver_load(load_sinks_in_flight_, {});
+  deliver_load(load_sinks_, {});
   while (!job_sinks_.empty())
     call_job_sink({job_sinks_.begin()->first, {.finished = true, .error = error.empty() ? "cancelled" : error}});
+}
+
+void EngineImpl::deliver_load(std::vector<ExpertLoadSink>& sinks, const ExpertLoad& load) {
+  for (const ExpertLoadSink& sink : std::exchange(sinks, {})) {
+    try {
+      sink(load);
+    } catch (const std::exception& e) {
+      log::warn("a reader of the experts' load threw: {}", e.what());
+    }
+  }
 }
 
 void EngineImpl::deliver() {

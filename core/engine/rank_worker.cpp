@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "core/base/check.h"
+#include "core/model/expert_counts.h"
 #include "core/model/weights.h"
 
 namespace moectl {
@@ -106,6 +107,7 @@ void RankWorker::build() {
   if (setup_.ops->device_sampling())
     device_sampler_ = std::make_unique<DeviceSampler>(setup_.limits, setup_.config->vocab_size, *setup_.ops,
                                                       setup_.comm->size() == 1);
+  expert_counts_ = setup_.ops->device().alloc_host(model_->expert_counts().size() * int64_t(sizeof(int64_t)));
   if (!setup_.compute_mtp_kv) return;
   const int64_t max_tokens = setup_.limits.max_tokens;
   mtp_row_idx_ = setup_.ops->device().alloc(max_tokens * int64_t(sizeof(int32_t)));
@@ -131,10 +133,11 @@ void RankWorker::begin_step(RankStepPlan plan) {
   step.mirrors = mirrors_->apply(step.plan);
   make_batch(step.plan, step.mirrors, batch_);
   step.begin = device.record_event(device.stream());
-  step.logits = model_->forward(batch_);
-  if (device_sampler_) step.sampled = sample_on_device(step);
+  if (step.plan.compute) step.logits = model_->forward(batch_);
+  if (device_sampler_ && step.plan.compute) step.sampled = sample_on_device(step);
   if (std::ranges::any_of(step.plan.chunks, [](const Chunk& c) { return c.mtp_end > c.begin; }))
     compute_mtp_kv(step.plan);
+  if (step.plan.read_expert_load) copy_expert_counts();
   step.end = device.record_event(device.stream());
   in_flight_.push_back(std::move(step));
 }
@@ -148,9 +151,21 @@ RankStepResult RankWorker::end_step() {
   RankStepResult result{.busy_seconds = setup_.ops->device().seconds_between(step.begin, step.end)};
   if (last_end_) result.idle_seconds = setup_.ops->device().seconds_between(last_end_, step.begin);
   last_end_ = step.end;
+  if (step.plan.read_expert_load)
+    result.expert_load = fold_expert_counts(moe_layers(*setup_.config), setup_.placement,
+                                            reinterpret_cast<const int64_t*>(expert_counts_.get()));
   int row = 0;
   for (size_t i = 0; i < step.plan.chunks.size(); ++i) result.chunks.push_back(result_of(step, i, row));
   return result;
+}
+
+// Into the one host buffer: no two steps in flight read the load (EngineImpl::launch).
+void RankWorker::copy_expert_counts() {
+  CHECK(std::ranges::none_of(in_flight_, [](const BegunStep& s) { return s.plan.read_expert_load; }),
+        "two steps in flight read the experts' load");
+  const View<const int64_t> counts = model_->expert_counts();
+  Device& device = setup_.ops->device();
+  if (counts) device.copy(expert_counts_.get(), counts.data, counts.size() * int64_t(sizeof(int64_t)), device.stream());
 }
 
 int RankWorker::sample_on_device(const BegunStep& step) {

@@ -63,6 +63,7 @@ class RankWorker final : public RankHandle {
   void begin_step(RankStepPlan plan);
   RankStepResult end_step();
   void compute_mtp_kv(const RankStepPlan& plan);
+  void copy_expert_counts();
   int sample_on_device(const BegunStep& step);
   ChunkResult result_of(const BegunStep& step, size_t chunk_idx, int& row);
   void fail(const std::string& what, bool by_peer);
@@ -78,6 +79,7 @@ class RankWorker final : public RankHandle {
   std::vector<int32_t> mtp_rows_;
   Buffer mtp_row_idx_, mtp_states_;  // [max_tokens], [max_tokens, hidden_size]: the states the MTP module starts from
   std::unique_ptr<DeviceSampler> device_sampler_;  // where the host cannot read logits
+  Buffer expert_counts_;                           // the model's, in host memory: read_expert_load
   std::deque<BegunStep> in_flight_;                // oldest first
   Event last_end_;                                 // of the step that ended last
 

@@ -36,6 +36,7 @@
 #include <string>
 #include <vector>
 
+#include "core/engine/expert_load.h"
 #include "core/engine/types.h"
 #include "core/kv/page_pool.h"
 #include "core/pd/prefill_source.h"
@@ -87,6 +88,8 @@ struct Chunk {
 struct RankStepPlan {
   std::vector<uint64_t> ended;  // sequences that left this rank: their mirrors are dropped before the chunks are read
   std::vector<Chunk> chunks;    // one per sequence; rows and logits stand in this order
+  bool compute = true;          // false, for all ranks alike: no step is computed, the plan only reads the load
+  bool read_expert_load = false;
   bool operator==(const RankStepPlan&) const = default;
 };
 
@@ -115,8 +118,10 @@ struct RankFailure {
 struct RankStepResult {
   std::vector<ChunkResult> chunks;  // one per chunk of the plan, in its order
   // On the device's clock.
-  double busy_seconds = 0;             // from the beginning of the step to its end
-  double idle_seconds = 0;             // since the end of the step before
+  double busy_seconds = 0;  // from the beginning of the step to its end
+  double idle_seconds = 0;  // since the end of the step before
+  std::optional<ExpertLoad>
+      expert_load;                     // RankStepPlan::read_expert_load: of this rank's tokens, up to this step's end
   std::optional<RankFailure> failure;  // set: nothing else is
 };
 

@@ -50,7 +50,7 @@ void fields(Io& io, T& c) {
 }
 template <class Io, Is<RankStepPlan> T>
 void fields(Io& io, T& p) {
-  io(p.ended, p.chunks);
+  io(p.ended, p.chunks, p.compute, p.read_expert_load);
 }
 template <class Io, Is<TokenLogprob> T>
 void fields(Io& io, T& t) {
@@ -68,9 +68,17 @@ template <class Io, Is<RankFailure> T>
 void fields(Io& io, T& f) {
   io(f.what, f.by_peer);
 }
+template <class Io, Is<ExpertLoad::Layer> T>
+void fields(Io& io, T& l) {
+  io(l.layer_idx, l.experts, l.ranks);
+}
+template <class Io, Is<ExpertLoad> T>
+void fields(Io& io, T& l) {
+  io(l.layers);
+}
 template <class Io, Is<RankStepResult> T>
 void fields(Io& io, T& r) {
-  io(r.chunks, r.busy_seconds, r.idle_seconds, r.failure);
+  io(r.chunks, r.busy_seconds, r.idle_seconds, r.expert_load, r.failure);
 }
 
 template <class T>
@@ -272,6 +280,13 @@ void check(const Chunk& c) {
   check_ids(c.start->eos_token_ids, "eos token id");
 }
 
+void check(const ExpertLoad::Layer& layer) {
+  if (layer.layer_idx < 0) bad("the load of layer {}", layer.layer_idx);
+  for (const std::vector<int64_t>* counts : {&layer.experts, &layer.ranks})
+    for (const int64_t count : *counts)
+      if (count < 0) bad("{} tokens of an expert or rank", count);
+}
+
 }  // namespace
 
 std::vector<std::byte> encode(const RankStepPlan& plan) {
@@ -285,6 +300,7 @@ std::vector<std::byte> encode(const RankStepResult& result) {
 RankStepPlan decode_step_plan(std::span<const std::byte> bytes) {
   auto plan = decode_as<RankStepPlan>(Kind::kPlan, bytes);
   for (const Chunk& chunk : plan.chunks) check(chunk);
+  if (!plan.compute && !plan.chunks.empty()) bad("{} chunks that are not to be computed", plan.chunks.size());
   return plan;
 }
 
@@ -292,6 +308,8 @@ RankStepResult decode_step_result(std::span<const std::byte> bytes) {
   auto result = decode_as<RankStepResult>(Kind::kResult, bytes);
   if (!std::isfinite(result.busy_seconds) || !std::isfinite(result.idle_seconds))
     bad("a step of {} s after a pause of {} s", result.busy_seconds, result.idle_seconds);
+  if (result.expert_load)
+    for (const ExpertLoad::Layer& layer : result.expert_load->layers) check(layer);
   return result;
 }
 

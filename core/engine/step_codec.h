@@ -14,7 +14,7 @@
 
 namespace moectl {
 
-inline constexpr uint16_t kStepCodecVersion = 1;
+inline constexpr uint16_t kStepCodecVersion = 2;
 
 std::vector<std::byte> encode(const RankStepPlan& plan);
 std::vector<std::byte> encode(const RankStepResult& result);

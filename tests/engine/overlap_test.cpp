@@ -6,6 +6,7 @@
 #include <atomic>
 #include <condition_variable>
 #include <deque>
+#include <future>
 #include <map>
 #include <mutex>
 #include <thread>
@@ -293,6 +294,27 @@ TEST(EngineOverlap, ADeviceThatFailsEndsTheInstance) {
     }
     EXPECT_TRUE(o.engine->stats().failed);
   }
+}
+
+// The host copy is ordered behind its step and ahead of the next one, which the device's thread may already run: layers
+// that a step has not reached would have fewer tokens.
+TEST(EngineOverlap, TheExpertLoadIsOfTheEndOfAStep) {
+  const OverlappedEngine o = overlapped_engine();
+  Client client(*o.engine);
+  GenerateRequest r = greedy(0, 200);
+  r.sampling.ignore_eos = true;
+  const size_t first = client.send(r), second = client.send(r);
+  for (size_t n = 1; n < 180; n += 5) {
+    client.wait_for_tokens(first, n);
+    const auto promise = std::make_shared<std::promise<ExpertLoad>>();
+    o.engine->read_expert_load([promise](const ExpertLoad& load) { promise->set_value(load); });
+    const ExpertLoad load = promise->get_future().get();
+    ASSERT_EQ(load.layers.size(), 6u);
+    const int64_t num_tokens = load.layers[0].num_tokens();
+    EXPECT_GT(num_tokens, 0);
+    for (size_t layer = 1; layer < 5; ++layer) EXPECT_EQ(load.layers[layer].num_tokens(), num_tokens);
+  }
+  EXPECT_EQ(client.wait(first).ids, client.wait(second).ids);
 }
 
 TEST(EngineOverlap, RequestsComeAndGoAtAnyTime) {

@@ -74,6 +74,8 @@ class Random {
     RankStepPlan plan;
     for (int n = below(4); n > 0; --n) plan.ended.push_back(bits());
     for (int n = below(6); n > 0; --n) plan.chunks.push_back(chunk());
+    plan.compute = !plan.chunks.empty();
+    plan.read_expert_load = one_in(2);
     return plan;
   }
 
@@ -81,6 +83,17 @@ class Random {
     GenerateOutput::Token token{.id = below(200000), .logprob = real()};
     for (int n = below(4); n > 0; --n) token.top.push_back({below(200000), real()});
     return token;
+  }
+
+  ExpertLoad expert_load() {
+    ExpertLoad load;
+    for (int n = below(4); n > 0; --n) {
+      ExpertLoad::Layer& layer = load.layers.emplace_back();
+      layer.layer_idx = below(100);
+      for (int i = below(20); i > 0; --i) layer.experts.push_back(int64_t(bits() >> 1));
+      for (int i = below(5); i > 0; --i) layer.ranks.push_back(int64_t(bits() >> 1));
+    }
+    return load;
   }
 
   RankStepResult result() {
@@ -93,6 +106,7 @@ class Random {
     }
     result.busy_seconds = real();
     result.idle_seconds = real();
+    if (one_in(3)) result.expert_load = expert_load();
     if (one_in(4)) result.failure = {.what = text(), .by_peer = one_in(2)};
     return result;
   }
@@ -118,6 +132,7 @@ void expect_equal(const RankStepResult& a, const RankStepResult& b) {
   }
   EXPECT_EQ(a.busy_seconds, b.busy_seconds);
   EXPECT_EQ(a.idle_seconds, b.idle_seconds);
+  EXPECT_EQ(a.expert_load, b.expert_load);
   ASSERT_EQ(a.failure.has_value(), b.failure.has_value());
   if (!a.failure) return;
   EXPECT_EQ(a.failure->what, b.failure->what);
@@ -231,6 +246,18 @@ TEST(StepCodec, InconsistentChunksAreRefused) {
   EXPECT_TRUE(check([](Chunk& c) { c.start->prompt_ids.pop_back(); }));
   EXPECT_TRUE(check([](Chunk& c) { c.start->prompt_ids[0] = -1; }));
   EXPECT_TRUE(check([](Chunk& c) { c.start->eos_token_ids = {-1}; }));
+}
+
+TEST(StepCodec, InconsistentLoadsAreRefused) {
+  EXPECT_TRUE(
+      refused([] { decode_step_plan(encode(RankStepPlan{.chunks = {Chunk{.token_ids = {1}}}, .compute = false})); }));
+  const auto check = [](ExpertLoad::Layer layer) {
+    return refused([&] { decode_step_result(encode(RankStepResult{.expert_load = ExpertLoad{{layer}}})); });
+  };
+  EXPECT_FALSE(check({3, {0, 5}, {5}}));
+  EXPECT_TRUE(check({-1, {0, 5}, {5}}));
+  EXPECT_TRUE(check({3, {0, -5}, {5}}));
+  EXPECT_TRUE(check({3, {0, 5}, {-5}}));
 }
 
 // Error::what() would end there: such a message could not be encoded again.

@@ -40,6 +40,7 @@ class WatchedEngine final : public Engine {
     cancelled_.notify_all();
   }
   EngineStats stats() const override { return real_->stats(); }
+  void read_expert_load(ExpertLoadSink sink) override { real_->read_expert_load(std::move(sink)); }
   void drain() override { real_->drain(); }
   void flush_prefix_cache() override { real_->flush_prefix_cache(); }
   uint64_t prefill(PrefillJob job, PrefillSink sink) override {
