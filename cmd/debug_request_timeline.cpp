@@ -142,6 +142,9 @@ void print_facts(std::string& out, const api::Timeline& timeline) {
     if (timeline.kv_bytes > 0) fact("KV received", bytes_text(double(timeline.kv_bytes)));
     fact("tokens", fmt::format("{} in ({} cached), {} out", timeline.prompt_tokens, timeline.cached_tokens,
                                timeline.output_tokens));
+    if (const auto& balance = timeline.expert_balance)
+      fact("experts", fmt::format("balancedness {:.2f}, lowest {:.2f} in layer {} (tokens per expert, mean / max)",
+                                  balance->mean, balance->lowest, balance->lowest_layer));
   }
   if (timeline.ttft_ms > 0) {
     std::string first = fmt::format("first token after {}", milliseconds_text(timeline.ttft_ms));
@@ -176,6 +179,9 @@ api::Timeline parse_timeline(std::string_view text) {
   timeline.output_tokens = count("output_tokens");
   timeline.ttft_ms = number_at(json, "ttft_ms");
   timeline.tokens_per_second = number_at(json, "tokens_per_second");
+  if (const auto balance = json.find("expert_balance"); balance != json.end() && balance->is_object())
+    timeline.expert_balance = {number_at(*balance, "mean"), number_at(*balance, "lowest"),
+                               int(std::clamp(number_at(*balance, "lowest_layer"), 0.0, 1e9))};
   if (const auto inner = json.find("inner"); inner != json.end() && inner->is_object())
     timeline.inner_json = inner->dump();
   return timeline;

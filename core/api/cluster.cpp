@@ -275,6 +275,10 @@ std::string to_json(const Timeline& timeline) {
     object["prompt_tokens"] = timeline.prompt_tokens;
     object["cached_tokens"] = timeline.cached_tokens;
     object["output_tokens"] = timeline.output_tokens;
+    if (const auto& balance = timeline.expert_balance)
+      object["expert_balance"] = {{"mean", rounded(balance->mean)},
+                                  {"lowest", rounded(balance->lowest)},
+                                  {"lowest_layer", balance->lowest_layer}};
   }
   object["ttft_ms"] = rounded(timeline.ttft_ms);
   object["tokens_per_second"] = rounded(timeline.tokens_per_second);

@@ -71,6 +71,12 @@ struct Candidate {
   bool chosen = false;
   std::string why;  // "longest prefix", "unhealthy: connection refused", ...
 };
+// Of the tokens per expert, mean / max, over the MoE layers.
+struct ExpertBalance {
+  double mean = 0, lowest = 0;
+  int lowest_layer = 0;
+};
+
 struct Timeline {
   std::string role;    // "router" | "decode"
   std::string worker;  // url of the process that reports
@@ -82,7 +88,8 @@ struct Timeline {
   int64_t kv_bytes = 0;
   int prompt_tokens = 0, cached_tokens = 0, output_tokens = 0;
   double ttft_ms = 0, tokens_per_second = 0;
-  std::string inner_json;  // router: the decode worker's timeline, as it came
+  std::optional<ExpertBalance> expert_balance;  // decode only: of all the worker's requests since its start
+  std::string inner_json;                       // router: the decode worker's timeline, as it came
 };
 std::string to_json(const Timeline& timeline);  // one line, ASCII only
 

@@ -11,6 +11,7 @@
 #include "core/api/json.h"
 #include "core/api/openai_response.h"
 #include "core/base/error.h"
+#include "core/serving/expert_load.h"
 #include "core/serving/generation.h"
 #include "core/serving/job.h"
 #include "core/serving/kv_role.h"
@@ -117,7 +118,7 @@ EngineStats queue_stats(const Instance& instance) {
   return stats;
 }
 
-http::Response metrics(Instance& instance, const http::Request&) {
+http::Response metrics(Instance& instance) {
   http::Response response{.content_type = "text/plain; version=0.0.4; charset=utf-8"};
   InstanceReport report{.role = std::string(name_of(instance.options.role)),
                         .phase = std::string(name_of(health_of(instance).state))};
@@ -132,6 +133,14 @@ http::Response metrics(Instance& instance, const http::Request&) {
   }
   response.body = instance.metrics.text(report);
   return response;
+}
+
+http::Handler metrics_handler(Instance& instance) {
+  return [&instance](http::Exchange& exchange) -> Task<void> {
+    if (instance.loaded()) co_await refresh_expert_load(instance);
+    http::Response response = metrics(instance);
+    co_await exchange.respond(std::move(response));
+  };
 }
 
 http::Response version(Instance& instance, const http::Request&) {
@@ -229,7 +238,7 @@ void add_operations(Instance& instance, std::vector<Route>& routes) {
   routes.push_back({"GET", "/health", immediate(health, instance)});
   routes.push_back({"GET", "/liveness", immediate(liveness, instance)});
   routes.push_back({"GET", "/readiness", immediate(readiness, instance)});
-  routes.push_back({"GET", "/metrics", immediate(metrics, instance)});
+  routes.push_back({"GET", "/metrics", metrics_handler(instance)});
   routes.push_back({"GET", "/version", immediate(version, instance)});
   routes.push_back({"GET", "/load", immediate(load, instance)});
 }

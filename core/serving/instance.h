@@ -33,8 +33,9 @@ struct Instance {
   const std::string id = random_instance_id();  // of this process, for GET /load
   Administration administration;                // written before it serves
   std::atomic<InstancePhase> phase{InstancePhase::kLoading};
-  std::atomic<bool> shutting_down{false};  // draining will not end
-  std::atomic<int> in_flight{0};           // generation requests
+  std::atomic<bool> shutting_down{false};      // draining will not end
+  std::atomic<int> in_flight{0};               // generation requests
+  std::atomic<bool> reads_expert_load{false};  // core/serving/expert_load.h
   const int64_t started =
       std::chrono::duration_cast<std::chrono::seconds>(std::chrono::system_clock::now().time_since_epoch()).count();
   ServiceMetrics metrics;

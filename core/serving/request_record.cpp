@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "core/serving/expert_load.h"
+
 namespace moectl {
 namespace {
 
@@ -118,6 +120,7 @@ void RequestRecord::on_tokens(int64_t count) {
   if (!first_token_) {
     first_token_ = now;
     instance_.metrics.observe_first_token(seconds_between(start_, now));
+    if (context_.debug) read_expert_load(instance_);  // for the timeline, without delaying it
   } else {
     instance_.metrics.observe_inter_token(seconds_between(last_token_, now) / double(count));
   }
@@ -153,6 +156,8 @@ api::Timeline RequestRecord::timeline(int64_t num_cached_tokens) const {
   timeline.prompt_tokens = int(num_prompt_tokens_);
   timeline.cached_tokens = int(num_cached_tokens);
   timeline.output_tokens = int(num_tokens_);
+  if (const auto balance = instance_.metrics.expert_balance())
+    timeline.expert_balance = {balance->mean, balance->lowest, balance->lowest_layer};
   return timeline;
 }
 

@@ -98,6 +98,35 @@ void ServiceMetrics::show_engine(const EngineStats& stats) {
         stats.idle_seconds_total);
 }
 
+// Two or three series per layer, not one per expert: a model has up to 20,000 experts.
+void ServiceMetrics::show_expert_load(const ExpertLoad& load) {
+  for (const ExpertLoad::Layer& layer : load.layers) {
+    const std::optional<double> experts = balancedness(layer.experts), ranks = balancedness(layer.ranks);
+    if (!experts) continue;  // an MTP module that no step runs
+    const metrics::Labels labels = {{"layer", std::to_string(layer.layer_idx)}};
+    registry_.gauge("moectl_expert_load", "Tokens per expert, mean / max: 1 is balanced", labels).set(*experts);
+    if (layer.ranks.size() > 1)
+      registry_.gauge("moectl_expert_rank_load", "Tokens per rank, over its experts, mean / max", labels).set(*ranks);
+    registry_.counter("moectl_expert_tokens_total", "Tokens of all experts, one per choice of a gate", labels)
+        .set_total(double(layer.num_tokens()));
+  }
+}
+
+void ServiceMetrics::set_expert_load(const ExpertLoad& load) {
+  auto copy = std::make_shared<const ExpertLoad>(load);
+  std::lock_guard lock(expert_load_mutex_);
+  expert_load_ = std::move(copy);
+}
+
+std::shared_ptr<const ExpertLoad> ServiceMetrics::expert_load() const {
+  std::lock_guard lock(expert_load_mutex_);
+  return expert_load_;
+}
+
+std::optional<LoadBalance> ServiceMetrics::expert_balance() const {
+  return load_balance(*expert_load(), &ExpertLoad::Layer::experts);
+}
+
 void ServiceMetrics::show_transfers(const KvTransferTotals& totals) {
   registry_.gauge("moectl_kv_transfers_active", "KV transfers under way").set(double(totals.num_active));
   registry_.counter("moectl_kv_transfer_bytes_total", "Bytes of KV moved between workers")
@@ -117,6 +146,7 @@ std::string ServiceMetrics::text(const InstanceReport& report) {
         .gauge("moectl_worker_state", "1 for the state the worker is in", {{"role", report.role}, {"state", state}})
         .set(report.phase == state);
   if (report.stats) show_engine(*report.stats);
+  show_expert_load(*expert_load());
   if (report.info)
     registry_.gauge("moectl_weight_bytes", "Bytes of the weights").set(double(report.info->weight_bytes));
   if (report.transfers) show_transfers(*report.transfers);

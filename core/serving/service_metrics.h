@@ -4,6 +4,9 @@
 
 #include <cstdint>
 #include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -43,16 +46,23 @@ class ServiceMetrics {
   void observe_queue(double seconds) { queue_.observe(seconds); }
   void observe_transfer(double seconds) { transfer_.observe(seconds); }
   void add_in_flight(int change) { in_flight_.add(change); }
+  void set_expert_load(const ExpertLoad& load);  // cheap: the engine's thread calls it
+  // Over the experts of each layer; nullopt: no token was computed when the load was read, or it never was.
+  std::optional<LoadBalance> expert_balance() const;
   std::string text(const InstanceReport& report);
 
  private:
   metrics::Registry registry_;
+  std::shared_ptr<const ExpertLoad> expert_load() const;
   void show_engine(const EngineStats& stats);
+  void show_expert_load(const ExpertLoad& load);
   void show_transfers(const KvTransferTotals& totals);
   metrics::Counter prefills(const char* where);
 
   metrics::Histogram first_token_, inter_token_, request_, queue_, transfer_, prompt_tokens_, generation_tokens_;
   metrics::Gauge in_flight_, ready_;
+  mutable std::mutex expert_load_mutex_;
+  std::shared_ptr<const ExpertLoad> expert_load_ = std::make_shared<const ExpertLoad>();  // as last read
 };
 
 }  // namespace moectl

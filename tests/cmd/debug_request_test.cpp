@@ -199,6 +199,7 @@ api::Timeline router_timeline() {
   inner.output_tokens = 64;
   inner.ttft_ms = 45;
   inner.tokens_per_second = 1163.6;
+  inner.expert_balance = {0.625, 0.25, 17};
   api::Timeline outer;
   outer.role = "router";
   outer.worker = "http://127.0.0.1:8080";
@@ -243,6 +244,11 @@ TEST(Timeline, WhatTheServerWritesIsRead) {
   EXPECT_EQ(inner.kv_bytes, 1'900'000);
   EXPECT_EQ(inner.stages.size(), 4u);
   EXPECT_DOUBLE_EQ(inner.stages[1].duration_ms, 39);
+  ASSERT_TRUE(inner.expert_balance);
+  EXPECT_DOUBLE_EQ(inner.expert_balance->mean, 0.625);
+  EXPECT_DOUBLE_EQ(inner.expert_balance->lowest, 0.25);
+  EXPECT_EQ(inner.expert_balance->lowest_layer, 17);
+  EXPECT_FALSE(read.expert_balance) << "the router's";
 }
 
 TEST(Timeline, IsDrawnOnOneAxisWithTheInnerOneNested) {
@@ -259,6 +265,7 @@ TEST(Timeline, IsDrawnOnOneAxisWithTheInnerOneNested) {
   // The decode worker's clock starts where the router's stages end, 10 of 120 ms: 3 of 36 columns.
   EXPECT_EQ(bar_begin(line_with(text, "    queue")), origin + 3);
   EXPECT_EQ(bar_begin(line_with(text, "    kv.transfer")), origin + 6);
+  EXPECT_THAT(line_with(text, "experts"), HasSubstr("balancedness 0.62, lowest 0.25 in layer 17"));
   EXPECT_THAT(line_with(text, "->"), HasSubstr("longest prefix"));
   EXPECT_THAT(text, HasSubstr("unhealthy: connection refused"));
   EXPECT_THAT(text, HasSubstr("by 127.0.0.1:8200"));

@@ -160,6 +160,8 @@ class Following(Case):
 
         again = timeline(ask(decode, completion(prompt(300)), [prefill.kv]))
         self.assertEqual((again["prefill_worker"], again["prefill_reason"], again["cached_tokens"]), ("", "short prompt", 256))
+        balance = again["expert_balance"]
+        self.assertTrue(0 < balance["lowest"] <= balance["mean"] <= 1 and 1 <= balance["lowest_layer"] <= 5, balance)
         self.assertEqual(timeline(ask(decode, completion(prompt(300, 1)), []))["prefill_reason"], "no prefill worker")
         for server in (prefill, decode):
             self.assertNotIn(SECRET, server.logged())

@@ -82,6 +82,19 @@ class Requests(unittest.TestCase):
         self.assertEqual(self.server.post("/flush_cache", b"", {}, base=self.server.ops).status, 200)
         self.assertEqual(self.server.metric("moectl_kv_cache_pages_cached"), 0)
 
+    def test_the_load_of_the_experts(self):
+        tokens = 'moectl_expert_tokens_total{layer="%d"}'
+        self.server.post("/v1/completions", {"prompt": [5], "max_tokens": 2, "ignore_eos": True})  # layers without tokens have no series
+        before = self.server.metric(tokens % 1)
+        self.server.post("/v1/completions", {"prompt": list(range(100, 170)), "max_tokens": 5, "ignore_eos": True})
+        for layer in range(1, 6):  # 4 experts per token; the last token is not computed
+            self.assertEqual(self.server.metric(tokens % layer), before + 4 * (70 + 5 - 1))
+            load = self.server.metric(f'moectl_expert_load{{layer="{layer}"}}')
+            self.assertTrue(1 / 32 <= load <= 1, load)
+        text = self.server.get("/metrics").body.decode()
+        self.assertEqual(text.count("moectl_expert_load{"), 5, "none of the dense layer, none of the MTP module")
+        self.assertNotIn("moectl_expert_rank_load", text)  # of several ranks
+
     def test_tokenize_and_back(self):
         case = GOLDEN[2]
         reply = self.server.post("/tokenize", {"messages": case["messages"]}).json()
