@@ -13,6 +13,7 @@
 #include <nlohmann/json.hpp>
 #include <random>
 
+#include "cmd/bench/expert_load.h"
 #include "cmd/command.h"
 #include "cmd/progress.h"
 #include "core/base/error.h"
@@ -196,6 +197,7 @@ struct EngineReport {
   int64_t idle_bytes = 0;
   bool on_gpu = false, exact = false, equal = false;  // exact: results are batch-invariant
   std::vector<Level> levels;
+  ExpertLoad expert_load;  // of the whole run
 };
 
 void print_json(const EngineReport& s, const BenchLoad& load) {
@@ -212,6 +214,7 @@ void print_json(const EngineReport& s, const BenchLoad& load) {
                       {"prefill_tokens_per_second", s.prefill_tokens_per_second},
                       {"weight_bytes_per_token", int64_t(s.bytes_per_token)},
                       {"memory_read_bytes_per_second", int64_t(s.read_bytes_per_second)},
+                      {"expert_load", expert_load_json(s.expert_load)},
                       {"hashes_equal", s.equal}};
   for (const Level& l : s.levels)
     j["levels"].push_back({{"concurrency", l.concurrency},
@@ -241,9 +244,10 @@ void print_table(const EngineReport& s, const BenchLoad& load) {
                l.decode_tokens_per_second > 0 ? fmt::format("{:.0f}", l.decode_tokens_per_second) : "-",
                l.itl_p50_seconds > 0 ? 1 / l.itl_p50_seconds : 0.0, l.ttft_p50_seconds * 1e3, l.itl_p50_seconds * 1e3,
                100 * l.idle_share, l.hash);
+  fmt::print("\n{}", expert_load_text(s.expert_load));
   const Level& first = s.levels[0];
   const double streamed = s.bytes_per_token * (first.itl_p50_seconds > 0 ? 1 / first.itl_p50_seconds : 0.0);
-  fmt::print("\nweights read in decode  {:>9.1f} GB/s at concurrency {} ({:.1f} MB a token, one stream's share)\n",
+  fmt::print("weights read in decode  {:>9.1f} GB/s at concurrency {} ({:.1f} MB a token, one stream's share)\n",
              streamed / 1e9, first.concurrency, s.bytes_per_token / 1e6);
   fmt::print(
       "memory read, this run   {:>9.1f} GB/s {}\n", s.read_bytes_per_second / 1e9,
@@ -289,6 +293,7 @@ int bench_engine(const BenchEngineOptions& options) {
   for (size_t i = 0; i < num_requests.size(); ++i)
     s.levels.push_back(
         run_level(*engine, first_prompts(num_requests[i]), load.concurrency[i], load.output_len, num_hashed));
+  s.expert_load = wait_for_expert_load(*engine);
   engine.reset();
 
   s.threads = config.num_threads;

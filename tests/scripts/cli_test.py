@@ -103,6 +103,11 @@ class CommandLine(unittest.TestCase):
         self.assertEqual((report["model"], report["architecture"], report["hashes_equal"]), ("tiny", "deepseek_v3", True))
         self.assertEqual([level["num_requests"] for level in report["levels"]], [1, 4])
         self.assertTrue(all(level["decode_tokens_per_second"] > 0 for level in report["levels"]))
+        load = report["expert_load"]
+        self.assertTrue(0 < load["expert_balancedness"]["lowest"] <= load["expert_balancedness"]["mean"] <= 1, load)
+        for layer in load["layers"]:
+            self.assertEqual((sum(layer["tokens_per_expert"]), sum(layer["tokens_per_rank"])), (layer["num_tokens"],) * 2)
+            self.assertEqual(layer["num_tokens"], load["layers"][0]["num_tokens"])
         self.assertFails(moectl("bench", "engine", "--shape", "tiny:layers=9"), 2, "layers=N")
         self.assertFails(moectl("bench", "engine", "--shape", "tiny", "--shape", "ds-v2-lite"), 78, "takes one shape")
         self.assertFails(moectl("bench", "engine", DEMO, "--shape", "tiny"), 78, "--shape tiny", "give one of them")
