@@ -39,10 +39,11 @@ _moectl() {
     'serve-decode:--expert-parallel-size'|'serve-decode:--ep-size') return ;;
     'serve-decode:--devices') return ;;
     'serve-decode:--num-redundant-experts') return ;;
+    'serve-decode:--eplb-step-interval') return ;;
     'serve-decode:--max-num-seqs') return ;;
     'serve-decode:--max-num-batched-tokens') return ;;
     'serve-decode:--kv-cache-memory-bytes') return ;;
-    'serve-decode:--kv-cache-dtype') words='auto f32 bf16' ;;
+    'serve-decode:--kv-cache-dtype') words='auto f32 bf16 fp8' ;;
     'serve-decode:--block-size') return ;;
     'serve-decode:--device') words='auto cpu cuda' ;;
     'serve-decode:--cpu-path') words='auto avx512 portable' ;;
@@ -71,10 +72,11 @@ _moectl() {
     'serve-prefill:--expert-parallel-size'|'serve-prefill:--ep-size') return ;;
     'serve-prefill:--devices') return ;;
     'serve-prefill:--num-redundant-experts') return ;;
+    'serve-prefill:--eplb-step-interval') return ;;
     'serve-prefill:--max-num-seqs') return ;;
     'serve-prefill:--max-num-batched-tokens') return ;;
     'serve-prefill:--kv-cache-memory-bytes') return ;;
-    'serve-prefill:--kv-cache-dtype') words='auto f32 bf16' ;;
+    'serve-prefill:--kv-cache-dtype') words='auto f32 bf16 fp8' ;;
     'serve-prefill:--block-size') return ;;
     'serve-prefill:--device') words='auto cpu cuda' ;;
     'serve-prefill:--cpu-path') words='auto avx512 portable' ;;
@@ -131,10 +133,11 @@ _moectl() {
     'bench engine:--expert-parallel-size'|'bench engine:--ep-size') return ;;
     'bench engine:--devices') return ;;
     'bench engine:--num-redundant-experts') return ;;
+    'bench engine:--eplb-step-interval') return ;;
     'bench engine:--max-num-seqs') return ;;
     'bench engine:--max-num-batched-tokens') return ;;
     'bench engine:--kv-cache-memory-bytes') return ;;
-    'bench engine:--kv-cache-dtype') words='auto f32 bf16' ;;
+    'bench engine:--kv-cache-dtype') words='auto f32 bf16 fp8' ;;
     'bench engine:--block-size') return ;;
     'bench engine:--device') words='auto cpu cuda' ;;
     'bench engine:--cpu-path') words='auto avx512 portable' ;;
@@ -211,11 +214,11 @@ _moectl() {
   if [[ -z $words$kind ]]; then
     case "$command" in
       'serve-decode')
-        words='--model --served-model-name --max-model-len --skip-tokenizer-init --reasoning-parser --tool-call-parser --tensor-parallel-size --tp-size --data-parallel-size --dp-size --expert-parallel-size --ep-size --devices --num-redundant-experts --max-num-seqs --max-num-batched-tokens --kv-cache-memory-bytes --kv-cache-dtype --block-size --enable-prefix-caching --no-enable-prefix-caching --device --cpu-path --threads --deterministic --precise --portable-kernels --overlap-schedule --no-overlap-schedule --gpu-memory-utilization --shape --host --port --ops-port --ops-host --metrics-without-key --allow-debug-header --no-allow-debug-header --api-key --ssl-certfile --ssl-keyfile --shutdown-timeout --stall-timeout --cluster-secret-file --local-prefill-tokens --config --log-format --log-level --no-color --help --version -h'
+        words='--model --served-model-name --max-model-len --skip-tokenizer-init --reasoning-parser --tool-call-parser --tensor-parallel-size --tp-size --data-parallel-size --dp-size --expert-parallel-size --ep-size --num-redundant-experts --enable-eplb --eplb-step-interval --enable-dbo --max-num-seqs --max-num-batched-tokens --kv-cache-memory-bytes --kv-cache-dtype --block-size --enable-prefix-caching --no-enable-prefix-caching --device --cpu-path --threads --deterministic --precise --portable-kernels --overlap-schedule --no-overlap-schedule --gpu-memory-utilization --shape --host --port --ops-port --ops-host --metrics-without-key --allow-debug-header --no-allow-debug-header --api-key --ssl-certfile --ssl-keyfile --shutdown-timeout --stall-timeout --cluster-secret-file --local-prefill-tokens --config --log-format --log-level --no-color --help --version -h'
         [[ $cur == -* ]] || kind='folder'
         ;;
       'serve-prefill')
-        words='--model --served-model-name --max-model-len --skip-tokenizer-init --tensor-parallel-size --tp-size --data-parallel-size --dp-size --expert-parallel-size --ep-size --devices --num-redundant-experts --max-num-seqs --max-num-batched-tokens --kv-cache-memory-bytes --kv-cache-dtype --block-size --enable-prefix-caching --no-enable-prefix-caching --device --cpu-path --threads --deterministic --precise --portable-kernels --overlap-schedule --no-overlap-schedule --gpu-memory-utilization --host --port --ops-port --ops-host --metrics-without-key --allow-debug-header --no-allow-debug-header --api-key --ssl-certfile --ssl-keyfile --shutdown-timeout --stall-timeout --cluster-secret-file --kv-port --config --log-format --log-level --no-color --help --version -h'
+        words='--model --served-model-name --max-model-len --skip-tokenizer-init --tensor-parallel-size --tp-size --data-parallel-size --dp-size --expert-parallel-size --ep-size --num-redundant-experts --enable-eplb --eplb-step-interval --enable-dbo --max-num-seqs --max-num-batched-tokens --kv-cache-memory-bytes --kv-cache-dtype --block-size --enable-prefix-caching --no-enable-prefix-caching --device --cpu-path --threads --deterministic --precise --portable-kernels --overlap-schedule --no-overlap-schedule --gpu-memory-utilization --host --port --ops-port --ops-host --metrics-without-key --allow-debug-header --no-allow-debug-header --api-key --ssl-certfile --ssl-keyfile --shutdown-timeout --stall-timeout --cluster-secret-file --kv-port --config --log-format --log-level --no-color --help --version -h'
         [[ $cur == -* ]] || kind='folder'
         ;;
       'serve-router')
@@ -226,7 +229,7 @@ _moectl() {
         [[ $cur == -* ]] || kind='folder'
         ;;
       'bench engine')
-        words='--model --max-model-len --tensor-parallel-size --tp-size --data-parallel-size --dp-size --expert-parallel-size --ep-size --devices --num-redundant-experts --max-num-seqs --max-num-batched-tokens --kv-cache-memory-bytes --kv-cache-dtype --block-size --device --cpu-path --threads --deterministic --precise --portable-kernels --overlap-schedule --no-overlap-schedule --gpu-memory-utilization --shape --input-len --output-len --concurrency --num-requests --seed --json --config --log-format --log-level --no-color --help --version -h'
+        words='--model --max-model-len --tensor-parallel-size --tp-size --data-parallel-size --dp-size --expert-parallel-size --ep-size --num-redundant-experts --enable-eplb --eplb-step-interval --enable-dbo --max-num-seqs --max-num-batched-tokens --kv-cache-memory-bytes --kv-cache-dtype --block-size --device --cpu-path --threads --deterministic --precise --portable-kernels --overlap-schedule --no-overlap-schedule --gpu-memory-utilization --shape --input-len --output-len --concurrency --num-requests --seed --json --config --log-format --log-level --no-color --help --version -h'
         [[ $cur == -* ]] || kind='folder'
         ;;
       'bench kernels')

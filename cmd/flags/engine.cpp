@@ -158,6 +158,26 @@ std::vector<Flag> parallel_flags() {
               "the checkpoint's experts and these. Answers do not depend on it.",
        .max = 1 << 16,
        .shown_default = "as few as make the experts divide"},
+      {.name = "enable-eplb",
+       .group = kParallel,
+       .commands = kEngines,
+       .target = RAW(enable_eplb),
+       .help = "Move experts between ranks by their load; not in this version",
+       .doc =
+           "Redundant experts are placed once, at the start (--num-redundant-experts). The load of the experts is in "
+           "/metrics (moectl_expert_load) and in the report of bench engine."},
+      {.name = "eplb-step-interval",
+       .metavar = "N",
+       .group = kParallel,
+       .commands = kEngines,
+       .target = RAW(eplb_step_interval),
+       .help = "Steps between two moves of experts; not in this version",
+       .min = 1},
+      {.name = "enable-dbo",
+       .group = kParallel,
+       .commands = kEngines,
+       .target = RAW(enable_dbo),
+       .help = "Two-batch overlap; not in this version"},
   };
 }
 
@@ -201,7 +221,8 @@ std::vector<Flag> batching_flags() {
        .commands = kEngines,
        .target = VALUE(engine.kv_cache_dtype),
        .help = "Number format of the KV cache; auto is f32 on CPU, bf16 on a GPU",
-       .choices = {"auto", "f32", "bf16"}},
+       .doc = "fp8 is not in this version.",
+       .choices = {"auto", "f32", "bf16", "fp8"}},
       {.name = "block-size",
        .metavar = "N",
        .group = kBatching,

@@ -46,7 +46,9 @@ struct RawOptions {
   std::vector<std::string> shapes;
   std::optional<int> tp_size, dp_size, ep_size;
   std::vector<int> devices;
-  int block_size = 64;  // 64 is the only one
+  int block_size = 64;                           // 64 is the only one
+  bool enable_eplb = false, enable_dbo = false;  // known, not in this version
+  std::optional<int> eplb_step_interval;         // likewise
   std::string device = "auto";
   std::optional<int> num_threads;
   std::optional<int> port;

@@ -106,6 +106,25 @@ void check_block_size(const RawOptions& raw, const Given& given) {
                 fmt::format("{}: pages hold 64 tokens; no other size can be served", quoted(given, "block-size")));
 }
 
+// Flags and values of vLLM that a later version will have.
+void check_version(const RawOptions& raw, const EngineConfig& engine, const Given& given) {
+  constexpr std::string_view kNoBalancing =
+      "expert load balancing is not in this version; use --num-redundant-experts, and read the load of the experts "
+      "from moectl_expert_load in /metrics";
+  const auto refuse = [](const std::string& what, std::string_view why) {
+    throw Error(Code::kBadConfig, fmt::format("{}: {}", what, why));
+  };
+  const auto origin = [&](std::string_view flag) { return given.at(flag).values.back().origin; };  // of a switch
+  if (raw.enable_eplb) refuse(origin("enable-eplb"), kNoBalancing);
+  if (raw.eplb_step_interval) refuse(quoted(given, "eplb-step-interval"), kNoBalancing);
+  if (raw.enable_dbo)
+    refuse(
+        origin("enable-dbo"),
+        "two-batch overlap is not in this version; use --max-num-batched-tokens, which bounds the one batch of a step");
+  if (engine.kv_cache_dtype == "fp8")
+    refuse(quoted(given, "kv-cache-dtype"), "an fp8 KV cache is not in this version; use auto, f32 or bf16");
+}
+
 int default_port(std::string_view command) {
   if (command == "serve-prefill") return 8100;
   return command == "serve-router" ? 8080 : 8000;
@@ -166,6 +185,7 @@ Options resolve(RawOptions raw, const Command& command, const Given& given) {
   if (takes("ep-size")) options.engine.parallelism = resolve_parallel(raw, given);
   if (takes("shape")) resolve_shapes(raw, options, command, given);
   if (takes("block-size")) check_block_size(raw, given);
+  if (takes("enable-eplb")) check_version(raw, options.engine, given);
   if (takes("ops-port")) resolve_api(raw, options.api, command, given);
   options.service.api = options.router.api = options.api;
   if (takes("kv-port")) check_kv_port(raw.kv_port, options.api, given);

@@ -305,6 +305,19 @@ TEST(Resolve, ParallelSizes) {
 
 TEST(Resolve, WhatThisBuildCannotServe) {
   EXPECT_EQ(serve_failure({"--block-size", "16"}).code, Code::kBadConfig);
+  const auto later = [](const Args& args, const Environment& environment, const char* message) {
+    const Failure failure = serve_failure(args, environment);
+    EXPECT_EQ(failure.code, Code::kBadConfig);
+    EXPECT_THAT(failure.message, ::testing::StartsWith(message));
+  };
+  later({"--enable-eplb"}, {},
+        "--enable-eplb: expert load balancing is not in this version; use --num-redundant-experts");
+  later({}, {{"MOECTL_ENABLE_EPLB", "1"}}, "MOECTL_ENABLE_EPLB: expert load balancing");
+  later({"--eplb-step-interval", "3000"}, {}, "--eplb-step-interval 3000: expert load balancing");
+  later({"--enable-dbo"}, {}, "--enable-dbo: two-batch overlap is not in this version; use --max-num-batched-tokens");
+  later({"--kv-cache-dtype", "fp8"}, {},
+        "--kv-cache-dtype fp8: an fp8 KV cache is not in this version; use auto, f32 or bf16");
+  EXPECT_EQ(serve({}, {{"MOECTL_ENABLE_EPLB", "0"}}).engine.kv_cache_dtype, "auto");
   EXPECT_EQ(serve({}).engine.device, "auto");
   EXPECT_EQ(serve_failure({"--ssl-certfile", "c.pem"}).message, "--ssl-certfile c.pem needs --ssl-keyfile too");
   EXPECT_EQ(serve_failure({"--port", "9", "--ops-port", "9"}).code, Code::kBadConfig);

@@ -86,7 +86,7 @@ class Completions(unittest.TestCase):
 
     def test_flags_of_a_command(self):
         self.assertEqual(self.offered("serve-decode", "--po"), ["--port", "--portable-kernels"])
-        self.assertEqual(self.offered("serve-decode", "--ep"), ["--ep-size"])
+        self.assertEqual(self.offered("serve-decode", "--ep-si"), ["--ep-size"])
         self.assertEqual(self.offered("serve-decode", "--no-enable"), ["--no-enable-prefix-caching"])
         self.assertEqual(self.offered("inspect", "--js"), ["--json"])
         self.assertEqual(self.offered("bench", "engine", "--conc"), ["--concurrency"])
