@@ -9,6 +9,9 @@
 // pages its youngest sequence is preempted, keeps its tokens, and is computed again later (sampling depends on (seed,
 // output index) alone).
 //
+// Data parallelism (scheduler_ranks.cpp). A request goes to the rank where it costs least: KV tokens held and tokens to
+// compute against prefix hits. Ranks run in lockstep, so prefill chunks are balanced over the ranks of a step.
+//
 // Where ranks execute steps in stream order by themselves (a GPU), the next step may be planned while one is in flight
 // (max_steps_in_flight 2): a sequence then continues from a token that the host does not know yet, which the device
 // reads from the row that sampled it (step.h, Chunk::token_ids). Rows computed beyond the end of a sequence are
@@ -125,8 +128,14 @@ class Scheduler {
   void admit_waiting(StepPlan& plan, TimePoint now);
   bool admit(Sequence& seq, StepPlan& plan, TimePoint now);
   bool place(Sequence& seq, int rank_idx, TimePoint now);
+  int max_hits(const Sequence& seq) const;
   void note_admission(Sequence& seq, TimePoint now);
-  std::vector<int> ranks_by_preference(const Sequence& seq) const;
+
+  int prefill_row_limit() const;
+  bool has_room(const Rank& rank, const Sequence& seq) const;
+  int64_t load(const Rank& rank) const;
+  int num_promised_pages(const Rank& rank) const;
+  std::vector<int> ranks_by_cost(const Sequence& seq) const;
 
   bool may_go_remote(const Sequence& seq) const;
   std::string local_reason(const Sequence& seq) const;
@@ -154,6 +163,7 @@ class Scheduler {
   std::map<uint64_t, Sequence*> parked_;    // jobs
   uint64_t next_remote_ = 1;
   std::vector<std::unique_ptr<Rank>> ranks_;
+  int row_limit_ = 0;  // rows per rank in the plan in the making
   std::vector<Emission> emissions_;
   std::vector<JobProgress> progress_;
   std::vector<RemotePrefill> remote_starts_;

@@ -13,8 +13,6 @@ double seconds_between(Scheduler::TimePoint begin, Scheduler::TimePoint end) {
   return std::chrono::duration<double>(end - begin).count();
 }
 
-constexpr int kDecodeLoad = 64;  // load of a running sequence, in prompt tokens, when a rank is chosen
-
 }  // namespace
 
 StepPlan Scheduler::plan(TimePoint now) {
@@ -22,13 +20,15 @@ StepPlan Scheduler::plan(TimePoint now) {
   expire(now);
   StepPlan plan;
   plan.ranks.resize(size_t(config_.num_ranks));
+  row_limit_ = config_.max_num_batched_tokens;
   for (size_t i = 0; i < ranks_.size(); ++i) {
     Rank& rank = *ranks_[i];
     rank.num_tokens = rank.num_prompt_logits = 0;
     rank.preempted = false;
     schedule_running(rank, plan.ranks[i], /*decodes=*/true);
-    schedule_running(rank, plan.ranks[i], /*decodes=*/false);
   }
+  row_limit_ = prefill_row_limit();
+  for (size_t i = 0; i < ranks_.size(); ++i) schedule_running(*ranks_[i], plan.ranks[i], /*decodes=*/false);
   admit_waiting(plan, now);
   if (plan.empty()) return plan;
   for (size_t i = 0; i < ranks_.size(); ++i) finalize(*ranks_[i], plan.ranks[i]);
@@ -70,7 +70,7 @@ bool Scheduler::may_continue(const Sequence& seq) const {
 // Adds as many of the sequence's next tokens to the step as budgets and pages allow; possibly none.
 void Scheduler::schedule_chunk(Rank& rank, RankStepPlan& plan, Sequence& seq, bool may_preempt) {
   const int begin = seq.num_computed;
-  int end = begin + std::min(seq.num_remaining(), config_.max_num_batched_tokens - rank.num_tokens);
+  int end = begin + std::min(seq.num_remaining(), row_limit_ - rank.num_tokens);
   const int num_scored = seq.wants_prompt_logprobs() ? seq.num_prompt_tokens - 1 : 0;  // positions [0, num_scored)
   const int score_begin = std::max(begin, int(seq.prompt_logprobs.size()));
   const int score_limit = score_begin + config_.max_prompt_logits - rank.num_prompt_logits;
@@ -186,7 +186,7 @@ bool Scheduler::admit(Sequence& seq, StepPlan& plan, TimePoint now) {
   int num_running = 0;
   for (const auto& rank : ranks_) num_running += int(rank->running.size());
   if (num_running >= config_.max_num_seqs) return false;
-  for (int rank_idx : ranks_by_preference(seq)) {
+  for (int rank_idx : ranks_by_cost(seq)) {
     if (!place(seq, rank_idx, now)) continue;
     if (seq.phase == Phase::kRunning)
       schedule_chunk(*ranks_[size_t(rank_idx)], plan.ranks[size_t(rank_idx)], seq, /*may_preempt=*/false);
@@ -195,38 +195,21 @@ bool Scheduler::admit(Sequence& seq, StepPlan& plan, TimePoint now) {
   return false;
 }
 
-// Ranks with room for a sequence, the least loaded first; cached pages count as computed.
-std::vector<int> Scheduler::ranks_by_preference(const Sequence& seq) const {
-  std::vector<std::pair<int64_t, int>> cost;
-  for (int i = 0; i < config_.num_ranks; ++i) {
-    const Rank& rank = *ranks_[size_t(i)];
-    const bool has_room = rank.num_tokens < config_.max_num_batched_tokens || may_go_remote(seq);
-    if (rank.preempted || !has_room || int(rank.running.size()) >= config_.max_seqs_per_rank()) continue;
-    int64_t load = 0;
-    for (const Sequence* other : rank.running)
-      load += kDecodeLoad + (other->phase == Phase::kRemotePrefill ? 1 : other->num_remaining());
-    if (!seq.wants_prompt_logprobs())
-      load -= int64_t{config_.page_size} *
-              rank.cache.num_matching_pages(seq.request.cache_salt, seq.ids(), seq.num_cacheable() / config_.page_size);
-    cost.emplace_back(load, i);
-  }
-  std::ranges::sort(cost);
-  std::vector<int> order;
-  for (const auto& [load, i] : cost) order.push_back(i);
-  return order;
+// Pages that the prefix cache may serve. The token computed for its logits is written to a private page.
+int Scheduler::max_hits(const Sequence& seq) const {
+  return seq.wants_prompt_logprobs() ? 0 : seq.num_cacheable() / config_.page_size;
 }
 
 // Puts the sequence on a rank when its tokens and the next one fit into the available pages.
 bool Scheduler::place(Sequence& seq, int rank_idx, TimePoint now) {
   Rank& rank = *ranks_[size_t(rank_idx)];
   seq.cursor = rank.cache.root(seq.request.cache_salt);
-  // The token computed for its logits is written to a private page.
-  const int max_hits = seq.wants_prompt_logprobs() ? 0 : seq.num_cacheable() / config_.page_size;
-  seq.pages = rank.cache.acquire(seq.cursor, seq.ids(), max_hits);
+  seq.pages = rank.cache.acquire(seq.cursor, seq.ids(), max_hits(seq));
   const int num_hits = int(seq.pages.size());
   const int num_tokens = seq.is_job() ? seq.job_tokens : seq.num_tokens() + 1;
   const int needed = std::min(num_pages_for(num_tokens), config_.num_pages) - num_hits;
-  if (needed > rank.pool.num_available()) {
+  const int num_promised = has_room(rank, seq) ? 0 : num_promised_pages(rank);
+  if (needed > rank.pool.num_available() - num_promised) {
     rank.cache.release(seq.pages);
     seq.pages.clear();
     return false;
