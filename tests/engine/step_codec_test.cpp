@@ -303,7 +303,7 @@ std::vector<GenerateRequest> requests() {
                                 .repetition_penalty = i % 2 == 1 ? 1.2f : 1.0f,
                                 .logit_bias = i % 4 == 3 ? std::vector<std::pair<int32_t, float>>{{7, 2.0f}}
                                                          : std::vector<std::pair<int32_t, float>>{},
-                                .max_tokens = 24 + 5 * i,
+                                .max_tokens = 80 + 5 * i,
                                 .min_tokens = i % 3 == 1 ? 20 : 0,
                                 .ignore_eos = i % 2 == 0,
                                 .num_logprobs = i % 4 - 1,
@@ -326,7 +326,7 @@ TEST(StepCodec, AnEngineOverEncodedStepsGivesTheSameAnswers) {
     flags.parallelism = expert_parallel(ep_size);
     flags.max_model_len = 512;
     flags.max_num_batched_tokens = 100;
-    flags.kv_cache_bytes = int64_t{10} * ep_size * 64 * 7 * 160 * 4;  // pages for two to five of the requests
+    flags.kv_cache_bytes = int64_t{8} * ep_size * 64 * 7 * 160 * 4;  // pages for one to four of the requests
     const std::vector<test::Answer> expected = answers(*Engine::create(flags));
 
     std::atomic<int64_t> num_bytes{0};
