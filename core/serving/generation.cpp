@@ -263,7 +263,21 @@ class Generation {
     }
   }
 
-  Task<void> send(http::Exchange& exchange, const api::Choice& delta) {
+  // Clients (openai's) end a tool call at an event after its last delta, so the finish reason has an event of its own.
+  Task<void> send(http::Exchange& exchange, api::Choice delta) {
+    if (delta.tool_calls.empty() || delta.finish_reason.empty()) {
+      co_await send_event(exchange, delta);
+      co_return;
+    }
+    const api::Choice end = {.index = delta.index,
+                             .finish_reason = std::exchange(delta.finish_reason, {}),
+                             .stop_string = std::exchange(delta.stop_string, {}),
+                             .stop_token = std::exchange(delta.stop_token, -1)};
+    co_await send_event(exchange, delta);
+    co_await send_event(exchange, end);
+  }
+
+  Task<void> send_event(http::Exchange& exchange, const api::Choice& delta) {
     const bool empty = delta.content.empty() && delta.reasoning.empty() && delta.tool_calls.empty() &&
                        delta.logprobs.empty() && delta.token_ids.empty() && delta.prompt_token_ids.empty() &&
                        delta.finish_reason.empty();

@@ -138,7 +138,9 @@ class Tools(unittest.TestCase):
         self.assertEqual(final.usage.completion_tokens_details, whole.usage.completion_tokens_details)
         self.assertEqual(final.choices[0].message.tool_calls[0].function.parsed_arguments, ARGUMENTS)
         # The name comes first and once; in how many parts the arguments come depends on how fast they are consumed.
-        parts = [c for e in client.chat.completions.create(**request, stream=True) for c in e.choices[0].delta.tool_calls or []]
+        chunks = [e.choices[0] for e in client.chat.completions.create(**request, stream=True)]
+        self.assertFalse([c for c in chunks if c.delta.tool_calls and c.finish_reason], "clients end a call at a later chunk")
+        parts = [c for chunk in chunks for c in chunk.delta.tool_calls or []]
         self.assertEqual([bool(p.function.name) for p in parts], [True] + [False] * (len(parts) - 1))
         self.assertEqual([bool(p.id) for p in parts], [bool(p.function.name) for p in parts])
         self.assertEqual("".join(p.function.arguments or "" for p in parts), call.function.arguments)
