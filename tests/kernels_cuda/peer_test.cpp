@@ -4,11 +4,16 @@
 #include <thread>
 
 #include "core/comm/communicator.h"
+#include "kernels/gpu.h"
 #include "kernels/peer.h"
 #include "tests/kernels_cuda/gpu_test.h"
 
 namespace moectl::test {
 namespace {
+
+// Before the first use of a GPU: a kernel that is loaded when it is first launched waits for a device on which another
+// rank waits for this one.
+[[maybe_unused]] const bool kEager = (load_kernels_eagerly(), true);
 
 class P2pCommTest : public GpuTest {
  protected:
