@@ -22,7 +22,7 @@ STAND_IN = Path(MOECTL).parent / "fault_driver"
 # Bits do not depend on company: what a request gets before the fault is the beginning of what it gets without one.
 EXACT = (*SERVED, "--deterministic", "--no-enable-prefix-caching")
 ENDS_WITHIN = 20  # seconds; much less is usual
-OPERATIONS = {"copy", "a recorded step", *re.findall(r"virtual \w+ (\w+)\(const \w+Args", (ROOT / "kernels/ops.h").read_text())}
+OPERATIONS = {"copy", "a CUDA graph", *re.findall(r"virtual \w+ (\w+)\(const \w+Args", (ROOT / "kernels/ops.h").read_text())}
 SECRET = tempfile.NamedTemporaryFile("w", suffix=".secret")
 SECRET.write("f" * 32)
 SECRET.flush()
