@@ -61,7 +61,7 @@ std::vector<Command> server_and_tool_commands() {
            }},
       {.name = "bench engine",
        .summary = "Measure prefill and decode speed without a server",
-       .doc = "Runs made-up prompts through the engine and prints tokens a second of prefill and decode for each "
+       .doc = "Runs random prompts through the engine and prints tokens per second of prefill and decode for each "
               "concurrency, with a hash of the output: equal hashes mean equal answers.",
        .examples = {{"moectl bench engine --concurrency 1,4,16", "the demo model under growing load"},
                     {"moectl bench engine models/demo --ep-size 2 --json", "for scripts"}},
@@ -104,7 +104,7 @@ std::vector<Command> server_and_tool_commands() {
        .summary = "Send one request and show where its time went",
        .doc =
            "Sends any request to a router or worker and prints the status, the answer as it arrives, and the "
-           "timeline: queue, routing with its candidates, prefill, KV transfer, first token and tokens a second. The "
+           "timeline: queue, routing with its candidates, prefill, KV transfer, first token and tokens per second. The "
            "exit code is 0 only when the status is 2xx and the answer is complete, 69 when the server cannot be "
            "reached.",
        .examples = {{"moectl debug-request --message 'What is 384 + 157?'", "a chat through the router"},

@@ -90,7 +90,7 @@ ExpertLoad load_of(Engine& engine) {
   return promise->get_future().get();
 }
 
-// Prefill in chunks and decode in company; returns the tokens computed.
+// Chunked prefill and batched decode; returns the tokens computed.
 int64_t run_requests(Engine& engine, int vocab_size) {
   Client client(engine);
   std::vector<size_t> sent;

@@ -97,7 +97,7 @@ TEST_F(P2pCommTest, CollectivesGiveWhatTheHostComputes) {
           std::vector<float> mine;
           for (int64_t i = 0; i < all; ++i) mine.push_back(value(r, i, round));
           d.upload(send.get(), mine.data(), all * 4);
-          rank.comm->all_gather_host(0);  // nobody reads it before it is there
+          rank.comm->all_gather_host(0);  // no peer reads it before it is there
           captured ? d.graphs()->replay(graph, rank.stream()) : run();
           std::vector<float> expect_gathered, expect_exchanged, expect_reduced, expect_scattered;
           for (int64_t i = 0; i < all; ++i) {
@@ -112,7 +112,7 @@ TEST_F(P2pCommTest, CollectivesGiveWhatTheHostComputes) {
           EXPECT_TRUE(same_bits(download(rank, exchanged, all), expect_exchanged));
           EXPECT_TRUE(same_bits(download(rank, reduced, all), expect_reduced));
           EXPECT_TRUE(same_bits(download(rank, scattered, kEach), expect_scattered));
-          rank.comm->all_gather_host(0);  // everybody has read its peers' rows of this round
+          rank.comm->all_gather_host(0);  // every rank has read its peers' rows of this round
         }
       });
     }
