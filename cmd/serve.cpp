@@ -62,13 +62,19 @@ int wait_for_end(WorkerService& service, Shutdown& shutdown) {
 }
 
 int serve(const ServeOptions& options, Role role) {
+  const bool several_ranks = options.engine.parallelism.world_size() > 1;
+  // Before there are other threads: it sets an environment variable.
+  if (several_ranks && options.engine.device == "cuda") load_kernels_eagerly();
   Shutdown shutdown(options.shutdown_timeout);
   start_serving_process();
   WorkerService service(service_options(options, role));
   log::info("listening on {}, loading {}", service.url(), source_of(options.engine));
-  if (options.engine.parallelism.world_size() > 1) load_kernels_eagerly();
-  if (options.engine.device == "auto")
-    if (const std::string why = why_no_gpu(); !why.empty()) log::info("--device auto takes the CPU: {}", why);
+  if (options.engine.device == "auto") {
+    if (const std::string why = why_no_gpu(); !why.empty())
+      log::info("--device auto takes the CPU: {}", why);
+    else if (several_ranks)
+      log::info("--device auto runs several ranks on the CPU; --device cuda takes one GPU per rank");
+  }
   const auto start = Clock::now();
   load(service, options.engine, shutdown);
   const ModelInfo& info = service.model_info();

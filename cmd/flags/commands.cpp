@@ -52,7 +52,7 @@ std::vector<Command> server_and_tool_commands() {
        .summary = "Show what a checkpoint holds and needs",
        .doc = "Prints a checkpoint's architecture, parameters in total and at work on each token, tensors by number "
               "format, "
-              "memory, and KV cache bytes a token. Reads headers only, so it takes no time on large checkpoints.",
+              "memory, and KV cache bytes per token. Reads headers only, so it takes no time on large checkpoints.",
        .examples = {{"moectl inspect models/demo", "a table"},
                     {"moectl inspect models/demo --json | jq .parameters", "for scripts"}},
        .run =

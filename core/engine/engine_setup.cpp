@@ -222,7 +222,7 @@ std::unique_ptr<Engine> Engine::create(EngineConfig config) {
               config.model_dir, absent);
 
   const int num_ranks = config.parallelism.world_size();
-  if (num_ranks > 1) load_kernels_eagerly();
+  if (num_ranks > 1 && config.device == "cuda") load_kernels_eagerly();
   const int num_cores = int(std::max(1u, std::thread::hardware_concurrency()));
   std::vector<std::unique_ptr<Ops>> ops;
   ops.push_back(make_ops(plan_ops(config, model, num_cores)));
