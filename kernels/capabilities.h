@@ -1,5 +1,5 @@
 // Capabilities: what a backend lets the scheduler, the planner and the loader do. Plain data, constant over the life of
-// an Ops; nobody infers policies from where memory is.
+// an Ops. Policies follow from it, never from where memory is.
 #pragma once
 
 #include <string>
