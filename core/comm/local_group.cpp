@@ -108,4 +108,60 @@ std::vector<float*> RegisteredBuffers::floats_of(const float* data, int64_t coun
   return of;
 }
 
+void PeerMemoryCommunicator::all_gather(const void* send, void* recv, int64_t num_bytes, Stream stream) {
+  std::vector<std::byte*> from = buffers_.peers_of(recv, size() * num_bytes);
+  if (send == static_cast<std::byte*>(recv) + rank_ * num_bytes)
+    for (int r = 0; r < size(); ++r) from[size_t(r)] += r * num_bytes;
+  else
+    from = buffers_.peers_of(send, num_bytes);
+  wait_for_peers("all_gather", stream);  // every rank's data is there
+  for (int r = 0; r < size(); ++r)
+    copy_unless_same(static_cast<std::byte*>(recv) + r * num_bytes, from[size_t(r)], num_bytes, stream);
+  wait_for_peers("all_gather", stream);  // every rank has read it
+}
+
+void PeerMemoryCommunicator::all_to_all(const void* send, void* recv, int64_t num_bytes, Stream stream) {
+  const std::vector<std::byte*> from = buffers_.peers_of(send, size() * num_bytes);
+  buffers_.peers_of(recv, size() * num_bytes);
+  wait_for_peers("all_to_all", stream);
+  for (int r = 0; r < size(); ++r)
+    copy_unless_same(static_cast<std::byte*>(recv) + r * num_bytes, from[size_t(r)] + rank_ * num_bytes, num_bytes,
+                     stream);
+  wait_for_peers("all_to_all", stream);
+}
+
+// Two-shot: rank r sums slice r into its own copy, which no other rank touches meanwhile; then slices are gathered.
+void PeerMemoryCommunicator::all_reduce(View<float> data, Stream stream) {
+  const std::vector<float*> of = buffers_.floats_of(data.data, data.size());
+  const auto begin = [&](int r) { return data.size() * r / size(); };
+  wait_for_peers("all_reduce", stream);
+  sum_part(of, begin(rank_), begin(rank_ + 1), data.data + begin(rank_), stream);
+  wait_for_peers("all_reduce", stream);
+  for (int r = 0; r < size(); ++r)
+    copy_unless_same(data.data + begin(r), of[size_t(r)] + begin(r), (begin(r + 1) - begin(r)) * int64_t(sizeof(float)),
+                     stream);
+  wait_for_peers("all_reduce", stream);
+}
+
+void PeerMemoryCommunicator::reduce_scatter(View<const float> send, View<float> recv, Stream stream) {
+  const int64_t n = recv.size();
+  CHECK(send.size() == size() * n, "reduce_scatter of {} values to {} per rank of {}", send.size(), n, size());
+  const std::vector<float*> of = buffers_.floats_of(send.data, send.size());
+  buffers_.peers_of(recv.data, n * int64_t(sizeof(float)));
+  wait_for_peers("reduce_scatter", stream);
+  sum_part(of, rank_ * n, (rank_ + 1) * n, recv.data, stream);
+  wait_for_peers("reduce_scatter", stream);
+}
+
+void PeerMemoryCommunicator::copy_unless_same(void* to, const void* from, int64_t num_bytes, Stream stream) {
+  if (to != from && num_bytes > 0) copy(to, from, num_bytes, stream);
+}
+
+void PeerMemoryCommunicator::sum_part(const std::vector<float*>& of, int64_t begin, int64_t end, float* out,
+                                      Stream stream) {
+  std::vector<const float*> rows;
+  for (const float* p : of) rows.push_back(p + begin);
+  sum(rows, View<float>(out, {end - begin}), stream);
+}
+
 }  // namespace moectl

@@ -5,6 +5,7 @@
 #include <array>
 #include <condition_variable>
 #include <cstdint>
+#include <memory>
 #include <mutex>
 #include <string>
 #include <vector>
@@ -69,6 +70,37 @@ class RegisteredBuffers {
   const int rank_;
   uint64_t num_gathers_ = 0;
   std::vector<Registered> registered_;
+};
+
+// The collectives of ranks that address each other's memory, by three primitives of their devices.
+class PeerMemoryCommunicator : public Communicator {
+ public:
+  PeerMemoryCommunicator(std::shared_ptr<LocalGroup> group, int rank)
+      : group_(std::move(group)), rank_(rank), buffers_(*group_, rank) {}
+  int rank() const final { return rank_; }
+  int size() const final { return group_->size(); }
+  std::vector<std::byte*> register_buffer(void* data, int64_t num_bytes) final { return buffers_.add(data, num_bytes); }
+  std::vector<int64_t> all_gather_host(int64_t value) final { return buffers_.gather(value, "all_gather_host"); }
+  void barrier(Stream stream) final { wait_for_peers("barrier", stream); }
+  void all_gather(const void* send, void* recv, int64_t num_bytes, Stream stream) final;
+  void all_to_all(const void* send, void* recv, int64_t num_bytes, Stream stream) final;
+  void all_reduce(View<float> data, Stream stream) final;
+  void reduce_scatter(View<const float> send, View<float> recv, Stream stream) final;
+
+ protected:
+  virtual void wait_for_peers(const char* operation, Stream) = 0;  // barrier(), of a collective
+  virtual void copy(void* to, const void* from, int64_t num_bytes, Stream) = 0;
+  // out[i] = the sum of rows[r][i], in rank order.
+  virtual void sum(const std::vector<const float*>& rows, View<float> out, Stream) = 0;
+  LocalGroup& group() { return *group_; }
+
+ private:
+  void copy_unless_same(void* to, const void* from, int64_t num_bytes, Stream stream);
+  void sum_part(const std::vector<float*>& of, int64_t begin, int64_t end, float* out, Stream stream);
+
+  const std::shared_ptr<LocalGroup> group_;
+  const int rank_;
+  RegisteredBuffers buffers_;
 };
 
 }  // namespace moectl
