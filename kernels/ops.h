@@ -260,12 +260,13 @@ struct PlacementView {
 // Tokens of one rank of a group, in that rank's memory, which its peers may read: tokens token_begin, token_begin + 1,
 // ... of its batch.
 struct MoeSource {
-  Operand x;                        // [batch, hidden_size]: the whole batch
+  Operand x;                        // [batch, hidden_size]: the whole batch; or, `packed`, only the tokens here
+  bool packed = false;              // rows of x are packed_row_bytes (expert_all_to_all.h) apart, as tokens travel
   View<const int32_t> expert_idx;   // [num_tokens, top_k] logical; -1: none
   View<const float> expert_weight;  // [num_tokens, top_k]; empty: not wanted
   View<int32_t> row_of;             // [num_tokens * top_k] out, the caller's: row in `x` of MoePermuteArgs where the
                                     // expert is the caller's
-  int64_t token_begin = 0;          // PlacementView's t and the row in `x` of expert_idx's first token
+  int64_t token_begin = 0;          // PlacementView's t of expert_idx's first token, and its row in `x` unless packed
 };
 
 // Gathers the rows that the caller's experts compute, sorted by local expert, then source rank, token and slot.
@@ -279,9 +280,9 @@ struct MoePermuteArgs {
   View<float> scale;             // [max_rows] out: the rows' weights; empty: not wanted
 };
 
-// Results of one rank for the rows of one source: `out` is [max_rows, hidden_size], `row_of` that MoeSource::row_of.
+// Results of one rank for the rows of one source: `out` is MoeExpertsArgs::out, `row_of` that MoeSource::row_of.
 struct MoeResults {
-  const float* out = nullptr;
+  const void* out = nullptr;
   const int32_t* row_of = nullptr;
 };
 
@@ -291,8 +292,8 @@ struct MoeLocateArgs {
   std::span<const MoeResults> results;  // by rank
   PlacementView placement;
   int64_t rank = 0, token_begin = 0;  // the caller's (PlacementView's s); PlacementView's t of expert_idx's first token
-  int64_t hidden_size = 0;
-  View<const float*> expert_rows;  // [num_tokens, top_k] out
+  int64_t row_bytes = 0;              // of MoeResults::out
+  View<const void*> expert_rows;      // [num_tokens, top_k] out
 };
 
 // Gated feed-forward of several experts: rows of expert e are expert_offsets[e] .. expert_offsets[e + 1].
@@ -304,7 +305,7 @@ struct MoeExpertsArgs {
   Weight w_down;                       // the same batch: [hidden_size, intermediate]
   View<const int32_t> weight_idx;      // [num_local_experts]: batch entry of each; empty: 0, 1, 2, ...
   Operands hidden;                     // [max_rows, intermediate] scratch of ExpertOperands::hidden
-  View<float> out;                     // [max_rows, hidden_size]
+  Operand out;                         // [max_rows, hidden_size] of ExpertOperands::out
   Activation activation = {};
   View<const float> gate_bias = {}, up_bias = {};  // [batch, intermediate]; empty: none
   View<const float> down_bias = {};                // [batch, hidden_size]; empty: none
@@ -312,17 +313,20 @@ struct MoeExpertsArgs {
   View<const float> row_scale = {};  // [max_rows]
 };
 
-// The dtypes that moe_experts multiplies with: of x, and of its scratch.
+// The dtypes that moe_experts multiplies with: of x, and of its scratch; and of what it writes. Routed experts
+// write `out` wherever they are, so that their place changes no bit.
 struct ExpertOperands {
   DType x = DType::kF32;
   DTypeSet hidden = {DType::kF32};
+  DType out = DType::kF32;  // what routed experts write: f32 or bf16; f32 is always possible
 };
 
 // out[t] = sum over j of expert_weight[t, j] * expert_out[row_idx[t, j]], in the order of j, plus shared[t], which is
 // multiplied by sigmoid(shared_gate[t]) where there is one.
 struct MoeCombineArgs {
-  View<const float* const>
-      expert_rows;  // [num_tokens, top_k]: the expert's output row of [hidden_size], maybe a peer's memory; null: none
+  // [num_tokens, top_k]: the expert's output row of [hidden_size], maybe a peer's memory; null: none.
+  View<const void* const> expert_rows;
+  DType rows_dtype = DType::kF32;      // of expert_rows: f32 or bf16
   View<const float> expert_weight;     // [num_tokens, top_k]; empty: ones
   View<const float> shared;            // [num_tokens, hidden_size]; empty: none
   View<float> out;                     // [num_tokens, hidden_size]
@@ -405,6 +409,8 @@ class DeviceSampling {
   virtual void sample_rows(const SampleRowsArgs&, Stream) = 0;
 };
 
+class ExpertAllToAll;  // expert_all_to_all.h
+
 class Ops {
  public:
   virtual ~Ops() = default;
@@ -412,8 +418,9 @@ class Ops {
   virtual std::string numerics_id() const = 0;
   virtual Device& device() = 0;
   virtual const Capabilities& capabilities() const = 0;
-  virtual ExpandedMla* expanded_mla() = 0;        // null: MLA runs in absorbed form
-  virtual DeviceSampling* device_sampling() = 0;  // null: Capabilities::host_readable, and the host samples
+  virtual ExpandedMla* expanded_mla() = 0;          // null: MLA runs in absorbed form
+  virtual DeviceSampling* device_sampling() = 0;    // null: Capabilities::host_readable, and the host samples
+  virtual ExpertAllToAll* expert_all_to_all() = 0;  // null: peers' tokens are read in place (moe_permute)
 
   // Bytes that the operations need for themselves up to `shape`; set_scratch() before the first of them.
   virtual int64_t scratch_bytes(const ScratchShape&) const = 0;

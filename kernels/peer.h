@@ -1,5 +1,5 @@
 // PeerOps: what ranks on GPUs of one process do with each other's memory, in stream order: signals and sums. Of devices
-// that have them (Device::peers()).
+// that have them (Device::peers()). Also what every kernel that waits for peers is given: PeerWait.
 #pragma once
 
 #include <cstdint>
@@ -11,18 +11,35 @@
 
 namespace moectl {
 
+// What a rank does when it waits for its peers, as one number that a device can report.
+struct PeerOperation {
+  enum Kind : int32_t { kNone, kBarrier, kDispatch, kCombine };
+  Kind kind = kNone;
+  int32_t layer = -1;  // -1: not in a layer
+  constexpr int32_t code() const { return int32_t(kind) + ((layer + 1) << 4); }
+  static PeerOperation of_code(int32_t code) { return {Kind(code & 15), (code >> 4) - 1}; }
+};
+
 // Of one rank, in host memory that its device reads and writes (Device::alloc_host).
 struct PeerStatus {
-  int32_t aborted = 0;  // host to device: 1 ends every wait
-  int32_t missing = 0;  // device to host: 1 + the rank whose signal did not come in time; 0: none
+  int32_t aborted = 0;    // host to device: 1 ends every wait
+  int32_t missing = 0;    // device to host: 1 + the rank whose signal did not come in time; 0: none
+  int32_t operation = 0;  // device to host, with `missing`: PeerOperation::code of that wait
+  int32_t at = 0;         // device to host: PeerOperation::code of the latest wait that began
+};
+
+// A wait for signals of peers is bounded. After an abort or a timeout it and all later ones of the rank end at once,
+// with nothing ordered: PeerStatus tells.
+struct PeerWait {
+  PeerStatus* status = nullptr;  // the caller's
+  int64_t timeout_ns = 0;
 };
 
 struct PeerBarrierArgs {
   std::span<uint32_t* const> flags;  // by rank: [number of ranks] in that rank's device memory, zeros at first
   int rank = 0;                      // the caller's
   uint32_t* generation = nullptr;    // [1] in the caller's device memory: barriers so far, 0 at first
-  PeerStatus* status = nullptr;      // the caller's
-  int64_t timeout_ns = 0;
+  PeerWait wait;
 };
 
 // out[i] = rows[0][i] + rows[1][i] + .., added in this order.
@@ -39,8 +56,7 @@ class PeerOps {
   virtual int ordinal() const = 0;
   // Lets kernels of this device address the memory of device `ordinal`; empty, or why they cannot, in one line.
   virtual std::string connect(int ordinal) = 0;
-  // What every rank's stream did before is complete and visible to all ranks for what follows in their streams. After
-  // an abort or a timeout, this barrier and all later ones end at once, with nothing ordered: PeerStatus tells.
+  // What every rank's stream did before is complete and visible to all ranks for what follows in their streams.
   virtual void barrier(const PeerBarrierArgs&, Stream) = 0;
   virtual void sum(const PeerSumArgs&, Stream) = 0;
 };

@@ -18,6 +18,7 @@
 
 #include "core/base/tensor.h"
 #include "kernels/device.h"
+#include "kernels/peer.h"
 
 namespace moectl {
 
@@ -33,6 +34,8 @@ class Communicator {
   // After a stream was waited for: throws Error{kUnavailable} when a call on it ended without its peers, which leaves
   // wrong results behind.
   virtual void check() = 0;
+  // For kernels of this rank that wait for its peers' signals themselves.
+  virtual PeerWait peer_wait() = 0;
 
   // ---- On the host: they block the thread until every rank has called, and wait for no stream. Not in a layer.
 

@@ -21,8 +21,20 @@
 
 namespace moectl {
 
+// How tokens travel (--all2all-backend).
+enum class All2AllBackend {
+  kAuto,            // by the device and, on GPUs, by the number of tokens in a step
+  kNaive,           // ranks read what they need in their peers' memory, between barriers: the oracle of the others
+  kLowLatency,      // ranks store tokens and results into their peers' memory; made for few tokens (decode)
+  kHighThroughput,  // the same; made for many (prefill)
+};
+
 struct ExpertDispatchConfig {
   int top_k = 0, hidden_size = 0;
+  All2AllBackend backend = All2AllBackend::kAuto;
+  // Equal bits for every number of ranks: results travel per choice and are added in the order of the choices. Else
+  // ranks may add their experts' results of a token first.
+  bool deterministic = true;
   int max_tokens = 0;             // of a step, on any rank
   int64_t max_received_rows = 0;  // per rank and round, at least one token of each source; 0: what
                                   // kDefaultReceiveBytes hold, and for a rank alone all in one round
@@ -50,12 +62,14 @@ class ExpertDispatch {
     Operand x;                        // [num_tokens, hidden_size]
     View<const int32_t> expert_idx;   // [num_tokens, top_k] logical; -1: none
     View<const float> expert_weight;  // [num_tokens, top_k]; given where experts need the rows' weights (row_scale)
+    DType results = DType::kF32;      // what the experts write (ExpertOperands::out)
+    int layer = -1;                   // of the model, for messages
   };
   // What this rank's experts compute: rows sorted by local expert, then source rank, token and slot.
   struct Received {
     Operand x;                           // [max_rows, hidden_size] in the tokens' dtype
     View<const int32_t> expert_offsets;  // [num_local_experts + 1], on the device; the last one: number of rows
-    View<float> out;                     // [max_rows, hidden_size]: to be written before combine()
+    Operand out;                         // [max_rows, hidden_size] of Tokens::results: to be written before combine()
     View<const float> scale;             // [max_rows]: the rows' weights; empty unless given
   };
   virtual Received dispatch(const Tokens& tokens, int round) = 0;

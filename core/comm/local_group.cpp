@@ -3,16 +3,32 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <atomic>
 
 #include "core/base/check.h"
 
 namespace moectl {
+namespace {
+
+double seconds(std::chrono::duration<double> t) {
+  return t.count();
+}
+
+}  // namespace
 
 LocalGroup::LocalGroup(int size, LocalGroupOptions options)
     : slice_(std::chrono::microseconds(options.deadline) / kSlices),
       deadline_(options.deadline),
       values_{Values(size_t(size)), Values(size_t(size))},
       arrived_(size_t(size)) {}
+
+std::string text_of(const PeerOperation& operation) {
+  const char* kind = operation.kind == PeerOperation::kBarrier    ? "a barrier"
+                     : operation.kind == PeerOperation::kDispatch ? "dispatch"
+                     : operation.kind == PeerOperation::kCombine  ? "combine"
+                                                                  : "no operation";
+  return operation.layer < 0 ? kind : fmt::format("{} of layer {}", kind, operation.layer);
+}
 
 void LocalGroup::barrier(int rank, const char* operation) {
   std::unique_lock lock(mutex_);
@@ -32,7 +48,7 @@ void LocalGroup::barrier(int rank, const char* operation) {
       if (generation_ == generation) check_locked();
       return;
     }
-  end(fmt::format("rank {} waited {:.3g} s in {} for rank {}", rank, deadline_.count(), operation,
+  end(fmt::format("rank {} waited {:.3g} s in {} for rank {}", rank, seconds(deadline_), operation,
                   fmt::join(missing(), ", ")));
   throw Error(Code::kUnavailable, reason_);
 }
@@ -106,6 +122,16 @@ std::vector<float*> RegisteredBuffers::floats_of(const float* data, int64_t coun
   std::vector<float*> of;
   for (std::byte* p : peers_of(data, count * int64_t(sizeof(float)))) of.push_back(reinterpret_cast<float*>(p));
   return of;
+}
+
+void PeerMemoryCommunicator::report_missing_peer() {
+  const PeerWait wait = peer_wait();
+  PeerStatus& status = *wait.status;
+  const int missing = std::atomic_ref(status.missing).load();
+  if (missing != 0)
+    group_->abort(fmt::format("rank {} waited {:.3g} s for rank {} in {}", rank_,
+                              seconds(std::chrono::nanoseconds(wait.timeout_ns)), missing - 1,
+                              text_of(PeerOperation::of_code(std::atomic_ref(status.operation).load()))));
 }
 
 void PeerMemoryCommunicator::all_gather(const void* send, void* recv, int64_t num_bytes, Stream stream) {

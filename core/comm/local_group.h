@@ -14,11 +14,15 @@
 
 namespace moectl {
 
+// "dispatch of layer 12"
+std::string text_of(const PeerOperation& operation);
+
 class LocalGroup {
  public:
   LocalGroup(int size, LocalGroupOptions options);
 
   int size() const { return int(arrived_.size()); }
+  std::chrono::milliseconds deadline() const { return deadline_; }
   // `operation`: what the rank waits in, for the message of a deadline.
   void barrier(int rank, const char* operation);
   // `value` of each rank. `call` counts the rank's calls.
@@ -36,7 +40,7 @@ class LocalGroup {
   std::vector<int> missing() const;
 
   const std::chrono::microseconds slice_;
-  const std::chrono::duration<double> deadline_;
+  const std::chrono::milliseconds deadline_;
   // Of gather(), by rank. Calls alternate between the two: a rank that is one call ahead overwrites nothing that a peer
   // still reads.
   std::array<Values, 2> values_;
@@ -93,6 +97,8 @@ class PeerMemoryCommunicator : public Communicator {
   // out[i] = the sum of rows[r][i], in rank order.
   virtual void sum(const std::vector<const float*>& rows, View<float> out, Stream) = 0;
   LocalGroup& group() { return *group_; }
+  // Aborts the group when a wait of this rank's kernels ended without a peer.
+  void report_missing_peer();
 
  private:
   void copy_unless_same(void* to, const void* from, int64_t num_bytes, Stream stream);

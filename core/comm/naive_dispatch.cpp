@@ -72,11 +72,11 @@ class NaiveDispatch final : public ExpertDispatch {
     scale_ = device.alloc(sizes.scale * int64_t(sizeof(float)));
     offsets_ = device.alloc(sizes.offsets * int64_t(sizeof(int32_t)));
     row_of_ = device.alloc(sizes.row_of * int64_t(sizeof(int32_t)));
-    rows_ = device.alloc(sizes.rows * int64_t(sizeof(float*)));
+    rows_ = device.alloc(sizes.rows * int64_t(sizeof(void*)));
     register_once(out_.get(), sizes.out * int64_t(sizeof(float)));
     register_once(row_of_.get(), sizes.row_of * int64_t(sizeof(int32_t)));
     for (int r = 0; r < comm.size(); ++r)
-      results_.push_back({peer(as<float>(out_), r), peer(as<int32_t>(row_of_), r) + rank_ * choices_per_source()});
+      results_.push_back({peer(out_.get(), r), peer(as<int32_t>(row_of_), r) + rank_ * choices_per_source()});
     num_tokens_.resize(size_t(comm.size()));
   }
 
@@ -96,6 +96,7 @@ class NaiveDispatch final : public ExpertDispatch {
           "{} tokens with {} choices in a step of {} tokens, top-{}", tokens.x.dim(0), tokens.expert_idx.size(), n,
           config_.top_k);
     expert_idx_ = tokens.expert_idx;
+    results_dtype_ = tokens.results;
     const int64_t max_choices = int64_t{config_.max_tokens} * config_.top_k;
     register_once(tokens.x.data, Operand::num_bytes(tokens.x.dtype, config_.max_tokens, config_.hidden_size));
     register_once(tokens.expert_idx.data, max_choices * int64_t(sizeof(int32_t)));
@@ -127,24 +128,25 @@ class NaiveDispatch final : public ExpertDispatch {
                       .x = rows,
                       .scale = scale},
                      ops_.device().stream());
-    return {rows, offsets, View<float>(as<float>(out_), {num_rows, config_.hidden_size}), scale};
+    return {rows, offsets, Operand(out_.get(), tokens.results, {num_rows, config_.hidden_size}), scale};
   }
 
   // A barrier before: peers' results are there.
   void combine(const MoeCombineArgs& args, int round) override {
     barrier();
     const auto [begin, end] = tokens_of(rank_, round);
-    const View<const float*> rows(as<const float*>(rows_), {end - begin, config_.top_k});
+    const View<const void*> rows(as<const void*>(rows_), {end - begin, config_.top_k});
     ops_.moe_locate({.expert_idx = rows_of(expert_idx_, begin, end),
                      .results = results_,
                      .placement = tables_.view,
                      .rank = rank_,
                      .token_begin = begin,
-                     .hidden_size = config_.hidden_size,
+                     .row_bytes = config_.hidden_size * dtype_bytes(results_dtype_),
                      .expert_rows = rows},
                     ops_.device().stream());
     MoeCombineArgs part = args;
-    part.expert_rows = View<const float* const>(rows.data, {end - begin, config_.top_k});
+    part.rows_dtype = results_dtype_;
+    part.expert_rows = View<const void* const>(rows.data, {end - begin, config_.top_k});
     part.expert_weight = rows_of(args.expert_weight, begin, end);
     part.shared = rows_of(args.shared, begin, end);
     part.shared_gate = rows_of(args.shared_gate, begin, end);
@@ -202,6 +204,7 @@ class NaiveDispatch final : public ExpertDispatch {
   std::vector<int64_t> num_tokens_;  // of each rank in this step
   int num_rounds_ = 1;
   View<const int32_t> expert_idx_;  // of the tokens that are being dispatched
+  DType results_dtype_ = DType::kF32;
 };
 
 }  // namespace
@@ -214,7 +217,7 @@ int64_t ExpertDispatch::max_rows(const ExpertPlacement& placement, const ExpertD
 int64_t ExpertDispatch::num_bytes(const ExpertPlacement& placement, const ExpertDispatchConfig& config,
                                   const Capabilities& capabilities) {
   const BufferSizes s = buffer_sizes(placement, config, capabilities);
-  return s.x_bytes + (s.out + s.scale + s.offsets + s.row_of) * 4 + s.rows * int64_t(sizeof(float*)) +
+  return s.x_bytes + (s.out + s.scale + s.offsets + s.row_of) * 4 + s.rows * int64_t(sizeof(void*)) +
          placement_bytes(placement);
 }
 

@@ -32,12 +32,10 @@ class P2pCommunicator final : public PeerMemoryCommunicator {
     for (int r = 0; r < size(); ++r) std::atomic_ref(peers_->status(r).aborted).store(1);
   }
   void check() override {
-    const int missing = std::atomic_ref(peers_->status(rank()).missing).load();
-    if (missing != 0)
-      group().abort(
-          fmt::format("rank {} waited {} s on its GPU for rank {}", rank(), kPeerTimeout.count(), missing - 1));
+    report_missing_peer();
     group().check();
   }
+  PeerWait peer_wait() override { return {&peers_->status(rank()), std::chrono::nanoseconds(kPeerTimeout).count()}; }
 
  private:
   void wait_for_peers(const char*, Stream stream) override {
@@ -45,8 +43,7 @@ class P2pCommunicator final : public PeerMemoryCommunicator {
     device_.peers()->barrier({.flags = flags_,
                               .rank = rank(),
                               .generation = reinterpret_cast<uint32_t*>(mine.generation.get()),
-                              .status = &peers_->status(rank()),
-                              .timeout_ns = std::chrono::nanoseconds(kPeerTimeout).count()},
+                              .wait = peer_wait()},
                              stream);
   }
   void copy(void* to, const void* from, int64_t num_bytes, Stream stream) override {

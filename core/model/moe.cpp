@@ -67,7 +67,8 @@ void feed_forward(Step& step, const LayerWeights& w, const LayerOperands& operan
   ExpertDispatch& dispatch = *step.experts;
   // Ranks that share the weights of all experts pick theirs; others hold their own, in order.
   if (w.experts.gate.batch == moe.num_experts) experts.weight_idx = dispatch.logical_experts();
-  ExpertDispatch::Tokens tokens = {.x = x.get(operands.experts.x), .expert_idx = expert_idx};
+  ExpertDispatch::Tokens tokens = {
+      .x = x.get(operands.experts.x), .expert_idx = expert_idx, .results = operands.experts.out, .layer = layer_idx};
   if (moe.scale_input) tokens.expert_weight = expert_weight;
   for (int round = 0; round < dispatch.num_rounds(); ++round) {
     const ExpertDispatch::Received rows = dispatch.dispatch(tokens, round);

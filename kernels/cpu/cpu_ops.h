@@ -16,6 +16,7 @@ class CpuOps final : public Ops {
   Device& device() override { return device_; }
   const Capabilities& capabilities() const override { return capabilities_; }
   ExpandedMla* expanded_mla() override { return nullptr; }
+  ExpertAllToAll* expert_all_to_all() override { return nullptr; }
   DeviceSampling* device_sampling() override { return nullptr; }
   int64_t scratch_bytes(const ScratchShape&) const override { return 0; }
   void set_scratch(Buffer, const ScratchShape&) override {}

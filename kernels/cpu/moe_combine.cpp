@@ -12,7 +12,7 @@ void CpuOps::moe_combine(const MoeCombineArgs& a, Stream) {
       float* out = a.out.row(t);
       for (int64_t i = 0; i < size; ++i) out[i] = 0.0f;
       for (int64_t j = 0; j < top_k; ++j) {
-        const float* row = a.expert_rows(t, j);
+        const auto* row = static_cast<const float*>(a.expert_rows(t, j));
         if (!row) continue;
         const float weight = a.expert_weight ? a.expert_weight(t, j) : 1.0f;
         for (int64_t i = 0; i < size; ++i) out[i] = out[i] + weight * row[i];

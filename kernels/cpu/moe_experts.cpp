@@ -78,6 +78,7 @@ void CpuOps::moe_experts(const MoeExpertsArgs& a, Stream) {
           });
         });
   });
+  const View<float> out = a.out.f32();
   const float* const* h = row_pointers(hidden.data, num_rows, intermediate);
   pool_.run(chunks, [&](int chunk) {
     for_expert_tiles(offsets, num_experts, down[0].num_tiles, chunk, chunks,
@@ -85,7 +86,7 @@ void CpuOps::moe_experts(const MoeExpertsArgs& a, Stream) {
                        const int64_t row0 = offsets[e], rows = offsets[e + 1] - row0, w = entry(e);
                        gemm(down[w], begin, end, h + row0, rows, [&](int64_t row, int64_t tile, F32x16 value) {
                          if (a.down_bias) value = value + bias_of(a.down_bias, w, tile, hidden_size);
-                         store_tile(a.out.row(row0 + row), tile, hidden_size, value);
+                         store_tile(out.row(row0 + row), tile, hidden_size, value);
                        });
                      });
   });

@@ -62,7 +62,8 @@ void CpuOps::moe_locate(const MoeLocateArgs& a, Stream) {
       if (expert >= 0) rank = size_t(a.placement.rank(expert));
     }
     const MoeResults& results = a.results[rank];
-    a.expert_rows.data[i] = expert < 0 ? nullptr : results.out + int64_t{results.row_of[i]} * a.hidden_size;
+    a.expert_rows.data[i] =
+        expert < 0 ? nullptr : static_cast<const std::byte*>(results.out) + results.row_of[i] * a.row_bytes;
   }
 }
 

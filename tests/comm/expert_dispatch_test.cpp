@@ -87,7 +87,7 @@ void compute(const ExpertDispatch::Received& rows, const std::vector<int32_t>& l
   for (size_t e = 0; e < logical.size(); ++e)
     for (int64_t row = rows.expert_offsets(int64_t(e)); row < rows.expert_offsets(int64_t(e) + 1); ++row)
       for (int64_t i = 0; i < kHidden; ++i)
-        rows.out(row, i) = expert_of(logical[e], x(row, i)) * (scaled ? rows.scale(row) : 1.0f);
+        rows.out.f32()(row, i) = expert_of(logical[e], x(row, i)) * (scaled ? rows.scale(row) : 1.0f);
 }
 
 void expect_exact(const Case& c) {

@@ -29,6 +29,7 @@ class MirrorOps final : public Ops {
   Device& device() override { return host_; }
   const Capabilities& capabilities() const override { return ops_->capabilities(); }
   ExpandedMla* expanded_mla() override { return nullptr; }
+  ExpertAllToAll* expert_all_to_all() override { return nullptr; }
   DeviceSampling* device_sampling() override { return nullptr; }
   int64_t scratch_bytes(const ScratchShape&) const override { return 0; }
   void set_scratch(Buffer, const ScratchShape&) override {}
@@ -116,7 +117,11 @@ class MirrorOps final : public Ops {
     run([&](Ops& o) {
       std::vector<MoeSource> sources;
       for (const MoeSource& s : a.sources)
-        sources.push_back({in(s.x.f32()), in(s.expert_idx), in(s.expert_weight), out(s.row_of), s.token_begin});
+        sources.push_back({.x = in(s.x.f32()),
+                           .expert_idx = in(s.expert_idx),
+                           .expert_weight = in(s.expert_weight),
+                           .row_of = out(s.row_of),
+                           .token_begin = s.token_begin});
       o.moe_permute({sources, placement(a.placement), a.rank, out(a.expert_offsets), out(a.x.f32()), out(a.scale)}, {});
     });
   }
@@ -130,7 +135,7 @@ class MirrorOps final : public Ops {
       d.hidden = {};
       for (DType t : {DType::kF32, DType::kBF16, DType::kF8E4M3})
         if (dtypes.hidden.has(t)) d.hidden.set(space(t, a.hidden.dim(0), a.hidden.row_size()));
-      d.out = out(a.out);
+      d.out = out(a.out.f32());
       d.gate_bias = in(a.gate_bias);
       d.up_bias = in(a.up_bias);
       d.down_bias = in(a.down_bias);
@@ -145,19 +150,19 @@ class MirrorOps final : public Ops {
       for (const MoeResults& r : a.results)
         results.push_back({r.out, in(View<const int32_t>(r.row_of, {a.expert_idx.size()})).data});
       o.moe_locate(
-          {in(a.expert_idx), results, placement(a.placement), a.rank, a.token_begin, a.hidden_size, out(a.expert_rows)},
+          {in(a.expert_idx), results, placement(a.placement), a.rank, a.token_begin, a.row_bytes, out(a.expert_rows)},
           {});
     });
   }
   void moe_combine(const MoeCombineArgs& a, Stream) override {
     run([&](Ops& o) {
-      std::vector<const float*> rows;
+      std::vector<const void*> rows;
       for (int64_t i = 0; i < a.expert_rows.size(); ++i) {
-        const float* row = a.expert_rows.data[i];
+        const auto* row = static_cast<const float*>(a.expert_rows.data[i]);
         rows.push_back(row ? in(View<const float>(row, {a.out.row_size()})).data : nullptr);
       }
       MoeCombineArgs d = a;
-      d.expert_rows = in(View<const float* const>(rows.data(), {a.expert_rows.dim(0), a.expert_rows.dim(1)}));
+      d.expert_rows = in(View<const void* const>(rows.data(), {a.expert_rows.dim(0), a.expert_rows.dim(1)}));
       d.expert_weight = in(a.expert_weight);
       d.shared = in(a.shared);
       d.shared_gate = in(a.shared_gate);

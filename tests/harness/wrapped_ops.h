@@ -17,6 +17,7 @@ class WrappedOps : public Ops {
   Device& device() override { return real_->device(); }
   const Capabilities& capabilities() const override { return real_->capabilities(); }
   ExpandedMla* expanded_mla() override { return real_->expanded_mla(); }
+  ExpertAllToAll* expert_all_to_all() override { return real_->expert_all_to_all(); }
   DeviceSampling* device_sampling() override { return real_->device_sampling(); }
   int64_t scratch_bytes(const ScratchShape& shape) const override { return real_->scratch_bytes(shape); }
   void set_scratch(Buffer memory, const ScratchShape& shape) override { real_->set_scratch(std::move(memory), shape); }

@@ -8,7 +8,9 @@ MOECTL_KERNEL_SUITE(MoeCombineTest);
 struct Problem {
   int64_t tokens, top_k, size;
   std::vector<float> rows, weight, shared;
-  std::vector<const float*> pointers;
+  std::vector<const void*> pointers;
+
+  double row(int64_t choice, int64_t i) const { return double(static_cast<const float*>(pointers[size_t(choice)])[i]); }
 
   Problem(int64_t tokens, int64_t top_k, int64_t size, bool with_shared) : tokens(tokens), top_k(top_k), size(size) {
     Random random(uint64_t(tokens + 100 * top_k + size));
@@ -21,7 +23,7 @@ struct Problem {
   std::vector<float> run(Ops& ops, int64_t begin, int64_t end) const {
     std::vector<float> out(size_t((end - begin) * size), NAN);
     MoeCombineArgs args;
-    args.expert_rows = View<const float* const>(pointers.data() + begin * top_k, {end - begin, top_k});
+    args.expert_rows = View<const void* const>(pointers.data() + begin * top_k, {end - begin, top_k});
     args.expert_weight = View<const float>(weight.data() + begin * top_k, {end - begin, top_k});
     if (!shared.empty()) args.shared = View<const float>(shared.data() + begin * size, {end - begin, size});
     args.out = View<float>(out.data(), {end - begin, size});
@@ -40,7 +42,7 @@ TEST_P(MoeCombineTest, AgainstReference) {
           for (int64_t i = 0; i < size; ++i) {
             DotReference dot;
             for (int64_t j = 0; j < top_k; ++j)
-              dot.add(double(p.weight[size_t(t * top_k + j)]), double(p.pointers[size_t(t * top_k + j)][i]));
+              dot.add(double(p.weight[size_t(t * top_k + j)]), p.row(t * top_k + j, i));
             if (with_shared) dot.add(1.0, double(p.shared[size_t(t * size + i)]));
             expected.push_back(dot.result());
           }
@@ -52,10 +54,10 @@ TEST_P(MoeCombineTest, AgainstReference) {
 TEST_P(MoeCombineTest, OrderOfSlots) {
   const float big = 0x1p24f, one = 1.0f, minus = -0x1p24f, weights[3] = {1, 1, 1}, shared = 1.0f;
   for (auto [rows, expected] :
-       {std::pair<std::array<const float*, 3>, float>{{&big, &minus, &one}, 2.0f}, {{&big, &one, &minus}, 1.0f}}) {
+       {std::pair<std::array<const void*, 3>, float>{{&big, &minus, &one}, 2.0f}, {{&big, &one, &minus}, 1.0f}}) {
     float out = NAN;
     MoeCombineArgs args;
-    args.expert_rows = View<const float* const>(rows.data(), {1, 3});
+    args.expert_rows = View<const void* const>(rows.data(), {1, 3});
     args.expert_weight = View<const float>(weights, {1, 3});
     args.shared = View<const float>(&shared, {1, 1});
     args.out = View<float>(&out, {1, 1});
@@ -78,7 +80,7 @@ TEST_P(MoeCombineTest, SharedGateAndNoWeights) {
   for (bool weights : {true, false}) {
     std::vector<float> out(size_t(kTokens * kSize), NAN);
     MoeCombineArgs args;
-    args.expert_rows = View<const float* const>(p.pointers.data(), {kTokens, 2});
+    args.expert_rows = View<const void* const>(p.pointers.data(), {kTokens, 2});
     if (weights) args.expert_weight = View<const float>(p.weight.data(), {kTokens, 2});
     args.shared = View<const float>(p.shared.data(), {kTokens, kSize});
     args.shared_gate = View<const float>(gate.data(), {kTokens});
@@ -90,7 +92,7 @@ TEST_P(MoeCombineTest, SharedGateAndNoWeights) {
       for (int64_t i = 0; i < kSize; ++i) {
         DotReference dot;
         for (int64_t j = 0; j < 2; ++j)
-          dot.add(weights ? double(p.weight[size_t(t * 2 + j)]) : 1.0, double(p.pointers[size_t(t * 2 + j)][i]));
+          dot.add(weights ? double(p.weight[size_t(t * 2 + j)]) : 1.0, p.row(t * 2 + j, i));
         dot.add(Bounded{sigmoid, 4 * unit_roundoff(DType::kF32) * sigmoid}, double(p.shared[size_t(t * kSize + i)]));
         expected.push_back(dot.result());
       }

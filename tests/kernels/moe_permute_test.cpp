@@ -178,13 +178,13 @@ void expect_located(Ops& ops, const Placement* placement, int64_t rank, int64_t 
   }
   std::vector<MoeResults> results;
   for (size_t r = 0; r < num_ranks; ++r) results.push_back({out[r].data(), row_of[r].data()});
-  std::vector<const float*> rows(idx.size(), out[0].data());
+  std::vector<const void*> rows(idx.size(), out[0].data());
   MoeLocateArgs args = {.expert_idx = View<const int32_t>(idx.data(), {kTokens, kTopK}),
                         .results = results,
                         .rank = rank,
                         .token_begin = token_begin,
-                        .hidden_size = kSize,
-                        .expert_rows = View<const float*>(rows.data(), {kTokens, kTopK})};
+                        .row_bytes = kSize * int64_t(sizeof(float)),
+                        .expert_rows = View<const void*>(rows.data(), {kTokens, kTopK})};
   if (placement) args.placement = placement->view();
   ops.moe_locate(args, {});
   for (size_t i = 0; i < idx.size(); ++i) {

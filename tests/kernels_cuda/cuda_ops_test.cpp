@@ -174,7 +174,7 @@ void read_what_is_not_there(bool blocking) {
   const View<float> to(floats(out), {1, 64});
   tell("launch", [&] {
     ops->moe_combine(
-        {.expert_rows = View<const float* const>(reinterpret_cast<const float* const*>(rows.get()), {1, 1}), .out = to},
+        {.expert_rows = View<const void* const>(reinterpret_cast<const void* const*>(rows.get()), {1, 1}), .out = to},
         {});
   });
   tell("synchronize", [&] { ops->device().synchronize({}); });

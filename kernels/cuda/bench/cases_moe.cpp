@@ -95,7 +95,7 @@ Case combine_case(const KernelShape& s, int64_t tokens) {
          .peers = copy_peer()};
   c.make = [=, bytes = c.bytes](Memory& memory) {
     const float* results = memory.floats(rows * size);
-    std::vector<const float*> places;
+    std::vector<const void*> places;
     for (int64_t i = 0; i < rows; ++i) places.push_back(results + i * size);
     std::shuffle(places.begin(), places.end(), std::mt19937_64(1));
     MoeCombineArgs args;

@@ -10,6 +10,7 @@
 #include <algorithm>
 
 #include "core/base/check.h"
+#include "kernels/cuda/comm/signal.cuh"
 #include "kernels/cuda/runtime/device.cuh"
 
 namespace moectl::cuda {
@@ -20,8 +21,8 @@ struct Barrier {
   uint32_t* flags[kMaxPeers];
   int rank, num_ranks;
   uint32_t* generation;
-  PeerStatus* status;
-  int64_t timeout_ns;
+  PeerWait wait;
+  int32_t operation;
 };
 
 struct Rows {
@@ -29,41 +30,18 @@ struct Rows {
   int num;
 };
 
-__device__ __forceinline__ void store_release(uint32_t* p, uint32_t value) {
-  asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(p), "r"(value) : "memory");
-}
-__device__ __forceinline__ uint32_t load_acquire(const uint32_t* p) {
-  uint32_t value;
-  asm volatile("ld.acquire.sys.global.u32 %0, [%1];" : "=r"(value) : "l"(p) : "memory");
-  return value;
-}
-__device__ __forceinline__ int64_t now_ns() {
-  int64_t ns;
-  asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(ns));
-  return ns;
-}
-
 __global__ void peer_barrier(const __grid_constant__ Barrier b) {
   __shared__ uint32_t next;
-  volatile PeerStatus* const status = b.status;
-  if (threadIdx.x == 0) next = ++*b.generation;
+  if (threadIdx.x == 0) {
+    next = ++*b.generation;
+    b.wait.status->at = b.operation;
+  }
   __syncthreads();
   const int peer = int(threadIdx.x);
-  if (peer >= b.num_ranks || peer == b.rank || status->aborted || status->missing) return;
+  if (peer >= b.num_ranks || peer == b.rank || !is_alive(b.wait)) return;
   __threadfence_system();
   store_release(b.flags[peer] + b.rank, next);
-  const uint32_t* const arrived = b.flags[b.rank] + peer;
-  constexpr int kPollsPerCheck = 256;  // status is host memory
-  for (const int64_t begin = now_ns();;) {
-    for (int i = 0; i < kPollsPerCheck; ++i)
-      if (int32_t(load_acquire(arrived) - next) >= 0) return;
-    if (status->aborted || status->missing) return;
-    if (now_ns() - begin > b.timeout_ns) {
-      status->missing = 1 + peer;
-      __threadfence_system();
-      return;
-    }
-  }
+  wait_for_signal(b.flags[b.rank] + peer, next, b.wait, peer, b.operation);
 }
 
 constexpr int kSumThreads = 256;
@@ -85,8 +63,8 @@ void peer_barrier(const PeerBarrierArgs& a, Stream stream) {
   kernel::Barrier b = {.rank = a.rank,
                        .num_ranks = int(a.flags.size()),
                        .generation = a.generation,
-                       .status = a.status,
-                       .timeout_ns = a.timeout_ns};
+                       .wait = a.wait,
+                       .operation = PeerOperation{PeerOperation::kBarrier}.code()};
   std::copy(a.flags.begin(), a.flags.end(), b.flags);
   const unsigned threads = unsigned(a.flags.size() + kernel::kWarp - 1) / kernel::kWarp * kernel::kWarp;
   kernel::peer_barrier<<<1, threads, 0, handle(stream)>>>(b);

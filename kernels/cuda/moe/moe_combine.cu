@@ -22,10 +22,29 @@ __device__ inline void add_scaled(float4& sum, float weight, float4 x) {
   add_scaled(sum.w, weight, x.w);
 }
 
-// Grid: (parts of a row, tokens). `size`: of a row, in Ts.
-template <class T>
+// A row in units of one or four numbers, as f32.
+__device__ inline float load(const float* row, int i) {
+  return row[i];
+}
+__device__ inline float load(const __nv_bfloat16* row, int i) {
+  return __bfloat162float(row[i]);
+}
+__device__ inline float4 load(const float4* row, int i) {
+  return row[i];
+}
+struct alignas(8) Bf16x4 {
+  __nv_bfloat162 low, high;
+};
+__device__ inline float4 load(const Bf16x4* row, int i) {
+  const Bf16x4 x = row[i];
+  const float2 low = __bfloat1622float2(x.low), high = __bfloat1622float2(x.high);
+  return {low.x, low.y, high.x, high.y};
+}
+
+// Grid: (parts of a row, tokens). `size`: of a row, in Ts. R: how expert_rows hold as many numbers as a T.
+template <class T, class R>
 __global__ void __launch_bounds__(kThreads)
-    moe_combine(const float* const* expert_rows, const float* expert_weight, const float* shared,
+    moe_combine(const void* const* expert_rows, const float* expert_weight, const float* shared,
                 const float* shared_gate, int top_k, int size, T* out) {
   wait_for_earlier();
   const int64_t token = blockIdx.y;
@@ -33,8 +52,8 @@ __global__ void __launch_bounds__(kThreads)
   if (i >= size) return;
   T sum = {};
   for (int j = 0; j < top_k; ++j) {
-    const T* row = reinterpret_cast<const T*>(expert_rows[token * top_k + j]);
-    if (row) add_scaled(sum, expert_weight ? expert_weight[token * top_k + j] : 1.0f, row[i]);
+    const R* row = static_cast<const R*>(expert_rows[token * top_k + j]);
+    if (row) add_scaled(sum, expert_weight ? expert_weight[token * top_k + j] : 1.0f, load(row, i));
   }
   if (shared) {
     const float gate = shared_gate ? 1.0f / (1.0f + float(exp(-double(shared_gate[token])))) : 1.0f;
@@ -50,18 +69,26 @@ void moe_combine(const MoeCombineArgs& a, Stream stream) {
   CHECK(a.expert_rows.dim(0) == num_tokens && num_tokens <= 65535, "moe_combine: rows of {} tokens for {}",
         a.expert_rows.dim(0), num_tokens);
   if (num_tokens == 0) return;
-  auto launch = [&]<class T>(T* out, int64_t row) {
+  CHECK(a.rows_dtype == DType::kF32 || a.rows_dtype == DType::kBF16, "moe_combine: rows of {}",
+        dtype_name(a.rows_dtype));
+  auto launch = [&]<class T, class R>(T* out, const R*, int64_t row) {
     const dim3 grid(blocks_for(row, kernel::kThreads), unsigned(num_tokens));
-    launch_early(kernel::moe_combine<T>, grid, kernel::kThreads, 0, handle(stream), a.expert_rows.data,
+    launch_early(kernel::moe_combine<T, R>, grid, kernel::kThreads, 0, handle(stream), a.expert_rows.data,
                  a.expert_weight.data, a.shared.data, a.shared_gate.data, int(top_k), int(row), out);
   };
   // Rows of experts begin at multiples of a row from an allocation, so they are as aligned as its size.
   const bool four =
       size % 4 == 0 && (reinterpret_cast<uintptr_t>(a.out.data) | reinterpret_cast<uintptr_t>(a.shared.data)) % 16 == 0;
-  if (four)
-    launch(reinterpret_cast<float4*>(a.out.data), size / 4);
+  const bool bf16 = a.rows_dtype == DType::kBF16;
+  auto* out4 = reinterpret_cast<float4*>(a.out.data);
+  if (four && bf16)
+    launch(out4, static_cast<const kernel::Bf16x4*>(nullptr), size / 4);
+  else if (four)
+    launch(out4, static_cast<const float4*>(nullptr), size / 4);
+  else if (bf16)
+    launch(a.out.data, static_cast<const __nv_bfloat16*>(nullptr), size);
   else
-    launch(a.out.data, size);
+    launch(a.out.data, static_cast<const float*>(nullptr), size);
 }
 
 }  // namespace moectl::cuda

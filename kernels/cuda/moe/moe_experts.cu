@@ -37,7 +37,7 @@ void moe_experts(const MoeExpertsArgs& a, Numerics numerics, Stream stream) {
             .num_batches = num_experts,
             .x = hidden.data,
             .x_row = intermediate,
-            .out = a.out.data,
+            .out = a.out.f32().data,
             .out_row = hidden_size,
             .offsets = a.expert_offsets.data,
             .num_rows = a.x.dim(0),

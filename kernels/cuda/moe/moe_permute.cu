@@ -233,7 +233,7 @@ struct Results {
 };
 
 __global__ void moe_locate(const __grid_constant__ Results results, Placement placement, const int32_t* expert_idx,
-                           int num_choices, int top_k, int token_begin, int64_t size, const float** expert_rows) {
+                           int num_choices, int top_k, int token_begin, int64_t row_bytes, const void** expert_rows) {
   wait_for_earlier();
   const int i = int(blockIdx.x * blockDim.x + threadIdx.x);
   if (i >= num_choices) return;
@@ -242,7 +242,8 @@ __global__ void moe_locate(const __grid_constant__ Results results, Placement pl
     expert = physical_expert(placement, expert, placement.me, token_begin + i / top_k);
     if (expert >= 0) rank = placement.rank[expert];
   }
-  expert_rows[i] = expert >= 0 ? results.of[rank].out + int64_t{results.of[rank].row_of[i]} * size : nullptr;
+  const MoeResults& from = results.of[rank];
+  expert_rows[i] = expert >= 0 ? static_cast<const std::byte*>(from.out) + from.row_of[i] * row_bytes : nullptr;
 }
 
 }  // namespace kernel
@@ -312,7 +313,7 @@ void moe_locate(const MoeLocateArgs& a, Stream stream) {
   std::copy(a.results.begin(), a.results.end(), results.of);
   launch_early(kernel::moe_locate, blocks_for(num, 256), 256, 0, handle(stream), results,
                kernel::placement_of(a.placement, a.rank), a.expert_idx.data, int(num), int(a.expert_idx.dim(1)),
-               int(a.token_begin), a.hidden_size, a.expert_rows.data);
+               int(a.token_begin), a.row_bytes, a.expert_rows.data);
 }
 
 }  // namespace moectl::cuda

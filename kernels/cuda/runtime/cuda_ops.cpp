@@ -17,7 +17,7 @@
 namespace moectl::cuda {
 
 // Raise when any kernel changes a bit of its results.
-inline constexpr int kKernelVersion = 4;
+inline constexpr int kKernelVersion = 5;
 // Shorter prefill chunks cost less in absorbed form whatever their context is.
 inline constexpr int64_t kMinExpandedRows = 128;
 inline constexpr int kDefaultStepTokens = 2048;

@@ -24,6 +24,7 @@ class CudaOps final : public Ops, private ExpandedMla, private DeviceSampling {
   Device& device() override { return device_; }
   const Capabilities& capabilities() const override { return capabilities_; }
   ExpandedMla* expanded_mla() override { return regions_ && regions_->prefill_bytes > 0 ? this : nullptr; }
+  ExpertAllToAll* expert_all_to_all() override { return nullptr; }
   DeviceSampling* device_sampling() override { return this; }
   int64_t scratch_bytes(const ScratchShape&) const override;
   void set_scratch(Buffer, const ScratchShape&) override;

@@ -94,8 +94,8 @@ ExpertOperands CudaOps::expert_operands(const MoeExpertsArgs& a) const {
       a.down_bias || a.row_scale || a.expert_offsets.dim(0) - 1 > kMaxGemmExperts)
     return {};
   // Hidden values pass through bf16: rounding them to FP8 next costs sixteen times more.
-  if (is_fp8(gate) && is_fp8(up) && is_fp8(down)) return {DType::kF8E4M3, {DType::kBF16, DType::kF8E4M3}};
-  if (is_bf16(gate) && is_bf16(up) && is_bf16(down)) return {DType::kBF16, {DType::kBF16}};
+  if (is_fp8(gate) && is_fp8(up) && is_fp8(down)) return {DType::kF8E4M3, {DType::kBF16, DType::kF8E4M3}, DType::kBF16};
+  if (is_bf16(gate) && is_bf16(up) && is_bf16(down)) return {DType::kBF16, {DType::kBF16}, DType::kBF16};
   return {};
 }
 
@@ -122,7 +122,7 @@ void CudaOps::experts_fp8(const MoeExpertsArgs& a, Stream stream) {
   product.w = fp8_weight(a.w_down);
   product.w_up = {};
   product.out = a.out.data;
-  product.out_type = DType::kF32;
+  product.out_type = a.out.dtype;
   fp8_gemm(product, stream);
 }
 
@@ -150,7 +150,7 @@ void CudaOps::experts_bf16(const MoeExpertsArgs& a, Stream stream) {
   product.w_up = nullptr;
   product.batch = a.w_down.batch;
   product.out = a.out.data;
-  product.out_type = DType::kF32;
+  product.out_type = a.out.dtype;
   bf16_gemm(product, stream);
 }
 
