@@ -32,6 +32,9 @@ struct PeerStatus {
 // with nothing ordered: PeerStatus tells.
 struct PeerWait {
   PeerStatus* status = nullptr;  // the caller's
+  // [1] in the caller's device memory, 0 at first: 1 once a wait ended without its signal; the caller signals no more.
+  // Null on the CPU, where PeerStatus serves.
+  uint32_t* ended = nullptr;
   int64_t timeout_ns = 0;
 };
 
@@ -48,7 +51,7 @@ struct PeerSumArgs {
   View<float> out;                     // may be one of the rows
 };
 
-inline constexpr int kMaxPeers = 72;
+inline constexpr int kMaxPeers = 32;
 
 class PeerOps {
  public:

@@ -61,16 +61,17 @@ class ExpertDispatch {
   struct Tokens {
     Operand x;                        // [num_tokens, hidden_size]
     View<const int32_t> expert_idx;   // [num_tokens, top_k] logical; -1: none
-    View<const float> expert_weight;  // [num_tokens, top_k]; given where experts need the rows' weights (row_scale)
+    View<const float> expert_weight;  // [num_tokens, top_k]
+    bool scale_rows = false;          // experts multiply by the weights (Received::scale), and combine() does not
     DType results = DType::kF32;      // what the experts write (ExpertOperands::out)
     int layer = -1;                   // of the model, for messages
   };
   // What this rank's experts compute: rows sorted by local expert, then source rank, token and slot.
   struct Received {
-    Operand x;                           // [max_rows, hidden_size] in the tokens' dtype
-    View<const int32_t> expert_offsets;  // [num_local_experts + 1], on the device; the last one: number of rows
-    Operand out;                         // [max_rows, hidden_size] of Tokens::results: to be written before combine()
-    View<const float> scale;             // [max_rows]: the rows' weights; empty unless given
+    Operand x;                     // [max_rows, hidden_size] in the tokens' dtype
+    View<int32_t> expert_offsets;  // [num_local_experts + 1], on the device; the last one: number of rows
+    Operand out;                   // [max_rows, hidden_size] of Tokens::results: to be written before combine()
+    View<float> scale;             // [max_rows]: the rows' weights; empty unless Tokens::scale_rows
   };
   virtual Received dispatch(const Tokens& tokens, int round) = 0;
   // `args` of all tokens of the rank, without expert_rows; writes `out` of the round's tokens.
@@ -80,9 +81,10 @@ class ExpertDispatch {
   virtual View<const int32_t> logical_experts() const = 0;
 };
 
-// Picks the form that the communicator and the device allow; all ranks of a group construct together. Today: `naive`,
-// for ranks that address each other's memory: destination ranks read the tokens that they need in place
-// (Ops::moe_permute), source ranks the results (Ops::moe_locate). Two barriers per round, none for a rank alone.
+// Two forms, for ranks that address each other's memory; all ranks of a group construct together. One reads
+// (kNaive, and a rank alone): destination ranks read the tokens that they need in place (Ops::moe_permute), source
+// ranks the results (Ops::moe_locate); two barriers per round, none for a rank alone. The other stores (the other
+// backends, Ops::expert_all_to_all). kAuto stores on GPUs and reads on the CPU, where a copy costs as much as a read.
 std::unique_ptr<ExpertDispatch> make_expert_dispatch(Communicator& comm, Ops& ops, const ExpertPlacement& placement,
                                                      const ExpertDispatchConfig& config);
 

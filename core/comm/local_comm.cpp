@@ -24,7 +24,8 @@ class LocalCommunicator final : public PeerMemoryCommunicator {
     group().check();
   }
   PeerWait peer_wait() override {
-    return {&(*statuses_)[size_t(rank())], std::chrono::nanoseconds(group().deadline()).count()};
+    return {.status = &(*statuses_)[size_t(rank())],
+            .timeout_ns = std::chrono::nanoseconds(group().deadline()).count()};
   }
 
  private:

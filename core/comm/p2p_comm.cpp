@@ -12,7 +12,7 @@ namespace {
 // What the ranks' devices share.
 struct PeerGroup {
   struct Rank {
-    Buffer flags, generation, status;  // PeerBarrierArgs
+    Buffer flags, generation, status, ended;  // PeerBarrierArgs, PeerWait
   };
   std::vector<Rank> ranks;
 
@@ -35,7 +35,11 @@ class P2pCommunicator final : public PeerMemoryCommunicator {
     report_missing_peer();
     group().check();
   }
-  PeerWait peer_wait() override { return {&peers_->status(rank()), std::chrono::nanoseconds(kPeerTimeout).count()}; }
+  PeerWait peer_wait() override {
+    return {.status = &peers_->status(rank()),
+            .ended = reinterpret_cast<uint32_t*>(peers_->ranks[size_t(rank())].ended.get()),
+            .timeout_ns = std::chrono::nanoseconds(kPeerTimeout).count()};
+  }
 
  private:
   void wait_for_peers(const char*, Stream stream) override {
@@ -63,7 +67,8 @@ class P2pCommunicator final : public PeerMemoryCommunicator {
 std::vector<std::unique_ptr<Communicator>> make_p2p_communicators(const std::vector<Device*>& devices,
                                                                   LocalGroupOptions options) {
   const int size = int(devices.size());
-  CHECK(size <= kMaxPeers, "{} ranks in one process; at most {}", size, kMaxPeers);
+  if (size > kMaxPeers)
+    throw Error(Code::kBadConfig, fmt::format("{} ranks on GPUs of one process; at most {}", size, kMaxPeers));
   auto host = std::make_shared<LocalGroup>(size, options);
   auto peers = std::make_shared<PeerGroup>();
   for (Device* device : devices) {
@@ -73,7 +78,8 @@ std::vector<std::unique_ptr<Communicator>> make_p2p_communicators(const std::vec
         throw Error(Code::kBadConfig, why + "; run its ranks in instances of their own");
     peers->ranks.push_back({.flags = device->alloc(size * int64_t(sizeof(uint32_t))),
                             .generation = device->alloc(sizeof(uint32_t)),
-                            .status = device->alloc_host(sizeof(PeerStatus))});
+                            .status = device->alloc_host(sizeof(PeerStatus)),
+                            .ended = device->alloc(sizeof(uint32_t))});
   }
   std::vector<std::unique_ptr<Communicator>> all;
   for (int r = 0; r < size; ++r) all.push_back(std::make_unique<P2pCommunicator>(host, peers, *devices[size_t(r)], r));

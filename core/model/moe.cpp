@@ -67,9 +67,12 @@ void feed_forward(Step& step, const LayerWeights& w, const LayerOperands& operan
   ExpertDispatch& dispatch = *step.experts;
   // Ranks that share the weights of all experts pick theirs; others hold their own, in order.
   if (w.experts.gate.batch == moe.num_experts) experts.weight_idx = dispatch.logical_experts();
-  ExpertDispatch::Tokens tokens = {
-      .x = x.get(operands.experts.x), .expert_idx = expert_idx, .results = operands.experts.out, .layer = layer_idx};
-  if (moe.scale_input) tokens.expert_weight = expert_weight;
+  const ExpertDispatch::Tokens tokens = {.x = x.get(operands.experts.x),
+                                         .expert_idx = expert_idx,
+                                         .expert_weight = expert_weight,
+                                         .scale_rows = moe.scale_input,
+                                         .results = operands.experts.out,
+                                         .layer = layer_idx};
   for (int round = 0; round < dispatch.num_rounds(); ++round) {
     const ExpertDispatch::Received rows = dispatch.dispatch(tokens, round);
     experts.x = rows.x;

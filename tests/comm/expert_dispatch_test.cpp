@@ -115,10 +115,12 @@ void expect_exact(const Case& c) {
         const bool scaled = layer == 1;
         const View<const float> weight(in.weight.data(), {n, c.top_k});
         ExpertDispatch::Tokens tokens = {.x = View<const float>(in.x.data(), {n, kHidden}),
-                                         .expert_idx = View<const int32_t>(in.idx.data(), {n, c.top_k})};
+                                         .expert_idx = View<const int32_t>(in.idx.data(), {n, c.top_k}),
+                                         .expert_weight = weight,
+                                         .scale_rows = scaled};
         MoeCombineArgs combine = {.shared = View<const float>(in.shared.data(), {n, kHidden}),
                                   .out = View<float>(out.data(), {n, kHidden})};
-        (scaled ? tokens.expert_weight : combine.expert_weight) = weight;
+        if (!scaled) combine.expert_weight = weight;
         std::ranges::fill(out, NAN);
         for (int round = 0; round < dispatch->num_rounds(); ++round) {
           compute(dispatch->dispatch(tokens, round), logical, ExpertDispatch::max_rows(placement, config), scaled);
@@ -215,7 +217,8 @@ std::vector<std::vector<float>> computed(int size, const std::vector<int64_t>& t
     out.resize(size_t(n * kHidden));
     dispatch->begin_step(n);
     const ExpertDispatch::Tokens in = {.x = View<const float>(x.data(), {n, kHidden}),
-                                       .expert_idx = View<const int32_t>(idx.data(), {n, kTopK})};
+                                       .expert_idx = View<const int32_t>(idx.data(), {n, kTopK}),
+                                       .expert_weight = View<const float>(weight.data(), {n, kTopK})};
     for (int round = 0; round < dispatch->num_rounds(); ++round) {
       const auto rows = dispatch->dispatch(in, round);
       ops->moe_experts({.x = rows.x,

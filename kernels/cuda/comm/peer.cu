@@ -38,7 +38,7 @@ __global__ void peer_barrier(const __grid_constant__ Barrier b) {
   }
   __syncthreads();
   const int peer = int(threadIdx.x);
-  if (peer >= b.num_ranks || peer == b.rank || !is_alive(b.wait)) return;
+  if (peer >= b.num_ranks || peer == b.rank || has_ended(b.wait)) return;
   __threadfence_system();
   store_release(b.flags[peer] + b.rank, next);
   wait_for_signal(b.flags[b.rank] + peer, next, b.wait, peer, b.operation);

@@ -21,10 +21,10 @@ __device__ __forceinline__ int64_t now_ns() {
   return ns;
 }
 
-// Whether the group still works: after an abort or a timeout nothing waits any more.
-__device__ __forceinline__ bool is_alive(const PeerWait& w) {
-  const volatile PeerStatus* status = w.status;
-  return !status->aborted && !status->missing;
+// Whether a wait of this rank ended without its signal, in this kernel or one before: its peers get no more signals,
+// so none of them takes what it computes from now on for a result.
+__device__ __forceinline__ bool has_ended(const PeerWait& w) {
+  return *static_cast<const volatile uint32_t*>(w.ended) != 0;
 }
 
 // Waits until `*signal` of the caller's memory, which rank `peer` stores, has reached `value`. Signals may be 2^31
@@ -35,15 +35,17 @@ __device__ __forceinline__ bool wait_for_signal(const uint32_t* signal, uint32_t
   for (const int64_t begin = now_ns();;) {
     for (int i = 0; i < kPollsPerCheck; ++i)
       if (int32_t(load_acquire(signal) - value) >= 0) return true;
-    if (!is_alive(w)) return false;
-    if (now_ns() - begin > w.timeout_ns) {
-      volatile PeerStatus* status = w.status;
+    volatile PeerStatus* status = w.status;
+    const bool late = now_ns() - begin > w.timeout_ns;
+    if (!late && !status->aborted && !has_ended(w)) continue;
+    if (late) {
       status->operation = operation;
       __threadfence_system();
       status->missing = 1 + peer;
       __threadfence_system();
-      return false;
     }
+    *static_cast<volatile uint32_t*>(w.ended) = 1;
+    return false;
   }
 }
 

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "core/base/check.h"
+#include "kernels/cuda/comm/expert_all_to_all.h"
 #include "kernels/cuda/elementwise/bf16_copy.h"
 #include "kernels/cuda/elementwise/fp8_quantize.h"
 #include "kernels/cuda/gemm/cublaslt.h"
@@ -214,12 +215,29 @@ void CudaOps::moe_gate(const MoeGateArgs& a, Stream s) {
   device_.run("moe_gate", s, [&](Stream stream) { cuda::moe_gate(a, stream); });
 }
 
-void CudaOps::moe_permute(const MoePermuteArgs& a, Stream s) {
+int32_t* CudaOps::permute_counts(const MoePermuteArgs& a) const {
   CHECK(regions_ && a.expert_offsets.dim(0) - 1 <= scratch_shape_.num_experts, "moe_permute of {} experts: no scratch",
         a.expert_offsets.dim(0) - 1);
-  device_.run("moe_permute", s, [&](Stream stream) {
-    cuda::moe_permute(a, reinterpret_cast<int32_t*>(scratch_.get() + regions_->counts), stream);
+  return reinterpret_cast<int32_t*>(scratch_.get() + regions_->counts);
+}
+
+void CudaOps::moe_permute(const MoePermuteArgs& a, Stream s) {
+  int32_t* counts = permute_counts(a);
+  device_.run("moe_permute", s, [&](Stream stream) { cuda::moe_permute(a, counts, stream); });
+}
+
+void CudaOps::dispatch(const DispatchArgs& a, Stream s) {
+  int32_t* counts = permute_counts(a.permute);
+  device_.run("dispatch", s, [&](Stream stream) {
+    const bool numbers = a.low_latency && can_number_rows(a);
+    all_to_all_dispatch(a, numbers, stream);
+    if (!numbers) moe_number(a.permute, counts, stream);
+    cuda::moe_copy_rows(a.permute, stream);
   });
+}
+
+void CudaOps::combine(const CombineArgs& a, Stream s) {
+  device_.run("combine", s, [&](Stream stream) { all_to_all_combine(a, stream); });
 }
 
 void CudaOps::moe_experts(const MoeExpertsArgs& a, Stream s) {

@@ -12,11 +12,12 @@
 #include "kernels/cuda/runtime/cuda_device.h"
 #include "kernels/cuda/runtime/kernels.h"
 #include "kernels/cuda/runtime/staging.h"
+#include "kernels/expert_all_to_all.h"
 #include "kernels/ops.h"
 
 namespace moectl::cuda {
 
-class CudaOps final : public Ops, private ExpandedMla, private DeviceSampling {
+class CudaOps final : public Ops, private ExpandedMla, private DeviceSampling, private ExpertAllToAll {
  public:
   explicit CudaOps(const OpsOptions& options);
 
@@ -24,7 +25,7 @@ class CudaOps final : public Ops, private ExpandedMla, private DeviceSampling {
   Device& device() override { return device_; }
   const Capabilities& capabilities() const override { return capabilities_; }
   ExpandedMla* expanded_mla() override { return regions_ && regions_->prefill_bytes > 0 ? this : nullptr; }
-  ExpertAllToAll* expert_all_to_all() override { return nullptr; }
+  ExpertAllToAll* expert_all_to_all() override { return this; }
   DeviceSampling* device_sampling() override { return this; }
   int64_t scratch_bytes(const ScratchShape&) const override;
   void set_scratch(Buffer, const ScratchShape&) override;
@@ -57,6 +58,9 @@ class CudaOps final : public Ops, private ExpandedMla, private DeviceSampling {
   bool takes(const MlaPrefillArgs&) const override;
   void mla_prefill(const MlaPrefillArgs&, Stream) override;
   void sample_rows(const SampleRowsArgs&, Stream) override;
+  void dispatch(const DispatchArgs&, Stream) override;
+  void combine(const CombineArgs&, Stream) override;
+  int32_t* permute_counts(const MoePermuteArgs&) const;  // scratch of moe_number
 
   Staging& staging();
   AttentionScratch attention_scratch() const;

@@ -66,6 +66,19 @@ __device__ __forceinline__ void wait_for_earlier() {
 #endif
 }
 
+// The two halves of it, for kernels that wait for other devices: blocks of the next kernel, which would only wait, must
+// not fill a GPU that another rank needs to get on.
+__device__ __forceinline__ void wait_for_earlier_only() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+__device__ __forceinline__ void let_next_launch() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+
 // The same, but the next kernel launches only when the kernels before this one are done, and may read what they wrote
 // without waiting.
 __device__ __forceinline__ void wait_for_earlier_before_next() {

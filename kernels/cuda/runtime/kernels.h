@@ -21,7 +21,13 @@ void mla_cache_write(const MlaCacheWriteArgs& args, Stream stream);
 void mla_output(const MlaOutputArgs& args, Numerics numerics, Stream stream);
 void moe_gate(const MoeGateArgs& args, Stream stream);
 // `counts` [num_local_experts]: scratch.
-void moe_permute(const MoePermuteArgs& args, int32_t* counts, Stream stream);
+void moe_number(const MoePermuteArgs& args, int32_t* counts, Stream stream);
+// The second half of moe_permute: row_of holds numbers among the choices of the same expert.
+void moe_copy_rows(const MoePermuteArgs& args, Stream stream);
+inline void moe_permute(const MoePermuteArgs& args, int32_t* counts, Stream stream) {
+  moe_number(args, counts, stream);
+  moe_copy_rows(args, stream);
+}
 void moe_experts(const MoeExpertsArgs& args, Numerics numerics, Stream stream);
 void moe_locate(const MoeLocateArgs& args, Stream stream);
 void moe_combine(const MoeCombineArgs& args, Stream stream);
