@@ -2,6 +2,7 @@
 // there (naive), bit for bit, in every dtype; and a protocol test with random delays in which every consumed slot is
 // overwritten, so that a slot read too early or too late gives a wrong result.
 #include <cstdlib>
+#include <latch>
 
 #include "core/comm/expert_dispatch.h"
 #include "core/parallel/expert_placement.h"
@@ -405,6 +406,7 @@ TEST_F(ExpertAllToAllTest, NoSlotIsReadOrWrittenOutOfTurn) {
 
 TEST_F(ExpertAllToAllTest, APeerThatStopsInsideDispatchIsNamed) {
   std::vector<Rank> group = ranks(2);
+  std::latch waited(1);
   on_all(group, [&](Rank& rank) {
     ProtocolRank one(*rank.ops, *rank.comm, true, true, 0);
     one.all_to_all(7);
@@ -421,8 +423,9 @@ TEST_F(ExpertAllToAllTest, APeerThatStopsInsideDispatchIsNamed) {
         EXPECT_NE(std::string(e.what()).find("rank 0 waited 15 s for rank 1 in dispatch of layer 8"), std::string::npos)
             << e.what();
       }
+      waited.count_down();
     } else {
-      std::this_thread::sleep_for(std::chrono::seconds(16));
+      waited.wait();
     }
   });
 }
