@@ -59,6 +59,7 @@ class OneRank {
     weight_ = d.alloc(choices * 4);
     shared_ = d.alloc(kMaxTokens * c.hidden * 4);
     out_ = d.alloc(kMaxTokens * c.hidden * 4);
+    host_ = d.alloc_host(kHostBytes);  // before any peer waits on its device: allocation waits for that device
   }
 
   void fill(int64_t n) {
@@ -119,13 +120,15 @@ class OneRank {
   }
 
  private:
+  static constexpr int64_t kHostBytes = 16 << 20;
+
   template <class T>
   std::vector<T> download(const void* from, int64_t n) {
     Device& d = ops_.device();
-    const Buffer host = d.alloc_host(std::max<int64_t>(n * int64_t(sizeof(T)), 1));
-    d.copy(host.get(), from, n * int64_t(sizeof(T)), d.stream());
+    CHECK(n * int64_t(sizeof(T)) <= kHostBytes, "{} elements in {} bytes", n, kHostBytes);
+    d.copy(host_.get(), from, n * int64_t(sizeof(T)), d.stream());
     d.synchronize(d.stream());
-    const T* p = reinterpret_cast<const T*>(host.get());
+    const T* p = reinterpret_cast<const T*>(host_.get());
     return {p, p + n};
   }
 
@@ -165,7 +168,7 @@ class OneRank {
   Communicator& comm_;
   const Case c_;
   Random random_;
-  Buffer x_, idx_, weight_, shared_, out_, scratch_;
+  Buffer x_, idx_, weight_, shared_, out_, scratch_, host_;
   std::vector<float> weight_host_, shared_host_;
   int64_t num_tokens_ = 0;
 };
