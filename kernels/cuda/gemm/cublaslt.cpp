@@ -5,20 +5,17 @@
 #include <cublasLt.h>
 #include <dlfcn.h>
 
-#include <cstdlib>
-#include <filesystem>
 #include <map>
 #include <mutex>
 #include <tuple>
 #include <vector>
 
 #include "core/base/check.h"
+#include "core/base/cuda_libraries.h"
 #include "kernels/cuda/runtime/device.h"
 
 namespace moectl::cuda {
 namespace {
-
-namespace fs = std::filesystem;
 
 // Values that headers before 12.9 do not name; a library without them refuses them.
 constexpr auto kScaleModeOfA = cublasLtMatmulDescAttributes_t(31), kScaleModeOfB = cublasLtMatmulDescAttributes_t(32);
@@ -54,26 +51,6 @@ bool find_all(void* library, Functions& f) {
          find(library, "cublasLtMatmulAlgoGetHeuristic", f.heuristic) && find(library, "cublasLtMatmul", f.matmul);
 }
 
-// The loader's own search first, then where toolkits are installed.
-std::vector<std::string> candidates() {
-  const std::vector<std::string> names = {"libcublasLt.so.13", "libcublasLt.so.12", "libcublasLt.so"};
-  std::vector<std::string> folders;
-  for (const char* variable : {"CUDA_HOME", "CUDA_PATH"})
-    if (const char* root = std::getenv(variable))
-      for (const char* sub : {"lib64", "lib", "targets/x86_64-linux/lib"})
-        folders.push_back((fs::path(root) / sub).string());
-  for (const char* folder :
-       {"/usr/local/cuda/lib64", "/usr/local/cuda/lib", "/usr/local/cuda/targets/x86_64-linux/lib",
-        "/usr/local/cuda-13/lib64", "/usr/local/cuda-12/lib64", "/usr/lib/x86_64-linux-gnu", "/usr/lib64"})
-    folders.emplace_back(folder);
-  std::vector<std::string> paths = names;
-  std::error_code failed;
-  for (const std::string& folder : folders)
-    for (const std::string& name : names)
-      if (fs::path path = fs::path(folder) / name; fs::exists(path, failed)) paths.push_back(path.string());
-  return paths;
-}
-
 // What the algorithm may depend on: the device, the shape, the dtypes.
 using Key = std::tuple<int, int64_t, int64_t, int64_t, DType, DType, LtScales, bool>;
 
@@ -104,7 +81,8 @@ struct CublasLt::State {
 
   void load() {
     std::string tried;
-    for (const std::string& path : candidates()) {
+    for (const std::string& path :
+         cuda_library_candidates({"libcublasLt.so.13", "libcublasLt.so.12", "libcublasLt.so"})) {
       library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
       if (library && find_all(library, f)) return;
       tried += fmt::format("{}{}", tried.empty() ? "" : "; ", library ? path + " lacks functions" : dlerror());
