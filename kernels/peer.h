@@ -1,8 +1,9 @@
-// PeerOps: what ranks on GPUs of one process do with each other's memory, in stream order: signals and sums. Of devices
-// that have them (Device::peers()). Also what every kernel that waits for peers is given: PeerWait.
+// PeerOps: what ranks on GPUs of one process do with each other, in stream order: signals, sums, calls of a library. Of
+// devices that have them (Device::peers()). Also what every kernel that waits for peers is given: PeerWait.
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <string>
 
@@ -13,7 +14,7 @@ namespace moectl {
 
 // What a rank does when it waits for its peers, as one number that a device can report.
 struct PeerOperation {
-  enum Kind : int32_t { kNone, kBarrier, kDispatch, kCombine };
+  enum Kind : int32_t { kNone, kBarrier, kDispatch, kCombine, kAllGather, kAllToAll, kAllReduce, kReduceScatter };
   Kind kind = kNone;
   int32_t layer = -1;  // -1: not in a layer
   constexpr int32_t code() const { return int32_t(kind) + ((layer + 1) << 4); }
@@ -26,6 +27,7 @@ struct PeerStatus {
   int32_t missing = 0;    // device to host: 1 + the rank whose signal did not come in time; 0: none
   int32_t operation = 0;  // device to host, with `missing`: PeerOperation::code of that wait
   int32_t at = 0;         // device to host: PeerOperation::code of the latest wait that began
+  uint32_t marks = 0;     // device to host: PeerOps::mark() so far
 };
 
 // A wait for signals of peers is bounded. After an abort or a timeout it and all later ones of the rank end at once,
@@ -51,6 +53,13 @@ struct PeerSumArgs {
   View<float> out;                     // may be one of the rows
 };
 
+// A collective of a library (NCCL) begins or ends: `marks` is odd while one runs.
+struct PeerMarkArgs {
+  PeerStatus* status = nullptr;   // the caller's
+  uint32_t* num_marks = nullptr;  // [1] in the caller's device memory, 0 at first
+  PeerOperation operation;        // for PeerStatus::at
+};
+
 inline constexpr int kMaxPeers = 32;
 
 class PeerOps {
@@ -62,6 +71,10 @@ class PeerOps {
   // What every rank's stream did before is complete and visible to all ranks for what follows in their streams.
   virtual void barrier(const PeerBarrierArgs&, Stream) = 0;
   virtual void sum(const PeerSumArgs&, Stream) = 0;
+  virtual void mark(const PeerMarkArgs&, Stream) = 0;
+  // Runs call(stream) with this device as the calling thread's, for a library that puts work into streams itself; later
+  // errors name `operation`.
+  virtual void launch(const char* operation, Stream, const std::function<void(Stream)>& call) = 0;
 };
 
 }  // namespace moectl

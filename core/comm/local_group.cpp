@@ -23,10 +23,9 @@ LocalGroup::LocalGroup(int size, LocalGroupOptions options)
       arrived_(size_t(size)) {}
 
 std::string text_of(const PeerOperation& operation) {
-  const char* kind = operation.kind == PeerOperation::kBarrier    ? "a barrier"
-                     : operation.kind == PeerOperation::kDispatch ? "dispatch"
-                     : operation.kind == PeerOperation::kCombine  ? "combine"
-                                                                  : "no operation";
+  constexpr const char* kNames[] = {"no operation",  "a barrier",     "dispatch",      "combine",
+                                    "an all-gather", "an all-to-all", "an all-reduce", "a reduce-scatter"};
+  const char* kind = kNames[operation.kind & 7];
   return operation.layer < 0 ? kind : fmt::format("{} of layer {}", kind, operation.layer);
 }
 

@@ -54,6 +54,13 @@ __global__ void __launch_bounds__(kSumThreads) peer_sum(const __grid_constant__ 
   out[i] = sum;
 }
 
+__global__ void peer_mark(PeerStatus* status, uint32_t* num_marks, int32_t operation) {
+  volatile PeerStatus* s = status;
+  s->at = operation;
+  __threadfence_system();
+  s->marks = ++*num_marks;
+}
+
 }  // namespace
 }  // namespace kernel
 
@@ -79,6 +86,11 @@ void peer_sum(const PeerSumArgs& a, Stream stream) {
   std::copy(a.rows.begin(), a.rows.end(), rows.of);
   kernel::peer_sum<<<blocks_for(a.out.size(), kernel::kSumThreads), kernel::kSumThreads, 0, handle(stream)>>>(
       rows, a.out.size(), a.out.data);
+  CUDA_CHECK(cudaGetLastError());
+}
+
+void peer_mark(const PeerMarkArgs& a, Stream stream) {
+  kernel::peer_mark<<<1, 1, 0, handle(stream)>>>(a.status, a.num_marks, a.operation.code());
   CUDA_CHECK(cudaGetLastError());
 }
 

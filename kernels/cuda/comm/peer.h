@@ -7,5 +7,6 @@ namespace moectl::cuda {
 
 void peer_barrier(const PeerBarrierArgs& args, Stream stream);
 void peer_sum(const PeerSumArgs& args, Stream stream);
+void peer_mark(const PeerMarkArgs& args, Stream stream);
 
 }  // namespace moectl::cuda

@@ -211,6 +211,14 @@ void CudaDevice::sum(const PeerSumArgs& args, Stream s) {
   run("a sum over ranks", s, [&](Stream stream) { peer_sum(args, stream); });
 }
 
+void CudaDevice::mark(const PeerMarkArgs& args, Stream s) {
+  run("a mark", s, [&](Stream stream) { peer_mark(args, stream); });
+}
+
+void CudaDevice::launch(const char* operation, Stream s, const std::function<void(Stream)>& call) {
+  run(operation, s, call);
+}
+
 // ------------------------------------------------------------------------------------------------ errors
 
 // An error of the device shows at the next call, whichever operation caused it.

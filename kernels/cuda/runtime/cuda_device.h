@@ -60,6 +60,8 @@ class CudaDevice final : public Device, private GraphCapture, private PeerOps {
   std::string connect(int ordinal) override;
   void barrier(const PeerBarrierArgs&, Stream) override;
   void sum(const PeerSumArgs&, Stream) override;
+  void mark(const PeerMarkArgs&, Stream) override;
+  void launch(const char* operation, Stream, const std::function<void(Stream)>& call) override;
   void check_done(cudaError_t status) const;
   Error lost(cudaError_t status, const char* operation) const;
   Error launch_failed(const char* operation, const Error& why) const;
