@@ -38,8 +38,8 @@ HOMES = [
     (r"boost/", r"core/(http|pd)/|tests/(http|pd)/"),
     (r"CLI/", r"cmd/flags/parse\.cpp$"),
     (r"yaml-cpp/", r"cmd/(yaml_file|flags/config_file|deploy/(deploy|workers)_file)\.cpp$"),
-    (r"(cuda|cublas|cooperative_groups|cub/|thrust/|cutlass|cute/)", r"kernels/cuda/|tests/kernels_cuda/|core/comm/nccl_comm\."),
-    (r"nccl\.h", r"core/comm/nccl_comm\."),
+    (r"(cuda|cublas|cooperative_groups|cub/|thrust/|cutlass|cute/)", r"kernels/cuda/|tests/kernels_cuda/"),
+    (r"nccl\.h", r"core/comm/nccl_(library|group|comm)\.|tests/faults/nccl\.cpp$"),
     (r"gloo/", r"core/comm/gloo_comm\."),
     (r"spdlog/", r"core/base/log\.cpp$"),
     (r"fmt/(core|format)\.h", r""),  # part of core/base/error.h
@@ -56,7 +56,7 @@ HOMES = [
 INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]')
 # Backend switches stand in the files that pick a backend, and nowhere else.
 BACKEND = re.compile(r"^\s*#\s*(if|ifdef|ifndef|elif)\b.*\bMOECTL_HAVE_")
-BACKEND_HOMES = ("kernels/ops.cpp", "kernels/bench_kernels.cpp")
+BACKEND_HOMES = ("kernels/ops.cpp", "kernels/bench_kernels.cpp", "core/comm/collectives.cpp")
 
 
 def layer_of(path):
@@ -87,7 +87,7 @@ def faults_of(path, text):
     layer = layer_of(path)
     for number, line in enumerate(text.splitlines(), 1):
         if BACKEND.match(line) and path not in BACKEND_HOMES:
-            yield number, f"backends are told apart in {' and '.join(BACKEND_HOMES)} only"
+            yield number, f"backends are told apart in {', '.join(BACKEND_HOMES)} only"
         if not (found := INCLUDE.match(line)) or layer is None:
             continue
         bracket, header = found.groups()

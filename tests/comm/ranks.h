@@ -1,4 +1,4 @@
-// on_ranks: runs a body on one thread per rank of a new group and passes on the first exception.
+// on_ranks: runs a body on one thread per rank of a group and passes on the first exception.
 #pragma once
 
 #include <exception>
@@ -10,8 +10,8 @@
 
 namespace moectl::test {
 
-inline void on_ranks(int size, const std::function<void(Communicator&)>& body) {
-  auto comms = make_local_communicators(size);
+inline void on_ranks(const std::vector<std::unique_ptr<Communicator>>& comms,
+                     const std::function<void(Communicator&)>& body) {
   std::vector<std::thread> threads;
   std::exception_ptr error;
   std::mutex mutex;
@@ -29,6 +29,10 @@ inline void on_ranks(int size, const std::function<void(Communicator&)>& body) {
     });
   for (auto& t : threads) t.join();
   if (error) std::rethrow_exception(error);
+}
+
+inline void on_ranks(int size, const std::function<void(Communicator&)>& body) {
+  on_ranks(make_local_communicators(size), body);
 }
 
 }  // namespace moectl::test

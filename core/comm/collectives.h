@@ -1,0 +1,31 @@
+// --collectives: which communicator the ranks of a process get. The one place that knows which ones this build has.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "core/comm/communicator.h"
+
+namespace moectl {
+
+enum class Collectives {
+  kAuto,   // p2p where every pair of GPUs has peer access, else NCCL
+  kP2p,    // GPUs store signals into each other's memory and read it
+  kNccl,   // NVIDIA's library
+  kLocal,  // ranks on the CPU, or a rank alone; no value of the flag
+};
+
+Collectives parse_collectives(std::string_view name);  // throws Error{kBadConfig} that names the allowed ones
+std::string_view collectives_name(Collectives collectives);
+
+// What `wanted` means for ranks on these devices, never kAuto. why_no_nccl: of nccl_comm.h. Throws Error{kBadConfig}
+// where the GPUs cannot do what is wanted, or can do nothing; the message says what to do.
+Collectives choose_collectives(Collectives wanted, const std::vector<Device*>& devices, const std::string& why_no_nccl);
+
+// By rank; `chosen` by choose_collectives(). deterministic: every sum is added in rank order.
+std::vector<std::unique_ptr<Communicator>> make_communicators(Collectives chosen, const std::vector<Device*>& devices,
+                                                              bool deterministic);
+
+}  // namespace moectl
