@@ -102,6 +102,14 @@ MoeCombineArgs combine_part(const MoeCombineArgs& args, int64_t begin, int64_t e
   return part;
 }
 
+std::vector<std::byte*> register_addressable(Communicator& comm, void* data, int64_t num_bytes) {
+  std::vector<std::byte*> peers = comm.register_buffer(data, num_bytes);
+  for (size_t r = 0; r < peers.size(); ++r)
+    CHECK(peers[r], "rank {} cannot address the memory of rank {} (ExpertDispatchConfig::peers_addressable)",
+          comm.rank(), r);
+  return peers;
+}
+
 void check_tokens(const ExpertDispatch::Tokens& tokens, int64_t num_tokens, int top_k) {
   CHECK(tokens.x.dim(0) == num_tokens && tokens.expert_idx.size() == num_tokens * top_k &&
             tokens.expert_weight.size() == num_tokens * top_k,

@@ -66,6 +66,8 @@ View<T> rows_of(const View<T>& view, int64_t begin, int64_t end) {
 // `args` of all tokens, for tokens [begin, end) whose results are `rows`.
 MoeCombineArgs combine_part(const MoeCombineArgs& args, int64_t begin, int64_t end, const View<const void*>& rows,
                             DType rows_dtype);
+// Communicator::register_buffer where peers read or write the buffer. Throws Error{kInternal} where they cannot.
+std::vector<std::byte*> register_addressable(Communicator& comm, void* data, int64_t num_bytes);
 // Throws Error{kInternal} for tokens that do not fit the step.
 void check_tokens(const ExpertDispatch::Tokens& tokens, int64_t num_tokens, int top_k);
 
@@ -78,8 +80,12 @@ std::unique_ptr<ExpertDispatch> make_naive_dispatch(Communicator& comm, Ops& ops
                                                     const ExpertDispatchConfig& config);
 std::unique_ptr<ExpertDispatch> make_store_dispatch(Communicator& comm, Ops& ops, const ExpertPlacement& placement,
                                                     const ExpertDispatchConfig& config);
-// Of what a store dispatch has besides ReceiveBuffers.
+std::unique_ptr<ExpertDispatch> make_gather_dispatch(Communicator& comm, Ops& ops, const ExpertPlacement& placement,
+                                                     const ExpertDispatchConfig& config);
+// Of what these have besides ReceiveBuffers.
 int64_t store_dispatch_bytes(const ExpertPlacement& placement, const ExpertDispatchConfig& config,
                              const Capabilities& capabilities);
+int64_t gather_dispatch_bytes(const ExpertPlacement& placement, const ExpertDispatchConfig& config,
+                              const Capabilities& capabilities);
 
 }  // namespace moectl

@@ -5,10 +5,21 @@
 namespace moectl {
 namespace {
 
-// Whether ranks store into their peers' memory; else they read it. On the CPU a store costs as much as the read.
-bool stores(int num_ranks, All2AllBackend backend, const Capabilities& capabilities) {
-  if (num_ranks == 1 || backend == All2AllBackend::kNaive) return false;
-  return backend != All2AllBackend::kAuto || !capabilities.host_readable;
+enum class Form { kReads, kStores, kGathers };
+
+// On the CPU a store costs as much as the read.
+Form form_of(int num_ranks, const ExpertDispatchConfig& config, const Capabilities& capabilities) {
+  const All2AllBackend backend = config.backend;
+  if (num_ranks == 1) return Form::kReads;
+  if (!config.peers_addressable) {
+    if (backend == All2AllBackend::kLowLatency || backend == All2AllBackend::kHighThroughput)
+      throw Error(Code::kBadConfig,
+                  "--all2all-backend low_latency and high_throughput store into the memory of other GPUs, which these "
+                  "cannot reach (--collectives nccl): use auto or naive");
+    return Form::kGathers;
+  }
+  if (backend == All2AllBackend::kNaive) return Form::kReads;
+  return backend != All2AllBackend::kAuto || !capabilities.host_readable ? Form::kStores : Form::kReads;
 }
 
 }  // namespace
@@ -20,16 +31,24 @@ int64_t ExpertDispatch::max_rows(const ExpertPlacement& placement, const ExpertD
 
 int64_t ExpertDispatch::num_bytes(const ExpertPlacement& placement, const ExpertDispatchConfig& config,
                                   const Capabilities& capabilities) {
-  return ReceiveBuffers::num_bytes(placement, config, capabilities) + placement_bytes(placement) +
-         (stores(placement.num_ranks, config.backend, capabilities)
-              ? store_dispatch_bytes(placement, config, capabilities)
-              : 0);
+  const int64_t common = ReceiveBuffers::num_bytes(placement, config, capabilities) + placement_bytes(placement);
+  switch (form_of(placement.num_ranks, config, capabilities)) {
+    case Form::kStores:
+      return common + store_dispatch_bytes(placement, config, capabilities);
+    case Form::kGathers:
+      return common + gather_dispatch_bytes(placement, config, capabilities);
+    case Form::kReads:
+      break;
+  }
+  return common;
 }
 
 std::unique_ptr<ExpertDispatch> make_expert_dispatch(Communicator& comm, Ops& ops, const ExpertPlacement& placement,
                                                      const ExpertDispatchConfig& config) {
-  return stores(comm.size(), config.backend, ops.capabilities()) ? make_store_dispatch(comm, ops, placement, config)
-                                                                 : make_naive_dispatch(comm, ops, placement, config);
+  const Form form = form_of(comm.size(), config, ops.capabilities());
+  return form == Form::kStores    ? make_store_dispatch(comm, ops, placement, config)
+         : form == Form::kGathers ? make_gather_dispatch(comm, ops, placement, config)
+                                  : make_naive_dispatch(comm, ops, placement, config);
 }
 
 }  // namespace moectl

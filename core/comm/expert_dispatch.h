@@ -35,6 +35,7 @@ struct ExpertDispatchConfig {
   // Equal bits for every number of ranks: results travel per choice and are added in the order of the choices. Else
   // ranks may add their experts' results of a token first.
   bool deterministic = true;
+  bool peers_addressable = true;  // ranks address each other's memory; else tokens travel by collectives (kNaive)
   int max_tokens = 0;             // of a step, on any rank
   int64_t max_received_rows = 0;  // per rank and round, at least one token of each source; 0: what
                                   // kDefaultReceiveBytes hold, and for a rank alone all in one round
@@ -81,10 +82,12 @@ class ExpertDispatch {
   virtual View<const int32_t> logical_experts() const = 0;
 };
 
-// Two forms, for ranks that address each other's memory; all ranks of a group construct together. One reads
-// (kNaive, and a rank alone): destination ranks read the tokens that they need in place (Ops::moe_permute), source
-// ranks the results (Ops::moe_locate); two barriers per round, none for a rank alone. The other stores (the other
-// backends, Ops::expert_all_to_all). kAuto stores on GPUs and reads on the CPU, where a copy costs as much as a read.
+// All ranks of a group construct together. Two forms are for ranks that address each other's memory. One reads (kNaive,
+// and a rank alone): destination ranks read the tokens that they need in place (Ops::moe_permute), source ranks the
+// results (Ops::moe_locate); two barriers per round, none for a rank alone. The other stores (the other backends,
+// Ops::expert_all_to_all). kAuto stores on GPUs and reads on the CPU, where a copy costs as much as a read. A third
+// form is for ranks that do not (peers_addressable false): it moves every rank's tokens to every rank by all-gathers.
+// Throws Error{kBadConfig} for a backend that these ranks cannot have.
 std::unique_ptr<ExpertDispatch> make_expert_dispatch(Communicator& comm, Ops& ops, const ExpertPlacement& placement,
                                                      const ExpertDispatchConfig& config);
 

@@ -102,7 +102,7 @@ class NaiveDispatch final : public ExpertDispatch {
   void register_once(const void* mine, int64_t num_bytes) {
     if (comm_.size() == 1 || find(mine)) return;
     auto* data = const_cast<std::byte*>(static_cast<const std::byte*>(mine));
-    registered_.push_back({mine, comm_.register_buffer(data, num_bytes)});
+    registered_.push_back({mine, register_addressable(comm_, data, num_bytes)});
   }
   const Registered* find(const void* mine) const {
     const auto it = std::ranges::find(registered_, mine, &Registered::mine);

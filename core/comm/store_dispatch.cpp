@@ -54,7 +54,7 @@ class StoreDispatch final : public ExpertDispatch {
           comm.size());
     memory_ = ops.device().alloc(inbox_.num_bytes);
     state_ = ops.device().alloc(2 * int64_t(sizeof(uint32_t)));
-    inboxes_ = comm.register_buffer(memory_.get(), inbox_.num_bytes);
+    inboxes_ = register_addressable(comm, memory_.get(), inbox_.num_bytes);
     for (std::byte* peer : inboxes_) flags_.push_back(reinterpret_cast<uint32_t*>(peer + inbox_.flags));
   }
 

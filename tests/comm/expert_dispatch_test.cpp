@@ -1,5 +1,6 @@
 // Dispatch moves rows and combine adds them in a fixed order, so every comparison is exact: for any number of ranks,
-// any placement and any bound of the receive buffers a token's result is the one that it has alone.
+// any placement and any bound of the receive buffers a token's result is the one that it has alone. The test's
+// parameter: whether ranks address each other's memory, or tokens travel by collectives.
 #include "core/comm/expert_dispatch.h"
 
 #include <gtest/gtest.h>
@@ -23,6 +24,14 @@ struct Case {
   std::optional<int> num_redundant = {};  // not given: what divisibility needs
   int only_expert = -1;                   // in each token's first slot
 };
+
+class ExpertDispatchTest : public testing::TestWithParam<bool> {
+ protected:
+  static void expect_exact(const Case& c);
+  static void expect_exact(const Case& c, bool deterministic);
+  static std::vector<std::vector<float>> computed(int size, const std::vector<int64_t>& tokens, int64_t bound);
+};
+INSTANTIATE_TEST_SUITE_P(PeersAddressable, ExpertDispatchTest, testing::Bool());
 
 std::string describe(const Case& c) {
   return fmt::format("{} ranks, {} experts, top-{}, at most {} rows, {} redundant", c.size, c.num_experts, c.top_k,
@@ -75,6 +84,27 @@ std::vector<float> reference(const Case& c, const Tokens& in, int64_t tokens) {
   return out;
 }
 
+// The same where each rank adds its experts' results first, in slot order, and the ranks' sums are added in rank order.
+std::vector<float> reference_by_rank(const Case& c, const ExpertPlacement& placement, const Tokens& in, int64_t tokens,
+                                     int source) {
+  std::vector<float> out;
+  for (int64_t t = 0; t < tokens; ++t)
+    for (int64_t i = t * kHidden; i < (t + 1) * kHidden; ++i) {
+      std::vector<float> sums(static_cast<size_t>(c.size));
+      for (int64_t j = t * c.top_k; j < (t + 1) * c.top_k; ++j) {
+        const int32_t e = in.idx[size_t(j)];
+        if (e < 0) continue;
+        const int32_t first = placement.replica_begin[size_t(e)], num = placement.replica_begin[size_t(e) + 1] - first;
+        float& sum = sums[size_t(placement.rank[size_t(first + (source + t) % num)])];
+        sum = sum + in.weight[size_t(j)] * expert_of(e, in.x[size_t(i)]);
+      }
+      float sum = sums[0];
+      for (size_t r = 1; r < sums.size(); ++r) sum = sum + sums[r];
+      out.push_back(sum + in.shared[size_t(i)]);
+    }
+  return out;
+}
+
 // Computes a round's rows, after checking that there are no more than promised. (Their order:
 // tests/kernels/moe_permute_test.cpp.)
 void compute(const ExpertDispatch::Received& rows, const std::vector<int32_t>& logical, int64_t max_rows, bool scaled) {
@@ -90,11 +120,20 @@ void compute(const ExpertDispatch::Received& rows, const std::vector<int32_t>& l
         rows.out.f32()(row, i) = expert_of(logical[e], x(row, i)) * (scaled ? rows.scale(row) : 1.0f);
 }
 
-void expect_exact(const Case& c) {
+void ExpertDispatchTest::expect_exact(const Case& c) {
+  expect_exact(c, true);
+  if (!GetParam()) expect_exact(c, false);
+}
+
+void ExpertDispatchTest::expect_exact(const Case& c, bool deterministic) {
   SCOPED_TRACE(describe(c));
   const ExpertPlacement placement = make_placement(c.num_experts, c.size, c.num_redundant);
-  const ExpertDispatchConfig config = {
-      .top_k = c.top_k, .hidden_size = int(kHidden), .max_tokens = kMaxTokens, .max_received_rows = c.bound};
+  const ExpertDispatchConfig config = {.top_k = c.top_k,
+                                       .hidden_size = int(kHidden),
+                                       .deterministic = deterministic,
+                                       .peers_addressable = GetParam(),
+                                       .max_tokens = kMaxTokens,
+                                       .max_received_rows = c.bound};
   on_ranks(c.size, [&](Communicator& comm) {
     auto ops = make_ops({.num_threads = 1, .spin = false});
     const auto dispatch = make_expert_dispatch(comm, *ops, placement, config);
@@ -126,7 +165,9 @@ void expect_exact(const Case& c) {
           compute(dispatch->dispatch(tokens, round), logical, ExpertDispatch::max_rows(placement, config), scaled);
           dispatch->combine(combine, round);
         }
-        ASSERT_TRUE(same_bits(std::vector<float>(out.begin(), out.begin() + n * kHidden), reference(c, in, n)))
+        const std::vector<float> expected =
+            deterministic || c.size == 1 ? reference(c, in, n) : reference_by_rank(c, placement, in, n, comm.rank());
+        ASSERT_TRUE(same_bits(std::vector<float>(out.begin(), out.begin() + n * kHidden), expected))
             << "rank " << comm.rank() << ", step " << step << ", layer " << layer;
       }
     }
@@ -134,13 +175,13 @@ void expect_exact(const Case& c) {
   });
 }
 
-TEST(ExpertDispatch, RandomRoutings) {
+TEST_P(ExpertDispatchTest, RandomRoutings) {
   for (int size : {1, 2, 4, 8})
     for (int top_k : {1, 2, 5, 8}) expect_exact({size, 16, top_k, {5, 1, 20, 7}});
 }
 
 // Numbers of ranks that do not divide the experts, more ranks than experts, more replicas than padding needs.
-TEST(ExpertDispatch, RedundantExperts) {
+TEST_P(ExpertDispatchTest, RedundantExperts) {
   for (int size : {3, 5, 7}) {
     for (int top_k : {1, 4, 8}) expect_exact({size, 16, top_k, {5, 1, 20, 7}});
     expect_exact({size, 2, 2, {3, 11}});
@@ -152,7 +193,7 @@ TEST(ExpertDispatch, RedundantExperts) {
 }
 
 // From one token of each source per round to all of them.
-TEST(ExpertDispatch, AnyBound) {
+TEST_P(ExpertDispatchTest, AnyBound) {
   for (int size : {1, 2, 3, 4, 5, 7, 8})
     for (int64_t bound : {1, 7, 40, 64, 100, 1000, 1'000'000}) {
       expect_exact({size, 16, 3, {5, 1, 20, 0, 7}, bound});
@@ -160,7 +201,7 @@ TEST(ExpertDispatch, AnyBound) {
     }
 }
 
-TEST(ExpertDispatch, EmptyRanks) {
+TEST_P(ExpertDispatchTest, EmptyRanks) {
   for (int size : {1, 2, 3, 4, 8})
     for (int64_t bound : {0, 10}) {
       expect_exact({size, 8, 2, {3, 0, 0, 9, 0}, bound});
@@ -169,7 +210,7 @@ TEST(ExpertDispatch, EmptyRanks) {
 }
 
 // As many rows as one rank can get: every token of every rank chooses all experts, or one expert for all.
-TEST(ExpertDispatch, AllTokensToOneExpert) {
+TEST_P(ExpertDispatchTest, AllTokensToOneExpert) {
   for (int size : {1, 2, 4, 8})
     for (int64_t bound : {0, 10}) {
       for (int expert : {0, 7}) expect_exact({size, 8, 1, {kMaxTokens}, bound, {}, expert});
@@ -180,7 +221,8 @@ TEST(ExpertDispatch, AllTokensToOneExpert) {
 
 // moe_experts over weights that all ranks share, as on the CPU: the batch entry of a local expert is its logical
 // expert. Results of all tokens, by rank.
-std::vector<std::vector<float>> computed(int size, const std::vector<int64_t>& tokens, int64_t bound) {
+std::vector<std::vector<float>> ExpertDispatchTest::computed(int size, const std::vector<int64_t>& tokens,
+                                                             int64_t bound) {
   constexpr int kExperts = 6, kTopK = 3, kIntermediate = 19;
   const auto shared_ops = make_ops({});
   const auto pack = [&](int64_t n, int64_t k, uint64_t seed) {
@@ -193,8 +235,11 @@ std::vector<std::vector<float>> computed(int size, const std::vector<int64_t>& t
   const Weight gate = pack(kIntermediate, kHidden, 100), up = pack(kIntermediate, kHidden, 200),
                down = pack(kHidden, kIntermediate, 300);
   const ExpertPlacement placement = make_placement(kExperts, size);
-  const ExpertDispatchConfig config = {
-      .top_k = kTopK, .hidden_size = int(kHidden), .max_tokens = 2 * kMaxTokens, .max_received_rows = bound};
+  const ExpertDispatchConfig config = {.top_k = kTopK,
+                                       .hidden_size = int(kHidden),
+                                       .peers_addressable = GetParam(),
+                                       .max_tokens = 2 * kMaxTokens,
+                                       .max_received_rows = bound};
   std::vector<std::vector<float>> results(static_cast<size_t>(size));
   on_ranks(size, [&](Communicator& comm) {
     auto ops = make_ops({.num_threads = 1, .spin = false});
@@ -239,7 +284,7 @@ std::vector<std::vector<float>> computed(int size, const std::vector<int64_t>& t
   return results;
 }
 
-TEST(ExpertDispatch, EqualBitsForEveryNumberOfRanksAndEveryBound) {
+TEST_P(ExpertDispatchTest, EqualBitsForEveryNumberOfRanksAndEveryBound) {
   constexpr int64_t kTokens = 36;
   const std::vector<float> alone = computed(1, {kTokens}, 0)[0];
   const std::vector<std::vector<int64_t>> splits = {
@@ -274,12 +319,42 @@ TEST(ExpertDispatch, BuffersAreBounded) {
   EXPECT_EQ(rows(8, 1, {.top_k = 2, .hidden_size = 8, .max_tokens = 5, .max_received_rows = 7}), 3 * 2);
 }
 
-TEST(ExpertDispatch, Rounds) {
+// By collectives: the tokens of all ranks, and two buffers of results, of every choice or of every token.
+TEST(ExpertDispatch, BuffersOfCollectivesAreBounded) {
+  const auto ops = make_ops({});
+  const auto more = [&](int ranks, bool deterministic) {
+    ExpertDispatchConfig c = {.top_k = 8, .hidden_size = 7168, .deterministic = deterministic, .max_tokens = 512};
+    const ExpertPlacement placement = make_placement(256, ranks);
+    const int64_t naive = ExpertDispatch::num_bytes(placement, c, ops->capabilities());
+    c.peers_addressable = false;
+    return ExpertDispatch::num_bytes(placement, c, ops->capabilities()) - naive;
+  };
+  constexpr int64_t kRow = 7168 * 4, kSlack = int64_t{2} << 20;
+  EXPECT_EQ(more(1, true), 0);
+  EXPECT_GE(more(4, true), 4 * 512 * kRow * (1 + 2 * 8));
+  EXPECT_LE(more(4, true), 4 * 512 * kRow * (1 + 2 * 8) + kSlack);
+  EXPECT_GE(more(4, false), (4 * 512 + 4 * 512 + 512) * kRow);
+  EXPECT_LE(more(4, false), (4 * 512 + 4 * 512 + 512) * kRow + kSlack);
+}
+
+TEST(ExpertDispatch, RefusesToStoreIntoMemoryOutOfReach) {
+  const auto ops = make_ops({});
+  for (const All2AllBackend backend : {All2AllBackend::kLowLatency, All2AllBackend::kHighThroughput}) {
+    const ExpertDispatchConfig c = {
+        .top_k = 2, .hidden_size = 3, .backend = backend, .peers_addressable = false, .max_tokens = 2};
+    on_ranks(
+        2, [&](Communicator& comm) { EXPECT_THROW(make_expert_dispatch(comm, *ops, make_placement(4, 2), c), Error); });
+    EXPECT_THROW(ExpertDispatch::num_bytes(make_placement(4, 2), c, ops->capabilities()), Error);
+  }
+}
+
+TEST_P(ExpertDispatchTest, Rounds) {
   const ExpertPlacement placement = make_placement(8, 3);
   on_ranks(3, [&](Communicator& comm) {
     auto ops = make_ops({.num_threads = 1, .spin = false});
     const auto dispatch = make_expert_dispatch(
-        comm, *ops, placement, {.top_k = 2, .hidden_size = 4, .max_tokens = 10, .max_received_rows = 20});
+        comm, *ops, placement,
+        {.top_k = 2, .hidden_size = 4, .peers_addressable = GetParam(), .max_tokens = 10, .max_received_rows = 20});
     const auto rounds = [&](std::vector<int64_t> tokens) {
       dispatch->begin_step(tokens[size_t(comm.rank())]);
       return dispatch->num_rounds();
@@ -291,7 +366,7 @@ TEST(ExpertDispatch, Rounds) {
   });
 }
 
-TEST(ExpertDispatch, RefusesWhatHasNoRoom) {
+TEST_P(ExpertDispatchTest, RefusesWhatHasNoRoom) {
   on_ranks(1, [](Communicator& comm) {
     auto ops = make_ops({});
     const ExpertDispatchConfig config = {.top_k = 2, .hidden_size = 3, .max_tokens = 2};

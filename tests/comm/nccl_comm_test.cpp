@@ -7,6 +7,7 @@
 #include <atomic>
 #include <thread>
 
+#include "core/comm/expert_dispatch.h"
 #include "core/comm/nccl_library.h"
 #include "tests/comm/ranks.h"
 #include "tests/harness/compare.h"
@@ -181,6 +182,50 @@ TEST(NcclComm, PeersMemoryIsOutOfReach) {
     EXPECT_THROW(comm.all_reduce(View<float>(other, {4}), {}), Error);  // not registered
     comm.barrier({});
   });
+}
+
+// Experts' results over NCCL: those of ranks that read each other's memory, bit for bit.
+TEST(NcclComm, ExpertsAreDispatchedByCollectives) {
+  constexpr int kSize = 3, kTopK = 2, kHidden = 5, kTokens = 9;
+  const ExpertPlacement placement = make_placement(4, kSize);
+  const auto dispatched = [&](const std::vector<std::unique_ptr<Communicator>>& comms, bool addressable) {
+    std::vector<std::vector<float>> results(kSize);
+    const ExpertDispatchConfig config = {.top_k = kTopK,
+                                         .hidden_size = kHidden,
+                                         .peers_addressable = addressable,
+                                         .max_tokens = kTokens,
+                                         .max_received_rows = 12};  // several rounds
+    on_ranks(comms, [&](Communicator& comm) {
+      auto ops = make_ops({.num_threads = 1, .spin = false});
+      const auto dispatch = make_expert_dispatch(comm, *ops, placement, config);
+      Random random(uint64_t(comm.rank() + 1));
+      const int64_t n = kTokens - 3 * comm.rank();
+      const std::vector<float> x = random.floats(kTokens * kHidden), weight = random.floats(kTokens * kTopK);
+      std::vector<int32_t> idx;
+      for (int i = 0; i < kTokens; ++i) idx.insert(idx.end(), {int32_t(i % 4), int32_t((i + 1 + i / 4 % 2) % 4)});
+      std::vector<float>& out = results[size_t(comm.rank())];
+      out.resize(size_t(n * kHidden));
+      const View<const float> weights(weight.data(), {n, kTopK});
+      dispatch->begin_step(n);
+      for (int round = 0; round < dispatch->num_rounds(); ++round) {
+        const auto rows = dispatch->dispatch({.x = View<const float>(x.data(), {n, kHidden}),
+                                              .expert_idx = View<const int32_t>(idx.data(), {n, kTopK}),
+                                              .expert_weight = weights},
+                                             round);
+        const int64_t num_rows = rows.expert_offsets(rows.expert_offsets.dim(0) - 1);
+        for (int64_t i = 0; i < num_rows * kHidden; ++i) rows.out.f32().data[i] = 3.0f * rows.x.f32().data[i] + 1.0f;
+        dispatch->combine({.expert_weight = weights, .out = View<float>(out.data(), {n, kHidden})}, round);
+      }
+      comm.barrier({});
+    });
+    return results;
+  };
+  const auto expected = dispatched(make_local_communicators(kSize), true);
+  const auto results = dispatched(Ranks(kSize, {.deterministic = true}).comms, false);
+  for (size_t r = 0; r < kSize; ++r) EXPECT_TRUE(same_bits(results[r], expected[r])) << r;
+  // A form that reads peers' memory is refused, not run on null pointers.
+  Ranks ranks(kSize);
+  EXPECT_THAT(failure_of([&] { dispatched(ranks.comms, true); }, Code::kInternal), HasSubstr("cannot address"));
 }
 
 // ------------------------------------------------------------------------------------------------ ends
