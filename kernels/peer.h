@@ -7,6 +7,7 @@
 #include <span>
 #include <string>
 
+#include "core/base/dtype.h"
 #include "core/base/tensor.h"
 #include "kernels/device.h"
 
@@ -60,6 +61,21 @@ struct PeerMarkArgs {
   PeerOperation operation;        // for PeerStatus::at
 };
 
+// data += the peers' data, in one kernel: for messages of up to a few MB. The sum is rounded from values of `wire`,
+// added in rank order: all ranks get the same bits.
+struct PeerAllReduceArgs {
+  std::span<uint32_t* const> flags;   // by rank: [kAllReduceBlocks, number of ranks] in its memory, zeros at first
+  std::span<std::byte* const> slots;  // by rank: [2, number of ranks, slot_bytes] in its memory
+  int64_t slot_bytes = 0;             // a multiple of 16
+  uint32_t* state = nullptr;          // [2] in the caller's memory, zeros at first
+  PeerWait wait;
+  int rank = 0;  // the caller's
+  int32_t layer = -1;
+  DType wire = DType::kF32;  // of the values that cross the link: f32 or bf16
+  View<float> data;          // a multiple of 8 values
+};
+inline constexpr int kAllReduceBlocks = 32;  // at most, on every rank
+
 inline constexpr int kMaxPeers = 32;
 
 class PeerOps {
@@ -75,6 +91,7 @@ class PeerOps {
   // Runs call(stream) with this device as the calling thread's, for a library that puts work into streams itself; later
   // errors name `operation`.
   virtual void launch(const char* operation, Stream, const std::function<void(Stream)>& call) = 0;
+  virtual void all_reduce(const PeerAllReduceArgs&, Stream) = 0;
 };
 
 }  // namespace moectl

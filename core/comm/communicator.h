@@ -64,6 +64,10 @@ class Communicator {
 struct LocalGroupOptions {
   // Of one wait for peers that are busy: longer than a layer takes on a slow CPU. A stopped process does not use it up.
   std::chrono::milliseconds deadline{120'000};
+  // p2p only. All-reduces of up to one_shot_bytes of f32 take one kernel, over slots of that size (2 per rank and
+  // rank); 0: none do. `wire`: of the values that cross the link there, f32 or bf16; sums are of what crosses.
+  int64_t one_shot_bytes = 0;
+  DType wire = DType::kF32;
 };
 
 // `size` communicators of one group of threads.

@@ -88,7 +88,7 @@ class PeerMemoryCommunicator : public Communicator {
   void barrier(Stream stream) final { wait_for_peers("barrier", stream); }
   void all_gather(const void* send, void* recv, int64_t num_bytes, Stream stream) final;
   void all_to_all(const void* send, void* recv, int64_t num_bytes, Stream stream) final;
-  void all_reduce(View<float> data, Stream stream) final;
+  void all_reduce(View<float> data, Stream stream) override;
   void reduce_scatter(View<const float> send, View<float> recv, Stream stream) final;
 
  protected:

@@ -13,8 +13,10 @@ namespace {
 struct PeerGroup {
   struct Rank {
     Buffer flags, generation, status, ended;  // PeerBarrierArgs, PeerWait
+    Buffer slots, slot_flags, slot_state;     // PeerAllReduceArgs; null: none
   };
   std::vector<Rank> ranks;
+  LocalGroupOptions options;
 
   PeerStatus& status(int rank) { return *reinterpret_cast<PeerStatus*>(ranks[size_t(rank)].status.get()); }
 };
@@ -23,7 +25,11 @@ class P2pCommunicator final : public PeerMemoryCommunicator {
  public:
   P2pCommunicator(std::shared_ptr<LocalGroup> host, std::shared_ptr<PeerGroup> peers, Device& device, int rank)
       : PeerMemoryCommunicator(std::move(host), rank), peers_(std::move(peers)), device_(device) {
-    for (const PeerGroup::Rank& r : peers_->ranks) flags_.push_back(reinterpret_cast<uint32_t*>(r.flags.get()));
+    for (const PeerGroup::Rank& r : peers_->ranks) {
+      flags_.push_back(reinterpret_cast<uint32_t*>(r.flags.get()));
+      slot_flags_.push_back(reinterpret_cast<uint32_t*>(r.slot_flags.get()));
+      slots_.push_back(r.slots.get());
+    }
   }
   bool capturable() const override { return true; }
 
@@ -39,6 +45,23 @@ class P2pCommunicator final : public PeerMemoryCommunicator {
     return {.status = &peers_->status(rank()),
             .ended = reinterpret_cast<uint32_t*>(peers_->ranks[size_t(rank())].ended.get()),
             .timeout_ns = std::chrono::nanoseconds(kPeerTimeout).count()};
+  }
+  void all_reduce(View<float> data, Stream stream) override {
+    const LocalGroupOptions& options = peers_->options;
+    if (size() == 1 || data.size() * int64_t(sizeof(float)) > options.one_shot_bytes || data.size() % 8 != 0)
+      return PeerMemoryCommunicator::all_reduce(data, stream);
+    device_.peers()->all_reduce({.flags = slot_flags_,
+                                 .slots = slots_,
+                                 .slot_bytes = slot_bytes(options),
+                                 .state = reinterpret_cast<uint32_t*>(peers_->ranks[size_t(rank())].slot_state.get()),
+                                 .wait = peer_wait(),
+                                 .rank = rank(),
+                                 .wire = options.wire,
+                                 .data = data},
+                                stream);
+  }
+  static int64_t slot_bytes(const LocalGroupOptions& options) {
+    return options.one_shot_bytes / int64_t(sizeof(float)) * dtype_bytes(options.wire) / 16 * 16;
   }
 
  private:
@@ -59,7 +82,8 @@ class P2pCommunicator final : public PeerMemoryCommunicator {
 
   const std::shared_ptr<PeerGroup> peers_;
   Device& device_;
-  std::vector<uint32_t*> flags_;  // by rank
+  std::vector<uint32_t*> flags_, slot_flags_;  // by rank
+  std::vector<std::byte*> slots_;
 };
 
 }  // namespace
@@ -71,6 +95,7 @@ std::vector<std::unique_ptr<Communicator>> make_p2p_communicators(const std::vec
     throw Error(Code::kBadConfig, fmt::format("{} ranks on GPUs of one process; at most {}", size, kMaxPeers));
   auto host = std::make_shared<LocalGroup>(size, options);
   auto peers = std::make_shared<PeerGroup>();
+  peers->options = options;
   for (Device* device : devices) {
     CHECK(device->peers(), "a rank's device sends no signals");
     for (Device* other : devices)
@@ -80,6 +105,11 @@ std::vector<std::unique_ptr<Communicator>> make_p2p_communicators(const std::vec
                             .generation = device->alloc(sizeof(uint32_t)),
                             .status = device->alloc_host(sizeof(PeerStatus)),
                             .ended = device->alloc(sizeof(uint32_t))});
+    if (options.one_shot_bytes == 0 || size == 1) continue;
+    PeerGroup::Rank& rank = peers->ranks.back();
+    rank.slots = device->alloc(2 * size * P2pCommunicator::slot_bytes(options));
+    rank.slot_flags = device->alloc(kAllReduceBlocks * size * int64_t(sizeof(uint32_t)));
+    rank.slot_state = device->alloc(2 * int64_t(sizeof(uint32_t)));
   }
   std::vector<std::unique_ptr<Communicator>> all;
   for (int r = 0; r < size; ++r) all.push_back(std::make_unique<P2pCommunicator>(host, peers, *devices[size_t(r)], r));

@@ -47,6 +47,9 @@ class HostPeers final : public Device, private PeerOps {
       a.out(i) = total;
     }
   }
+  void all_reduce(const PeerAllReduceArgs&, Stream) override {
+    throw Error(Code::kInternal, "no all-reduce on the host");
+  }
   void mark(const PeerMarkArgs& a, Stream) override {
     std::atomic_ref(a.status->at).store(a.operation.code());
     std::atomic_ref(a.status->marks).store(++*a.num_marks);

@@ -24,7 +24,7 @@ class RanksOnGpus : public GpuTest {
     Device& device() { return ops->device(); }
     Stream stream() { return device().stream(); }
   };
-  static std::vector<Rank> ranks(int size) {
+  static std::vector<Rank> ranks(int size, LocalGroupOptions options = {}) {
     int num_devices = 0;
     CUDA_CHECK(cudaGetDeviceCount(&num_devices));
     std::vector<Rank> all(static_cast<size_t>(size));
@@ -33,7 +33,7 @@ class RanksOnGpus : public GpuTest {
       all[size_t(r)].ops = make_ops({.device = "cuda", .device_index = r % num_devices, .has_peers = true});
       devices.push_back(&all[size_t(r)].device());
     }
-    auto comms = make_p2p_communicators(devices);
+    auto comms = make_p2p_communicators(devices, options);
     for (int r = 0; r < size; ++r) all[size_t(r)].comm = std::move(comms[size_t(r)]);
     return all;
   }

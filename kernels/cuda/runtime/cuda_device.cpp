@@ -219,6 +219,10 @@ void CudaDevice::launch(const char* operation, Stream s, const std::function<voi
   run(operation, s, call);
 }
 
+void CudaDevice::all_reduce(const PeerAllReduceArgs& args, Stream s) {
+  run("all_reduce", s, [&](Stream stream) { peer_all_reduce(args, stream); });
+}
+
 // ------------------------------------------------------------------------------------------------ errors
 
 // An error of the device shows at the next call, whichever operation caused it.

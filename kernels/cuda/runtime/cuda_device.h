@@ -62,6 +62,7 @@ class CudaDevice final : public Device, private GraphCapture, private PeerOps {
   void sum(const PeerSumArgs&, Stream) override;
   void mark(const PeerMarkArgs&, Stream) override;
   void launch(const char* operation, Stream, const std::function<void(Stream)>& call) override;
+  void all_reduce(const PeerAllReduceArgs&, Stream) override;
   void check_done(cudaError_t status) const;
   Error lost(cudaError_t status, const char* operation) const;
   Error launch_failed(const char* operation, const Error& why) const;
