@@ -147,6 +147,17 @@ std::vector<Flag> parallel_flags() {
        .min = 0,
        .max = 63,
        .shown_default = "0,1,2,..."},
+      {.name = "collectives",
+       .metavar = "NAME",
+       .group = kParallel,
+       .commands = kEngines,
+       .target = RAW(collectives),
+       .help = "How ranks on GPUs exchange activations",
+       .doc = "p2p: GPUs read and write each other's memory, which needs peer access between all of them. nccl: "
+              "NVIDIA's library NCCL, 2.28 or later, which is looked for at run time (MOECTL_NCCL in the environment "
+              "is the path of libnccl.so.2 or its folder) and takes one rank per GPU. auto is p2p where there is peer "
+              "access, else nccl. With --deterministic both give the same bits.",
+       .choices = {"auto", "p2p", "nccl"}},
       {.name = "num-redundant-experts",
        .metavar = "N",
        .group = kParallel,

@@ -50,6 +50,7 @@ struct RawOptions {
   bool enable_eplb = false, enable_dbo = false;  // known, not in this version
   std::optional<int> eplb_step_interval;         // likewise
   std::string device = "auto";
+  std::string collectives = "auto";
   std::optional<int> num_threads;
   std::optional<int> port;
   std::optional<bool> debug_header;

@@ -183,6 +183,7 @@ Options resolve(RawOptions raw, const Command& command, const Given& given) {
       raw.num_threads.value_or(int(std::max(1u, std::thread::hardware_concurrency())));
   options.service.kv_port = raw.kv_port;
   if (takes("ep-size")) options.engine.parallelism = resolve_parallel(raw, given);
+  if (takes("collectives")) options.engine.collectives = parse_collectives(raw.collectives);
   if (takes("shape")) resolve_shapes(raw, options, command, given);
   if (takes("block-size")) check_block_size(raw, given);
   if (takes("enable-eplb")) check_version(raw, options.engine, given);

@@ -41,7 +41,7 @@ Collectives parse_collectives(std::string_view name) {
 }
 
 Collectives choose_collectives(Collectives wanted, const std::vector<Device*>& devices,
-                               const std::string& why_no_nccl) {
+                               const std::function<std::string()>& why_no_nccl) {
   if (devices.size() == 1) return Collectives::kLocal;
   if (!devices.front()->peers()) {
     if (wanted == Collectives::kAuto) return Collectives::kLocal;
@@ -50,7 +50,8 @@ Collectives choose_collectives(Collectives wanted, const std::vector<Device*>& d
                                               collectives_name(wanted)));
   }
   if (wanted == Collectives::kNccl) {
-    if (!why_no_nccl.empty()) throw Error(Code::kBadConfig, "--collectives nccl: " + why_no_nccl);
+    if (const std::string why = why_no_nccl(); !why.empty())
+      throw Error(Code::kBadConfig, "--collectives nccl: " + why);
     return wanted;
   }
   const std::string why_no_p2p = why_no_peer_access(devices);
@@ -58,12 +59,16 @@ Collectives choose_collectives(Collectives wanted, const std::vector<Device*>& d
   if (wanted == Collectives::kP2p)
     throw Error(Code::kBadConfig,
                 fmt::format("--collectives p2p: {}; use --collectives nccl, or GPUs that have it", why_no_p2p));
-  if (!why_no_nccl.empty())
+  if (const std::string why = why_no_nccl(); !why.empty())
     throw Error(Code::kBadConfig, fmt::format("{}, and NCCL, which works without, does not serve: {}; or run these "
                                               "ranks on GPUs that have peer access (--devices)",
-                                              why_no_p2p, why_no_nccl));
+                                              why_no_p2p, why));
   log::warn("collectives over NCCL: {}", why_no_p2p);
   return Collectives::kNccl;
+}
+
+Collectives choose_collectives(Collectives wanted, const std::vector<Device*>& devices) {
+  return choose_collectives(wanted, devices, why_no_nccl);
 }
 
 std::vector<std::unique_ptr<Communicator>> make_communicators(Collectives chosen, const std::vector<Device*>& devices,

@@ -1,6 +1,7 @@
 // --collectives: which communicator the ranks of a process get. The one place that knows which ones this build has.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -20,9 +21,12 @@ enum class Collectives {
 Collectives parse_collectives(std::string_view name);  // throws Error{kBadConfig} that names the allowed ones
 std::string_view collectives_name(Collectives collectives);
 
-// What `wanted` means for ranks on these devices, never kAuto. why_no_nccl: of nccl_comm.h. Throws Error{kBadConfig}
-// where the GPUs cannot do what is wanted, or can do nothing; the message says what to do.
-Collectives choose_collectives(Collectives wanted, const std::vector<Device*>& devices, const std::string& why_no_nccl);
+// What `wanted` means for ranks on these devices, never kAuto. why_no_nccl: asked only where NCCL is wanted or is what
+// remains. Throws Error{kBadConfig} where the GPUs cannot do what is wanted, or can do nothing; the message says what
+// to do.
+Collectives choose_collectives(Collectives wanted, const std::vector<Device*>& devices,
+                               const std::function<std::string()>& why_no_nccl);
+Collectives choose_collectives(Collectives wanted, const std::vector<Device*>& devices);  // with this machine's NCCL
 
 // By rank; `chosen` by choose_collectives(). deterministic: every sum is added in rank order.
 std::vector<std::unique_ptr<Communicator>> make_communicators(Collectives chosen, const std::vector<Device*>& devices,

@@ -5,8 +5,8 @@
 // at a deadline that names the ranks that are missing. After any of the two failures the group is unusable: each call
 // throws Error{kUnavailable} with the first reason.
 //
-// Implementations, for threads of one process: `local`, memory that the host addresses; `p2p`, GPUs with peer access.
-// To come, behind the same interface: NCCL, gloo.
+// Implementations, for threads of one process: `local`, memory that the host addresses; `p2p`, GPUs with peer access;
+// `nccl` (nccl_comm.h), GPUs with or without. To come, behind the same interface: gloo.
 #pragma once
 
 #include <chrono>
@@ -55,7 +55,7 @@ class Communicator {
   virtual void all_gather(const void* send, void* recv, int64_t num_bytes, Stream) = 0;
   // recv [size, num_bytes]: row `rank()` of each rank's `send` [size, num_bytes].
   virtual void all_to_all(const void* send, void* recv, int64_t num_bytes, Stream) = 0;
-  // Sums over the ranks, added in rank order: the bits depend neither on timing nor on the rank that reads them.
+  // Sums over the ranks, the same bits on every rank; added in rank order, except by NCCL where it was not asked for.
   virtual void all_reduce(View<float> data, Stream) = 0;
   // recv [n]: the sum of row `rank()` of each rank's `send` [size, n]; `recv` may be that row.
   virtual void reduce_scatter(View<const float> send, View<float> recv, Stream) = 0;

@@ -100,7 +100,7 @@ std::vector<std::unique_ptr<Communicator>> make_p2p_communicators(const std::vec
     CHECK(device->peers(), "a rank's device sends no signals");
     for (Device* other : devices)
       if (const std::string why = device->peers()->connect(other->peers()->ordinal()); !why.empty())
-        throw Error(Code::kBadConfig, why + "; run its ranks in instances of their own");
+        throw Error(Code::kBadConfig, why + "; use --collectives nccl");
     peers->ranks.push_back({.flags = device->alloc(size * int64_t(sizeof(uint32_t))),
                             .generation = device->alloc(sizeof(uint32_t)),
                             .status = device->alloc_host(sizeof(PeerStatus)),

@@ -23,6 +23,7 @@
 #include <string>
 #include <vector>
 
+#include "core/comm/collectives.h"
 #include "core/engine/expert_load.h"
 #include "core/engine/types.h"
 #include "core/parallel/parallelism.h"
@@ -34,9 +35,10 @@ struct EngineConfig {
   std::string model_dir;
   std::string
       shape;  // in place of a folder: synthetic weights of this shape (core/model/shapes.h); answers mean nothing
-  std::string device = "cpu";                // cpu | cuda | auto
-  std::string cpu_path = "auto";             // auto | avx512 | portable: instruction-set path of the CPU backend
-  Parallelism parallelism;                   // ranks, and what each holds of the model
+  std::string device = "cpu";     // cpu | cuda | auto
+  std::string cpu_path = "auto";  // auto | avx512 | portable: instruction-set path of the CPU backend
+  Parallelism parallelism;        // ranks, and what each holds of the model
+  Collectives collectives = Collectives::kAuto;
   std::optional<int> num_redundant_experts;  // nullopt: as few as make ep_size divide the experts
   int num_threads = 0;                       // compute threads in total; 0: one per core
   int max_model_len = 0;                     // 0: the checkpoint's max_position_embeddings

@@ -150,7 +150,9 @@ EngineSetup plan_setup(const EngineConfig& engine, const Config& model, std::vec
 
   const int max_tokens =
       engine.max_num_batched_tokens ? engine.max_num_batched_tokens : capabilities.default_step_tokens;
-  setup.limits = {.max_tokens = max_tokens, .max_model_len = max_len};
+  setup.limits = {.max_tokens = max_tokens,
+                  .max_model_len = max_len,
+                  .peers_addressable = engine.collectives != Collectives::kNccl};
   setup.limits.max_seqs = (engine.max_num_seqs + num_ranks - 1) / num_ranks;
   setup.limits.max_logits = setup.limits.max_seqs + std::min(kPromptLogitsRows, std::max(max_tokens, 1));
   setup.kv_bytes_per_token = KvCache::bytes_per_token(model, setup.dims, setup.kv_dtype);
@@ -232,6 +234,9 @@ std::unique_ptr<Engine> Engine::create(EngineConfig config) {
     log::info("prompts are computed here: KV transfer between GPU workers is not in this version");
   check_shards(model, checkpoint, config.parallelism);
   for (int r = 1; r < num_ranks; ++r) ops.push_back(make_ops(plan_ops(config, model, num_cores, r)));
+  std::vector<Device*> devices;
+  for (const auto& o : ops) devices.push_back(&o->device());
+  config.collectives = choose_collectives(config.collectives, devices);
 
   const ExpertPlacement placement = plan_placement(config, model);
   std::vector<Shard> shards;
@@ -250,10 +255,7 @@ std::unique_ptr<Engine> Engine::create(EngineConfig config) {
     if (r == 0 || weights[r] != weights[0]) weight_bytes += weights[r]->num_bytes;
   const std::string numerics_id = fmt::format("{}-kv-{}", ops.front()->numerics_id(), dtype_name(setup.kv_dtype));
   const std::string device = capabilities.device;
-  std::vector<Device*> devices;
-  for (const auto& o : ops) devices.push_back(&o->device());
-  auto comms =
-      num_ranks > 1 && devices.front()->peers() ? make_p2p_communicators(devices) : make_local_communicators(num_ranks);
+  auto comms = make_communicators(config.collectives, devices, config.deterministic || config.precise);
   std::vector<RankSetup> ranks;
   for (size_t r = 0; r < weights.size(); ++r)
     ranks.push_back({.weights = weights[r],

@@ -32,8 +32,8 @@ struct RankResources {
   Ops& ops;
   int64_t weight_bytes = 0;  // as stored in the checkpoint; for the memory plan of a GPU
 };
-// What the rest of `engine` means on that backend. Throws Error{kBadConfig} that names the flag, what it was, what it
-// may be.
+// What the rest of `engine`, whose `collectives` are chosen, means on that backend. Throws Error{kBadConfig} that names
+// the flag, what it was, what it may be.
 EngineSetup plan_setup(const EngineConfig& engine, const Config& model, std::vector<int32_t> eos_token_ids,
                        const std::vector<RankResources>& ranks);
 

@@ -94,7 +94,10 @@ ScratchShape scratch_shape(const Config& c, const LocalDims& dims, const ModelLi
 }
 
 ExpertDispatchConfig dispatch_config(const Config& c, const ModelLimits& limits) {
-  return {.top_k = c.moe.num_experts_per_tok, .hidden_size = c.hidden_size, .max_tokens = limits.max_tokens};
+  return {.top_k = c.moe.num_experts_per_tok,
+          .hidden_size = c.hidden_size,
+          .peers_addressable = limits.peers_addressable,
+          .max_tokens = limits.max_tokens};
 }
 
 int64_t max_expert_rows(const Config& c, const ModelLimits& limits, const ExpertPlacement& placement) {

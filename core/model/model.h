@@ -42,6 +42,7 @@ struct ModelLimits {
   int max_seqs = 64;     // sequences per step
   int max_logits = 64;   // rows with logits per step
   int max_model_len = 2048;
+  bool peers_addressable = true;  // ExpertDispatchConfig
 };
 
 class Model {

@@ -303,6 +303,15 @@ TEST(Resolve, ParallelSizes) {
   EXPECT_EQ(serve({"--num-redundant-experts", "0"}).engine.num_redundant_experts, 0);
 }
 
+TEST(Resolve, Collectives) {
+  EXPECT_EQ(serve({}).engine.collectives, Collectives::kAuto);
+  EXPECT_EQ(serve({"--collectives", "p2p"}).engine.collectives, Collectives::kP2p);
+  EXPECT_EQ(serve({}, {{"MOECTL_COLLECTIVES", "nccl"}}).engine.collectives, Collectives::kNccl);
+  const Failure failure = serve_failure({"--collectives", "gloo"});
+  EXPECT_EQ(failure.code, Code::kUsage);
+  EXPECT_THAT(failure.message, HasSubstr("one of auto, p2p, nccl"));
+}
+
 TEST(Resolve, WhatThisBuildCannotServe) {
   EXPECT_EQ(serve_failure({"--block-size", "16"}).code, Code::kBadConfig);
   const auto later = [](const Args& args, const Environment& environment, const char* message) {

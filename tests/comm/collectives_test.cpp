@@ -13,6 +13,13 @@ namespace {
 using testing::AllOf;
 using testing::HasSubstr;
 
+std::string present() {
+  return "";
+}
+std::string absent() {
+  return "it is absent";
+}
+
 std::string refusal(const std::function<void()>& call) {
   try {
     call();
@@ -33,32 +40,32 @@ TEST(Collectives, RanksOnTheCpuExchangeThroughMemory) {
   CpuDevice a, b;
   const std::vector<Device*> one = {&a}, two = {&a, &b};
   for (const Collectives any : {Collectives::kAuto, Collectives::kP2p, Collectives::kNccl}) {
-    EXPECT_EQ(choose_collectives(any, one, "no NCCL"), Collectives::kLocal);  // a rank alone exchanges nothing
+    EXPECT_EQ(choose_collectives(any, one, absent), Collectives::kLocal);  // a rank alone exchanges nothing
     if (any == Collectives::kAuto) continue;
-    EXPECT_THAT(refusal([&] { choose_collectives(any, two, ""); }),
+    EXPECT_THAT(refusal([&] { choose_collectives(any, two, present); }),
                 AllOf(HasSubstr(std::string(collectives_name(any))), HasSubstr("use --device cuda")));
   }
-  EXPECT_EQ(choose_collectives(Collectives::kAuto, two, ""), Collectives::kLocal);
+  EXPECT_EQ(choose_collectives(Collectives::kAuto, two, present), Collectives::kLocal);
 }
 
 TEST(Collectives, AutoTakesPeerAccessThenNccl) {
   const auto reachable = host_peers(3), apart = host_peers(3, false);
   const auto near = devices_of(reachable), far = devices_of(apart);
-  EXPECT_EQ(choose_collectives(Collectives::kAuto, near, ""), Collectives::kP2p);
-  EXPECT_EQ(choose_collectives(Collectives::kAuto, near, "it is absent"), Collectives::kP2p);
-  EXPECT_EQ(choose_collectives(Collectives::kAuto, far, ""), Collectives::kNccl);
-  EXPECT_THAT(refusal([&] { choose_collectives(Collectives::kAuto, far, "it is absent"); }),
+  EXPECT_EQ(choose_collectives(Collectives::kAuto, near, present), Collectives::kP2p);
+  EXPECT_EQ(choose_collectives(Collectives::kAuto, near, absent), Collectives::kP2p);
+  EXPECT_EQ(choose_collectives(Collectives::kAuto, far, present), Collectives::kNccl);
+  EXPECT_THAT(refusal([&] { choose_collectives(Collectives::kAuto, far, absent); }),
               AllOf(HasSubstr("GPU 0 cannot reach GPU 1"), HasSubstr("it is absent"), HasSubstr("--devices")));
 }
 
 TEST(Collectives, WhatIsAskedForIsTakenOrRefused) {
   const auto reachable = host_peers(2), apart = host_peers(2, false);
   const auto near = devices_of(reachable), far = devices_of(apart);
-  EXPECT_EQ(choose_collectives(Collectives::kNccl, near, ""), Collectives::kNccl);
-  EXPECT_EQ(choose_collectives(Collectives::kP2p, near, "it is absent"), Collectives::kP2p);
-  EXPECT_THAT(refusal([&] { choose_collectives(Collectives::kNccl, near, "it is absent"); }),
+  EXPECT_EQ(choose_collectives(Collectives::kNccl, near, present), Collectives::kNccl);
+  EXPECT_EQ(choose_collectives(Collectives::kP2p, near, absent), Collectives::kP2p);
+  EXPECT_THAT(refusal([&] { choose_collectives(Collectives::kNccl, near, absent); }),
               HasSubstr("--collectives nccl: it is absent"));
-  EXPECT_THAT(refusal([&] { choose_collectives(Collectives::kP2p, far, ""); }),
+  EXPECT_THAT(refusal([&] { choose_collectives(Collectives::kP2p, far, present); }),
               AllOf(HasSubstr("GPU 0 cannot reach GPU 1"), HasSubstr("use --collectives nccl")));
 }
 
