@@ -18,7 +18,7 @@ if(TARGET moectl)
   moectl_script(check_docs moectl docgen --check)
   file(GLOB man_pages CONFIGURE_DEPENDS man/*.1)
   moectl_script(check_man bash tests/scripts/if_installed.sh mandoc -T lint -W warning ${man_pages})
-  moectl_script(check_shell bash tests/scripts/if_installed.sh shellcheck scripts/install-deps scripts/build scripts/python-env
+  moectl_script(check_shell bash tests/scripts/if_installed.sh shellcheck scripts/install-deps scripts/nccl-header scripts/build scripts/python-env
                 scripts/test scripts/demo scripts/format scripts/gpu-test .ci/run completions/moectl.bash tests/scripts/demo_test.sh
                 tests/scripts/if_installed.sh)
   foreach(shell bash zsh fish)
