@@ -14,6 +14,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <string_view>
 
 #include "core/comm/communicator.h"
 #include "core/parallel/expert_placement.h"
@@ -28,6 +29,9 @@ enum class All2AllBackend {
   kLowLatency,      // ranks store tokens and results into their peers' memory; made for few tokens (decode)
   kHighThroughput,  // the same; made for many (prefill)
 };
+std::string_view all2all_backend_name(All2AllBackend backend);
+// Throws Error{kBadConfig} that lists the names.
+All2AllBackend parse_all2all_backend(std::string_view name);
 
 struct ExpertDispatchConfig {
   int top_k = 0, hidden_size = 0;

@@ -175,6 +175,20 @@ void ExpertDispatchTest::expect_exact(const Case& c, bool deterministic) {
   });
 }
 
+TEST(All2AllBackendNames, ParseAndPrint) {
+  for (const All2AllBackend backend :
+       {All2AllBackend::kAuto, All2AllBackend::kNaive, All2AllBackend::kLowLatency, All2AllBackend::kHighThroughput})
+    EXPECT_EQ(parse_all2all_backend(all2all_backend_name(backend)), backend);
+  EXPECT_EQ(all2all_backend_name(All2AllBackend::kLowLatency), "low_latency");
+  try {
+    parse_all2all_backend("deepep");
+    FAIL() << "accepted";
+  } catch (const Error& e) {
+    EXPECT_EQ(e.code(), Code::kBadConfig);
+    EXPECT_STREQ(e.what(), "--all2all-backend deepep: expected one of auto, naive, low_latency, high_throughput");
+  }
+}
+
 TEST_P(ExpertDispatchTest, RandomRoutings) {
   for (int size : {1, 2, 4, 8})
     for (int top_k : {1, 2, 5, 8}) expect_exact({size, 16, top_k, {5, 1, 20, 7}});
