@@ -1,10 +1,11 @@
-// Picks the device whose kernels are timed, as kernels/ops.cpp picks a backend.
+// Picks the device whose kernels and links are timed, as kernels/ops.cpp picks a backend.
 #include "kernels/bench_kernels.h"
 
 #include <regex>
 
 #include "core/base/error.h"
 #include "core/base/memory.h"
+#include "kernels/bench_link.h"
 #include "kernels/gpu.h"
 
 namespace moectl {
@@ -14,6 +15,7 @@ namespace cuda {
 namespace bench {
 KernelReport run(const KernelBenchOptions& options, const std::regex& filter);  // kernels/cuda/bench/bench.cu
 double read_bandwidth();
+std::unique_ptr<LinkBench> make_link_bench(Device& device);  // kernels/cuda/bench/link.cu
 }  // namespace bench
 }  // namespace cuda
 #else
@@ -26,6 +28,9 @@ KernelReport run(const KernelBenchOptions&, const std::regex&) {
 double read_bandwidth() {
   throw Error(Code::kBadConfig, why_no_gpu());
 }
+std::unique_ptr<LinkBench> make_link_bench(Device&) {
+  throw Error(Code::kBadConfig, why_no_gpu());
+}
 }  // namespace
 }  // namespace bench
 }  // namespace cuda
@@ -33,6 +38,11 @@ double read_bandwidth() {
 
 KernelReport bench_kernels_on_cpu(const KernelBenchOptions& options,
                                   const std::regex& filter);  // kernels/bench_kernels_cpu.cpp
+std::unique_ptr<LinkBench> make_cpu_link_bench();             // kernels/bench_link.cpp
+
+std::unique_ptr<LinkBench> make_link_bench(Device& device) {
+  return device.peers() ? cuda::bench::make_link_bench(device) : make_cpu_link_bench();
+}
 
 double read_bandwidth(const std::string& device, int num_threads) {
   return device == "cuda" ? cuda::bench::read_bandwidth() : memory_read_bandwidth(num_threads);
