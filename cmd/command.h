@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "core/comm/bench_comm.h"
 #include "core/engine/engine.h"
 #include "core/serving/service_options.h"
 #include "router/options.h"
@@ -60,6 +61,11 @@ struct BenchKernelsOptions {
   std::string filter;           // regular expression; empty: all
   std::vector<std::string> shapes = {"deepseek-r1", "qwen3-30b-a3b"};
   int num_threads = 1;  // of the CPU backend
+};
+
+struct BenchCommOptions {
+  CommonOptions common;
+  CommBenchOptions bench;  // progress is empty: the command sets it
 };
 
 // A server that a command talks to.
@@ -132,6 +138,7 @@ int serve_router(const ServeRouterOptions& options);                           /
 int inspect(const InspectOptions& options);                                    // cmd/inspect.cpp
 int bench_engine(const BenchEngineOptions& options);                           // cmd/bench/bench.cpp
 int bench_kernels(const BenchKernelsOptions& options);                         // cmd/bench/kernels.cpp
+int bench_comm(const BenchCommOptions& options);                               // cmd/bench/comm.cpp
 int bench_serve(const BenchServeOptions& options);                             // cmd/bench/serve.cpp
 int debug_request(const DebugRequestOptions& options);                         // cmd/debug_request.cpp
 int deploy_up(const CommonOptions& common, const DeployOptions& options);      // cmd/deploy/deploy.cpp

@@ -15,7 +15,7 @@ _moectl() {
   fi
   if [[ $command == bench ]]; then
     if (( COMP_CWORD == 2 )); then
-      mapfile -t COMPREPLY < <(compgen -W 'engine kernels serve' -- "$cur")
+      mapfile -t COMPREPLY < <(compgen -W 'engine kernels comm serve' -- "$cur")
       return
     fi
     command="bench ${COMP_WORDS[2]}"
@@ -159,6 +159,21 @@ _moectl() {
     'bench kernels:--config') kind='file' ;;
     'bench kernels:--log-format') words='text json' ;;
     'bench kernels:--log-level') words='debug info warn error' ;;
+    'bench comm:--devices') return ;;
+    'bench comm:--device') words='auto cpu cuda' ;;
+    'bench comm:--threads') return ;;
+    'bench comm:--ep-size'|'bench comm:--expert-parallel-size') return ;;
+    'bench comm:--all2all-backend') words='auto naive low_latency high_throughput' ;;
+    'bench comm:--tokens') return ;;
+    'bench comm:--hidden-size') return ;;
+    'bench comm:--top-k') return ;;
+    'bench comm:--num-experts') return ;;
+    'bench comm:--dtype') words='auto fp8 bf16 f32' ;;
+    'bench comm:--iterations') return ;;
+    'bench comm:--pause-ms') return ;;
+    'bench comm:--config') kind='file' ;;
+    'bench comm:--log-format') words='text json' ;;
+    'bench comm:--log-level') words='debug info warn error' ;;
     'bench serve:--api-key') return ;;
     'bench serve:--input-len') return ;;
     'bench serve:--output-len') return ;;
@@ -234,6 +249,9 @@ _moectl() {
         ;;
       'bench kernels')
         words='--device --threads --filter --shape --json --config --log-format --log-level --no-color --help --version -h'
+        ;;
+      'bench comm')
+        words='--devices --device --threads --ep-size --expert-parallel-size --all2all-backend --tokens --hidden-size --top-k --num-experts --dtype --iterations --pause-ms --json --config --log-format --log-level --no-color --help --version -h'
         ;;
       'bench serve')
         words='--api-key --input-len --output-len --concurrency --num-requests --seed --request-rate --duration --shared-prefix-len --vocab-size --prompts --num-warmup --html --allow-remote --url --model --timeout --insecure --json --config --log-format --log-level --no-color --help --version -h'

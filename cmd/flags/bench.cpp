@@ -1,17 +1,100 @@
-// The flags of `bench kernels`, and shapes. Part of the tables of flags.h.
+// The flags of `bench kernels` and `bench comm`, and shapes. Part of the tables of flags.h.
 #include "cmd/flags/table.h"
 
 namespace moectl {
 namespace {
 
-constexpr std::string_view kShapes = "Kernels and shapes";
+constexpr std::string_view kShapes = "Kernels and shapes", kRanks = "Ranks and tokens";
 const std::vector<std::string_view> kBenchKernels = {"bench kernels"};
+const std::vector<std::string_view> kBenchComm = {"bench comm"};
 const std::vector<std::string_view> kShaped = {"serve-decode", "bench engine", "bench kernels"};
+
+std::vector<Flag> comm_flags() {
+  return {
+      {.name = "ep-size",
+       .aliases = {"expert-parallel-size"},
+       .metavar = "N",
+       .group = kRanks,
+       .commands = kBenchComm,
+       .target = VALUE(comm.ep_size),
+       .help = "Ranks, which hold equally many experts each",
+       .min = 2,
+       .max = 72,
+       .sources = Sources::kArgvOnly},
+      {.name = "all2all-backend",
+       .metavar = "NAME",
+       .group = kRanks,
+       .commands = kBenchComm,
+       .target = RAW(all2all_backend),
+       .help = "How dispatch and combine move rows",
+       .choices = {"auto", "naive", "low_latency", "high_throughput"},
+       .sources = Sources::kArgvOnly},
+      {.name = "tokens",
+       .metavar = "N,N,...",
+       .group = kRanks,
+       .commands = kBenchComm,
+       .target = VALUE(comm.tokens),
+       .help = "Tokens per rank, one measurement each",
+       .min = 1,
+       .max = 1 << 17},
+      {.name = "hidden-size",
+       .metavar = "N",
+       .group = kRanks,
+       .commands = kBenchComm,
+       .target = VALUE(comm.hidden_size),
+       .help = "Values per token",
+       .min = 1,
+       .max = 1 << 16},
+      {.name = "top-k",
+       .metavar = "N",
+       .group = kRanks,
+       .commands = kBenchComm,
+       .target = VALUE(comm.top_k),
+       .help = "Experts per token",
+       .doc = "Chosen at random, all equally likely, so a token goes to more ranks than with a model that limits them.",
+       .min = 1,
+       .max = 1024},
+      {.name = "num-experts",
+       .metavar = "N",
+       .group = kRanks,
+       .commands = kBenchComm,
+       .target = VALUE(comm.num_experts),
+       .help = "Experts of the layer; redundant ones fill up the ranks",
+       .min = 1,
+       .max = 65536},
+      {.name = "dtype",
+       .metavar = "DTYPE",
+       .group = kRanks,
+       .commands = kBenchComm,
+       .target = VALUE(comm.dtype),
+       .help = "What tokens are sent in; auto: the narrowest of the device",
+       .doc = "Results come back in bf16, for f32 in f32. The CPU has f32 only.",
+       .choices = {"auto", "fp8", "bf16", "f32"}},
+      {.name = "iterations",
+       .metavar = "N",
+       .group = kRanks,
+       .commands = kBenchComm,
+       .target = VALUE(comm.iterations),
+       .help = "Iterations of each measurement",
+       .doc = "Fewer, down to 3, where a measurement would take longer than 3 seconds.",
+       .min = 1,
+       .max = 10000},
+      {.name = "pause-ms",
+       .metavar = "N",
+       .group = kRanks,
+       .commands = kBenchComm,
+       .target = RAW(pause_ms),
+       .help = "Milliseconds without work before an iteration after a pause",
+       .min = 0,
+       .max = 10000},
+  };
+}
 
 }  // namespace
 
 std::vector<Flag> bench_flags() {
-  return {
+  std::vector<Flag> all = comm_flags();
+  const std::vector<Flag> kernels = {
       {.name = "filter",
        .metavar = "REGEX",
        .group = kShapes,
@@ -34,6 +117,8 @@ std::vector<Flag> bench_flags() {
               "--skip-tokenizer-init.",
        .shown_default = "none"},
   };
+  all.insert(all.end(), kernels.begin(), kernels.end());
+  return all;
 }
 
 }  // namespace moectl

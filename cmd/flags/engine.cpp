@@ -14,7 +14,8 @@ using Names = std::vector<std::string_view>;
 const Names kDecode = {"serve-decode"};
 const Names kServe = {"serve-decode", "serve-prefill"};
 const Names kEngines = {"serve-decode", "serve-prefill", "bench engine"};
-const Names kThreaded = {"serve-decode", "serve-prefill", "bench engine", "bench kernels"};
+const Names kRanked = {"serve-decode", "serve-prefill", "bench engine", "bench comm"};
+const Names kThreaded = {"serve-decode", "serve-prefill", "bench engine", "bench kernels", "bench comm"};
 const Names kCheckpoints = {"serve-decode", "serve-prefill", "inspect", "bench engine"};
 
 constexpr int64_t kMiB = 1ll << 20, kTiB = 1ll << 40;
@@ -139,7 +140,7 @@ std::vector<Flag> parallel_flags() {
       {.name = "devices",
        .metavar = "N,N,...",
        .group = kParallel,
-       .commands = kEngines,
+       .commands = kRanked,
        .target = RAW(devices),
        .help = "GPUs of the ranks, by ordinal; one per rank",
        .doc = "Ranks exchange rows of activations, so each GPU must be able to address the memory of the others (peer "

@@ -32,6 +32,7 @@ struct Options {
   BenchLoad load;
   ServeLoad serve_load;
   BenchKernelsOptions kernels;
+  CommBenchOptions comm;
   EndpointOptions endpoint;
   DebugRequestOptions debug;
   DeployOptions deploy;
@@ -46,12 +47,14 @@ struct RawOptions {
   std::vector<std::string> shapes;
   std::optional<int> tp_size, dp_size, ep_size;
   std::vector<int> devices;
+  std::string all2all_backend = "auto";          // of `bench comm`
   int block_size = 64;                           // 64 is the only one
   bool enable_eplb = false, enable_dbo = false;  // known, not in this version
   std::optional<int> eplb_step_interval;         // likewise
   std::string device = "auto";
   std::string collectives = "auto";
   std::optional<int> num_threads;
+  int pause_ms = 2;
   std::optional<int> port;
   std::optional<bool> debug_header;
   int kv_port = 9100;

@@ -178,12 +178,15 @@ void check_load(const Options& options, const Given& given) {
 Options resolve(RawOptions raw, const Command& command, const Given& given) {
   const auto takes = [&](std::string_view flag) { return find_flag(command.name, flag) != nullptr; };
   Options options = std::move(raw.values);
-  options.engine.device = options.kernels.device = raw.device;
-  options.engine.num_threads = options.kernels.num_threads =
+  options.engine.device = options.kernels.device = options.comm.device = raw.device;
+  options.engine.num_threads = options.kernels.num_threads = options.comm.num_threads =
       raw.num_threads.value_or(int(std::max(1u, std::thread::hardware_concurrency())));
   options.service.kv_port = raw.kv_port;
-  if (takes("ep-size")) options.engine.parallelism = resolve_parallel(raw, given);
   if (takes("collectives")) options.engine.collectives = parse_collectives(raw.collectives);
+  if (takes("data-parallel-size")) options.engine.parallelism = resolve_parallel(raw, given);
+  options.comm.devices = raw.devices;
+  options.comm.backend = parse_all2all_backend(raw.all2all_backend);
+  options.comm.pause = std::chrono::milliseconds(raw.pause_ms);
   if (takes("shape")) resolve_shapes(raw, options, command, given);
   if (takes("block-size")) check_block_size(raw, given);
   if (takes("enable-eplb")) check_version(raw, options.engine, given);

@@ -10,13 +10,13 @@ constexpr std::string_view kLoad = "Load", kDocs = "Documentation", kOutput = "O
 using Names = std::vector<std::string_view>;
 const Names kBenches = {"bench engine", "bench serve"};
 const Names kDocgen = {"docgen"};
-const Names kReports = {"inspect",     "bench engine", "bench kernels", "debug-request",
-                        "bench serve", "deploy up",    "deploy status"};
-const Names kConfigured = {"serve-decode", "serve-router",  "serve-prefill", "inspect",
-                           "bench engine", "bench kernels", "debug-request", "bench serve"};
-const Names kEvery = {"serve-decode",  "serve-router",  "serve-prefill", "inspect", "bench engine",
-                      "bench kernels", "debug-request", "bench serve",   "docgen",  "deploy up",
-                      "deploy status", "deploy logs",   "deploy down"};
+const Names kReports = {"inspect",       "bench engine", "bench kernels", "bench comm",
+                        "debug-request", "bench serve",  "deploy up",     "deploy status"};
+const Names kConfigured = {"serve-decode",  "serve-router", "serve-prefill", "inspect",    "bench engine",
+                           "bench kernels", "bench comm",   "debug-request", "bench serve"};
+const Names kEvery = {"serve-decode",  "serve-router",  "serve-prefill", "inspect",     "bench engine",
+                      "bench kernels", "bench comm",    "debug-request", "bench serve", "docgen",
+                      "deploy up",     "deploy status", "deploy logs",   "deploy down"};
 
 constexpr int kMaxTokens = 1 << 24;
 

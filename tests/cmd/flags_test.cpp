@@ -161,6 +161,35 @@ TEST(Flags, ValuesOfEveryKind) {
   EXPECT_TRUE(bench.common.json);
 }
 
+TEST(Flags, OfBenchComm) {
+  const CommBenchOptions defaults = parse_command_line({"bench", "comm"}, {}).options.comm;
+  EXPECT_EQ(defaults.ep_size, 2);
+  EXPECT_THAT(defaults.tokens, ElementsAre(1, 16, 128, 512, 4096));
+  EXPECT_EQ(defaults.pause, std::chrono::milliseconds(2));
+  const CommBenchOptions comm =
+      parse_command_line(
+          {"bench",     "comm",  "--ep-size",         "4",           "--devices",    "3,2,1,0", "--device",      "cuda",
+           "--tokens",  "8,128", "--hidden-size",     "2048",        "--top-k",      "6",       "--num-experts", "64",
+           "--dtype",   "fp8",   "--all2all-backend", "low-latency", "--iterations", "50",      "--pause-ms",    "0",
+           "--threads", "4"},
+          {})
+          .options.comm;
+  EXPECT_EQ(comm.device, "cuda");
+  EXPECT_EQ(comm.ep_size, 4);
+  EXPECT_THAT(comm.devices, ElementsAre(3, 2, 1, 0));
+  EXPECT_THAT(comm.tokens, ElementsAre(8, 128));
+  EXPECT_EQ(comm.hidden_size, 2048);
+  EXPECT_EQ(comm.top_k, 6);
+  EXPECT_EQ(comm.num_experts, 64);
+  EXPECT_EQ(comm.dtype, "fp8");
+  EXPECT_EQ(comm.backend, All2AllBackend::kLowLatency);
+  EXPECT_EQ(comm.iterations, 50);
+  EXPECT_EQ(comm.pause, std::chrono::milliseconds(0));
+  EXPECT_EQ(comm.num_threads, 4);
+  EXPECT_EQ(failure({"bench", "comm", "--ep-size", "1"}).message, "--ep-size: '1' is not a whole number from 2 to 72");
+  EXPECT_THAT(failure({"bench", "comm", "--tokens", "0"}).message, HasSubstr("--tokens: '0'"));
+}
+
 TEST(Flags, TheLastOfSeveralCounts) {
   EXPECT_EQ(serve({"--port", "1", "--port", "2"}).api.port, 2);
   EXPECT_TRUE(serve({"--no-enable-prefix-caching", "--enable-prefix-caching"}).engine.enable_prefix_caching);
