@@ -54,10 +54,8 @@ struct DispatchArgs {
 
 // The caller's results for one source rank's tokens of a round.
 struct CombineSource {
-  View<const int32_t> expert_idx;   // [num_tokens, top_k] of the source, in the caller's memory
-  View<const float> expert_weight;  // likewise, of the reduced form; empty: ones
-  const int32_t* row_of = nullptr;  // [num_tokens, top_k]: MoeSource::row_of
-  int64_t token_begin = 0;          // of the source's batch
+  View<const int32_t> row_of;       // [num_tokens, top_k]: MoeSource::row_of
+  View<const float> expert_weight;  // [num_tokens, top_k] of the source, for the reduced form; empty: ones
   // In the source's memory. Reduced form: [num_tokens, row_size], the caller's. Else [num_tokens, top_k, row_size],
   // every rank writes the choices that it holds.
   void* slots = nullptr;
@@ -69,6 +67,8 @@ struct CombineArgs {
   AllToAllSignals signals;
   PlacementView placement;
   int64_t rank = 0;                        // the caller's
+  View<const int32_t> expert_idx;          // [num_tokens, top_k] of the caller's own tokens
+  int64_t token_begin = 0;                 // of its batch: PlacementView's t of the first of them
   Operand rows;                            // [max_rows, row_size] f32 or bf16: the caller's experts' results
   std::span<const CombineSource> results;  // by source rank
   // Each rank adds its experts' results of a token first, weighted, in the order of the token's choices: one row per

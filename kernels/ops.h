@@ -265,7 +265,7 @@ struct MoeSource {
   View<const int32_t> expert_idx;   // [num_tokens, top_k] logical; -1: none
   View<const float> expert_weight;  // [num_tokens, top_k]; empty: not wanted
   View<int32_t> row_of;             // [num_tokens * top_k] out, the caller's: row in `x` of MoePermuteArgs where the
-                                    // expert is the caller's
+                                    // expert is the caller's, else -1
   int64_t token_begin = 0;          // PlacementView's t of expert_idx's first token, and its row in `x` unless packed
 };
 

@@ -103,10 +103,8 @@ class StoreDispatch final : public ExpertDispatch {
     for (int r = 0; r < comm_.size(); ++r) {
       const MoeSource from = source(r, round);
       std::byte* at = inboxes_[size_t(r)] + inbox_.slots;
-      sources.push_back({.expert_idx = from.expert_idx,
+      sources.push_back({.row_of = {from.row_of.data, {from.expert_idx.dim(0), config_.top_k}},
                          .expert_weight = args.expert_weight ? from.expert_weight : View<const float>(),
-                         .row_of = from.row_of.data,
-                         .token_begin = from.token_begin,
                          .slots = reduced ? at + rank_ * slot_bytes : at});
       slots.push_back(memory_.get() + inbox_.slots + (reduced ? r * slot_bytes : 0));
     }
@@ -114,6 +112,8 @@ class StoreDispatch final : public ExpertDispatch {
     all_to_all_.combine({.signals = signals(),
                          .placement = tables_.view,
                          .rank = rank_,
+                         .expert_idx = rows_of(tokens_.expert_idx, begin, end),
+                         .token_begin = begin,
                          .rows = results_,
                          .results = sources,
                          .reduced = reduced,

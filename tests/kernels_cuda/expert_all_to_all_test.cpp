@@ -315,9 +315,8 @@ class ProtocolRank {
       inboxes.push_back(r == me ? DispatchInbox{}
                                 : DispatchInbox{x_in_[size_t(r)] + me * kRowsBytes, i32(idx_in_[size_t(r)], me),
                                                 f32(weight_in_[size_t(r)], me)});
-      results.push_back({.expert_idx = s.expert_idx,
+      results.push_back({.row_of = {s.row_of.data, {kTokens, kTopK}},
                          .expert_weight = s.expert_weight,
-                         .row_of = s.row_of.data,
                          .slots = slots_[size_t(r)] + (reduced_ ? me * kRowsBytes : 0)});
       slots.push_back(slots_[size_t(me)] + (reduced_ ? r * kRowsBytes : 0));
       sources.push_back(s);
@@ -342,6 +341,7 @@ class ProtocolRank {
     ops_.expert_all_to_all()->combine({.signals = signals,
                                        .placement = tables_.view,
                                        .rank = me,
+                                       .expert_idx = sources[size_t(me)].expert_idx,
                                        .rows = out,
                                        .results = results,
                                        .reduced = reduced_,

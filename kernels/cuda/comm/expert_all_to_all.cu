@@ -45,15 +45,21 @@ struct Dispatch {
 };
 
 struct ResultsOf {
-  const int32_t *expert_idx, *row_of;
+  const int32_t* row_of;
   const float* expert_weight;
   std::byte* slots;  // of the source
+  int num_tokens;
+};
+
+struct Own {
+  const int32_t *expert_idx, *row_of;
   int num_tokens, token_begin;
 };
 
 struct Combine {
   Signals signals;
   ResultsOf sources[kMaxPeers];
+  Own own;
   const std::byte* slots[kMaxPeers];  // the caller's, by the rank that stores them
   Placement placement;
   int top_k, size, max_rows, num_tokens;  // of all sources
@@ -73,47 +79,50 @@ __device__ __forceinline__ void delay(const Signals& s, uint32_t number, uint32_
   if (x % 4 == 0) __nanosleep((x >> 2) % 4096);
 }
 
-// Thread r signals rank r, after all stores of the threads and blocks that it is ordered after.
-__device__ __forceinline__ void signal_peers(const Signals& s, AllToAllSignals::Kind kind, uint32_t number) {
+// What a kernel reads first.
+struct Turn {
+  uint32_t number;  // of this all-to-all
+  bool signals;     // unless a wait of this rank has ended without its signal
+};
+__device__ __forceinline__ Turn begin(const Signals& s) {
+  return {*static_cast<const volatile uint32_t*>(s.state) + 1, !has_ended(s.wait)};
+}
+
+// Thread r signals rank r. The release orders all stores before it that the block's last barrier did.
+__device__ __forceinline__ void signal_peers(const Signals& s, AllToAllSignals::Kind kind, const Turn& turn) {
   const int peer = int(threadIdx.x);
-  if (peer >= s.num_ranks || peer == s.rank || has_ended(s.wait)) return;
-  delay(s, number, 16 + kind);
-  __threadfence_system();
-  store_release(s.flag(peer, kind, s.rank), number);
+  if (peer >= s.num_ranks || peer == s.rank || !turn.signals) return;
+  delay(s, turn.number, 16 + kind);
+  store_release(s.flag(peer, kind, s.rank), turn.number);
 }
 
 // The block is done with its stores. The last one of the kernel signals; `completes`: the all-to-all counts as done.
-__device__ __forceinline__ void finish_stores(const Signals& s, AllToAllSignals::Kind kind, uint32_t number,
+__device__ __forceinline__ void finish_stores(const Signals& s, AllToAllSignals::Kind kind, const Turn& turn,
                                               bool completes) {
   __shared__ bool is_last;
   __syncthreads();
   if (threadIdx.x == 0) {
-    __threadfence_system();
-    is_last = atomicAdd(s.state + 1, 1) == gridDim.x - 1;
+    is_last = arrive(s.state + 1) == gridDim.x - 1;
     if (is_last) {
       s.state[1] = 0;
-      if (completes) s.state[0] = number;
+      if (completes) s.state[0] = turn.number;
     }
-    __threadfence_system();
   }
   __syncthreads();
-  if (is_last) signal_peers(s, kind, number);
+  if (is_last) signal_peers(s, kind, turn);
 }
 
 // Thread r waits for rank r, then the block goes on.
-__device__ __forceinline__ void wait_for_peers(const Signals& s, AllToAllSignals::Kind kind, uint32_t number) {
+__device__ __forceinline__ void wait_for_peers(const Signals& s, AllToAllSignals::Kind kind, const Turn& turn) {
   const int peer = int(threadIdx.x);
+  const uint32_t number = turn.number;
+  // For the host. Not by a thread that signals: its release would wait for this store across the bus.
+  if (threadIdx.x == kThreads - 1) *static_cast<volatile int32_t*>(&s.wait.status->at) = s.operation;
   if (peer < s.num_ranks && peer != s.rank) {
     delay(s, number, 32 + kind);
     wait_for_signal(s.flag(s.rank, kind, peer), number, s.wait, peer, s.operation);
   }
   __syncthreads();
-}
-
-// Number of this all-to-all. Block 0 also notes for the host what the rank does.
-__device__ __forceinline__ uint32_t begin(const Signals& s) {
-  if (blockIdx.x == 0 && threadIdx.x == 0) *static_cast<volatile int32_t*>(&s.wait.status->at) = s.operation;
-  return *static_cast<const volatile uint32_t*>(s.state) + 1;
 }
 
 // The 16 bytes from element i * (16 / sizeof(T)) of a row of `size`, zeros past its end.
@@ -201,21 +210,21 @@ template <class T>
 __global__ void __launch_bounds__(kThreads) all_to_all_dispatch(const __grid_constant__ Dispatch d) {
   extern __shared__ uint32_t shared[];
   wait_for_earlier_only();
-  const uint32_t number = begin(d.signals);
+  const Turn turn = begin(d.signals);
   if (blockIdx.x > 0) {
-    store_tokens<T>(d, number);
-    finish_stores(d.signals, AllToAllSignals::kTokens, number, false);
+    store_tokens<T>(d, turn.number);
+    finish_stores(d.signals, AllToAllSignals::kTokens, turn, false);
     return;
   }
-  store_choices(d, number);
+  store_choices(d, turn.number);
   __syncthreads();
-  if (d.number_rows) signal_peers(d.signals, AllToAllSignals::kChoices, number);
-  finish_stores(d.signals, AllToAllSignals::kTokens, number, false);
+  if (d.number_rows) signal_peers(d.signals, AllToAllSignals::kChoices, turn);
+  finish_stores(d.signals, AllToAllSignals::kTokens, turn, false);
   if (d.number_rows) {
-    wait_for_peers(d.signals, AllToAllSignals::kChoices, number);
+    wait_for_peers(d.signals, AllToAllSignals::kChoices, turn);
     number_few(d.sources, d.placement, d.num_experts, d.max_rows, shared, d.offsets);
   }
-  wait_for_peers(d.signals, AllToAllSignals::kTokens, number);
+  wait_for_peers(d.signals, AllToAllSignals::kTokens, turn);
   let_next_launch();
 }
 
@@ -275,11 +284,8 @@ __device__ __forceinline__ LocalChoices local_choices(const Combine& c, int sour
   const int lane = int(threadIdx.x) % kWarp, choice = t * c.top_k + lane;
   LocalChoices mine = {0, -1, 1.0f};
   if (lane < c.top_k) {
-    const int physical = physical_expert(c.placement, s.expert_idx[choice], source, s.token_begin + t);
-    if (physical >= 0 && c.placement.rank[physical] == c.placement.me) {
-      mine.row = s.row_of[choice];
-      if (s.expert_weight) mine.weight = s.expert_weight[choice];
-    }
+    mine.row = s.row_of[choice];
+    if (s.expert_weight) mine.weight = s.expert_weight[choice];
   }
   mine.mask = __ballot_sync(kAll, unsigned(mine.row) < unsigned(c.max_rows));
   return mine;
@@ -340,7 +346,7 @@ __device__ void store_results(const Combine& c, uint32_t number) {
 // Where the results of the caller's tokens will be.
 template <bool kReduced>
 __device__ void locate(const Combine& c, int64_t row_bytes) {
-  const ResultsOf& own = c.sources[c.signals.rank];
+  const Own& own = c.own;
   const int me = c.signals.rank, num_ranks = c.signals.num_ranks;
   const int num = kReduced ? own.num_tokens : own.num_tokens * c.top_k;
   for (int i = threadIdx.x; i < num; i += kThreads) {
@@ -365,15 +371,15 @@ __device__ void locate(const Combine& c, int64_t row_bytes) {
 template <class T, bool kReduced>
 __global__ void __launch_bounds__(kThreads) all_to_all_combine(const __grid_constant__ Combine c) {
   wait_for_earlier_only();
-  const uint32_t number = begin(c.signals);
+  const Turn turn = begin(c.signals);
   if (blockIdx.x > 0) {
-    store_results<T, kReduced>(c, number);
-    finish_stores(c.signals, AllToAllSignals::kResults, number, true);
+    store_results<T, kReduced>(c, turn.number);
+    finish_stores(c.signals, AllToAllSignals::kResults, turn, true);
     return;
   }
-  finish_stores(c.signals, AllToAllSignals::kResults, number, true);
+  finish_stores(c.signals, AllToAllSignals::kResults, turn, true);
   locate<kReduced>(c, c.size * int64_t(sizeof(T)));
-  wait_for_peers(c.signals, AllToAllSignals::kResults, number);
+  wait_for_peers(c.signals, AllToAllSignals::kResults, turn);
   let_next_launch();
 }
 
@@ -395,9 +401,9 @@ kernel::Signals signals_of(const AllToAllSignals& a, PeerOperation::Kind kind, i
   return s;
 }
 
-// Block 0, and one block per item as far as they run at once.
+// Block 0, and one block per item as far as they can run at once.
 unsigned grid_for(int64_t items) {
-  return 1 + unsigned(std::clamp<int64_t>(items, 0, current_device_info().num_multiprocessors));
+  return 1 + unsigned(std::clamp<int64_t>(items, 0, 2 * current_device_info().num_multiprocessors));
 }
 
 }  // namespace
@@ -442,8 +448,12 @@ void all_to_all_combine(const CombineArgs& a, Stream stream) {
   CHECK(a.results.size() == a.signals.flags.size() && a.slots.size() == a.results.size() && a.placement.rank,
         "combine of {} sources and {} slots over {} ranks", a.results.size(), a.slots.size(), a.signals.flags.size());
   kernel::Combine c = {.signals = signals_of(a.signals, PeerOperation::kCombine, a.rank),
+                       .own = {.expert_idx = a.expert_idx.data,
+                               .row_of = a.results[size_t(a.rank)].row_of.data,
+                               .num_tokens = int(a.expert_idx.dim(0)),
+                               .token_begin = int(a.token_begin)},
                        .placement = kernel::placement_of(a.placement, a.rank),
-                       .top_k = int(a.results[0].expert_idx.dim(1)),
+                       .top_k = int(a.expert_idx.dim(1)),
                        .size = int(a.rows.row_size()),
                        .max_rows = int(a.rows.dim(0)),
                        .rows = static_cast<const std::byte*>(a.rows.data),
@@ -451,12 +461,10 @@ void all_to_all_combine(const CombineArgs& a, Stream stream) {
   CHECK(c.top_k <= kernel::kWarp, "combine of {} experts per token; at most {}", c.top_k, kernel::kWarp);
   for (size_t r = 0; r < a.results.size(); ++r) {
     const CombineSource& s = a.results[r];
-    c.sources[r] = {.expert_idx = s.expert_idx.data,
-                    .row_of = s.row_of,
+    c.sources[r] = {.row_of = s.row_of.data,
                     .expert_weight = s.expert_weight.data,
                     .slots = static_cast<std::byte*>(s.slots),
-                    .num_tokens = int(s.expert_idx.dim(0)),
-                    .token_begin = int(s.token_begin)};
+                    .num_tokens = int(s.row_of.dim(0))};
     c.slots[r] = static_cast<const std::byte*>(a.slots[r]);
     c.num_tokens += c.sources[r].num_tokens;
   }

@@ -10,6 +10,13 @@ namespace moectl::cuda::kernel {
 __device__ __forceinline__ void store_release(uint32_t* p, uint32_t value) {
   asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(p), "r"(value) : "memory");
 }
+// Adds 1 and returns the value before; orders the caller's stores, and those it is ordered after, before it, and what
+// follows after it.
+__device__ __forceinline__ uint32_t arrive(uint32_t* p) {
+  uint32_t before;
+  asm volatile("atom.add.acq_rel.sys.global.u32 %0, [%1], 1;" : "=r"(before) : "l"(p) : "memory");
+  return before;
+}
 __device__ __forceinline__ uint32_t load_acquire(const uint32_t* p) {
   uint32_t value;
   asm volatile("ld.acquire.sys.global.u32 %0, [%1];" : "=r"(value) : "l"(p) : "memory");

@@ -141,10 +141,12 @@ __global__ void __launch_bounds__(kThreads)
   const int choice = int(blockIdx.x);
   if (choice >= s.num_choices) return;
   const int expert = local_expert(placement, num_experts, sources, int(blockIdx.y), choice);
-  if (expert < 0) return;
-  const int row = offsets[expert] + s.row_of[choice];
+  const int row = expert < 0 ? max_rows : offsets[expert] + s.row_of[choice];
   __syncthreads();  // all threads have read the number
-  if (row >= max_rows) return;
+  if (row >= max_rows) {
+    if (threadIdx.x == 0) s.row_of[choice] = -1;
+    return;
+  }
   if (threadIdx.x == 0) {
     s.row_of[choice] = row;
     if (scale) scale[row] = s.expert_weight[choice];
