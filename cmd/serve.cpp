@@ -31,6 +31,14 @@ const std::string& source_of(const EngineConfig& config) {
   return config.shape.empty() ? config.model_dir : config.shape;
 }
 
+// ", EP 4 DP 4 TP 1, all-to-all naive"; empty: one rank.
+std::string ranks_text(const ModelInfo& info) {
+  if (!info.all2all_backend) return "";
+  const Parallelism& p = info.parallelism;
+  return fmt::format(", EP {} DP {} TP {}, all-to-all {}", p.ep_size, p.dp_size, p.tp_size,
+                     all2all_backend_name(*info.all2all_backend));
+}
+
 // Loads the model; ends the process when a signal comes meanwhile. Throws what loading throws.
 void load(WorkerService& service, EngineConfig config, Shutdown& shutdown) {
   ProgressBar progress("Loading " + source_of(config));
@@ -78,10 +86,10 @@ int serve(const ServeOptions& options, Role role) {
   const auto start = Clock::now();
   load(service, options.engine, shutdown);
   const ModelInfo& info = service.model_info();
-  log::info("ready after {} ms: {} ({}, {:.1f} M parameters) on {}, context {}, KV pool {} tokens",
+  log::info("ready after {} ms: {} ({}, {:.1f} M parameters) on {}, context {}, KV pool {} tokens{}",
             std::chrono::duration_cast<milliseconds>(Clock::now() - start).count(), options.service.served_model_name,
-            info.architecture, double(info.num_params) / 1e6, info.numerics_id, info.max_model_len,
-            info.kv_pool_tokens);
+            info.architecture, double(info.num_params) / 1e6, info.numerics_id, info.max_model_len, info.kv_pool_tokens,
+            ranks_text(info));
   if (const auto kv = service.kv_endpoint()) log::info("decode workers ask for prompts on {}", *kv);
   print_ready_line(service.url(), service.ops_url(), service.kv_endpoint());
   const int signal = wait_for_end(service, shutdown);

@@ -192,7 +192,7 @@ std::vector<int> requests_of_levels(const BenchLoad& load, bool made_up) {
 struct EngineReport {
   std::string model;
   ModelInfo info;
-  int ep_size = 0, threads = 0;
+  int threads = 0;
   double load_seconds = 0, prefill_tokens_per_second = 0, read_bytes_per_second = 0, bytes_per_token = 0;
   int64_t idle_bytes = 0;
   bool on_gpu = false, exact = false, equal = false;  // exact: results are batch-invariant
@@ -201,10 +201,12 @@ struct EngineReport {
 };
 
 void print_json(const EngineReport& s, const BenchLoad& load) {
+  const std::optional<All2AllBackend> backend = s.info.all2all_backend;
   nlohmann::json j = {{"model", s.model},
                       {"architecture", s.info.architecture},
                       {"numerics_id", s.info.numerics_id},
-                      {"ep_size", s.ep_size},
+                      {"ep_size", s.info.parallelism.ep_size},
+                      {"all2all_backend", backend ? nlohmann::json(all2all_backend_name(*backend)) : nullptr},
                       {"threads", s.threads},
                       {"input_len", load.input_len},
                       {"output_len", load.output_len},
@@ -231,7 +233,10 @@ void print_json(const EngineReport& s, const BenchLoad& load) {
 }
 
 void print_table(const EngineReport& s, const BenchLoad& load) {
-  fmt::print("{}  {}  {}  EP {}, {} threads\n", s.model, s.info.architecture, s.info.numerics_id, s.ep_size, s.threads);
+  const std::optional<All2AllBackend> backend = s.info.all2all_backend;
+  fmt::print("{}  {}  {}  EP {}{}, {} threads\n", s.model, s.info.architecture, s.info.numerics_id,
+             s.info.parallelism.ep_size, backend ? fmt::format(" ({})", all2all_backend_name(*backend)) : "",
+             s.threads);
   fmt::print("{} tokens in, {} out, greedy, no prefix cache\n", load.input_len, load.output_len);
   fmt::print("loaded in {:.2f} s; resident when idle {:.1f} MB; weights {:.1f} MB\n\n", s.load_seconds,
              double(s.idle_bytes) / 1e6, double(s.info.weight_bytes) / 1e6);
@@ -267,8 +272,7 @@ int bench_engine(const BenchEngineOptions& options) {
   config.max_num_seqs =
       std::max(config.max_num_seqs, *std::max_element(load.concurrency.begin(), load.concurrency.end()));
 
-  EngineReport s{.model = config.shape.empty() ? config.model_dir : config.shape,
-                 .ep_size = config.parallelism.ep_size};
+  EngineReport s{.model = config.shape.empty() ? config.model_dir : config.shape};
   ProgressBar bar("loading");
   config.progress = bar.callback();
   const auto load_start = Clock::now();

@@ -159,6 +159,19 @@ std::vector<Flag> parallel_flags() {
               "is the path of libnccl.so.2 or its folder) and takes one rank per GPU. auto is p2p where there is peer "
               "access, else nccl. With --deterministic both give the same bits.",
        .choices = {"auto", "p2p", "nccl"}},
+      {.name = "all2all-backend",
+       .metavar = "NAME",
+       .group = kParallel,
+       .commands = kEngines,
+       .target = RAW(all2all_backend),
+       .help = "How tokens travel between ranks and their experts",
+       .doc =
+           "naive: ranks read each other's memory between barriers. low_latency and high_throughput: ranks store into "
+           "each other's memory; the first is made for few tokens per step (decode), the second for many (prefill). "
+           "auto: naive on the CPU; on GPUs low_latency or high_throughput, step by step. No effect with one rank. "
+           "docs/parallelism.md compares them.",
+       .choices = {"auto", "naive", "low_latency", "high_throughput"},
+       .synonyms = {{"low-latency", "low_latency"}, {"high-throughput", "high_throughput"}}},
       {.name = "num-redundant-experts",
        .metavar = "N",
        .group = kParallel,

@@ -47,7 +47,7 @@ struct RawOptions {
   std::vector<std::string> shapes;
   std::optional<int> tp_size, dp_size, ep_size;
   std::vector<int> devices;
-  std::string all2all_backend = "auto";          // of `bench comm`
+  std::string all2all_backend = "auto";
   int block_size = 64;                           // 64 is the only one
   bool enable_eplb = false, enable_dbo = false;  // known, not in this version
   std::optional<int> eplb_step_interval;         // likewise

@@ -187,6 +187,7 @@ Options resolve(RawOptions raw, const Command& command, const Given& given) {
   options.comm.devices = raw.devices;
   options.comm.backend = parse_all2all_backend(raw.all2all_backend);
   options.comm.pause = std::chrono::milliseconds(raw.pause_ms);
+  options.engine.all2all_backend = parse_all2all_backend(raw.all2all_backend);
   if (takes("shape")) resolve_shapes(raw, options, command, given);
   if (takes("block-size")) check_block_size(raw, given);
   if (takes("enable-eplb")) check_version(raw, options.engine, given);

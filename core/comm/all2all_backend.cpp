@@ -1,5 +1,4 @@
-// Names of All2AllBackend.
-#include "core/comm/expert_dispatch.h"
+#include "core/comm/all2all_backend.h"
 
 #include <fmt/format.h>
 
@@ -36,6 +35,18 @@ All2AllBackend parse_all2all_backend(std::string_view name) {
     if (names.back() == name) return backend;
   }
   throw Error(Code::kBadConfig, fmt::format("--all2all-backend {}: expected one of {}", name, fmt::join(names, ", ")));
+}
+
+All2AllBackend resolve_all2all_backend(All2AllBackend backend, const Capabilities& capabilities,
+                                       bool peers_addressable) {
+  if (backend == All2AllBackend::kAuto)
+    return capabilities.host_readable || !peers_addressable ? All2AllBackend::kNaive : backend;
+  if (backend != All2AllBackend::kNaive && !peers_addressable)
+    throw Error(Code::kBadConfig,
+                fmt::format("--all2all-backend {} stores into the memory of other GPUs, which these cannot reach "
+                            "(--collectives nccl): use auto or naive",
+                            all2all_backend_name(backend)));
+  return backend;
 }
 
 }  // namespace moectl

@@ -7,19 +7,11 @@ namespace {
 
 enum class Form { kReads, kStores, kGathers };
 
-// On the CPU a store costs as much as the read.
 Form form_of(int num_ranks, const ExpertDispatchConfig& config, const Capabilities& capabilities) {
-  const All2AllBackend backend = config.backend;
   if (num_ranks == 1) return Form::kReads;
-  if (!config.peers_addressable) {
-    if (backend == All2AllBackend::kLowLatency || backend == All2AllBackend::kHighThroughput)
-      throw Error(Code::kBadConfig,
-                  "--all2all-backend low_latency and high_throughput store into the memory of other GPUs, which these "
-                  "cannot reach (--collectives nccl): use auto or naive");
-    return Form::kGathers;
-  }
-  if (backend == All2AllBackend::kNaive) return Form::kReads;
-  return backend != All2AllBackend::kAuto || !capabilities.host_readable ? Form::kStores : Form::kReads;
+  const All2AllBackend backend = resolve_all2all_backend(config.backend, capabilities, config.peers_addressable);
+  if (!config.peers_addressable) return Form::kGathers;
+  return backend == All2AllBackend::kNaive ? Form::kReads : Form::kStores;
 }
 
 }  // namespace

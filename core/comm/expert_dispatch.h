@@ -16,22 +16,12 @@
 #include <memory>
 #include <string_view>
 
+#include "core/comm/all2all_backend.h"
 #include "core/comm/communicator.h"
 #include "core/parallel/expert_placement.h"
 #include "kernels/ops.h"
 
 namespace moectl {
-
-// How tokens travel (--all2all-backend).
-enum class All2AllBackend {
-  kAuto,            // by the device and, on GPUs, by the number of tokens in a step
-  kNaive,           // ranks read what they need in their peers' memory, between barriers: the oracle of the others
-  kLowLatency,      // ranks store tokens and results into their peers' memory; made for few tokens (decode)
-  kHighThroughput,  // the same; made for many (prefill)
-};
-std::string_view all2all_backend_name(All2AllBackend backend);
-// Throws Error{kBadConfig} that lists the names.
-All2AllBackend parse_all2all_backend(std::string_view name);
 
 struct ExpertDispatchConfig {
   int top_k = 0, hidden_size = 0;

@@ -23,6 +23,7 @@
 #include <string>
 #include <vector>
 
+#include "core/comm/all2all_backend.h"
 #include "core/comm/collectives.h"
 #include "core/engine/expert_load.h"
 #include "core/engine/types.h"
@@ -39,10 +40,11 @@ struct EngineConfig {
   std::string cpu_path = "auto";  // auto | avx512 | portable: instruction-set path of the CPU backend
   Parallelism parallelism;        // ranks, and what each holds of the model
   Collectives collectives = Collectives::kAuto;
-  std::optional<int> num_redundant_experts;  // nullopt: as few as make ep_size divide the experts
-  int num_threads = 0;                       // compute threads in total; 0: one per core
-  int max_model_len = 0;                     // 0: the checkpoint's max_position_embeddings
-  int max_num_seqs = 64;                     // running requests, all ranks together
+  std::optional<int> num_redundant_experts;                // nullopt: as few as make ep_size divide the experts
+  All2AllBackend all2all_backend = All2AllBackend::kAuto;  // one rank: no effect
+  int num_threads = 0;                                     // compute threads in total; 0: one per core
+  int max_model_len = 0;                                   // 0: the checkpoint's max_position_embeddings
+  int max_num_seqs = 64;                                   // running requests, all ranks together
   int max_num_batched_tokens = 0;       // tokens per rank per step (prefill chunk size); 0: 512 on CPU, 2048 on CUDA
   int64_t kv_cache_bytes = 0;           // all ranks together; 0: 256 MiB on CPU, what the GPU's memory leaves on CUDA
   double gpu_memory_utilization = 0.9;  // fraction of a GPU's memory that weights, workspace and cache may take
@@ -64,6 +66,8 @@ struct EngineConfig {
 struct ModelInfo {
   std::string architecture;  // "deepseek_v3"
   std::string device;        // cpu | cuda
+  Parallelism parallelism;
+  std::optional<All2AllBackend> all2all_backend;  // as resolved for the device; nullopt: one rank, nothing to exchange
   int32_t vocab_size = 0;
   int max_model_len = 0;
   std::vector<int32_t> eos_token_ids;  // generation_config.json, else config.json

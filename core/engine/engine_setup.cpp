@@ -152,7 +152,10 @@ EngineSetup plan_setup(const EngineConfig& engine, const Config& model, std::vec
       engine.max_num_batched_tokens ? engine.max_num_batched_tokens : capabilities.default_step_tokens;
   setup.limits = {.max_tokens = max_tokens,
                   .max_model_len = max_len,
-                  .peers_addressable = engine.collectives != Collectives::kNccl};
+                  .peers_addressable = engine.collectives != Collectives::kNccl,
+                  .all2all_backend = resolve_all2all_backend(engine.all2all_backend, capabilities,
+                                                             engine.collectives != Collectives::kNccl),
+                  .deterministic_combine = capabilities.host_readable || engine.deterministic || engine.precise};
   setup.limits.max_seqs = (engine.max_num_seqs + num_ranks - 1) / num_ranks;
   setup.limits.max_logits = setup.limits.max_seqs + std::min(kPromptLogitsRows, std::max(max_tokens, 1));
   setup.kv_bytes_per_token = KvCache::bytes_per_token(model, setup.dims, setup.kv_dtype);
@@ -248,6 +251,8 @@ std::unique_ptr<Engine> Engine::create(EngineConfig config) {
   }
   const GenerationDefaults defaults = synthetic ? GenerationDefaults{} : read_generation_defaults(config.model_dir);
   const EngineSetup setup = plan_setup(config, model, eos_token_ids(model, defaults), resources);
+  if (num_ranks == 1 && config.all2all_backend != All2AllBackend::kAuto)
+    log::info("--all2all-backend {} has no effect: there is one rank", all2all_backend_name(config.all2all_backend));
 
   const auto weights = load_ranks(model, checkpoint, ops, shards, config.parallelism, config.progress);
   int64_t weight_bytes = 0;
@@ -270,6 +275,8 @@ std::unique_ptr<Engine> Engine::create(EngineConfig config) {
       (synthetic ? inspect_config(model) : inspect_checkpoint(config.model_dir)).parameters;
   ModelInfo info{.architecture = model.model_type,
                  .device = device,
+                 .parallelism = config.parallelism,
+                 .all2all_backend = num_ranks > 1 ? std::optional(setup.limits.all2all_backend) : std::nullopt,
                  .vocab_size = model.vocab_size,
                  .max_model_len = setup.scheduler.max_model_len,
                  .eos_token_ids = setup.scheduler.eos_token_ids,

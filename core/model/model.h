@@ -6,6 +6,7 @@
 #include <atomic>
 #include <memory>
 
+#include "core/comm/all2all_backend.h"
 #include "core/comm/communicator.h"
 #include "core/model/batch.h"
 #include "core/model/config.h"
@@ -43,6 +44,9 @@ struct ModelLimits {
   int max_logits = 64;   // rows with logits per step
   int max_model_len = 2048;
   bool peers_addressable = true;  // ExpertDispatchConfig
+  // How experts' tokens travel between ranks (ExpertDispatchConfig).
+  All2AllBackend all2all_backend = All2AllBackend::kAuto;
+  bool deterministic_combine = true;
 };
 
 class Model {

@@ -191,6 +191,7 @@ http::Response load(Instance& instance, const http::Request& request) {
 
 http::Response server_info(Instance& instance, const http::Request&) {
   const ModelInfo& info = instance.engine->info();
+  const Parallelism& p = info.parallelism;
   return json_response(api::to_text(
       {{"version", instance.options.api.version},
        {"role", name_of(instance.options.role)},
@@ -205,6 +206,8 @@ http::Response server_info(Instance& instance, const http::Request&) {
        {"kv_bytes_per_token", info.kv_bytes_per_token},
        {"kv_pool_tokens", info.kv_pool_tokens},
        {"numerics_id", info.numerics_id},
+       {"parallelism", {{"ep_size", p.ep_size}, {"dp_size", p.dp_size}, {"tp_size", p.tp_size}}},
+       {"all2all_backend", info.all2all_backend ? Json(all2all_backend_name(*info.all2all_backend)) : Json(nullptr)},
        {"reasoning_parser", instance.text.reasoning ? Json(instance.text.reasoning->name) : Json(nullptr)},
        {"tool_call_parser", instance.text.tool_calls ? Json(instance.text.tool_calls->name) : Json(nullptr)}}));
 }

@@ -341,6 +341,21 @@ TEST(Resolve, Collectives) {
   EXPECT_THAT(failure.message, HasSubstr("one of auto, p2p, nccl"));
 }
 
+TEST(Resolve, AllToAllBackend) {
+  EXPECT_EQ(serve({}).engine.all2all_backend, All2AllBackend::kAuto);
+  EXPECT_EQ(serve({"--all2all-backend", "low-latency"}).engine.all2all_backend, All2AllBackend::kLowLatency);
+  EXPECT_EQ(serve({}, {{"MOECTL_ALL2ALL_BACKEND", "naive"}}).engine.all2all_backend, All2AllBackend::kNaive);
+  // Every choice of the table has a backend.
+  for (const std::string_view name : find_flag("serve-decode", "all2all-backend")->choices)
+    for (const char* command : {"serve-decode", "serve-prefill"})
+      EXPECT_EQ(all2all_backend_name(parse_command_line({command, kModel, "--all2all-backend", std::string(name)}, {})
+                                         .options.engine.all2all_backend),
+                name);
+  const Failure unknown = serve_failure({"--all2all-backend", "low_latancy"});
+  EXPECT_EQ(unknown.code, Code::kUsage);
+  EXPECT_THAT(unknown.message, HasSubstr("did you mean `low_latency`?"));
+}
+
 TEST(Resolve, WhatThisBuildCannotServe) {
   EXPECT_EQ(serve_failure({"--block-size", "16"}).code, Code::kBadConfig);
   const auto later = [](const Args& args, const Environment& environment, const char* message) {

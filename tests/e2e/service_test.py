@@ -76,6 +76,7 @@ class Requests(unittest.TestCase):
             self.assertIn(b"# TYPE moectl_time_to_first_token_seconds histogram", reply.body)
         info = self.server.get("/server_info", base=self.server.ops).json()
         self.assertEqual((info["state"], info["architecture"], info["vocab_size"]), ("ready", "deepseek_v3", 4096))
+        self.assertEqual((info["parallelism"], info["all2all_backend"]), ({"ep_size": 1, "dp_size": 1, "tp_size": 1}, None))
         before = self.server.metric('moectl_requests_total{outcome="success"}')
         self.server.post("/v1/chat/completions", HELLO)
         self.server.wait_until(lambda: self.server.metric('moectl_requests_total{outcome="success"}') == before + 1, "counted")

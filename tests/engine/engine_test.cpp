@@ -67,6 +67,16 @@ TEST(Engine, TellsWhatItLoaded) {
   EXPECT_EQ(info.kv_pool_tokens, (32 << 20) / (7 * 160 * 4 * 64) * 64);
   EXPECT_NE(info.numerics_id, "");
   EXPECT_GT(info.weight_bytes, 20 << 20);
+  EXPECT_EQ(info.parallelism, Parallelism{});
+  EXPECT_EQ(info.all2all_backend, std::nullopt) << "one rank exchanges nothing";
+}
+
+TEST(Engine, TellsItsRanksAndHowTheyExchange) {
+  EngineConfig config = demo_config();
+  config.parallelism = expert_parallel(2);
+  config.kv_cache_bytes *= 2;
+  EXPECT_EQ(Engine::create(config)->info().parallelism, expert_parallel(2));
+  EXPECT_EQ(Engine::create(config)->info().all2all_backend, All2AllBackend::kNaive) << "auto, on the CPU";
 }
 
 TEST(Engine, CancelInEveryPhaseReturnsThePages) {

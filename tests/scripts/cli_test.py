@@ -141,6 +141,12 @@ class CommandLine(unittest.TestCase):
         for layer in load["layers"]:
             self.assertEqual((sum(layer["tokens_per_expert"]), sum(layer["tokens_per_rank"])), (layer["num_tokens"],) * 2)
             self.assertEqual(layer["num_tokens"], load["layers"][0]["num_tokens"])
+        self.assertIsNone(report["all2all_backend"])  # one rank
+        alone = moectl(*args, "--all2all-backend", "naive")
+        self.assertEqual(alone.stderr.count("--all2all-backend naive has no effect: there is one rank"), 1, alone.stderr)
+        two = json.loads(moectl(*args, "--ep-size", "2", "--all2all-backend", "naive").stdout)
+        self.assertEqual((two["ep_size"], two["all2all_backend"]), (2, "naive"))
+        self.assertEqual(two["levels"][0]["output_hash"], report["levels"][0]["output_hash"])
         self.assertFails(moectl("bench", "engine", "--shape", "tiny:layers=9"), 2, "layers=N")
         self.assertFails(moectl("bench", "engine", "--shape", "tiny", "--shape", "ds-v2-lite"), 78, "takes one shape")
         self.assertFails(moectl("bench", "engine", DEMO, "--shape", "tiny"), 78, "--shape tiny", "give one of them")
