@@ -96,9 +96,9 @@ ScratchShape scratch_shape(const Config& c, const LocalDims& dims, const ModelLi
 ExpertDispatchConfig dispatch_config(const Config& c, const ModelLimits& limits) {
   return {.top_k = c.moe.num_experts_per_tok,
           .hidden_size = c.hidden_size,
-          .peers_addressable = limits.peers_addressable,
           .backend = limits.all2all_backend,
           .deterministic = limits.deterministic_combine,
+          .peers_addressable = limits.peers_addressable,
           .max_tokens = limits.max_tokens};
 }
 
