@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "kernels/cpu_device.h"
+#include "kernels/expert_all_to_all.h"
 #include "kernels/ops.h"
 
 namespace moectl::test {
@@ -117,7 +118,8 @@ class MirrorOps final : public Ops {
     run([&](Ops& o) {
       std::vector<MoeSource> sources;
       for (const MoeSource& s : a.sources)
-        sources.push_back({.x = in(s.x.f32()),
+        sources.push_back({.x = s.packed ? packed_rows(s.x) : Operand(in(s.x.f32())),
+                           .packed = s.packed,
                            .expert_idx = in(s.expert_idx),
                            .expert_weight = in(s.expert_weight),
                            .row_of = out(s.row_of),
@@ -204,6 +206,10 @@ class MirrorOps final : public Ops {
     const Operand to = space(dtype, x.dim(0), x.row_size());
     ops_->quantize({View<const float>(x.data, {x.dim(0), x.row_size()}), to}, {});
     return to;
+  }
+  Operand packed_rows(Operand x) {
+    x.data = take(x.data, x.dim(0) * packed_row_bytes(x.dtype, x.row_size()));
+    return x;
   }
   PlacementView placement(const PlacementView& p) { return {in(p.replica_begin), in(p.rank), in(p.local)}; }
   template <class T>

@@ -1,4 +1,6 @@
 // Rows to their experts and back: rows, offsets and copies are exact.
+#include "kernels/expert_all_to_all.h"
+#include "tests/harness/placement.h"
 #include "tests/kernels/kernel_test.h"
 
 namespace moectl::test {
@@ -33,54 +35,28 @@ struct Group {
   }
 };
 
-// Tables of a placement. Physical experts are dealt to the ranks in a random order, so that nothing but the tables says
-// where one is.
-struct Placement {
-  std::vector<int32_t> replica_begin, rank, local;
-  int64_t num_local = 0;
-
-  // Expert e has 1 + e % max_replicas replicas; some more of the last expert make the ranks even.
-  Placement(int64_t num_experts, int64_t num_ranks, int64_t max_replicas, uint64_t seed) {
-    int32_t num_physical = 0;
-    for (int64_t e = 0; e < num_experts; ++e) {
-      replica_begin.push_back(num_physical);
-      num_physical += int32_t(1 + e % max_replicas);
-    }
-    num_physical = int32_t((num_physical + num_ranks - 1) / num_ranks * num_ranks);
-    replica_begin.push_back(num_physical);
-    num_local = num_physical / num_ranks;
-    std::vector<int32_t> slots;
-    for (int32_t p = 0; p < num_physical; ++p) slots.push_back(p);
-    Random random(seed);
-    random.shuffle(slots);
-    for (int32_t slot : slots) {
-      rank.push_back(int32_t(slot / num_local));
-      local.push_back(int32_t(slot % num_local));
-    }
-  }
-  // The definition in ops.h.
-  size_t physical(int32_t expert, int64_t source, int64_t token) const {
-    const int64_t first = replica_begin[size_t(expert)], num = replica_begin[size_t(expert) + 1] - first;
-    return size_t(first + (source + token) % num);
-  }
-  PlacementView view() const {
-    return {View<const int32_t>(replica_begin.data(), {int64_t(replica_begin.size())}),
-            View<const int32_t>(rank.data(), {int64_t(rank.size())}),
-            View<const int32_t>(local.data(), {int64_t(local.size())})};
-  }
-};
-
-// Tokens [begin, end) of each source; placement null: every expert is the caller's.
+// Tokens [begin, end) of each source, `packed` or in place; placement null: every expert is the caller's.
 struct Part {
   int64_t begin = 0, end = int64_t{1} << 30;
+  bool packed = false;
 };
-void expect_sorted(Ops& ops, Group g, const Placement* placement, int64_t rank, bool with_scale, Part part = {}) {
+
+// Rows [begin, begin + n) of x [any, size] as they travel (packed_row_bytes).
+std::vector<float> packed_rows(const std::vector<float>& x, int64_t size, int64_t begin, int64_t n) {
+  const int64_t stride = packed_row_bytes(DType::kF32, size) / int64_t(sizeof(float));
+  std::vector<float> packed(size_t(n * stride), NAN);
+  for (int64_t i = 0; i < n; ++i) std::copy_n(x.begin() + (begin + i) * size, size, packed.begin() + i * stride);
+  return packed;
+}
+
+void expect_sorted(Ops& ops, Group g, const RandomPlacement* placement, int64_t rank, bool with_scale, Part part = {}) {
   const int64_t size = g.size, num_local = placement ? placement->num_local : g.num_experts;
   struct Choice {
     int64_t source, index;  // in Source::idx
   };
   std::vector<std::vector<Choice>> expected(static_cast<size_t>(num_local));
   std::vector<MoeSource> sources;
+  std::vector<std::vector<float>> packed(g.sources.size());
   int64_t room = 1;
   for (size_t r = 0; r < g.sources.size(); ++r) {
     Source& s = g.sources[r];
@@ -94,7 +70,10 @@ void expect_sorted(Ops& ops, Group g, const Placement* placement, int64_t rank, 
     }
     room += n * std::min(g.top_k, num_local);
     MoeSource source;
-    source.x = View<const float>(s.x.data(), {s.tokens, size});
+    source.packed = part.packed && int64_t(r) != rank;
+    packed[r] = packed_rows(s.x, size, begin, n);
+    source.x = source.packed ? View<const float>(packed[r].data(), {n, size})
+                             : View<const float>(s.x.data(), {s.tokens, size});
     source.expert_idx = View<const int32_t>(s.idx.data() + begin * g.top_k, {n, g.top_k});
     if (with_scale) source.expert_weight = View<const float>(s.weight.data() + begin * g.top_k, {n, g.top_k});
     source.row_of = View<int32_t>(s.row_of.data() + begin * g.top_k, {n * g.top_k});
@@ -144,7 +123,7 @@ TEST_P(MoePermuteTest, RanksWithReplicas) {
       for (int64_t max_replicas : {1, 2, 4}) {
         const auto expect_ranks = [&](const Group& g) {
           const int64_t ranks = int64_t(g.sources.size());
-          const Placement placement(g.num_experts, ranks, max_replicas, uint64_t(size));
+          const RandomPlacement placement(g.num_experts, ranks, max_replicas, uint64_t(size));
           for (int64_t rank = 0; rank < ranks; ++rank) expect_sorted(ops(), g, &placement, rank, with_scale);
         };
         expect_ranks(Group(64, 6, size, {70, 0, 300, 1}, 4));
@@ -158,14 +137,25 @@ TEST_P(MoePermuteTest, RanksWithReplicas) {
 // A round takes the same tokens from every rank; replicas are chosen by a token's index in its batch.
 TEST_P(MoePermuteTest, PartsOfBatches) {
   const Group g(20, 4, 33, {70, 11, 40}, 11);
-  const Placement placement(20, 3, 3, 1);
+  const RandomPlacement placement(20, 3, 3, 1);
   for (const Part part : {Part{0, 1}, Part{7, 20}, Part{10, 11}, Part{39, 70}, Part{70, 80}}) {
     for (int64_t rank = 0; rank < 3; ++rank) expect_sorted(ops(), g, &placement, rank, true, part);
     expect_sorted(ops(), g, nullptr, 0, true, part);
   }
 }
 
-void expect_located(Ops& ops, const Placement* placement, int64_t rank, int64_t token_begin) {
+// The caller's tokens in place, its peers' as they travel; rows of 33 and 7 floats are padded.
+TEST_P(MoePermuteTest, PackedTokensOfPeers) {
+  for (int64_t size : {7, 33, 64}) {
+    const Group g(20, 4, size, {70, 11, 0, 40}, 12);
+    const RandomPlacement placement(20, 4, 3, 2);
+    for (const auto& [begin, end] : {std::pair(0, 70), std::pair(7, 20), std::pair(39, 70)})
+      for (int64_t rank = 0; rank < 4; ++rank)
+        expect_sorted(ops(), g, &placement, rank, true, {.begin = begin, .end = end, .packed = true});
+  }
+}
+
+void expect_located(Ops& ops, const RandomPlacement* placement, int64_t rank, int64_t token_begin) {
   constexpr int64_t kTokens = 70, kTopK = 3, kExperts = 20, kSize = 6;
   const size_t num_ranks = placement ? 5 : 1;
   Random random(7);
@@ -201,7 +191,7 @@ void expect_located(Ops& ops, const Placement* placement, int64_t rank, int64_t 
 TEST_P(MoePermuteTest, Locate) {
   expect_located(ops(), nullptr, 0, 0);
   for (int64_t max_replicas : {1, 3}) {
-    const Placement placement(20, 5, max_replicas, 3);
+    const RandomPlacement placement(20, 5, max_replicas, 3);
     for (int64_t rank : {0, 2, 4})
       for (int64_t token_begin : {0, 13}) expect_located(ops(), &placement, rank, token_begin);
   }
