@@ -3,6 +3,7 @@
 #pragma once
 
 #include "core/base/parallel.h"
+#include "kernels/cpu/expert_all_to_all.h"
 #include "kernels/cpu/weight.h"
 #include "kernels/cpu_device.h"
 #include "kernels/ops.h"
@@ -16,7 +17,7 @@ class CpuOps final : public Ops {
   Device& device() override { return device_; }
   const Capabilities& capabilities() const override { return capabilities_; }
   ExpandedMla* expanded_mla() override { return nullptr; }
-  ExpertAllToAll* expert_all_to_all() override { return nullptr; }
+  ExpertAllToAll* expert_all_to_all() override { return &all_to_all_; }
   DeviceSampling* device_sampling() override { return nullptr; }
   int64_t scratch_bytes(const ScratchShape&) const override { return 0; }
   void set_scratch(Buffer, const ScratchShape&) override {}
@@ -49,6 +50,7 @@ class CpuOps final : public Ops {
 
   CpuDevice device_;
   const Capabilities capabilities_;  // the defaults
+  CpuExpertAllToAll all_to_all_;
   ThreadPool pool_;
   std::vector<const float*> row_pointers_;
 };

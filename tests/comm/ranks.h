@@ -31,8 +31,8 @@ inline void on_ranks(const std::vector<std::unique_ptr<Communicator>>& comms,
   if (error) std::rethrow_exception(error);
 }
 
-inline void on_ranks(int size, const std::function<void(Communicator&)>& body) {
-  on_ranks(make_local_communicators(size), body);
+inline void on_ranks(int size, const std::function<void(Communicator&)>& body, LocalGroupOptions options = {}) {
+  on_ranks(make_local_communicators(size, options), body);
 }
 
 }  // namespace moectl::test
