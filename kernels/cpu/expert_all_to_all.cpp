@@ -172,19 +172,18 @@ void store_tokens(const DispatchArgs& a, Peers& peers) {
 
 // The caller's result for choice j of token t of a source; null: another rank's.
 const float* result_of(const CombineArgs& a, size_t source, int64_t t, int64_t j) {
-  const CombineSource& s = a.results[source];
-  const ExpertPlace place = place_of(a.placement, s.expert_idx(t, j), int64_t(source), s.token_begin + t);
-  return place.rank == a.rank ? a.rows.f32().row(s.row_of[t * s.expert_idx.dim(1) + j]) : nullptr;
+  const int32_t row = a.results[source].row_of(t, j);
+  return row < 0 ? nullptr : a.rows.f32().row(row);
 }
 
 // One row per token: the weighted sum of the caller's results.
 void store_sums(const CombineArgs& a, size_t source, Peers& peers) {
   const CombineSource& s = a.results[source];
   const int64_t size = a.rows.row_size();
-  for (int64_t t = 0; t < s.expert_idx.dim(0); ++t) {
+  for (int64_t t = 0; t < s.row_of.dim(0); ++t) {
     float* sum = static_cast<float*>(s.slots) + t * size;
     bool is_first = true;
-    for (int64_t j = 0; j < s.expert_idx.dim(1); ++j) {
+    for (int64_t j = 0; j < s.row_of.dim(1); ++j) {
       const float* row = result_of(a, source, t, j);
       if (!row) continue;
       if (is_first) {
@@ -201,8 +200,8 @@ void store_sums(const CombineArgs& a, size_t source, Peers& peers) {
 // One row per choice.
 void store_each(const CombineArgs& a, size_t source, Peers& peers) {
   const CombineSource& s = a.results[source];
-  const int64_t size = a.rows.row_size(), top_k = s.expert_idx.dim(1);
-  for (int64_t t = 0; t < s.expert_idx.dim(0); ++t)
+  const int64_t size = a.rows.row_size(), top_k = s.row_of.dim(1);
+  for (int64_t t = 0; t < s.row_of.dim(0); ++t)
     for (int64_t j = 0; j < top_k; ++j) {
       const float* row = result_of(a, source, t, j);
       if (!row) continue;
@@ -213,14 +212,13 @@ void store_each(const CombineArgs& a, size_t source, Peers& peers) {
 
 // Writes CombineArgs::expert_rows, nulls so far.
 void locate(const CombineArgs& a) {
-  const CombineSource& own = a.results[size_t(a.rank)];
-  const int64_t top_k = own.expert_idx.dim(1), row_bytes = a.rows.row_size() * int64_t(sizeof(float));
+  const int64_t top_k = a.expert_idx.dim(1), row_bytes = a.rows.row_size() * int64_t(sizeof(float));
   const auto slot = [&](int64_t rank, int64_t row) {
     return static_cast<const std::byte*>(a.slots[size_t(rank)]) + row * row_bytes;
   };
-  for (int64_t t = 0; t < own.expert_idx.dim(0); ++t)
+  for (int64_t t = 0; t < a.expert_idx.dim(0); ++t)
     for (int64_t j = 0; j < top_k; ++j) {
-      const int64_t rank = place_of(a.placement, own.expert_idx(t, j), a.rank, own.token_begin + t).rank;
+      const int64_t rank = place_of(a.placement, a.expert_idx(t, j), a.rank, a.token_begin + t).rank;
       if (rank < 0) continue;
       if (a.reduced)
         a.expert_rows(t, rank) = slot(rank, t);

@@ -44,6 +44,8 @@ void number_rows(const MoePermuteArgs& a) {
   for (int64_t e = 0; e < num_local; ++e) offsets[e + 1] += offsets[e];
   CHECK(offsets[num_local] <= a.x.dim(0), "{} expert rows in a buffer of {}", offsets[num_local], a.x.dim(0));
 
+  for (const MoeSource& source : a.sources)
+    std::fill(source.row_of.data, source.row_of.data + source.expert_idx.size(), -1);
   // offsets[e] is the next free row of expert e while rows are assigned, the end of expert e afterwards.
   for_each_choice(a, [&](const MoeSource& source, int64_t i, int64_t e) {
     const int32_t row = offsets[e]++;

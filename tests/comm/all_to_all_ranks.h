@@ -132,10 +132,8 @@ class AllToAllRank {
     std::vector<const void*> slots;
     for (int r = 0; r < int(shape_.num_ranks); ++r) {
       const MoeSource& from = sources_[size_t(r)];
-      sources.push_back({.expert_idx = from.expert_idx,
+      sources.push_back({.row_of = {from.row_of.data, {from.expert_idx.dim(0), from.expert_idx.dim(1)}},
                          .expert_weight = shape_.scaled ? View<const float>() : from.expert_weight,
-                         .row_of = from.row_of.data,
-                         .token_begin = from.token_begin,
                          .slots = memory_[size_t(r)].slots.data() + (shape_.reduced ? rank_ * own_slots : 0)});
       slots.push_back(mine_.slots.data() + (shape_.reduced ? r * own_slots : 0));
     }
@@ -144,6 +142,8 @@ class AllToAllRank {
     all_to_all().combine({.signals = signals,
                           .placement = placement_.view(),
                           .rank = rank_,
+                          .expert_idx = sources_[size_t(rank_)].expert_idx,
+                          .token_begin = sources_[size_t(rank_)].token_begin,
                           .rows = rows(results_),
                           .results = sources,
                           .reduced = shape_.reduced,

@@ -82,7 +82,9 @@ __device__ __forceinline__ void delay(const Signals& s, uint32_t number, uint32_
 // What a kernel reads first.
 struct Turn {
   uint32_t number;  // of this all-to-all
-  bool signals;     // unless a wait of this rank has ended without its signal
+  // Until a wait of this rank ends without its signal. The rank then stores and signals no more: peers that are only
+  // late still use what it stored before.
+  bool is_alive;
 };
 __device__ __forceinline__ Turn begin(const Signals& s) {
   return {*static_cast<const volatile uint32_t*>(s.state) + 1, !has_ended(s.wait)};
@@ -91,7 +93,7 @@ __device__ __forceinline__ Turn begin(const Signals& s) {
 // Thread r signals rank r. The release orders all stores before it that the block's last barrier did.
 __device__ __forceinline__ void signal_peers(const Signals& s, AllToAllSignals::Kind kind, const Turn& turn) {
   const int peer = int(threadIdx.x);
-  if (peer >= s.num_ranks || peer == s.rank || !turn.signals) return;
+  if (peer >= s.num_ranks || peer == s.rank || !turn.is_alive) return;
   delay(s, turn.number, 16 + kind);
   store_release(s.flag(peer, kind, s.rank), turn.number);
 }
@@ -212,11 +214,11 @@ __global__ void __launch_bounds__(kThreads) all_to_all_dispatch(const __grid_con
   wait_for_earlier_only();
   const Turn turn = begin(d.signals);
   if (blockIdx.x > 0) {
-    store_tokens<T>(d, turn.number);
+    if (turn.is_alive) store_tokens<T>(d, turn.number);
     finish_stores(d.signals, AllToAllSignals::kTokens, turn, false);
     return;
   }
-  store_choices(d, turn.number);
+  if (turn.is_alive) store_choices(d, turn.number);
   __syncthreads();
   if (d.number_rows) signal_peers(d.signals, AllToAllSignals::kChoices, turn);
   finish_stores(d.signals, AllToAllSignals::kTokens, turn, false);
@@ -373,7 +375,7 @@ __global__ void __launch_bounds__(kThreads) all_to_all_combine(const __grid_cons
   wait_for_earlier_only();
   const Turn turn = begin(c.signals);
   if (blockIdx.x > 0) {
-    store_results<T, kReduced>(c, turn.number);
+    if (turn.is_alive) store_results<T, kReduced>(c, turn.number);
     finish_stores(c.signals, AllToAllSignals::kResults, turn, true);
     return;
   }
