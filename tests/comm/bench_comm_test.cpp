@@ -140,7 +140,7 @@ TEST(BenchComm, RefusesWhatDoesNotFit) {
     EXPECT_EQ(e.code(), Code::kBadConfig) << e.what();
     EXPECT_THAT(e.what(), HasSubstr(text));
   };
-  expect([](auto& o) { o.ep_size = 1; }, "--ep-size 1: a group has 2 to 72 ranks");
+  expect([](auto& o) { o.ep_size = 1; }, "--ep-size 1: a group has 2 to 32 ranks");
   expect([](auto& o) { o.devices = {0, 1, 2}; }, "--devices names 3 GPU(s) for 2 ranks");
   expect([](auto& o) { o.top_k = 9; }, "--top-k 9: there are 8 experts");
   expect([](auto& o) { o.dtype = "fp8"; }, "--dtype fp8: the backend cpu-");
