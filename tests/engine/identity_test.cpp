@@ -183,6 +183,19 @@ TEST_P(Identity, Ranks) {
   }
 }
 
+TEST_P(Identity, AllToAllBackends) {
+  for (const All2AllBackend backend :
+       {All2AllBackend::kNaive, All2AllBackend::kLowLatency, All2AllBackend::kHighThroughput})
+    for (const int ep_size : {2, 3}) {
+      EngineConfig config = config_for(GetParam());
+      config.parallelism = expert_parallel(ep_size);
+      config.all2all_backend = backend;
+      config.max_num_batched_tokens = 128;
+      config.kv_cache_bytes = 12 * kPageBytes * ep_size;
+      run_together(config, fmt::format("{} ranks, {}", ep_size, all2all_backend_name(backend)));
+    }
+}
+
 TEST_P(Identity, Preemption) {
   std::vector<GenerateRequest> all;
   for (size_t i = 0; i < 4; ++i)  // two pages each at first, three soon
