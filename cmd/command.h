@@ -12,6 +12,7 @@
 
 #include "core/comm/bench_comm.h"
 #include "core/engine/engine.h"
+#include "core/model/rank_memory.h"
 #include "core/serving/service_options.h"
 #include "router/options.h"
 
@@ -39,7 +40,8 @@ struct ServeRouterOptions {
 
 struct InspectOptions {
   CommonOptions common;
-  std::string model_dir;
+  std::string model_dir, shape;          // one of the two
+  std::optional<RankMemoryQuery> ranks;  // asked for by a parallel size or --gpu-memory-gb
 };
 
 struct BenchLoad {

@@ -7,11 +7,14 @@
 
 #include "cmd/command.h"
 #include "core/base/error.h"
+#include "core/model/shapes.h"
 
 namespace moectl {
 
 int inspect(const InspectOptions& options) {
-  const InspectReport report = inspect_checkpoint(options.model_dir);
+  const InspectReport report = options.shape.empty()
+                                   ? inspect_checkpoint(options.model_dir, options.ranks)
+                                   : inspect_config(shape_config(options.shape), options.shape, options.ranks);
   // Names in a checkpoint need not be UTF-8; JSON must be.
   const std::string text = options.common.json
                                ? to_json(report).dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n"

@@ -7,7 +7,7 @@ namespace {
 constexpr std::string_view kShapes = "Kernels and shapes", kRanks = "Ranks and tokens";
 const std::vector<std::string_view> kBenchKernels = {"bench kernels"};
 const std::vector<std::string_view> kBenchComm = {"bench comm"};
-const std::vector<std::string_view> kShaped = {"serve-decode", "bench engine", "bench kernels"};
+const std::vector<std::string_view> kShaped = {"serve-decode", "inspect", "bench engine", "bench kernels"};
 
 std::vector<Flag> comm_flags() {
   return {
@@ -111,8 +111,10 @@ std::vector<Flag> bench_flags() {
        .target = RAW(shapes),
        .help = "Sizes of a published model, without a checkpoint",
        .doc = "deepseek-r1, ds-v2-lite, qwen3-30b-a3b, or tiny; NAME:layers=N is the first N layers. `bench kernels` "
-              "takes several, and the sizes of deepseek-r1 and qwen3-30b-a3b without this flag. The others take one in "
-              "place of a checkpoint and make up its weights, random numbers of sane size: speed is that of a "
+              "takes several, and the sizes of deepseek-r1 and qwen3-30b-a3b without this flag. `inspect` takes one in "
+              "place "
+              "of a checkpoint. The others do, too, and make up its weights, random numbers of sane size: speed is "
+              "that of a "
               "checkpoint of this shape, answers mean nothing, and a server takes and gives token ids only, as with "
               "--skip-tokenizer-init.",
        .shown_default = "none"},

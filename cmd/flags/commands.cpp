@@ -50,14 +50,19 @@ std::vector<Command> server_and_tool_commands() {
            }},
       {.name = "inspect",
        .summary = "Show what a checkpoint holds and needs",
-       .doc = "Prints a checkpoint's architecture, parameters in total and at work on each token, tensors by number "
-              "format, "
-              "memory, and KV cache bytes per token. Reads headers only, so it takes no time on large checkpoints.",
+       .doc =
+           "Prints a checkpoint's architecture, parameters in total and at work on each token, tensors by number "
+           "format, "
+           "memory, and KV cache bytes per token. Reads headers only, so it takes no time on large checkpoints. "
+           "config.json alone suffices. With a parallel size or --gpu-memory-gb it also prints what each rank holds, "
+           "and the smallest expert parallel size that fits.",
        .examples = {{"moectl inspect models/demo", "a table"},
+                    {"moectl inspect --shape deepseek-r1 --ep-size 8 --gpu-memory-gb 141",
+                     "memory per rank, without a checkpoint"},
                     {"moectl inspect models/demo --json | jq .parameters", "for scripts"}},
        .run =
            [](const Options& o) {
-             return inspect({o.common, o.engine.model_dir});
+             return inspect({o.common, o.engine.model_dir, o.engine.shape, o.ranks});
            }},
       {.name = "bench engine",
        .summary = "Measure prefill and decode speed without a server",

@@ -15,6 +15,7 @@ const Names kDecode = {"serve-decode"};
 const Names kServe = {"serve-decode", "serve-prefill"};
 const Names kEngines = {"serve-decode", "serve-prefill", "bench engine"};
 const Names kRanked = {"serve-decode", "serve-prefill", "bench engine", "bench comm"};
+const Names kSized = {"serve-decode", "serve-prefill", "inspect", "bench engine"};
 const Names kThreaded = {"serve-decode", "serve-prefill", "bench engine", "bench kernels", "bench comm"};
 const Names kCheckpoints = {"serve-decode", "serve-prefill", "inspect", "bench engine"};
 
@@ -59,7 +60,7 @@ std::vector<Flag> model_flags() {
       {.name = "max-model-len",
        .metavar = "N",
        .group = kModel,
-       .commands = kEngines,
+       .commands = kSized,
        .target = VALUE(engine.max_model_len),
        .help = "Longest prompt and answer together, in tokens",
        .doc = "Never more than the checkpoint was made for.",
@@ -104,7 +105,7 @@ std::vector<Flag> parallel_flags() {
        .aliases = {"tp-size"},
        .metavar = "N",
        .group = kParallel,
-       .commands = kEngines,
+       .commands = kSized,
        .target = RAW(tp_size),
        .help = "Ranks that share one attention layer; 1 is the only one yet",
        .min = 1,
@@ -115,7 +116,7 @@ std::vector<Flag> parallel_flags() {
        .aliases = {"dp-size"},
        .metavar = "N",
        .group = kParallel,
-       .commands = kEngines,
+       .commands = kSized,
        .target = RAW(dp_size),
        .help = "Ranks that each run attention for their own requests",
        .doc = "Follows from the expert parallel size when that alone is given.",
@@ -127,7 +128,7 @@ std::vector<Flag> parallel_flags() {
        .aliases = {"ep-size"},
        .metavar = "N",
        .group = kParallel,
-       .commands = kEngines,
+       .commands = kSized,
        .target = RAW(ep_size),
        .help = "Ranks that the experts are placed on; must be TP x DP",
        .doc = "Where it does not divide the checkpoint's experts, redundant experts make up the difference. Answers do "
@@ -175,7 +176,7 @@ std::vector<Flag> parallel_flags() {
       {.name = "num-redundant-experts",
        .metavar = "N",
        .group = kParallel,
-       .commands = kEngines,
+       .commands = kSized,
        .target = VALUE(engine.num_redundant_experts),
        .help = "Redundant experts per MoE layer, for expert parallelism",
        .doc = "Further copies of experts, which take part of their tokens. The expert parallel size must divide the "
@@ -324,11 +325,23 @@ std::vector<Flag> hardware_flags() {
       {.name = "gpu-memory-utilization",
        .metavar = "SHARE",
        .group = kHardware,
-       .commands = kEngines,
+       .commands = kSized,
        .target = VALUE(engine.gpu_memory_utilization),
        .help = "Share of a GPU's memory for weights, buffers and KV cache",
        .min = 0,
        .max = 1},
+      {.name = "gpu-memory-gb",
+       .metavar = "GB",
+       .group = kHardware,
+       .commands = {"inspect"},
+       .target = RAW(gpu_memory_gb),
+       .help = "Say what fits on a GPU of this size; GB are powers of 1000",
+       .doc =
+           "What --gpu-memory-utilization leaves of it holds the weights of a rank, 6 GB of buffers and the KV cache "
+           "in bf16. A rank fits when one sequence of --max-model-len does.",
+       .min = 1,
+       .max = 100000,
+       .shown_default = "no such question"},
   };
 }
 

@@ -33,6 +33,7 @@ struct Options {
   ServeLoad serve_load;
   BenchKernelsOptions kernels;
   CommBenchOptions comm;
+  std::optional<RankMemoryQuery> ranks;
   EndpointOptions endpoint;
   DebugRequestOptions debug;
   DeployOptions deploy;
@@ -48,6 +49,7 @@ struct RawOptions {
   std::optional<int> tp_size, dp_size, ep_size;
   std::vector<int> devices;
   std::string all2all_backend = "auto";
+  double gpu_memory_gb = 0;
   int block_size = 64;                           // 64 is the only one
   bool enable_eplb = false, enable_dbo = false;  // known, not in this version
   std::optional<int> eplb_step_interval;         // likewise

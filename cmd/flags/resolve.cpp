@@ -21,7 +21,8 @@ std::string quoted(const Given& given, std::string_view flag) {
   return fmt::format("{}{}{}", value.origin, value.origin.starts_with("--") ? " " : "=", value.text);
 }
 
-Parallelism resolve_parallel(const RawOptions& raw, const Given& given) {
+// `runs`: the command runs these ranks, and does not only count what they hold.
+Parallelism resolve_parallel(const RawOptions& raw, const Given& given, bool runs) {
   const auto size = [&](const std::optional<int>& value, std::string_view flag) -> std::optional<GivenSize> {
     if (!value) return std::nullopt;
     return GivenSize{*value, quoted(given, flag)};
@@ -31,8 +32,19 @@ Parallelism resolve_parallel(const RawOptions& raw, const Given& given) {
                                   .ep_size = size(raw.ep_size, "expert-parallel-size")};
   Parallelism p = resolve_parallelism(sizes);
   p.devices = raw.devices;
-  check_runnable(p, sizes);
+  if (runs) check_runnable(p, sizes);
   return p;
+}
+
+// What `inspect` is asked about ranks; nullopt: nothing.
+std::optional<RankMemoryQuery> resolve_ranks(const RawOptions& raw, const EngineConfig& engine) {
+  if (!raw.tp_size && !raw.dp_size && !raw.ep_size && !engine.num_redundant_experts && raw.gpu_memory_gb == 0)
+    return std::nullopt;
+  return RankMemoryQuery{.parallelism = engine.parallelism,
+                         .num_redundant_experts = engine.num_redundant_experts,
+                         .max_model_len = engine.max_model_len,
+                         .gpu_memory_bytes = int64_t(raw.gpu_memory_gb * 1e9),
+                         .gpu_memory_utilization = engine.gpu_memory_utilization};
 }
 
 fs::path own_executable() {
@@ -183,10 +195,11 @@ Options resolve(RawOptions raw, const Command& command, const Given& given) {
       raw.num_threads.value_or(int(std::max(1u, std::thread::hardware_concurrency())));
   options.service.kv_port = raw.kv_port;
   if (takes("collectives")) options.engine.collectives = parse_collectives(raw.collectives);
-  if (takes("data-parallel-size")) options.engine.parallelism = resolve_parallel(raw, given);
+  if (takes("data-parallel-size")) options.engine.parallelism = resolve_parallel(raw, given, command.name != "inspect");
   options.comm.devices = raw.devices;
   options.comm.backend = parse_all2all_backend(raw.all2all_backend);
   options.comm.pause = std::chrono::milliseconds(raw.pause_ms);
+  if (takes("gpu-memory-gb")) options.ranks = resolve_ranks(raw, options.engine);
   options.engine.all2all_backend = parse_all2all_backend(raw.all2all_backend);
   if (takes("shape")) resolve_shapes(raw, options, command, given);
   if (takes("block-size")) check_block_size(raw, given);

@@ -119,28 +119,13 @@ void check_capabilities(const EngineConfig& engine, const Capabilities& capabili
       engine.device);
 }
 
-ExpertPlacement plan_placement(const EngineConfig& engine, const Config& model) {
-  const int num_experts = model_dims(model).num_experts;
-  const std::optional<int>& num_redundant = engine.num_redundant_experts;
-  if (num_experts == 0) {
-    require(num_redundant.value_or(0) == 0, "--num-redundant-experts {}: this checkpoint has no experts; use 0",
-            num_redundant.value_or(0));
-    return {};
-  }
-  try {
-    return make_placement(num_experts, engine.parallelism.ep_size, num_redundant);
-  } catch (const Error& e) {
-    throw Error(e.code(), fmt::format("--num-redundant-experts {}: {}", num_redundant.value_or(0), e.what()));
-  }
-}
-
 EngineSetup plan_setup(const EngineConfig& engine, const Config& model, std::vector<int32_t> eos_token_ids,
                        const std::vector<RankResources>& ranks) {
   const Capabilities& capabilities = ranks.front().ops.capabilities();
   const int num_ranks = engine.parallelism.world_size();
   EngineSetup setup;
   setup.kv_dtype = kv_dtype(engine, ranks.front().ops);
-  setup.placement = plan_placement(engine, model);
+  setup.placement = plan_placement(model, engine.parallelism.ep_size, engine.num_redundant_experts);
   setup.dims = local_dims(model_dims(model), engine.parallelism, 0, setup.placement.num_physical);
   require(engine.max_num_seqs >= 1, "--max-num-seqs must be at least 1, not {}", engine.max_num_seqs);
   const int max_len = engine.max_model_len == 0 ? model.max_position_embeddings : engine.max_model_len;
@@ -241,7 +226,7 @@ std::unique_ptr<Engine> Engine::create(EngineConfig config) {
   for (const auto& o : ops) devices.push_back(&o->device());
   config.collectives = choose_collectives(config.collectives, devices);
 
-  const ExpertPlacement placement = plan_placement(config, model);
+  const ExpertPlacement placement = plan_placement(model, config.parallelism.ep_size, config.num_redundant_experts);
   std::vector<Shard> shards;
   std::vector<RankResources> resources;
   for (int r = 0; r < num_ranks; ++r) {

@@ -25,8 +25,6 @@ OpsOptions plan_ops(const EngineConfig& engine, const Config& model, int num_cor
 // Throws Error{kBadConfig} for what this backend cannot do.
 void check_capabilities(const EngineConfig& engine, const Capabilities& capabilities);
 
-ExpertPlacement plan_placement(const EngineConfig& engine, const Config& model);
-
 // A rank's device, and what it will hold. All ranks have the same capabilities.
 struct RankResources {
   Ops& ops;

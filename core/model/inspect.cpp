@@ -9,6 +9,7 @@
 #include <unordered_set>
 
 #include "core/base/error.h"
+#include "core/model/implied_tensors.h"
 #include "core/model/json_fields.h"
 #include "core/model/model.h"
 #include "core/model/quant_tensors.h"
@@ -152,14 +153,31 @@ void InspectReport::NameList::add(std::string name) {
   if (++count <= kMaxListed) names.push_back(std::move(name));
 }
 
-InspectReport inspect_config(const Config& config) {
-  InspectReport r{.model_type = config.model_type, .architecture = config.architecture, .supported = true};
+namespace {
+
+// What follows from the report's config, with or without a checkpoint.
+void add_memory(const Checkpoint* checkpoint, const std::optional<RankMemoryQuery>& query, InspectReport& r) {
+  const int64_t values = int64_t(r.config->layers.size()) * r.config->kv_values_per_token();
+  r.kv_bytes_f32 = values * dtype_bytes(DType::kF32);
+  r.kv_bytes_bf16 = values * dtype_bytes(DType::kBF16);
+  if (!query) return;
+  r.rank = checkpoint ? rank_memory(*r.config, *checkpoint, *query)
+                      : rank_memory(*r.config, implied_checkpoint(*r.config, r.path), *query);
+}
+
+}  // namespace
+
+InspectReport inspect_config(const Config& config, const std::string& name,
+                             const std::optional<RankMemoryQuery>& query) {
+  InspectReport r{
+      .path = name, .model_type = config.model_type, .architecture = config.architecture, .supported = true};
   r.config = config;
   Account(*r.config, nullptr, r).run();
+  add_memory(nullptr, query, r);
   return r;
 }
 
-InspectReport inspect_checkpoint(const std::filesystem::path& dir) {
+InspectReport inspect_checkpoint(const std::filesystem::path& dir, const std::optional<RankMemoryQuery>& query) {
   InspectReport r;
   r.path = dir.string();
   require_checkpoint_dir(dir);
@@ -177,9 +195,7 @@ InspectReport inspect_checkpoint(const std::filesystem::path& dir) {
     Account account(*r.config, checkpoint ? &*checkpoint : nullptr, r);
     account.run();
     if (checkpoint) add_dtypes(*checkpoint, account.packed(), r);
-    const int64_t values = int64_t(r.config->layers.size()) * r.config->kv_values_per_token();
-    r.kv_bytes_f32 = values * dtype_bytes(DType::kF32);
-    r.kv_bytes_bf16 = values * dtype_bytes(DType::kBF16);
+    add_memory(checkpoint ? &*checkpoint : nullptr, query, r);
   } else if (checkpoint) {
     add_dtypes(*checkpoint, {}, r);
     for (const auto& [name, t] : checkpoint->tensors())

@@ -11,6 +11,7 @@
 
 #include "core/base/dtype.h"
 #include "core/model/config.h"
+#include "core/model/rank_memory.h"
 
 namespace moectl {
 
@@ -69,16 +70,20 @@ struct InspectReport {
   NameList missing, wrong, unexpected;  // wrong: "NAME has ...; expected ..."
   int mtp_left_out = 0;  // modules that config.json promises and the checkpoint does not have: it loads without them
 
+  std::optional<RankMemory> rank;  // where it was asked for and `config` is known
+
   // Loads and answers: supported, with weights, nothing missing or wrong. (Unexpected tensors are ignored by the
   // loader.)
   bool usable() const { return supported && has_weights && missing.count == 0 && wrong.count == 0; }
 };
 
-// Throws Error{kNotFound} when there is no such folder or no config.json, Error{kBadData} when a file is damaged.
-InspectReport inspect_checkpoint(const std::filesystem::path& dir);
+// Throws Error{kNotFound} when there is no such folder or no config.json, Error{kBadData} when a file is damaged, and
+// what rank_memory() throws.
+InspectReport inspect_checkpoint(const std::filesystem::path& dir, const std::optional<RankMemoryQuery>& query = {});
 
-// What a config implies, without a checkpoint: parameters and layers.
-InspectReport inspect_config(const Config& config);
+// What a config implies, without a checkpoint: parameters, layers, memory per rank. `name` stands for the folder.
+InspectReport inspect_config(const Config& config, const std::string& name = "",
+                             const std::optional<RankMemoryQuery>& query = {});
 
 std::string to_text(const InspectReport& report);     // for people; lines end in \n
 nlohmann::json to_json(const InspectReport& report);  // one object

@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 
 #include "core/model/inspect.h"
+#include "core/model/inspect_text.h"
 #include "core/model/json_fields.h"
 
 namespace moectl {
@@ -12,53 +13,6 @@ namespace moectl {
 using nlohmann::json;
 
 namespace {
-
-std::string thousands(int64_t n) {
-  std::string digits = std::to_string(n), out;
-  for (size_t i = 0; i < digits.size(); ++i) {
-    if (i > 0 && (digits.size() - i) % 3 == 0) out += ',';
-    out += digits[i];
-  }
-  return out;
-}
-
-std::string bytes_text(int64_t n) {
-  if (n < 1000) return fmt::format("{} B", n);
-  double x = double(n);
-  const char* unit = "";
-  for (const char* u : {"kB", "MB", "GB", "TB"}) {
-    if (x < 1000) break;
-    x /= 1000;
-    unit = u;
-  }
-  return fmt::format("{:.{}f} {}", x, x < 10 ? 2 : 1, unit);
-}
-
-std::string plural(int64_t n, const char* one, const char* many) {
-  return fmt::format("{} {}", thousands(n), n == 1 ? one : many);
-}
-
-// Printable ASCII; the rest as \xNN, so that a name from a checkpoint cannot drive the terminal.
-std::string printable(std::string_view s) {
-  std::string out;
-  for (unsigned char ch : s) out += ch >= 0x20 && ch < 0x7f ? std::string(1, char(ch)) : fmt::format("\\x{:02x}", ch);
-  return out;
-}
-
-class Text {
- public:
-  void section(const char* title) { out_ += fmt::format("{}{}\n", out_.empty() ? "" : "\n", title); }
-  void line(const char* label, const std::string& value) { out_ += fmt::format("  {:<17} {}\n", label, value); }
-  // A line whose number is aligned with its neighbours'.
-  void number(const char* label, int64_t n, const std::string& note) {
-    std::string s = fmt::format("  {:<17} {:>17}  {}", label, thousands(n), note);
-    out_ += s.substr(0, s.find_last_not_of(' ') + 1) + "\n";
-  }
-  std::string take() { return std::move(out_); }
-
- private:
-  std::string out_;
-};
 
 const char* scoring_name(GateScoring s) {
   return s == GateScoring::kSigmoid ? "sigmoid" : "softmax";
@@ -205,7 +159,7 @@ std::string gate_text(const MoeConfig& m) {
   return s;
 }
 
-void model_section(const Config& c, Text& t) {
+void model_section(const Config& c, InspectText& t) {
   t.section("Model");
   std::string layers = fmt::format("{} ({} dense, {} MoE)", c.num_layers, count_layers(c, FeedForwardKind::kDense),
                                    count_layers(c, FeedForwardKind::kMoe));
@@ -228,7 +182,7 @@ void model_section(const Config& c, Text& t) {
   t.line("quantisation", quant_text(c));
 }
 
-void parameters_section(const InspectReport& r, Text& t) {
+void parameters_section(const InspectReport& r, InspectText& t) {
   const InspectReport::Parameters& p = r.parameters;
   t.section(r.has_weights ? "Parameters" : "Parameters (as config.json implies: no weights here)");
   if (!r.config) return t.number("all tensors", p.total, "block scales not counted");
@@ -246,7 +200,7 @@ void parameters_section(const InspectReport& r, Text& t) {
                        c.tie_word_embeddings ? "" : "; embedding table (looked up) not counted"));
 }
 
-void weights_section(const InspectReport& r, Text& t) {
+void weights_section(const InspectReport& r, InspectText& t) {
   t.section("Weights");
   t.line("files",
          fmt::format("{}, {}, {} ({} bytes)", plural(int64_t(r.files.size()), "file", "files"),
@@ -256,7 +210,7 @@ void weights_section(const InspectReport& r, Text& t) {
              fmt::format("bytes in {}", plural(d.num_tensors, "tensor", "tensors")));
 }
 
-void memory_section(const InspectReport& r, Text& t) {
+void memory_section(const InspectReport& r, InspectText& t) {
   t.section("Memory");
   if (r.has_weights) t.line("weights", fmt::format("{} in the checkpoint's own precision", bytes_text(r.num_bytes)));
   if (!r.config) return;
@@ -267,15 +221,15 @@ void memory_section(const InspectReport& r, Text& t) {
                      bytes_text(r.kv_bytes_bf16 * r.config->max_position_embeddings)));
 }
 
-void add_names(const char* label, const InspectReport::NameList& list, Text& t) {
+void add_names(const char* label, const InspectReport::NameList& list, InspectText& t) {
   if (list.count == 0) return;
   t.line(label, thousands(list.count));
-  for (const std::string& name : list.names) t.line("", printable(name));
+  for (const std::string& name : list.names) t.line("", escaped_ascii(name));
   if (list.count > int64_t(list.names.size()))
     t.line("", fmt::format("... and {} more", thousands(list.count - int64_t(list.names.size()))));
 }
 
-void check_section(const InspectReport& r, Text& t) {
+void check_section(const InspectReport& r, InspectText& t) {
   t.section("Check against config.json");
   if (r.missing.count == 0 && r.wrong.count == 0)
     t.line("tensors", "all that it implies are here, with the shapes and dtypes it implies");
@@ -363,17 +317,18 @@ json config_json(const Config& c) {
 }  // namespace
 
 std::string to_text(const InspectReport& r) {
-  Text t;
+  InspectText t;
   t.section("Checkpoint");
-  t.line("path", printable(r.path));
+  t.line("path", escaped_ascii(r.path));
   t.line("architecture", r.architecture.empty()
-                             ? printable(r.model_type.empty() ? "unknown" : r.model_type)
-                             : fmt::format("{} ({})", printable(r.architecture), printable(r.model_type)));
-  t.line("supported", r.supported ? "yes" : "no: " + printable(r.unsupported));
+                             ? escaped_ascii(r.model_type.empty() ? "unknown" : r.model_type)
+                             : fmt::format("{} ({})", escaped_ascii(r.architecture), escaped_ascii(r.model_type)));
+  t.line("supported", r.supported ? "yes" : "no: " + escaped_ascii(r.unsupported));
   if (r.config) model_section(*r.config, t);
   if (r.config || r.has_weights) parameters_section(r, t);
   if (r.has_weights) weights_section(r, t);
   if (r.config || r.has_weights) memory_section(r, t);
+  if (r.rank) add_ranks(*r.rank, t);
   if (r.config && r.has_weights) check_section(r, t);
   return t.take();
 }
@@ -407,6 +362,7 @@ json to_json(const InspectReport& r) {
                                {"active", l.active},
                                {"bytes", l.num_bytes}});
   }
+  if (r.rank) out["rank"] = to_json(*r.rank);
   if (r.has_weights) {
     json dtypes = json::object(), files = json::array();
     for (const InspectReport::DTypeTotal& d : r.dtypes)

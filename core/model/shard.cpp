@@ -70,6 +70,19 @@ ModelDims model_dims(const Config& config) {
   return dims;
 }
 
+ExpertPlacement plan_placement(const Config& config, int ep_size, std::optional<int> num_redundant_experts) {
+  const int num_experts = model_dims(config).num_experts, num_redundant = num_redundant_experts.value_or(0);
+  if (num_experts == 0 && num_redundant == 0) return {};
+  if (num_experts == 0)
+    throw Error(Code::kBadConfig,
+                fmt::format("--num-redundant-experts {}: this checkpoint has no experts; use 0", num_redundant));
+  try {
+    return make_placement(num_experts, ep_size, num_redundant_experts);
+  } catch (const Error& e) {
+    throw Error(e.code(), fmt::format("--num-redundant-experts {}: {}", num_redundant, e.what()));
+  }
+}
+
 Shard whole_model(const Config& config) {
   const ModelDims dims = model_dims(config);
   Shard shard = {.dims = local_dims(dims, {}, 0, dims.num_experts)};

@@ -2,10 +2,12 @@
 // thread.
 #pragma once
 
+#include <optional>
 #include <vector>
 
 #include "core/model/config.h"
 #include "core/model/safetensors.h"
+#include "core/parallel/expert_placement.h"
 #include "core/parallel/local_dims.h"
 
 namespace moectl {
@@ -16,6 +18,9 @@ struct Shard {
 };
 
 ModelDims model_dims(const Config& config);
+// Of `ep_size` ranks; empty where the model has no experts. Throws Error{kBadConfig} that names
+// --num-redundant-experts.
+ExpertPlacement plan_placement(const Config& config, int ep_size, std::optional<int> num_redundant_experts);
 Shard whole_model(const Config& config);
 // `experts`: ExpertPlacement::logical_experts(rank); with --ep-size 1 all of them.
 Shard rank_shard(const Config& config, const Parallelism& p, int rank, std::vector<int32_t> experts);

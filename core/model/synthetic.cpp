@@ -9,7 +9,7 @@
 #include <iterator>
 
 #include "core/base/error.h"
-#include "core/model/tensor_names.h"
+#include "core/model/implied_tensors.h"
 
 namespace moectl {
 namespace {
@@ -72,7 +72,7 @@ class Maker {
   }
 
   Checkpoint make() {
-    for_each_tensor(config_, [this](const TensorSpec& tensor) { add(tensor); });
+    for (ImpliedTensor& t : implied_tensors(config_)) add(std::move(t));
     std::vector<std::shared_ptr<const void>> memory;
     for (Kind& kind : kinds_) {
       if (kind.largest == 0) continue;
@@ -96,34 +96,20 @@ class Maker {
     std::vector<TensorInfo> tensors = {};
   };
 
-  void add(const TensorSpec& t) {
-    const bool routed_by = t.role == TensorRole::kGate || t.role == TensorRole::kOutputHead;
-    const bool quantized = config_.quant.form == QuantForm::kScaled && t.linear && t.shape.size() == 2 && !routed_by;
-    put(t.role == TensorRole::kNorm || t.name.ends_with("norm.weight") ? norms_
-        : quantized                                                    ? f8_
-                                                                       : plain_,
-        t.name, t.shape);
-    if (!quantized) return;
-    const QuantConfig& q = config_.quant;
-    put(scales_, t.name + "_scale_inv",
-        {(t.shape[0] + q.block_n - 1) / q.block_n, (t.shape[1] + q.block_k - 1) / q.block_k});
-  }
-
-  void put(Kind& kind, std::string name, std::vector<int64_t> shape) {
-    TensorInfo t{.name = std::move(name), .dtype = kind.dtype, .shape = std::move(shape), .file = name_};
-    t.num_bytes = dtype_bytes(t.dtype);
-    for (const int64_t d : t.shape) t.num_bytes *= d;
-    kind.largest = std::max(kind.largest, t.num_bytes);
-    kind.tensors.push_back(std::move(t));
+  void add(ImpliedTensor tensor) {
+    Kind& kind = kinds_.at(size_t(tensor.kind));
+    tensor.info.file = name_;
+    kind.largest = std::max(kind.largest, tensor.info.num_bytes);
+    kind.tensors.push_back(std::move(tensor.info));
   }
 
   const Config& config_;
   const std::string name_;
   int64_t offset_ = 0;
+  // By ImpliedTensor::Kind; the formats with zero points were refused.
   std::array<Kind, 4> kinds_ = {Kind{config_.dtype, kDeviation, 0.0f}, Kind{config_.dtype, 0.0f, 1.0f},
                                 Kind{DType::kF8E4M3, kDeviation / kF8Scale, 0.0f},
                                 Kind{DType::kF32, kF8Scale / 8, kF8Scale}};
-  Kind &plain_ = kinds_[0], &norms_ = kinds_[1], &f8_ = kinds_[2], &scales_ = kinds_[3];
 };
 
 }  // namespace

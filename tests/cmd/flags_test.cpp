@@ -356,6 +356,26 @@ TEST(Resolve, AllToAllBackend) {
   EXPECT_THAT(unknown.message, HasSubstr("did you mean `low_latency`?"));
 }
 
+TEST(Resolve, InspectIsAskedAboutRanksByASizeOrAGpu) {
+  const auto query = [](Args args) {
+    args.insert(args.begin(), {"inspect", kModel});
+    return parse_command_line(args, {}).options.ranks;
+  };
+  EXPECT_FALSE(query({}));
+  EXPECT_FALSE(query({"--max-model-len", "512"}));
+  EXPECT_EQ(query({"--ep-size", "8"})->parallelism, expert_parallel(8));
+  // What cannot run in this version can be counted.
+  EXPECT_EQ(query({"--tp-size", "2"})->parallelism, (Parallelism{.tp_size = 2, .ep_size = 2}));
+  EXPECT_EQ(query({"--num-redundant-experts", "4"})->num_redundant_experts, 4);
+  const auto gpu = query({"--gpu-memory-gb", "141", "--gpu-memory-utilization", "0.95", "--max-model-len", "512"});
+  EXPECT_EQ(gpu->gpu_memory_bytes, 141'000'000'000);
+  EXPECT_EQ(gpu->gpu_memory_utilization, 0.95);
+  EXPECT_EQ(gpu->max_model_len, 512);
+  EXPECT_EQ(gpu->parallelism, Parallelism{});
+  EXPECT_EQ(failure({"inspect", kModel, "--ep-size", "4", "--dp-size", "2"}).code, Code::kBadConfig);
+  EXPECT_EQ(parse_command_line({"inspect", "--shape", "tiny"}, {}).options.engine.shape, "tiny");
+}
+
 TEST(Resolve, WhatThisBuildCannotServe) {
   EXPECT_EQ(serve_failure({"--block-size", "16"}).code, Code::kBadConfig);
   const auto later = [](const Args& args, const Environment& environment, const char* message) {

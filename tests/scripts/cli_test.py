@@ -77,6 +77,15 @@ class CommandLine(unittest.TestCase):
         self.assertIn("25,377,216", text.stdout)
         self.assertEqual(moectl("inspect", MOECTL_MODEL=DEMO, MOECTL_JSON="1").stdout, report.stdout)
 
+    def test_inspect_counts_the_memory_of_a_rank(self):
+        result = moectl("inspect", "--shape", "deepseek-r1", "--ep-size", "8", "--gpu-memory-gb", "141", "--json")
+        self.assertEqual((result.returncode, result.stderr), (0, ""))
+        rank = json.loads(result.stdout)["rank"]
+        self.assertEqual((rank["num_ranks"], rank["num_local_experts"], rank["gpu"]["smallest_ep_size"]), (8, 32, 8))
+        self.assertTrue(99e9 < rank["weight_bytes"] < 101e9, rank)
+        self.assertNotIn("rank", json.loads(moectl("inspect", "--shape", "tiny", "--json").stdout))
+        self.assertFails(moectl("inspect", DEMO, "--tp-size", "3"), 78, "--tensor-parallel-size 3", "use 2 or 4")
+
     def test_bench_kernels_on_the_cpu(self):
         result = moectl("bench", "kernels", "--device", "cpu", "--shape", "tiny", "--filter", "LINEAR.*gate", "--json")
         self.assertEqual((result.returncode, result.stderr), (0, ""))
