@@ -2,6 +2,7 @@
 // (core/base/error.h). Ctrl-C: servers handle it themselves; other commands die of the signal, which a shell reports as
 // 130.
 #include <cstdio>
+#include <cstdlib>
 #include <exception>
 
 #include "cmd/flags/flags.h"
@@ -47,8 +48,10 @@ int run(const std::vector<std::string>& args) {
 
 int main(int argc, char** argv) {
   int code = 1;
+  bool threw = true;
   try {
     code = run({argv + (argc > 0 ? 1 : 0), argv + argc});
+    threw = false;
   } catch (const moectl::Error& error) {
     moectl::log::print(fmt::format("moectl: error: {}\n", error.what()));
     code = exit_code(error.code());
@@ -62,5 +65,7 @@ int main(int argc, char** argv) {
     code = 1;
   }
   moectl::log::flush();
+  // Threads of an engine that failed may hang in the driver of their device, whose own destructors would wait for them.
+  if (threw) std::_Exit(code);
   return code;
 }

@@ -1,6 +1,7 @@
 // serve-decode and serve-prefill, one code: binds, loads, serves, and goes down in order. The main thread waits for
 // signals and watches the engine; loading runs on another thread so that Ctrl-C works at any time.
 #include <chrono>
+#include <cstdlib>
 #include <future>
 #include <optional>
 #include <string>
@@ -55,19 +56,38 @@ void load(WorkerService& service, EngineConfig config, Shutdown& shutdown) {
   progress.finish();
 }
 
-// Until a signal comes (returned) or the engine fails (thrown, when the open requests have their error answers).
-int wait_for_end(WorkerService& service, Shutdown& shutdown) {
+// After the engine's failure: the open requests get their error answers, and the process ends within 30 s of what made
+// the engine fail, its watchdog's 20 s among them. No destructor runs: ranks may hang in the driver of their device,
+// where freeing memory would hang too.
+[[noreturn]] void end_failed(WorkerService& service, Shutdown& shutdown, const std::string& failure) {
+  constexpr std::chrono::seconds kSlowReaders{5}, kEnd{8};
+  shutdown.begin(kEnd, "the engine failed");
+  shutdown.set_step("answering the open requests of an engine that failed");
+  service.close(kSlowReaders);
+  log::print(fmt::format("moectl: error: the engine failed, the instance ends: {}\n", failure));
+  log::flush();
+  std::_Exit(exit_code(Code::kInternal));
+}
+
+// Until a signal comes; ends the process when the engine fails.
+int wait_for_signal(WorkerService& service, Shutdown& shutdown) {
   for (;;) {
     if (const auto signal = shutdown.wait(milliseconds(250))) return *signal;
-    const auto failure = service.failure();
-    if (!failure) continue;
-    constexpr std::chrono::seconds kSlowReaders{5};
-    shutdown.begin(kSlowReaders);
-    shutdown.set_step("stopping servers and the engine that failed");
-    service.stop(kSlowReaders);
-    throw Error(Code::kInternal, "the engine failed, the instance ends: " + *failure);
+    if (const auto failure = service.failure()) end_failed(service, shutdown, *failure);
   }
 }
+
+// For shut_down(): the engine may also fail after the signal.
+struct EndingService {
+  WorkerService& service;
+  Shutdown& shutdown;
+  void drain() { service.drain(); }
+  int num_in_flight() const { return service.num_in_flight(); }
+  void stop(milliseconds grace) {
+    if (const auto failure = service.failure()) end_failed(service, shutdown, *failure);
+    service.stop(grace);
+  }
+};
 
 int serve(const ServeOptions& options, Role role) {
   const bool several_ranks = options.engine.parallelism.world_size() > 1;
@@ -92,8 +112,9 @@ int serve(const ServeOptions& options, Role role) {
             ranks_text(info));
   if (const auto kv = service.kv_endpoint()) log::info("decode workers ask for prompts on {}", *kv);
   print_ready_line(service.url(), service.ops_url(), service.kv_endpoint());
-  const int signal = wait_for_end(service, shutdown);
-  shut_down(service, shutdown);
+  const int signal = wait_for_signal(service, shutdown);
+  EndingService ending{service, shutdown};
+  shut_down(ending, shutdown);
   log::info("stopped");
   return exit_status(signal);
 }

@@ -60,10 +60,13 @@ std::optional<int> Shutdown::wait(std::chrono::milliseconds limit) {
   return std::nullopt;
 }
 
-void Shutdown::begin(std::chrono::seconds timeout) {
+void Shutdown::begin(std::chrono::seconds limit, const std::string& why) {
   {
     std::lock_guard lock(mutex_);
-    if (!deadline_) deadline_ = Clock::now() + timeout + kShutdownGrace;
+    if (!deadline_) {
+      deadline_ = Clock::now() + limit;
+      deadline_text_ = fmt::format("{} s after {}", limit.count(), why);
+    }
   }
   const uint64_t one = 1;
   [[maybe_unused]] const ssize_t written = ::write(wake_, &one, sizeof one);
@@ -83,10 +86,8 @@ void Shutdown::watch() {
       if (deadline_) {
         const auto left = std::chrono::ceil<std::chrono::milliseconds>(*deadline_ - Clock::now()).count();
         if (left <= 0)
-          end_at_once(1,
-                      fmt::format("the process did not end within {} s after --shutdown-timeout and is ended; it hung "
-                                  "while {}",
-                                  kShutdownGrace.count(), step_));
+          end_at_once(1, fmt::format("the process did not end within {} and is ended; it hung while {}", deadline_text_,
+                                     step_));
         wait_ms = int(std::min<int64_t>(left, 3'600'000));
       }
     }
@@ -105,6 +106,7 @@ void Shutdown::take(int signal) {
     end_at_once(signal == SIGINT ? 130 : 1, fmt::format("second signal: the process ends at once, while {}", step_));
   first_ = signal;
   deadline_ = Clock::now() + timeout_ + kShutdownGrace;
+  deadline_text_ = fmt::format("{} s after --shutdown-timeout", kShutdownGrace.count());
   changed_.notify_all();
 }
 

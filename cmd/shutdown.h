@@ -31,8 +31,9 @@ class Shutdown {
   std::chrono::seconds timeout() const { return timeout_; }
   // The first signal, or nullopt when none came within `limit`.
   std::optional<int> wait(std::chrono::milliseconds limit);
-  // The server ends without a signal: from now on the next signal ends the process at once, and the deadline runs.
-  void begin(std::chrono::seconds timeout);
+  // The server ends without a signal, at most `limit` after `why`, "the engine failed"; the next signal ends the
+  // process at once.
+  void begin(std::chrono::seconds limit, const std::string& why);
   // What the main thread does from now on, for the line that says what hung: "stopping the engine".
   void set_step(std::string step);
 
@@ -49,6 +50,7 @@ class Shutdown {
   std::condition_variable changed_;
   int first_ = 0;  // signal
   std::optional<Clock::time_point> deadline_;
+  std::string deadline_text_;  // "10 s after --shutdown-timeout"
   std::string step_ = "serving";
   bool over_ = false;
   std::thread thread_;

@@ -12,6 +12,7 @@ namespace moectl {
 struct Capabilities {
   std::string device = "cpu";     // cpu | cuda
   int max_steps_in_flight = 1;    // 2: the device runs steps in stream order while the host plans the next one
+  bool asynchronous = false;      // the device executes by itself: a call returns before its work is done
   bool host_readable = true;      // host code may read and write Device::alloc() memory: logits, pages of the KV cache
   bool limited_memory = false;    // Device::memory() is a limit: a memory plan is made before loading
   bool kv_transfer = true;        // pages may be sent to and filled by other workers

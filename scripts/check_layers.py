@@ -27,6 +27,7 @@ LAYERS = {
     "router": ["core/base", "core/text", "core/http", "core/api", "core/service"],
     "cmd": ["core/", "kernels", "router"],
     "tests/cmd": ["core/", "kernels", "router", "cmd", "tests"],
+    "tests/faults": ["core/", "kernels", "router", "cmd", "tests"],
     "tests": ["core/", "kernels", "router"],
 }
 

@@ -3,7 +3,7 @@
 //
 // Ranks of a group make the same calls in the same order. Every wait ends: with the last rank's call, with an abort, or
 // at a deadline that names the ranks that are missing. After any of the two failures the group is unusable: each call
-// throws Error{kUnavailable} with the first reason.
+// throws GroupAborted.
 //
 // Implementations, for threads of one process: `local`, memory that the host addresses; `p2p`, GPUs with peer access;
 // `nccl` (nccl_comm.h), GPUs with or without. To come, behind the same interface: gloo.
@@ -16,11 +16,18 @@
 #include <string>
 #include <vector>
 
+#include "core/base/error.h"
 #include "core/base/tensor.h"
 #include "kernels/device.h"
 #include "kernels/peer.h"
 
 namespace moectl {
+
+// The group has ended; what() is the first reason, on every rank alike.
+class GroupAborted : public Error {
+ public:
+  explicit GroupAborted(const std::string& reason) : Error(Code::kUnavailable, reason) {}
+};
 
 class Communicator {
  public:
@@ -31,11 +38,13 @@ class Communicator {
   virtual bool capturable() const = 0;
   // Ends all waits of all ranks, on the host and on devices. Any thread; returns at once.
   virtual void abort(const std::string& reason) = 0;
-  // After a stream was waited for: throws Error{kUnavailable} when a call on it ended without its peers, which leaves
-  // wrong results behind.
+  // After a stream was waited for: throws GroupAborted when a call on it ended without its peers, which leaves wrong
+  // results behind.
   virtual void check() = 0;
-  // For kernels of this rank that wait for its peers' signals themselves.
+  // For kernels of this rank that wait for its peers' signals themselves. Any thread.
   virtual PeerWait peer_wait() = 0;
+  // The latest wait for its peers that the rank's device began: "combine of layer 12". Any thread.
+  std::string last_operation();
 
   // ---- On the host: they block the thread until every rank has called, and wait for no stream. Not in a layer.
 
@@ -61,9 +70,12 @@ class Communicator {
   virtual void reduce_scatter(View<const float> send, View<float> recv, Stream) = 0;
 };
 
+inline constexpr std::chrono::seconds kPeerTimeout{15};
+
 struct LocalGroupOptions {
   // Of one wait for peers that are busy: longer than a layer takes on a slow CPU. A stopped process does not use it up.
   std::chrono::milliseconds deadline{120'000};
+  std::chrono::milliseconds peer_timeout = kPeerTimeout;  // p2p: of one wait on a device
   // p2p only. All-reduces of up to one_shot_bytes of f32 take one kernel, over slots of that size (2 per rank and
   // rank); 0: none do. `wire`: of the values that cross the link there, f32 or bf16; sums are of what crosses.
   int64_t one_shot_bytes = 0;
@@ -73,10 +85,9 @@ struct LocalGroupOptions {
 // `size` communicators of one group of threads.
 std::vector<std::unique_ptr<Communicator>> make_local_communicators(int size, LocalGroupOptions options = {});
 
-// For threads with one GPU each (Device::peers()), by rank; `devices` outlive them. A wait on a device ends after
-// kPeerTimeout. Throws Error{kBadConfig} where a GPU cannot address another's memory.
+// For threads with one GPU each (Device::peers()), by rank; `devices` outlive them. Throws Error{kBadConfig} where a
+// GPU cannot address another's memory.
 std::vector<std::unique_ptr<Communicator>> make_p2p_communicators(const std::vector<Device*>& devices,
                                                                   LocalGroupOptions options = {});
-inline constexpr std::chrono::seconds kPeerTimeout{15};
 
 }  // namespace moectl

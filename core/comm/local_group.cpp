@@ -29,6 +29,10 @@ std::string text_of(const PeerOperation& operation) {
   return operation.layer < 0 ? kind : fmt::format("{} of layer {}", kind, operation.layer);
 }
 
+std::string Communicator::last_operation() {
+  return text_of(PeerOperation::of_code(std::atomic_ref(peer_wait().status->at).load()));
+}
+
 void LocalGroup::barrier(int rank, const char* operation) {
   std::unique_lock lock(mutex_);
   check_locked();
@@ -49,7 +53,7 @@ void LocalGroup::barrier(int rank, const char* operation) {
     }
   end(fmt::format("rank {} waited {:.3g} s in {} for rank {}", rank, seconds(deadline_), operation,
                   fmt::join(missing(), ", ")));
-  throw Error(Code::kUnavailable, reason_);
+  check_locked();
 }
 
 std::vector<int64_t> LocalGroup::gather(int rank, uint64_t call, int64_t value, const char* operation) {
@@ -75,7 +79,7 @@ void LocalGroup::check() {
 }
 
 void LocalGroup::check_locked() const {
-  if (aborted_) throw Error(Code::kUnavailable, "a peer rank failed: " + reason_);
+  if (aborted_) throw GroupAborted(reason_);
 }
 
 void LocalGroup::end(const std::string& reason) {

@@ -28,7 +28,7 @@ class LocalGroup {
   // `value` of each rank. `call` counts the rank's calls.
   std::vector<int64_t> gather(int rank, uint64_t call, int64_t value, const char* operation);
   void abort(const std::string& reason);
-  // Throws Error{kUnavailable} after an abort.
+  // Throws GroupAborted after an abort.
   void check();
 
  private:

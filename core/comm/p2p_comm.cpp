@@ -15,6 +15,9 @@ struct PeerGroup {
     Buffer flags, generation, status, ended;  // PeerBarrierArgs, PeerWait
     Buffer slots, slot_flags, slot_state;     // PeerAllReduceArgs; null: none
   };
+  explicit PeerGroup(std::chrono::nanoseconds timeout) : timeout_ns(timeout.count()) {}
+
+  const int64_t timeout_ns;  // of a wait on a device
   std::vector<Rank> ranks;
   LocalGroupOptions options;
 
@@ -44,7 +47,7 @@ class P2pCommunicator final : public PeerMemoryCommunicator {
   PeerWait peer_wait() override {
     return {.status = &peers_->status(rank()),
             .ended = reinterpret_cast<uint32_t*>(peers_->ranks[size_t(rank())].ended.get()),
-            .timeout_ns = std::chrono::nanoseconds(kPeerTimeout).count()};
+            .timeout_ns = peers_->timeout_ns};
   }
   void all_reduce(View<float> data, Stream stream) override {
     const LocalGroupOptions& options = peers_->options;
@@ -94,7 +97,7 @@ std::vector<std::unique_ptr<Communicator>> make_p2p_communicators(const std::vec
   if (size > kMaxPeers)
     throw Error(Code::kBadConfig, fmt::format("{} ranks on GPUs of one process; at most {}", size, kMaxPeers));
   auto host = std::make_shared<LocalGroup>(size, options);
-  auto peers = std::make_shared<PeerGroup>();
+  auto peers = std::make_shared<PeerGroup>(options.peer_timeout);
   peers->options = options;
   for (Device* device : devices) {
     CHECK(device->peers(), "a rank's device sends no signals");

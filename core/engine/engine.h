@@ -16,6 +16,7 @@
 // prefill role's engine computes them (prefill). Both are ordinary engines otherwise.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -31,6 +32,8 @@
 #include "core/pd/prefill_source.h"
 
 namespace moectl {
+
+class Ops;  // kernels/ops.h
 
 struct EngineConfig {
   std::string model_dir;
@@ -60,6 +63,10 @@ struct EngineConfig {
   bool compute_mtp_kv = true;     // either role, and only then: the MTP layer's KV of prompts too
   // Called while loading: bytes read so far and in total. May be empty.
   std::function<void(int64_t done, int64_t total)> progress;
+
+  // For tests: another kStepTimeout (core/engine/rank_group.h); what a rank computes with in place of its backend.
+  std::optional<std::chrono::milliseconds> step_timeout;
+  std::function<std::unique_ptr<Ops>(std::unique_ptr<Ops> backend, int rank)> wrap_ops;
 };
 
 // What servers need to know of a loaded model.

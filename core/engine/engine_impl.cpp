@@ -15,6 +15,7 @@
 
 #include "core/base/check.h"
 #include "core/base/log.h"
+#include "core/engine/rank_group.h"
 
 namespace moectl {
 namespace {
@@ -64,7 +65,7 @@ struct Mailbox {
 class EngineImpl final : public Engine {
  public:
   EngineImpl(ModelInfo info, SchedulerConfig scheduler, std::vector<std::unique_ptr<RankHandle>> ranks,
-             std::shared_ptr<PrefillSource> source);
+             std::shared_ptr<PrefillSource> source, std::chrono::milliseconds step_timeout);
   ~EngineImpl() override;
 
   const ModelInfo& info() const override { return info_; }
@@ -102,7 +103,7 @@ class EngineImpl final : public Engine {
 
   const ModelInfo info_;
   const std::shared_ptr<PrefillSource> source_;  // may be null
-  const std::vector<std::unique_ptr<RankHandle>> ranks_;
+  RankGroup ranks_;
 
   // Scheduler thread.
   Scheduler scheduler_;
@@ -130,24 +131,14 @@ class EngineImpl final : public Engine {
   std::thread thread_;
 };
 
-// The failure to report: its cause, rather than what the peers of the failed rank say.
-std::string cause_of(const std::vector<RankFailure>& failures) {
-  if (failures.empty()) return {};
-  const auto own = std::ranges::find(failures, false, &RankFailure::by_peer);
-  return own == failures.end() ? failures.front().what : own->what;
-}
-
 EngineImpl::EngineImpl(ModelInfo info, SchedulerConfig scheduler, std::vector<std::unique_ptr<RankHandle>> ranks,
-                       std::shared_ptr<PrefillSource> source)
+                       std::shared_ptr<PrefillSource> source, std::chrono::milliseconds step_timeout)
     : info_(std::move(info)),
       source_(std::move(source)),
-      ranks_(std::move(ranks)),
+      ranks_(std::move(ranks), step_timeout),
       scheduler_(std::move(scheduler), source_ ? [source = source_.get()](uint64_t remote) { source->cancel(remote); }
                                                : std::function<void(uint64_t)>()) {
-  std::vector<RankFailure> failures;
-  for (const auto& rank : ranks_)
-    if (auto failure = rank->wait_until_built()) failures.push_back(*std::move(failure));
-  if (!failures.empty()) throw Error(Code::kBadConfig, "the model could not be set up: " + cause_of(failures));
+  ranks_.wait_until_built();
   if (source_) source_->attach(kv_layout(), kv_pools());
   stats_ = scheduler_.stats();
   thread_ = std::thread([this] { run(); });
@@ -160,7 +151,6 @@ EngineImpl::~EngineImpl() {
   }
   mail_->wake.notify_all();
   if (thread_.joinable()) thread_.join();
-  for (const auto& rank : ranks_) rank->finish();
 }
 
 // ------------------------------------------------------------------------------------------------ callers
@@ -211,14 +201,14 @@ KvLayout EngineImpl::kv_layout() const {
                     .page_bytes = pool.page_bytes,
                     .token_rows = pool.token_rows};
   };
-  const KvLayout layout = layout_of(ranks_[0]->kv_pool());
-  for (const auto& rank : ranks_) CHECK(layout_of(rank->kv_pool()) == layout, "the ranks' KV layouts differ");
+  const KvLayout layout = layout_of(ranks_[0].kv_pool());
+  for (const KvPool& pool : kv_pools()) CHECK(layout_of(pool) == layout, "the ranks' KV layouts differ");
   return layout;
 }
 
 std::vector<KvPool> EngineImpl::kv_pools() const {
   std::vector<KvPool> pools;
-  for (const auto& rank : ranks_) pools.push_back(rank->kv_pool());
+  for (size_t r = 0; r < ranks_.size(); ++r) pools.push_back(ranks_[r].kv_pool());
   return pools;
 }
 
@@ -227,8 +217,7 @@ EngineStats EngineImpl::stats() const {
   EngineStats stats = stats_;
   stats.num_waiting += int64_t(mail_->inbox.submissions.size());
   // A layer is progress too: one step of a large model may take minutes on a CPU.
-  int64_t layers = 0;
-  for (const auto& rank : ranks_) layers += rank->num_layers_done();
+  const int64_t layers = ranks_.num_layers_done();
   if (std::exchange(layers_seen_, layers) != layers) last_progress_ = Clock::now();
   if (working_) stats.seconds_since_progress = std::chrono::duration<double>(Clock::now() - last_progress_).count();
   return stats;
@@ -255,10 +244,15 @@ void EngineImpl::run() {
   while (take_inbox(inbox)) {
     bool progressed = false;
     try {
-      apply(std::exchange(inbox, {}));
-      const int64_t before = scheduler_.stats().num_steps_total;
-      if (scheduler_.has_work() || !in_flight_.empty() || !load_sinks_.empty()) step();
-      progressed = scheduler_.stats().num_steps_total > before;
+      if (stats_.failed) {  // no step any more: a rank may hang
+        keep_sinks(inbox);
+        end_everything(FinishReason::kError, stats_.failure);
+      } else {
+        apply(std::exchange(inbox, {}));
+        const int64_t before = scheduler_.stats().num_steps_total;
+        if (scheduler_.has_work() || !in_flight_.empty() || !load_sinks_.empty()) step();
+        progressed = scheduler_.stats().num_steps_total > before;
+      }
     } catch (const std::exception& e) {
       fail(e.what());
     }
@@ -329,10 +323,8 @@ void EngineImpl::step() {
 void EngineImpl::launch(StepPlan plan) {
   const bool read_load = !load_sinks_.empty() && load_sinks_in_flight_.empty();
   if (read_load) load_sinks_in_flight_ = std::exchange(load_sinks_, {});
-  for (size_t i = 0; i < ranks_.size(); ++i) {
-    plan.ranks[i].read_expert_load = read_load;
-    ranks_[i]->launch(plan.ranks[i]);
-  }
+  for (RankStepPlan& rank : plan.ranks) rank.read_expert_load = read_load;
+  ranks_.launch(plan);
   const bool compute = plan.ranks.front().compute;
   in_flight_.push_back({.plan = std::move(plan), .follows = compute && !std::exchange(paused_, false)});
 }
@@ -346,18 +338,9 @@ void EngineImpl::read_load_between_steps() {
 
 // Waits for the oldest step and hands its results to the scheduler.
 void EngineImpl::collect() {
-  StepResult result;
-  std::vector<RankFailure> failures;
-  for (const auto& rank : ranks_) {
-    result.ranks.push_back(rank->wait());
-    if (const auto& failure = result.ranks.back().failure) failures.push_back(*failure);
-  }
+  StepResult result = ranks_.wait();
   const LaunchedStep step = std::move(in_flight_.front());
   in_flight_.pop_front();
-  if (!failures.empty()) {
-    in_flight_.clear();  // a failed rank gives no more results
-    return fail(cause_of(failures));
-  }
   const RankStepPlan& plan = step.plan.ranks.front();
   if (plan.read_expert_load) {
     ExpertLoad load = result.ranks.front().expert_load.value();
@@ -398,6 +381,7 @@ void EngineImpl::fail(const std::string& reason) {
     if (first) stats_.failure = reason;
   }
   if (first) log::error("the engine failed: {}", reason);
+  in_flight_.clear();
   end_everything(FinishReason::kError, reason);
 }
 
@@ -485,8 +469,9 @@ void EngineImpl::publish(bool progressed) {
 
 std::unique_ptr<Engine> start_engine(ModelInfo info, SchedulerConfig scheduler,
                                      std::vector<std::unique_ptr<RankHandle>> ranks,
-                                     std::shared_ptr<PrefillSource> source) {
-  return std::make_unique<EngineImpl>(std::move(info), std::move(scheduler), std::move(ranks), std::move(source));
+                                     std::shared_ptr<PrefillSource> source, std::chrono::milliseconds step_timeout) {
+  return std::make_unique<EngineImpl>(std::move(info), std::move(scheduler), std::move(ranks), std::move(source),
+                                      step_timeout);
 }
 
 }  // namespace moectl

@@ -1,6 +1,7 @@
 // The threads behind engine.h, over ranks that are started: Engine::create and tests assemble engines with it.
 #pragma once
 
+#include <chrono>
 #include <memory>
 #include <vector>
 
@@ -10,9 +11,11 @@
 
 namespace moectl {
 
-// Waits until all ranks are built. Throws Error{kBadConfig} with the cause when one could not be.
+// Waits until all ranks are built. Throws Error{kBadConfig} with the cause when one could not be. step_timeout:
+// RankGroup.
 std::unique_ptr<Engine> start_engine(ModelInfo info, SchedulerConfig scheduler,
                                      std::vector<std::unique_ptr<RankHandle>> ranks,
-                                     std::shared_ptr<PrefillSource> source = {});
+                                     std::shared_ptr<PrefillSource> source = {},
+                                     std::chrono::milliseconds step_timeout = {});
 
 }  // namespace moectl

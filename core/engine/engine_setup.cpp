@@ -8,6 +8,7 @@
 #include "core/base/log.h"
 #include "core/engine/engine_impl.h"
 #include "core/engine/memory_plan.h"
+#include "core/engine/rank_group.h"
 #include "core/engine/rank_worker.h"
 #include "core/model/inspect.h"
 #include "core/model/model_hash.h"
@@ -48,6 +49,13 @@ int ranks_on_device(const Parallelism& p, int rank) {
   return num;
 }
 
+// "rank 1 (GPU 3)"; of a rank alone on a GPU "GPU 0".
+std::string rank_name(const Parallelism& p, int rank, bool on_gpu) {
+  if (!on_gpu) return fmt::format("rank {}", rank);
+  const std::string gpu = fmt::format("GPU {}", p.device_index(rank));
+  return p.world_size() == 1 ? gpu : fmt::format("rank {} ({})", rank, gpu);
+}
+
 // Bytes of each rank's KV cache on GPUs: what the fullest one leaves. Logs what each rank takes, before anything is
 // loaded.
 int64_t plan_memory(const EngineConfig& engine, const Config& model, const EngineSetup& setup,
@@ -64,7 +72,7 @@ int64_t plan_memory(const EngineConfig& engine, const Config& model, const Engin
                     .workspace_bytes = Model::workspace_bytes(model, setup.dims, setup.limits, setup.placement, ops),
                     .graph_bytes = kGraphBytes,
                     .kv_bytes = engine.kv_cache_bytes / int64_t(ranks.size())};
-    if (ranks.size() > 1) plan.rank = fmt::format("rank {} (GPU {})", r, engine.parallelism.device_index(r));
+    if (ranks.size() > 1) plan.rank = rank_name(engine.parallelism, r, true);
     const int sharing = ranks_on_device(engine.parallelism, r);
     plan.total_bytes /= sharing;
     plan.free_bytes /= sharing;
@@ -215,13 +223,18 @@ std::unique_ptr<Engine> Engine::create(EngineConfig config) {
   if (num_ranks > 1 && config.device == "cuda") load_kernels_eagerly();
   const int num_cores = int(std::max(1u, std::thread::hardware_concurrency()));
   std::vector<std::unique_ptr<Ops>> ops;
-  ops.push_back(make_ops(plan_ops(config, model, num_cores)));
+  const auto add_rank = [&] {
+    const int rank = int(ops.size());
+    auto backend = make_ops(plan_ops(config, model, num_cores, rank));
+    ops.push_back(config.wrap_ops ? config.wrap_ops(std::move(backend), rank) : std::move(backend));
+  };
+  add_rank();
   const Capabilities& capabilities = ops.front()->capabilities();
   check_capabilities(config, capabilities);
   if (!capabilities.kv_transfer && std::exchange(config.prefill_source, nullptr))
     log::info("prompts are computed here: KV transfer between GPU workers is not in this version");
   check_shards(model, checkpoint, config.parallelism);
-  for (int r = 1; r < num_ranks; ++r) ops.push_back(make_ops(plan_ops(config, model, num_cores, r)));
+  while (int(ops.size()) < num_ranks) add_rank();
   std::vector<Device*> devices;
   for (const auto& o : ops) devices.push_back(&o->device());
   config.collectives = choose_collectives(config.collectives, devices);
@@ -245,10 +258,13 @@ std::unique_ptr<Engine> Engine::create(EngineConfig config) {
     if (r == 0 || weights[r] != weights[0]) weight_bytes += weights[r]->num_bytes;
   const std::string numerics_id = fmt::format("{}-kv-{}", ops.front()->numerics_id(), dtype_name(setup.kv_dtype));
   const std::string device = capabilities.device;
+  const auto step_timeout =
+      capabilities.asynchronous ? config.step_timeout.value_or(kStepTimeout) : std::chrono::milliseconds(0);
   auto comms = make_communicators(config.collectives, devices, config.deterministic || config.precise);
   std::vector<RankSetup> ranks;
   for (size_t r = 0; r < weights.size(); ++r)
-    ranks.push_back({.weights = weights[r],
+    ranks.push_back({.name = rank_name(config.parallelism, int(r), device == "cuda"),
+                     .weights = weights[r],
                      .ops = std::move(ops[r]),
                      .comm = std::move(comms[r]),
                      .placement = setup.placement,
@@ -273,7 +289,7 @@ std::unique_ptr<Engine> Engine::create(EngineConfig config) {
                  .numerics_id = numerics_id,
                  .model_hash = synthetic ? "synthetic: " + config.shape : model_hash(checkpoint)};
   return start_engine(std::move(info), setup.scheduler, start_rank_workers(model, std::move(ranks)),
-                      config.prefill_source);
+                      config.prefill_source, step_timeout);
 }
 
 }  // namespace moectl

@@ -9,20 +9,32 @@
 #include "core/model/weights.h"
 
 namespace moectl {
+namespace {
+
+// Steps of so many rows note the end of each layer on the device. Shorter ones end within seconds at any context; and a
+// layer of a small step would wait for the event, which costs about 2 us.
+constexpr int kNotedRows = 64;
+
+}  // namespace
 
 RankWorker::RankWorker(RankSetup setup) : setup_(std::move(setup)), thread_([this] { run(); }) {}
 
 RankWorker::~RankWorker() {
-  finish();
+  stop();
+  thread_.join();
 }
 
-void RankWorker::finish() {
+void RankWorker::stop() {
   {
     std::lock_guard lock(mutex_);
     stop_ = true;
   }
   changed_.notify_all();
-  if (thread_.joinable()) thread_.join();
+}
+
+bool RankWorker::wait_until_stopped(std::chrono::milliseconds limit) {
+  std::unique_lock lock(mutex_);
+  return changed_.wait_for(lock, limit, [&] { return stopped_; });
 }
 
 std::optional<RankFailure> RankWorker::wait_until_built() {
@@ -39,19 +51,40 @@ void RankWorker::launch(RankStepPlan plan) {
   changed_.notify_all();
 }
 
-RankStepResult RankWorker::wait() {
+std::optional<RankStepResult> RankWorker::wait(std::chrono::milliseconds limit) {
   std::unique_lock lock(mutex_);
-  ends_ = true;
-  changed_.notify_all();
-  changed_.wait(lock, [&] { return !ends_; });
-  if (failure_) return {.failure = failure_};
+  if (end_ == End::kNotAsked) {
+    end_ = End::kAsked;
+    changed_.notify_all();
+  }
+  if (!changed_.wait_for(lock, limit, [&] { return end_ == End::kHasResult; })) return std::nullopt;
+  end_ = End::kNotAsked;
+  if (failure_) return RankStepResult{.failure = failure_};
   return std::move(result_);
 }
 
-void RankWorker::fail(const std::string& what, bool by_peer) {
+std::string RankWorker::activity() const {
+  std::string text = "all layers issued";
+  if (issues_step_)
+    text = fmt::format("{} of {} layers issued", num_layers_issued_ - issued_before_step_, setup_.config->num_layers);
+  if (has_peers()) text += "; its last wait for peers: " + setup_.comm->last_operation();
+  return text;
+}
+
+// Waits of peers end at once, on their devices too.
+void RankWorker::fail(const std::string& what) {
+  std::string named = has_peers() ? fmt::format("{}: {}", setup_.name, what) : what;
+  if (has_peers() && setup_.ops->capabilities().asynchronous)
+    named += "; its last wait for peers: " + setup_.comm->last_operation();
+  setup_.comm->abort(named);
+  std::lock_guard lock(mutex_);
+  failure_ = {.what = named};
+}
+
+void RankWorker::fail_by_peer(const std::string& what) {
   setup_.comm->abort(what);
   std::lock_guard lock(mutex_);
-  failure_ = {.what = what, .by_peer = by_peer};
+  failure_ = {.what = what, .by_peer = true};
 }
 
 // An exception ends the rank's usefulness, not its loop: the engine decides what comes next.
@@ -59,10 +92,10 @@ void RankWorker::run() {
   const auto guarded = [&](auto&& work) {
     try {
       work();
-    } catch (const Error& e) {
-      fail(e.what(), e.code() == Code::kUnavailable);
+    } catch (const GroupAborted& e) {
+      fail_by_peer(e.what());
     } catch (const std::exception& e) {
-      fail(e.what(), false);
+      fail(e.what());
     }
   };
   guarded([&] { build(); });
@@ -76,21 +109,24 @@ void RankWorker::run() {
     lock.lock();
   };
   for (;;) {
-    changed_.wait(lock, [&] { return stop_ || ends_ || !plans_.empty(); });
+    changed_.wait(lock, [&] { return stop_ || end_ == End::kAsked || !plans_.empty(); });
     if (!plans_.empty()) {
       RankStepPlan plan = std::move(plans_.front());
       plans_.pop_front();
       work([&] { begin_step(std::move(plan)); });
-    } else if (ends_) {
+    } else if (end_ == End::kAsked) {
       RankStepResult result;
       work([&] { result = end_step(); });
       result_ = std::move(result);
-      ends_ = false;
+      end_ = End::kHasResult;
       changed_.notify_all();
     } else {
       lock.unlock();
-      // A step in flight uses the buffers that are about to be freed.
-      if (!in_flight_.empty()) guarded([&] { setup_.ops->device().synchronize(setup_.ops->device().stream()); });
+      // A step in flight, also one that failed half issued, uses the buffers that are about to be freed.
+      guarded([&] { setup_.ops->device().synchronize(setup_.ops->device().stream()); });
+      lock.lock();
+      stopped_ = true;
+      changed_.notify_all();
       return;
     }
   }
@@ -101,7 +137,7 @@ void RankWorker::build() {
       std::make_unique<KvCache>(*setup_.config, setup_.weights->dims, *setup_.ops, setup_.num_pages, setup_.kv_dtype);
   model_ = std::make_unique<Model>(*setup_.config, setup_.weights, *setup_.ops, *setup_.comm, setup_.placement, *cache_,
                                    setup_.limits);
-  model_->count_layers(&num_layers_done_);
+  model_->on_layer([this](bool captured) { on_layer(captured); });
   sampler_ = std::make_unique<Sampler>(setup_.config->vocab_size);
   mirrors_ = std::make_unique<SequenceMirrors>(setup_.num_pages, kPageSize, setup_.config->vocab_size);
   if (setup_.ops->device_sampling())
@@ -133,19 +169,34 @@ void RankWorker::begin_step(RankStepPlan plan) {
   step.mirrors = mirrors_->apply(step.plan);
   make_batch(step.plan, step.mirrors, batch_);
   step.begin = device.record_event(device.stream());
+  notes_layer_ends_ = setup_.ops->capabilities().asynchronous && batch_.num_tokens() >= kNotedRows;
+  issued_before_step_ = num_layers_issued_.load();
+  issues_step_ = true;
   if (step.plan.compute) step.logits = model_->forward(batch_);
   if (device_sampler_ && step.plan.compute) step.sampled = sample_on_device(step);
   if (std::ranges::any_of(step.plan.chunks, [](const Chunk& c) { return c.mtp_end > c.begin; }))
     compute_mtp_kv(step.plan);
   if (step.plan.read_expert_load) copy_expert_counts();
   step.end = device.record_event(device.stream());
+  issues_step_ = false;
+  step.layer_ends = std::exchange(layer_ends_, {});
   in_flight_.push_back(std::move(step));
+}
+
+void RankWorker::on_layer(bool captured) {
+  ++num_layers_issued_;
+  Device& device = setup_.ops->device();
+  if (notes_layer_ends_ && !captured) layer_ends_.push_back(device.record_event(device.stream()));
 }
 
 RankStepResult RankWorker::end_step() {
   CHECK(!in_flight_.empty(), "no step is in flight");
   const BegunStep step = std::move(in_flight_.front());
   in_flight_.pop_front();
+  for (const Event& layer_end : step.layer_ends) {
+    setup_.ops->device().wait(layer_end);
+    ++num_layers_ended_;
+  }
   setup_.ops->device().wait(step.end);
   setup_.comm->check();
   RankStepResult result{.busy_seconds = setup_.ops->device().seconds_between(step.begin, step.end)};

@@ -26,6 +26,7 @@
 namespace moectl {
 
 struct RankSetup {
+  std::string name = "rank 0";  // RankHandle::name()
   std::shared_ptr<const Config> config;
   std::shared_ptr<const ModelWeights> weights;
   std::unique_ptr<Ops> ops;
@@ -45,10 +46,14 @@ class RankWorker final : public RankHandle {
 
   std::optional<RankFailure> wait_until_built() override;
   void launch(RankStepPlan plan) override;
-  void finish() override;  // joins the thread
-  RankStepResult wait() override;
+  std::optional<RankStepResult> wait(std::chrono::milliseconds limit) override;
+  void stop() override;
+  bool wait_until_stopped(std::chrono::milliseconds limit) override;
   KvPool kv_pool() const override;
-  int64_t num_layers_done() const override { return num_layers_done_; }
+  void abort(const std::string& reason) override { setup_.comm->abort(reason); }
+  std::string name() const override { return setup_.name; }
+  int64_t num_layers_done() const override { return num_layers_issued_ + num_layers_ended_; }
+  std::string activity() const override;
 
  private:
   void run();
@@ -57,6 +62,7 @@ class RankWorker final : public RankHandle {
     RankStepPlan plan;
     ChunkMirrors mirrors;
     Event begin, end;
+    std::vector<Event> layer_ends;  // of a step of many rows on a device that executes by itself
     View<const float> logits;
     int sampled = 0;  // DeviceSampler's step
   };
@@ -66,11 +72,18 @@ class RankWorker final : public RankHandle {
   void copy_expert_counts();
   int sample_on_device(const BegunStep& step);
   ChunkResult result_of(const BegunStep& step, size_t chunk_idx, int& row);
-  void fail(const std::string& what, bool by_peer);
+  void on_layer(bool captured);
+  void fail_by_peer(const std::string& what);
+  void fail(const std::string& what);
+  bool has_peers() const { return setup_.comm->size() > 1; }
+
+  // Any thread.
+  std::atomic<int64_t> num_layers_issued_{0}, num_layers_ended_{0};
+  std::atomic<int64_t> issued_before_step_{0};  // num_layers_issued_ when the latest step began
+  std::atomic<bool> issues_step_{false};
 
   // Rank thread.
   RankSetup setup_;
-  std::atomic<int64_t> num_layers_done_{0};  // any thread
   std::unique_ptr<KvCache> cache_;
   std::unique_ptr<Model> model_;
   std::unique_ptr<Sampler> sampler_;
@@ -81,16 +94,19 @@ class RankWorker final : public RankHandle {
   std::unique_ptr<DeviceSampler> device_sampler_;  // where the host cannot read logits
   Buffer expert_counts_;                           // the model's, in host memory: read_expert_load
   std::deque<BegunStep> in_flight_;                // oldest first
-  Event last_end_;                                 // of the step that ended last
+  std::vector<Event> layer_ends_;                  // of the step that is being issued
+  bool notes_layer_ends_ = false;
+  Event last_end_;  // of the step that ended last
 
   // Shared, under mutex_.
   std::mutex mutex_;
   std::condition_variable changed_;
   std::deque<RankStepPlan> plans_;  // launched, to begin
-  bool ends_ = false;               // the scheduler thread waits for the oldest step, after `plans_` have begun
-  RankStepResult result_;           // of that step
-  bool built_ = false;              // or failed
-  bool stop_ = false;
+  enum class End { kNotAsked, kAsked, kHasResult };
+  End end_ = End::kNotAsked;  // of the oldest step, after `plans_` have begun
+  RankStepResult result_;     // of that step
+  bool built_ = false;        // or failed
+  bool stop_ = false, stopped_ = false;
   std::optional<RankFailure> failure_;
   std::thread thread_;
 };

@@ -198,10 +198,10 @@ struct Model::Impl {
                    step.stream);
   }
 
-  std::atomic<int64_t>* layers_done = nullptr;
+  std::function<void(bool captured)> layer_issued = [](bool) {};
 
   // Inputs to logits: all that a step computes on the device.
-  View<const float> layers(Step& step) {
+  View<const float> layers(Step& step, bool captured = false) {
     const ModelWeights& w = *weights;
     const View<float> residual = buffers.residual.first(step.num_tokens);
     const Operands hidden = buffers.hidden.rows(step.num_tokens, config.hidden_size, {DType::kF32, w.head.operand});
@@ -211,7 +211,7 @@ struct Model::Impl {
     for (int i = 0; i < config.num_layers; ++i) {
       decoder_layer(step, w.layers[size_t(i)], operands.layers[size_t(i)], i, delta);
       delta = buffers.delta.first(step.num_tokens);
-      if (layers_done) ++*layers_done;
+      layer_issued(captured);
     }
     ops.rms_norm({delta, residual, w.norm, hidden, config.rms_norm_eps}, step.stream);
     return logits(step, hidden, w.head);
@@ -248,7 +248,7 @@ struct Model::Impl {
     const auto [place, is_new] = graphs.try_emplace(key);
     if (is_new) return layers(step).first(batch.num_tokens());
     if (!place->second) {
-      place->second = graph_capture.capture([&] { layers(step); });
+      place->second = graph_capture.capture([&] { layers(step, true); });
       if (comm.size() > 1) comm.all_gather_host(0);  // what instantiating a graph waits for must not wait for a replay
     }
     graph_capture.replay(place->second, stream);
@@ -296,8 +296,8 @@ Model::Model(const Config& config, std::shared_ptr<const ModelWeights> weights, 
     : impl_(std::make_unique<Impl>(config, std::move(weights), ops, comm, placement, cache, limits)) {}
 Model::~Model() = default;
 
-void Model::count_layers(std::atomic<int64_t>* done) {
-  impl_->layers_done = done;
+void Model::on_layer(std::function<void(bool captured)> issued) {
+  impl_->layer_issued = std::move(issued);
 }
 
 View<const float> Model::forward(const Batch& batch) {

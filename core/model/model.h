@@ -3,7 +3,7 @@
 // needed).
 #pragma once
 
-#include <atomic>
+#include <functional>
 #include <memory>
 
 #include "core/comm/all2all_backend.h"
@@ -56,8 +56,9 @@ class Model {
   Model(const Config& config, std::shared_ptr<const ModelWeights> weights, Ops& ops, Communicator& comm,
         const ExpertPlacement& placement, KvCache& cache, ModelLimits limits);
   ~Model();
-  // `done` counts layers as their computation is issued: a sign of life within long steps. It outlives the model.
-  void count_layers(std::atomic<int64_t>* done);
+  // `issued` is called after each layer whose work was put into the device's stream or, if `captured`, into a graph
+  // that is being captured: a sign of life within long steps.
+  void on_layer(std::function<void(bool captured)> issued);
 
   // Device memory that a model takes beside weights and cache; the constructor takes it all.
   static int64_t workspace_bytes(const Config& config, const LocalDims& dims, const ModelLimits& limits,

@@ -88,14 +88,18 @@ std::optional<std::string> WorkerService::failure() {
   return stats.failure;
 }
 
-void WorkerService::stop(std::chrono::milliseconds grace) {
-  if (std::exchange(stopped_, true)) return;
+void WorkerService::close(std::chrono::milliseconds grace) {
+  if (!ports_) return;
   ports_->stop(grace);
   // Coroutines that the cut left behind hold references to the instance and cancel their engine requests when they are
   // destroyed, with their server: so the engine goes last, and no job may still be on the pool.
   instance_.pool.join();
   ports_.reset();
   instance_.kv_server.reset();
+}
+
+void WorkerService::stop(std::chrono::milliseconds grace) {
+  close(grace);
   instance_.engine.reset();
   instance_.prefill_source.reset();
 }

@@ -35,13 +35,14 @@ class WorkerService {
   int num_in_flight() const;  // requests and transfers
   // Why the engine ended; new requests get 503 from then on. nullopt: it runs.
   std::optional<std::string> failure();
-  // Closes the ports; what is open after `grace` is cut.
+  // Closes the ports; what is open after `grace` is cut. The engine stays, since ranks of one that failed may hang.
+  void close(std::chrono::milliseconds grace);
+  // Closes the ports and ends the engine.
   void stop(std::chrono::milliseconds grace);
 
  private:
   Instance instance_;
-  std::unique_ptr<ServicePorts> ports_;
-  bool stopped_ = false;
+  std::unique_ptr<ServicePorts> ports_;  // null: closed
 };
 
 }  // namespace moectl

@@ -1,27 +1,24 @@
-"""A CUDA error amid serving: tests/faults/cuda_driver.cpp stands before NVIDIA's driver and breaks it at a chosen moment.
+"""A GPU fails amid serving: tests/faults/cuda_driver.cpp stands before NVIDIA's driver and breaks it at a chosen moment.
 Every open request ends with an error and never with a wrong or silently cut answer, health says so, the process ends with
 the operation's name and exit code 1, and a router goes on with the other workers. Standard library. Skips, with the reason,
 where no GPU serves."""
 import ctypes
-import http.client
-import json
 import os
 import re
-import subprocess
 import sys
 import tempfile
-import threading
 import time
 import unittest
 from pathlib import Path
 
 from cuda_test import ENDLESS, SERVED, why_no_gpu
-from harness import JSON, MOECTL, ROOT, Server, events
+from fault_harness import FaultCase, FragileServer, Health
+from harness import MOECTL, ROOT, Server
 
 STAND_IN = Path(MOECTL).parent / "fault_driver"
 # Bits do not depend on company: what a request gets before the fault is the beginning of what it gets without one.
 EXACT = (*SERVED, "--deterministic", "--no-enable-prefix-caching")
-ENDS_WITHIN = 20  # seconds; much less is usual
+AT_ONCE = 10  # seconds: no wait on a device had to end by itself
 OPERATIONS = {"copy", "a CUDA graph", *re.findall(r"virtual \w+ (\w+)\(const \w+Args", (ROOT / "kernels/ops.h").read_text())}
 SECRET = tempfile.NamedTemporaryFile("w", suffix=".secret")
 SECRET.write("f" * 32)
@@ -34,83 +31,12 @@ def real_driver():
     return next(line.split()[-1] for line in lines if "/libcuda.so" in line)
 
 
-class FragileServer(Server):
+class BrokenGpuServer(FragileServer):
     """On a GPU whose driver breaks when told to."""
 
     def __init__(self, *flags, env=None):
-        self.folder = tempfile.TemporaryDirectory()
-        self.trigger = Path(self.folder.name) / "trigger"
         folders = [str(STAND_IN), *filter(None, [os.environ.get("LD_LIBRARY_PATH")])]
-        super().__init__(*flags, env={"LD_LIBRARY_PATH": ":".join(folders), "FAULT_DRIVER": real_driver(),
-                                      "FAULT_TRIGGER": str(self.trigger), **(env or {})})
-
-    def break_driver(self, how):
-        written = self.trigger.with_suffix(".new")
-        written.write_text(how)
-        written.rename(self.trigger)
-
-    def __exit__(self, *_):
-        super().__exit__()
-        self.folder.cleanup()
-
-
-class Client(threading.Thread):
-    """One request, read to its end whatever that is."""
-
-    def __init__(self, server, body):
-        super().__init__(daemon=True)
-        self.server, self.body = server, body
-        self.status, self.error, self.cut, self.ended = None, None, False, None
-        self.texts, self.ends, self.done = {}, {}, False
-        self.has_text = threading.Event()  # or has ended
-        self.start()
-
-    def run(self):
-        connection = self.server.connect()
-        try:
-            connection.request("POST", "/v1/chat/completions", json.dumps(self.body), JSON)
-            response = connection.getresponse()
-            self.status = response.status
-            if self.body.get("stream") and self.status == 200:
-                for line in events(response):
-                    if line.startswith("{"):
-                        self.take(json.loads(line), "delta")
-                    self.done |= line == "[DONE]"
-            else:
-                self.take(json.loads(response.read()), "message")
-                self.done = self.status == 200
-        except (OSError, ValueError, http.client.HTTPException):
-            self.cut = True
-        finally:
-            self.ended = time.monotonic()
-            self.has_text.set()
-            connection.close()
-
-    def take(self, data, part):
-        self.error = data.get("error", self.error)
-        for choice in data.get("choices", ()):
-            i, words = choice["index"], choice[part]
-            self.texts[i] = self.texts.get(i, "") + (words.get("reasoning_content") or "") + (words.get("content") or "")
-            self.ends[i] = choice["finish_reason"] or self.ends.get(i)
-        if self.body.get("stream") and len(self.texts) == self.body.get("n", 1) and min(map(len, self.texts.values())) > 20:
-            self.has_text.set()
-
-
-class Health(threading.Thread):
-    """Asks for /health again and again, until nobody answers."""
-
-    def __init__(self, server):
-        super().__init__(daemon=True)
-        self.server, self.seen = server, []  # (when asked, status)
-        self.start()
-
-    def run(self):
-        while True:
-            asked = time.monotonic()
-            try:
-                self.seen.append((asked, self.server.get("/health", base=self.server.ops).status))
-            except (OSError, http.client.HTTPException):
-                return
+        super().__init__(*flags, env={"LD_LIBRARY_PATH": ":".join(folders), "FAULT_DRIVER": real_driver(), **(env or {})})
 
 
 def requests(number):
@@ -118,53 +44,15 @@ def requests(number):
     return [{**ENDLESS, "seed": i, "n": 1 + (i % 5 == 0), "stream": i % 3 != 2} for i in range(number)]
 
 
-class FaultCase(unittest.TestCase):
-    def start(self, server, bodies):
-        clients = [Client(server, body) for body in bodies]
-        for client in clients:
-            if client.body["stream"]:
-                self.assertTrue(client.has_text.wait(60), "streams run")
-        return clients
-
-    def end(self, clients):
-        for client in clients:
-            client.join(ENDS_WITHIN)
-            self.assertFalse(client.is_alive(), "an answer without an end")
-
-    def broken_off(self, client, reason, whole=None):
-        """Ended with an error; what it got before is the beginning of the whole answer."""
-        self.assertIsNotNone(client.error, "an error, not only a cut")
-        self.assertIn(reason, client.error["message"])
-        self.assertEqual(client.error["code"], "engine_failed")
-        self.assertFalse(client.done)
-        self.assertEqual(set(client.ends.values()) - {None}, set(), "no finish_reason")
-        self.assertEqual(client.status, 200 if client.body["stream"] else 503)
-        for i, text in client.texts.items() if whole else ():
-            self.assertTrue(whole.texts[i].startswith(text), (whole.texts[i], text))
-            self.assertLess(len(text), len(whole.texts[i]))
-
-    def whole(self, client, expected):
-        self.assertTrue(client.done, client.error)
-        self.assertEqual((client.status, client.texts, client.ends), (200, expected.texts, expected.ends))
-
-    def instance_ends(self, server, reason):
-        try:
-            status = server.process.wait(ENDS_WITHIN)
-        except subprocess.TimeoutExpired:
-            self.fail("the instance goes on:\n" + server.logged())
-        self.assertEqual(status, 1, server.logged())
-        lines = server.logged().splitlines()
+class Broken(FaultCase):
+    def instance_ends(self, server):
+        reason = super().instance_ends(server)
         self.assertIn("fault driver: ", server.logged(), "the stand-in was loaded")
-        failed = [line for line in lines if "the engine failed: GPU 0: " in line and " error " in line]
-        self.assertEqual(len(failed), 1, server.logged())
-        self.assertTrue(lines[-1].startswith("moectl: error: the engine failed, the instance ends: GPU 0: "), lines[-1])
-        self.assertIn(reason, lines[-1])
-        return lines[-1]
+        return reason
 
-
-class OneInstance(FaultCase):
-    def fault(self, how, reason, *flags, number=24, env=None, compare=True):
-        with FragileServer(*(flags or EXACT), env=env) as server:
+    def fault(self, how, *flags, number=24, env=None, compare=True):
+        """The reason that the instance ends with, and the seconds until then."""
+        with BrokenGpuServer(*(flags or EXACT), env=env) as server:
             bodies = requests(number)
             expected = self.start(server, bodies) if compare else []
             for client in expected:
@@ -174,8 +62,8 @@ class OneInstance(FaultCase):
             server.wait_until(lambda: server.metric("moectl_requests_in_flight") == number, "all are in flight")
             health = Health(server)
             told = time.monotonic()
-            server.break_driver(how)
-            last = self.instance_ends(server, reason)
+            server.break_it(how)
+            reason = self.instance_ends(server)
             took = time.monotonic() - told
             self.end([*clients, health])
             for i, client in enumerate(clients):
@@ -183,69 +71,74 @@ class OneInstance(FaultCase):
             first_error = min(client.ended for client in clients)
             after = {status for asked, status in health.seen if asked > first_error}
             self.assertLessEqual(after, {503}, "healthy after the failure")
-            print(f"  {how} {env or ''}: over {took:.2f} s after; health afterwards {after or 'refused'}\n    {last}", file=sys.stderr)
-            return last
+            print(f"  {how} {env or ''}: over {took:.2f} s after; health afterwards {after or 'refused'}\n    {reason}", file=sys.stderr)
+            return reason, took
 
+
+class OneGpu(Broken):
     def test_a_wild_pointer(self):
-        last = self.fault("wild", "an illegal memory access was encountered")
-        named = re.search(r", in ([\w ]+) or an operation before it", last)
-        self.assertIn(named and named[1], OPERATIONS, last)
-        self.assertIn("CUDA_LAUNCH_BLOCKING=1", last)
+        reason, took = self.fault("wild")
+        self.assertIn("GPU 0: an illegal memory access was encountered", reason)
+        named = re.search(r", in ([\w ]+) or an operation before it", reason)
+        self.assertIn(named and named[1], OPERATIONS, reason)
+        self.assertIn("CUDA_LAUNCH_BLOCKING=1", reason)
+        self.assertLess(took, AT_ONCE)
 
     def test_with_blocking_launches_the_operation_is_certain(self):
-        last = self.fault("wild", "an illegal memory access was encountered", *SERVED, number=8, compare=False,
-                          env={"CUDA_LAUNCH_BLOCKING": "1"})
-        named = re.search(r", in ([\w ]+); nothing runs on the GPU any more: restart this instance", last)
-        self.assertIn(named and named[1], OPERATIONS, last)
+        reason, _ = self.fault("wild", *SERVED, number=8, compare=False, env={"CUDA_LAUNCH_BLOCKING": "1"})
+        named = re.search(r"GPU 0: an illegal memory access was encountered, in ([\w ]+); nothing runs on the GPU any more", reason)
+        self.assertIn(named and named[1], OPERATIONS, reason)
 
     def test_a_launch_that_is_refused(self):
-        last = self.fault("refuse", "too many resources requested for launch", *SERVED, number=8, compare=False)
-        named = re.search(r"GPU 0: ([\w ]+): ", last)
-        self.assertIn(named and named[1], OPERATIONS, last)
+        reason, _ = self.fault("refuse", *SERVED, number=8, compare=False)
+        named = re.match(r"GPU 0: ([\w ]+): .*too many resources requested for launch", reason)
+        self.assertIn(named and named[1], OPERATIONS, reason)
+
+    def test_a_kernel_that_never_ends(self):
+        reason, took = self.fault("spin", number=8)
+        self.assertRegex(reason, r"^GPU 0 did not end its step, no progress within 20 s: .* layers issued$")
+        self.assertGreater(took, 19)
 
 
-class BehindARouter(FaultCase):
+class TwoRanks(Broken):
+    """That share a GPU; the stand-in breaks one of them. The other waits for it on the device."""
+    FLAGS = (*EXACT, "--ep-size", "2", "--devices", "0,0")
+    OPERATION = r"(a barrier|(dispatch|combine) of layer \d+)"
+    WAITED = rf"^rank (0|1) waited 15 s for rank (?!\1)[01] in {OPERATION}"
+
+    def fault(self, how):
+        return super().fault(how, *self.FLAGS, number=12)
+
+    def test_a_launch_that_is_refused(self):
+        reason, took = self.fault("refuse")
+        named = re.match(rf"rank [01] \(GPU 0\): GPU 0: ([\w ]+): .*too many resources requested for launch.*; its last wait "
+                         rf"for peers: {self.OPERATION}$", reason)
+        self.assertIn(named and named[1], OPERATIONS, reason)
+        self.assertLess(took, AT_ONCE, "the other rank's waits end with the failure")
+
+    def test_a_gpu_that_is_lost(self):
+        reason, took = self.fault("lost")
+        self.assertRegex(reason, rf"^rank [01] \(GPU 0\): GPU 0: .*unspecified launch failure.*; its last wait for peers: {self.OPERATION}$")
+        self.assertLess(took, AT_ONCE)
+
+    def test_a_rank_that_stops_inside_dispatch(self):
+        reason, took = self.fault("swallow")
+        self.assertRegex(reason, self.WAITED + "$")
+        self.assertGreater(took, 14)
+
+    def test_a_kernel_that_never_ends(self):
+        reason, took = self.fault("spin")
+        self.assertRegex(reason, self.WAITED + rf"; rank [01] \(GPU 0\) did not end its step: .* layers issued; its last wait "
+                         rf"for peers: {self.OPERATION}$")
+        self.assertGreater(took, 14)
+
+
+class BehindARouter(Broken):
     def test_the_others_go_on(self):
         secret = ("--cluster-secret-file", SECRET.name)
         bodies = requests(16)
-        with FragileServer(*EXACT, *secret) as fragile, Server(*EXACT, *secret) as sound, \
-                Server(*secret, "--decode", fragile.url, "--decode", sound.url, "--decode-policy", "round-robin",
-                       command="serve-router") as router:
-            state = lambda: {w["url"]: w["state"] for w in router.get("/workers", base=router.ops).json()["workers"]}
-            router.wait_until(lambda: set(state().values()) == {"ready"}, "both are ready")
-            expected = [Client(sound, body) for body in bodies]
-            for client in expected:
-                client.join(60)
-                self.assertTrue(client.done, client.error)
-            clients = self.start(router, bodies)
-            router.wait_until(lambda: fragile.metric("moectl_requests_in_flight") + sound.metric("moectl_requests_in_flight") == 16,
-                              "all are in flight")
-            self.assertEqual(fragile.metric("moectl_requests_in_flight"), 8)
-            fragile.break_driver("wild")
-            self.instance_ends(fragile, "an illegal memory access was encountered")
-            for client in clients:
-                client.join(60)
-            broken = [i for i, client in enumerate(clients) if not client.done]
-            self.assertGreater(len(broken), 0)
-            for i, client in enumerate(clients):
-                if i in broken:
-                    self.assertTrue(client.body["stream"], "an answer in one piece is begun again elsewhere")
-                    self.broken_off(client, "an illegal memory access was encountered", expected[i])
-                else:
-                    self.whole(client, expected[i])
-            self.assertGreaterEqual(router.metric('moectl_router_retries_total{cause="died"}'), 1)
-            router.wait_until(lambda: state()[fragile.url] == "unhealthy", "the worker is out")
-            self.assertEqual(state()[sound.url], "ready")
-            again = [Client(router, body) for body in bodies]
-            for client, whole in zip(again, expected):
-                client.join(60)
-                self.whole(client, whole)
-            self.assertEqual(sound.terminate(), 0)
-            router.wait_until(lambda: router.get("/readiness").status == 503, "no worker is left")
-            reply = router.post("/v1/chat/completions", bodies[2])
-            self.assertEqual(reply.status, 503, reply.body)
-            self.assertIn("retry-after", reply.headers)
-            print(f"  behind a router: {len(broken)} of 16 broken off, the others whole", file=sys.stderr)
+        with BrokenGpuServer(*EXACT, *secret) as fragile, Server(*EXACT, *secret) as sound:
+            self.others_go_on(fragile, sound, bodies, secret, "wild", "an illegal memory access was encountered")
 
 
 if __name__ == "__main__":

@@ -36,13 +36,13 @@ class Reply:
 class Server:
     """Starts on free ports and waits for the ready line. Use as a context manager; logs are kept in a file."""
 
-    def __init__(self, *flags, model=DEMO, wait=True, command="serve-decode", port=0, env=None, **process):
+    def __init__(self, *flags, model=DEMO, wait=True, command="serve-decode", port=0, env=None, binary=MOECTL, **process):
         """`process`: more for subprocess.Popen, stderr among it."""
         self.log = tempfile.NamedTemporaryFile("w+", suffix=".log")
         self.role = command.removeprefix("serve-")
         checkpoint = [] if command == "serve-router" else [str(model), "--served-model-name", "demo"]
         self.process = subprocess.Popen(
-            [MOECTL, command, *checkpoint, "--port", str(port), "--ops-port", "0", *flags],
+            [str(binary), command, *checkpoint, "--port", str(port), "--ops-port", "0", *flags],
             stdout=subprocess.PIPE, text=True, env=environment(**(env or {})), cwd=ROOT, **{"stderr": self.log, **process})
         self.url = self.ops = self.kv = None
         if wait:

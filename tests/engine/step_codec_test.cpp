@@ -278,10 +278,17 @@ class EncodedRank final : public RankHandle {
       : rank_(std::move(rank)), num_bytes_(num_bytes) {}
   std::optional<RankFailure> wait_until_built() override { return rank_->wait_until_built(); }
   void launch(RankStepPlan plan) override { rank_->launch(decode_step_plan(counted(encode(plan)))); }
-  void finish() override { rank_->finish(); }
-  RankStepResult wait() override { return decode_step_result(counted(encode(rank_->wait()))); }
+  std::optional<RankStepResult> wait(std::chrono::milliseconds limit) override {
+    const auto result = rank_->wait(limit);
+    return result ? std::optional(decode_step_result(counted(encode(*result)))) : std::nullopt;
+  }
+  void stop() override { rank_->stop(); }
+  bool wait_until_stopped(std::chrono::milliseconds limit) override { return rank_->wait_until_stopped(limit); }
   KvPool kv_pool() const override { return rank_->kv_pool(); }
+  void abort(const std::string& reason) override { rank_->abort(reason); }
+  std::string name() const override { return rank_->name(); }
   int64_t num_layers_done() const override { return rank_->num_layers_done(); }
+  std::string activity() const override { return rank_->activity(); }
 
  private:
   std::vector<std::byte> counted(std::vector<std::byte> bytes) {

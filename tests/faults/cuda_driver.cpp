@@ -1,11 +1,14 @@
 // A libcuda.so.1 that breaks on demand, for tests/e2e/cuda_fault_test.py: put before NVIDIA's driver library in
-// LD_LIBRARY_PATH, it hands every call on to the real one until a file appears; then the next launch goes wrong.
-// Knows the driver's interface by its documented signatures alone, so that it compiles without CUDA's headers.
+// LD_LIBRARY_PATH, it hands every call on to the real one until a file appears; then the next launch goes wrong. Knows
+// the driver's interface by its documented signatures alone, so that it compiles without CUDA's headers.
 //
 //   FAULT_DRIVER    path of the real driver library
-//   FAULT_TRIGGER   path of the file, whose first word says what happens, once:
-//     wild          a kernel that writes to an unmapped address goes into the stream before it
+//   FAULT_TRIGGER   path of the file, whose first word says what happens:
+//     wild          a kernel that writes to an unmapped address goes into the stream before the launch
 //     refuse        the launch returns CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES and starts nothing
+//     spin          a kernel that never ends goes into the stream before the launch
+//     swallow       this and all later launches of the thread, a rank's, succeed and start nothing
+//     lost          this and all later launches and waits of the thread return CUDA_ERROR_LAUNCH_FAILED
 //
 // The runtime (cudart, linked statically) takes every function through cuGetProcAddress; the few that are watched are
 // replaced there. Calls may come from any thread.
@@ -15,14 +18,17 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <map>
 #include <mutex>
+#include <optional>
+#include <string>
 #include <string_view>
 
 namespace {
 
 using Result = int;    // CUresult
 using Handle = void*;  // CUfunction, CUstream, CUgraphExec
-constexpr Result kSuccess = 0, kOutOfResources = 701, kNotFound = 500;
+constexpr Result kSuccess = 0, kNotFound = 500, kOutOfResources = 701, kLaunchFailed = 719;
 constexpr uint64_t kPerThreadStreams = 2;  // of cuGetProcAddress' flags
 
 [[noreturn]] void die(const char* what, const char* why) {
@@ -55,12 +61,15 @@ struct Real {
                    void**) = nullptr;
   Result (*launch_ex)(const void*, Handle, void**, void**) = nullptr;
   Result (*graph_launch)(Handle, Handle) = nullptr;
+  Result (*stream_synchronize)(Handle) = nullptr;
+  Result (*event_synchronize)(Handle) = nullptr;
 } real;
 
 std::mutex mutex;
-bool is_over = false;  // the fault has happened
+std::string fault;              // that has happened
+thread_local bool hit = false;  // it happened to this thread
 
-constexpr const char* kWildKernel = R"(
+constexpr const char* kKernels = R"(
 .version 7.0
 .target sm_80
 .address_size 64
@@ -70,40 +79,69 @@ constexpr const char* kWildKernel = R"(
   st.global.u64 [%address], %address;
   ret;
 }
+.visible .entry spin() {
+again:
+  nanosleep.u32 1000;
+  bra again;
+}
 )";
 
-void launch_wild(Handle stream) {
-  const auto load = real_function<Result (*)(Handle*, const void*)>("cuModuleLoadData");
-  const auto get = real_function<Result (*)(Handle*, Handle, const char*)>("cuModuleGetFunction");
-  Handle module = nullptr, kernel = nullptr;
-  Result result = load(&module, kWildKernel);
-  if (result == kSuccess) result = get(&kernel, module, "wild");
-  if (result == kSuccess) result = real.launch(kernel, 1, 1, 1, 1, 1, 1, 0, stream, nullptr, nullptr);
-  std::fprintf(stderr, "fault driver: launched a wild kernel, status %d\n", result);
+// The module of these kernels in each context, loaded with its first launch: a module that is loaded while a rank on
+// the same GPU waits for its peers may wait for that rank. Called with `mutex`.
+Handle kernels_of_context() {
+  static std::map<Handle, Handle> modules;
+  static const auto current = real_function<Result (*)(Handle*)>("cuCtxGetCurrent");
+  static const auto load = real_function<Result (*)(Handle*, const void*)>("cuModuleLoadData");
+  Handle context = nullptr;
+  if (current(&context) != kSuccess || !context) return nullptr;
+  const auto [place, is_new] = modules.try_emplace(context);
+  if (is_new)
+    if (const Result result = load(&place->second, kKernels); result != kSuccess)
+      std::fprintf(stderr, "fault driver: cuModuleLoadData: status %d\n", result);
+  return place->second;
 }
 
-// Whether a launch may go on. Never amid the recording of a graph: loading a kernel would end it.
-bool may_launch(Handle stream) {
+void launch_kernel(const char* name, Handle stream) {
+  static const auto get = real_function<Result (*)(Handle*, Handle, const char*)>("cuModuleGetFunction");
+  Handle kernel = nullptr;
+  Result result = get(&kernel, kernels_of_context(), name);
+  if (result == kSuccess) result = real.launch(kernel, 1, 1, 1, 1, 1, 1, 0, stream, nullptr, nullptr);
+  std::fprintf(stderr, "fault driver: launched the kernel %s, status %d\n", name, result);
+}
+
+// What later calls of the thread that was hit return; nullopt: they go on.
+std::optional<Result> launch_after_fault() {
+  if (hit && fault == "swallow") return kSuccess;
+  if (hit && fault == "lost") return kLaunchFailed;
+  return std::nullopt;
+}
+
+// What a launch returns in place of being made; nullopt: it goes on. Nothing is loaded and no fault begins amid the
+// recording of a graph, which would end it.
+std::optional<Result> instead_of_launch(Handle stream) {
   std::lock_guard lock(mutex);
-  if (is_over) return true;
+  if (!fault.empty()) return launch_after_fault();
+  static const auto is_capturing = real_function<Result (*)(Handle, int*)>("cuStreamIsCapturing");
+  int capturing = 0;
+  if (is_capturing(stream, &capturing) != kSuccess || capturing) return std::nullopt;
+  kernels_of_context();
   std::FILE* file = std::fopen(variable("FAULT_TRIGGER"), "r");
-  if (!file) return true;
+  if (!file) return std::nullopt;
   char word[16] = "";
   const bool written = std::fscanf(file, "%15s", word) == 1;
   std::fclose(file);
-  static const auto is_capturing = real_function<Result (*)(Handle, int*)>("cuStreamIsCapturing");
-  int capturing = 0;
-  if (!written || is_capturing(stream, &capturing) != kSuccess || capturing) return true;
-  is_over = true;
-  if (std::string_view(word) == "wild") return launch_wild(stream), true;
-  if (std::string_view(word) != "refuse") die("FAULT_TRIGGER names no fault", word);
-  std::fprintf(stderr, "fault driver: refused a launch\n");
-  return false;
+  if (!written) return std::nullopt;
+  fault = word;
+  hit = true;
+  if (fault == "wild" || fault == "spin") return launch_kernel(word, stream), std::nullopt;
+  if (fault != "refuse" && fault != "swallow" && fault != "lost") die("FAULT_TRIGGER names no fault", word);
+  std::fprintf(stderr, "fault driver: %s\n", word);
+  return fault == "refuse" ? kOutOfResources : launch_after_fault();
 }
 
 Result launch(Handle f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared,
               Handle stream, void** params, void** extra) {
-  if (!may_launch(stream)) return kOutOfResources;
+  if (const auto result = instead_of_launch(stream)) return *result;
   return real.launch(f, gx, gy, gz, bx, by, bz, shared, stream, params, extra);
 }
 
@@ -111,13 +149,27 @@ Result launch(Handle f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsi
 Result launch_ex(const void* config, Handle f, void** params, void** extra) {
   Handle stream;
   std::memcpy(&stream, static_cast<const char*>(config) + 8 * sizeof(unsigned), sizeof stream);
-  if (!may_launch(stream)) return kOutOfResources;
+  if (const auto result = instead_of_launch(stream)) return *result;
   return real.launch_ex(config, f, params, extra);
 }
 
 Result graph_launch(Handle graph, Handle stream) {
-  if (!may_launch(stream)) return kOutOfResources;
+  if (const auto result = instead_of_launch(stream)) return *result;
   return real.graph_launch(graph, stream);
+}
+
+bool is_lost() {
+  if (!hit) return false;
+  std::lock_guard lock(mutex);
+  return fault == "lost";
+}
+
+Result stream_synchronize(Handle stream) {
+  return is_lost() ? kLaunchFailed : real.stream_synchronize(stream);
+}
+
+Result event_synchronize(Handle event) {
+  return is_lost() ? kLaunchFailed : real.event_synchronize(event);
 }
 
 template <class F>
@@ -145,6 +197,10 @@ static void replace_watched(const char* symbol, void** function, int version, ui
     replace(real.launch_ex, launch_ex, function);
   else if (name == "cuGraphLaunch")
     replace(real.graph_launch, graph_launch, function);
+  else if (name == "cuStreamSynchronize")
+    replace(real.stream_synchronize, stream_synchronize, function);
+  else if (name == "cuEventSynchronize")
+    replace(real.event_synchronize, event_synchronize, function);
   else if (name == "cuGetProcAddress")
     *function =
         version >= 12000 ? reinterpret_cast<void*>(cuGetProcAddress_v2) : reinterpret_cast<void*>(cuGetProcAddress);

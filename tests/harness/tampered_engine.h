@@ -8,6 +8,7 @@
 
 #include "core/engine/engine_impl.h"
 #include "core/engine/engine_setup.h"
+#include "core/engine/rank_group.h"
 #include "core/engine/rank_worker.h"
 #include "core/model/weights.h"
 #include "tests/harness/wrapped_ops.h"
@@ -46,7 +47,8 @@ inline EngineParts engine_parts(const EngineConfig& flags) {
   for (auto& comm : make_local_communicators(flags.parallelism.world_size())) {
     auto ops = make_ops(backend);
     if (!weights) weights = load_weights(parts.config, checkpoint, *ops);
-    parts.ranks.push_back({.weights = weights,
+    parts.ranks.push_back({.name = fmt::format("rank {}", comm->rank()),
+                           .weights = weights,
                            .ops = std::move(ops),
                            .comm = std::move(comm),
                            .placement = parts.setup.placement,

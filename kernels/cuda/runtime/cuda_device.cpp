@@ -96,6 +96,7 @@ void CudaDevice::copy(void* to, const void* from, int64_t num_bytes, Stream s) {
 void CudaDevice::synchronize(Stream s) {
   check_done(cudaSetDevice(ordinal_));
   check_done(cudaStreamSynchronize(s.handle ? static_cast<cudaStream_t>(s.handle) : stream_));
+  if (unjoined_) check_done(cudaStreamSynchronize(side_));  // left by an operation that failed amid fork()
 }
 
 Event CudaDevice::record_event(Stream s) {
@@ -242,8 +243,11 @@ Error CudaDevice::lost(cudaError_t status, const char* operation) const {
                            cudaGetErrorString(status), where));
 }
 
+// Waits for this rank's streams alone: another rank on this GPU may wait on it for this one, until its thread knows of
+// the failure.
 Error CudaDevice::launch_failed(const char* operation, const Error& why) const {
-  const cudaError_t status = cudaDeviceSynchronize();
+  cudaError_t status = cudaStreamSynchronize(stream_);
+  if (status == cudaSuccess) status = cudaStreamSynchronize(side_);
   const bool capturing = status >= cudaErrorStreamCaptureUnsupported && status <= cudaErrorStreamCaptureWrongThread;
   if (status != cudaSuccess && !capturing) return lost(status, operation);
   return Error(why.code(), fmt::format("GPU {}: {}: {}; restart this instance", ordinal_, operation, why.what()));

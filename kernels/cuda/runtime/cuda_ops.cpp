@@ -38,6 +38,7 @@ CudaOps::CudaOps(const OpsOptions& options)
   hopper_ = takes_hopper_kernels() && !portable_;
   capabilities_ = {.device = "cuda",
                    .max_steps_in_flight = 2,
+                   .asynchronous = true,
                    .host_readable = false,
                    .limited_memory = true,
                    .kv_transfer = false,
