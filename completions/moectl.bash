@@ -38,6 +38,8 @@ _moectl() {
     'serve-decode:--data-parallel-size'|'serve-decode:--dp-size') return ;;
     'serve-decode:--expert-parallel-size'|'serve-decode:--ep-size') return ;;
     'serve-decode:--devices') return ;;
+    'serve-decode:--collectives') words='auto p2p nccl' ;;
+    'serve-decode:--all2all-backend') words='auto naive low_latency high_throughput' ;;
     'serve-decode:--num-redundant-experts') return ;;
     'serve-decode:--eplb-step-interval') return ;;
     'serve-decode:--max-num-seqs') return ;;
@@ -71,6 +73,8 @@ _moectl() {
     'serve-prefill:--data-parallel-size'|'serve-prefill:--dp-size') return ;;
     'serve-prefill:--expert-parallel-size'|'serve-prefill:--ep-size') return ;;
     'serve-prefill:--devices') return ;;
+    'serve-prefill:--collectives') words='auto p2p nccl' ;;
+    'serve-prefill:--all2all-backend') words='auto naive low_latency high_throughput' ;;
     'serve-prefill:--num-redundant-experts') return ;;
     'serve-prefill:--eplb-step-interval') return ;;
     'serve-prefill:--max-num-seqs') return ;;
@@ -132,6 +136,8 @@ _moectl() {
     'bench engine:--data-parallel-size'|'bench engine:--dp-size') return ;;
     'bench engine:--expert-parallel-size'|'bench engine:--ep-size') return ;;
     'bench engine:--devices') return ;;
+    'bench engine:--collectives') words='auto p2p nccl' ;;
+    'bench engine:--all2all-backend') words='auto naive low_latency high_throughput' ;;
     'bench engine:--num-redundant-experts') return ;;
     'bench engine:--eplb-step-interval') return ;;
     'bench engine:--max-num-seqs') return ;;
@@ -229,11 +235,11 @@ _moectl() {
   if [[ -z $words$kind ]]; then
     case "$command" in
       'serve-decode')
-        words='--model --served-model-name --max-model-len --skip-tokenizer-init --reasoning-parser --tool-call-parser --tensor-parallel-size --tp-size --data-parallel-size --dp-size --expert-parallel-size --ep-size --devices --num-redundant-experts --enable-eplb --eplb-step-interval --enable-dbo --max-num-seqs --max-num-batched-tokens --kv-cache-memory-bytes --kv-cache-dtype --block-size --enable-prefix-caching --no-enable-prefix-caching --device --cpu-path --threads --deterministic --precise --portable-kernels --overlap-schedule --no-overlap-schedule --gpu-memory-utilization --shape --host --port --ops-port --ops-host --metrics-without-key --allow-debug-header --no-allow-debug-header --api-key --ssl-certfile --ssl-keyfile --shutdown-timeout --stall-timeout --cluster-secret-file --local-prefill-tokens --config --log-format --log-level --no-color --help --version -h'
+        words='--model --served-model-name --max-model-len --skip-tokenizer-init --reasoning-parser --tool-call-parser --tensor-parallel-size --tp-size --data-parallel-size --dp-size --expert-parallel-size --ep-size --devices --collectives --all2all-backend --num-redundant-experts --enable-eplb --eplb-step-interval --enable-dbo --max-num-seqs --max-num-batched-tokens --kv-cache-memory-bytes --kv-cache-dtype --block-size --enable-prefix-caching --no-enable-prefix-caching --device --cpu-path --threads --deterministic --precise --portable-kernels --overlap-schedule --no-overlap-schedule --gpu-memory-utilization --shape --host --port --ops-port --ops-host --metrics-without-key --allow-debug-header --no-allow-debug-header --api-key --ssl-certfile --ssl-keyfile --shutdown-timeout --stall-timeout --cluster-secret-file --local-prefill-tokens --config --log-format --log-level --no-color --help --version -h'
         [[ $cur == -* ]] || kind='folder'
         ;;
       'serve-prefill')
-        words='--model --served-model-name --max-model-len --skip-tokenizer-init --tensor-parallel-size --tp-size --data-parallel-size --dp-size --expert-parallel-size --ep-size --devices --num-redundant-experts --enable-eplb --eplb-step-interval --enable-dbo --max-num-seqs --max-num-batched-tokens --kv-cache-memory-bytes --kv-cache-dtype --block-size --enable-prefix-caching --no-enable-prefix-caching --device --cpu-path --threads --deterministic --precise --portable-kernels --overlap-schedule --no-overlap-schedule --gpu-memory-utilization --host --port --ops-port --ops-host --metrics-without-key --allow-debug-header --no-allow-debug-header --api-key --ssl-certfile --ssl-keyfile --shutdown-timeout --stall-timeout --cluster-secret-file --kv-port --config --log-format --log-level --no-color --help --version -h'
+        words='--model --served-model-name --max-model-len --skip-tokenizer-init --tensor-parallel-size --tp-size --data-parallel-size --dp-size --expert-parallel-size --ep-size --devices --collectives --all2all-backend --num-redundant-experts --enable-eplb --eplb-step-interval --enable-dbo --max-num-seqs --max-num-batched-tokens --kv-cache-memory-bytes --kv-cache-dtype --block-size --enable-prefix-caching --no-enable-prefix-caching --device --cpu-path --threads --deterministic --precise --portable-kernels --overlap-schedule --no-overlap-schedule --gpu-memory-utilization --host --port --ops-port --ops-host --metrics-without-key --allow-debug-header --no-allow-debug-header --api-key --ssl-certfile --ssl-keyfile --shutdown-timeout --stall-timeout --cluster-secret-file --kv-port --config --log-format --log-level --no-color --help --version -h'
         [[ $cur == -* ]] || kind='folder'
         ;;
       'serve-router')
@@ -244,7 +250,7 @@ _moectl() {
         [[ $cur == -* ]] || kind='folder'
         ;;
       'bench engine')
-        words='--model --max-model-len --tensor-parallel-size --tp-size --data-parallel-size --dp-size --expert-parallel-size --ep-size --devices --num-redundant-experts --enable-eplb --eplb-step-interval --enable-dbo --max-num-seqs --max-num-batched-tokens --kv-cache-memory-bytes --kv-cache-dtype --block-size --device --cpu-path --threads --deterministic --precise --portable-kernels --overlap-schedule --no-overlap-schedule --gpu-memory-utilization --shape --input-len --output-len --concurrency --num-requests --seed --json --config --log-format --log-level --no-color --help --version -h'
+        words='--model --max-model-len --tensor-parallel-size --tp-size --data-parallel-size --dp-size --expert-parallel-size --ep-size --devices --collectives --all2all-backend --num-redundant-experts --enable-eplb --eplb-step-interval --enable-dbo --max-num-seqs --max-num-batched-tokens --kv-cache-memory-bytes --kv-cache-dtype --block-size --device --cpu-path --threads --deterministic --precise --portable-kernels --overlap-schedule --no-overlap-schedule --gpu-memory-utilization --shape --input-len --output-len --concurrency --num-requests --seed --json --config --log-format --log-level --no-color --help --version -h'
         [[ $cur == -* ]] || kind='folder'
         ;;
       'bench kernels')

@@ -81,7 +81,6 @@ constexpr const char* kKernels = R"(
 }
 .visible .entry spin() {
 again:
-  nanosleep.u32 1000;
   bra again;
 }
 )";
