@@ -127,6 +127,14 @@ _moectl() {
     'serve-router:--log-format') words='text json' ;;
     'serve-router:--log-level') words='debug info warn error' ;;
     'inspect:--model') kind='folder' ;;
+    'inspect:--max-model-len') return ;;
+    'inspect:--tensor-parallel-size'|'inspect:--tp-size') return ;;
+    'inspect:--data-parallel-size'|'inspect:--dp-size') return ;;
+    'inspect:--expert-parallel-size'|'inspect:--ep-size') return ;;
+    'inspect:--num-redundant-experts') return ;;
+    'inspect:--gpu-memory-utilization') return ;;
+    'inspect:--gpu-memory-gb') return ;;
+    'inspect:--shape') return ;;
     'inspect:--config') kind='file' ;;
     'inspect:--log-format') words='text json' ;;
     'inspect:--log-level') words='debug info warn error' ;;
@@ -166,10 +174,10 @@ _moectl() {
     'bench kernels:--log-format') words='text json' ;;
     'bench kernels:--log-level') words='debug info warn error' ;;
     'bench comm:--devices') return ;;
+    'bench comm:--all2all-backend') words='auto naive low_latency high_throughput' ;;
     'bench comm:--device') words='auto cpu cuda' ;;
     'bench comm:--threads') return ;;
     'bench comm:--ep-size'|'bench comm:--expert-parallel-size') return ;;
-    'bench comm:--all2all-backend') words='auto naive low_latency high_throughput' ;;
     'bench comm:--tokens') return ;;
     'bench comm:--hidden-size') return ;;
     'bench comm:--top-k') return ;;
@@ -246,7 +254,7 @@ _moectl() {
         words='--prefill --decode --workers-file --policy --prefill-policy --decode-policy --prefix-cache-load-tolerance --max-queue-size --queue-timeout --max-requests-per-worker --retry-max-retries --cb-failure-threshold --cb-success-threshold --cb-timeout --host --port --ops-port --ops-host --metrics-without-key --allow-debug-header --no-allow-debug-header --api-key --ssl-certfile --ssl-keyfile --shutdown-timeout --cluster-secret-file --config --log-format --log-level --no-color --help --version -h'
         ;;
       'inspect')
-        words='--model --json --config --log-format --log-level --no-color --help --version -h'
+        words='--model --max-model-len --tensor-parallel-size --tp-size --data-parallel-size --dp-size --expert-parallel-size --ep-size --num-redundant-experts --gpu-memory-utilization --gpu-memory-gb --shape --json --config --log-format --log-level --no-color --help --version -h'
         [[ $cur == -* ]] || kind='folder'
         ;;
       'bench engine')
@@ -257,7 +265,7 @@ _moectl() {
         words='--device --threads --filter --shape --json --config --log-format --log-level --no-color --help --version -h'
         ;;
       'bench comm')
-        words='--devices --device --threads --ep-size --expert-parallel-size --all2all-backend --tokens --hidden-size --top-k --num-experts --dtype --iterations --pause-ms --json --config --log-format --log-level --no-color --help --version -h'
+        words='--devices --all2all-backend --device --threads --ep-size --expert-parallel-size --tokens --hidden-size --top-k --num-experts --dtype --iterations --pause-ms --json --config --log-format --log-level --no-color --help --version -h'
         ;;
       'bench serve')
         words='--api-key --input-len --output-len --concurrency --num-requests --seed --request-rate --duration --shared-prefix-len --vocab-size --prompts --num-warmup --html --allow-remote --url --model --timeout --insecure --json --config --log-format --log-level --no-color --help --version -h'

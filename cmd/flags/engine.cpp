@@ -163,7 +163,7 @@ std::vector<Flag> parallel_flags() {
       {.name = "all2all-backend",
        .metavar = "NAME",
        .group = kParallel,
-       .commands = kEngines,
+       .commands = kRanked,
        .target = RAW(all2all_backend),
        .help = "How tokens travel between ranks and their experts",
        .doc =

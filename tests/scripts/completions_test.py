@@ -82,7 +82,7 @@ class Completions(unittest.TestCase):
             self.assertIn(name, offered)
         self.assertNotIn("docgen", offered)
         self.assertTrue({"serve-decode", "serve-prefill"} <= set(self.offered("serve")))
-        self.assertEqual(self.offered("bench", ""), ["engine", "kernels", "serve"])
+        self.assertEqual(self.offered("bench", ""), ["comm", "engine", "kernels", "serve"])
 
     def test_flags_of_a_command(self):
         self.assertEqual(self.offered("serve-decode", "--po"), ["--port", "--portable-kernels"])
