@@ -4,6 +4,8 @@
 // hooks.
 #pragma once
 
+#include <algorithm>
+
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
@@ -120,12 +122,13 @@ class StreamOps final : public WrappedOps, private Device, private DeviceSamplin
   int ordinal() const override { return *ordinal_; }
   std::string connect(int) override { return ""; }
   void barrier(const PeerBarrierArgs& a, Stream) override {
-    put([a, flags = std::vector(a.flags.begin(), a.flags.end())]() mutable {
+    put([a = PeerBarrierArgs(a), flags = std::vector(a.flags.begin(), a.flags.end())]() mutable {
       a.flags = flags;
       wait_for_peers(a);
     });
   }
   void sum(const PeerSumArgs&, Stream) override { throw Error(Code::kInternal, "no sums on this device"); }
+  void all_reduce(const PeerAllReduceArgs&, Stream) override { throw Error(Code::kInternal, "no all-reduce here"); }
   void mark(const PeerMarkArgs&, Stream) override { throw Error(Code::kInternal, "no marks on this device"); }
   void launch(const char*, Stream stream, const std::function<void(Stream)>& call) override { call(stream); }
 
