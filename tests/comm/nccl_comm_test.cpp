@@ -281,7 +281,9 @@ TEST(NcclComm, TheDeviceTellsWhichRankIsLate) {
       message = e.what();
     }
   EXPECT_THAT(message, AllOf(HasSubstr("waited 0.3 s on its GPU in an all-to-all over NCCL for rank 1")));
-  for (auto& comm : ranks.comms) EXPECT_EQ(std::atomic_ref(comm->peer_wait().status->aborted).load(), 1);
+  // The reason is there before the GPUs are told, so that every rank that ends knows it: the flags follow.
+  for (auto& comm : ranks.comms)
+    while (std::atomic_ref(comm->peer_wait().status->aborted).load() != 1) std::this_thread::yield();
 }
 
 // A rank that makes another call than its peers: NCCL's own error, in every rank's words.
