@@ -86,6 +86,9 @@ struct EmbedArgs {
   Weight table;                   // packed by pack_rows: [vocab_size, hidden_size]
   View<float> out;                // [num_tokens, hidden_size]
   View<const int32_t> sampled;    // [any]; may be empty where every token is known
+  // Vocabulary parallel: `table` holds rows first_id, first_id + 1, ... of [vocab_size, hidden_size]; tokens of other
+  // rows give zeros. vocab_size 0: `table` is the whole.
+  int64_t first_id = 0, vocab_size = 0;
 };
 
 // out = norm(x) * weight, norm(x) = x / sqrt(mean(x^2) + eps). With a residual stream: residual += x, and the sum is
@@ -96,6 +99,16 @@ struct RmsNormArgs {
   View<const float> weight;  // [size]; empty: ones
   Operands out;              // [num_rows, size]; f32 may be `x` itself
   float eps = 1e-6f;
+  // Tensor parallel: x is a part of rows of `whole_size`, whose sums of squares [num_rows] are given; no residual.
+  // Empty: x holds whole rows.
+  View<const float> square_sums = {};
+  int64_t whole_size = 0;
+};
+
+// out[i] = the sum of x[i, j]^2 over j.
+struct SumSquaresArgs {
+  View<const float> x;  // [num_rows, size]
+  View<float> out;      // [num_rows]
 };
 
 struct LinearArgs {
@@ -110,6 +123,15 @@ struct LinearArgs {
 struct QuantizeArgs {
   View<const float> x;  // [num_rows, size]
   Operands out;         // [num_rows, size]; f32: `x` itself, left as it is
+};
+
+// Rows whose columns are in several parts: out[i, part * width + j] = part's row i, column j.
+struct ConcatColumnsArgs {
+  // [num_parts, any]: each begins with its columns, [num_rows, width], or fewer in the last part, one row after the
+  // other.
+  View<const float> parts;
+  int64_t width = 0;  // of each part but the last
+  View<float> out;    // [num_rows, size], (num_parts - 1) * width < size <= num_parts * width
 };
 
 // Row gather: out[i] = x[row_idx[i]].
@@ -438,9 +460,11 @@ class Ops {
 
   virtual void embed(const EmbedArgs&, Stream) = 0;
   virtual void rms_norm(const RmsNormArgs&, Stream) = 0;
+  virtual void sum_squares(const SumSquaresArgs&, Stream) = 0;
   virtual void linear(const LinearArgs&, Stream) = 0;
   virtual void quantize(const QuantizeArgs&, Stream) = 0;
   virtual void gather(const GatherArgs&, Stream) = 0;
+  virtual void concat_columns(const ConcatColumnsArgs&, Stream) = 0;
   virtual void rope_table(const RopeTableArgs&, Stream) = 0;
   virtual void rope(const RopeArgs&, Stream) = 0;
   virtual void gqa_cache_write(const GqaCacheWriteArgs&, Stream) = 0;

@@ -27,9 +27,11 @@ class CpuOps final : public Ops {
   Weight pack_rows(const MatrixSpec& table) override;
   void embed(const EmbedArgs&, Stream) override;
   void rms_norm(const RmsNormArgs&, Stream) override;
+  void sum_squares(const SumSquaresArgs&, Stream) override;
   void linear(const LinearArgs&, Stream) override;
   void quantize(const QuantizeArgs&, Stream) override;
   void gather(const GatherArgs&, Stream) override;
+  void concat_columns(const ConcatColumnsArgs&, Stream) override;
   void rope_table(const RopeTableArgs&, Stream) override;
   void rope(const RopeArgs&, Stream) override;
   void gqa_cache_write(const GqaCacheWriteArgs&, Stream) override;

@@ -15,8 +15,18 @@ void CpuOps::rms_norm(const RmsNormArgs& a, Stream) {
         for (int64_t i = 0; i < size; ++i) residual[i] = residual[i] + x[i];
         x = residual;
       }
-      rms_norm_row(x, a.weight.data, size, a.eps, out.row(row));
+      if (a.square_sums)
+        scale_by_rms(x, a.weight.data, size, a.square_sums(row), a.whole_size, a.eps, out.row(row));
+      else
+        rms_norm_row(x, a.weight.data, size, a.eps, out.row(row));
     }
+  });
+}
+
+void CpuOps::sum_squares(const SumSquaresArgs& a, Stream) {
+  const int64_t size = a.x.row_size();
+  pool_.parallel_for(a.x.dim(0), kMinWorkPerThread / (size + 1) + 1, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) a.out(row) = dot(a.x.row(row), a.x.row(row), size);
   });
 }
 

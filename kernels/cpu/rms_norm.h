@@ -9,12 +9,18 @@
 
 #include "kernels/cpu/path_begin.h"
 
-inline void rms_norm_row(const float* x, const float* weight, int64_t size, float eps, float* out) {
-  float inv = 1.0f / std::sqrt(dot(x, x, size) / float(size) + eps);
+// `squares`: the sum of the squares of `whole_size` values, of which x is a part or all.
+inline void scale_by_rms(const float* x, const float* weight, int64_t size, float squares, int64_t whole_size,
+                         float eps, float* out) {
+  const float inv = 1.0f / std::sqrt(squares / float(whole_size) + eps);
   if (!weight)
     for (int64_t i = 0; i < size; ++i) out[i] = x[i] * inv;
   else
     for (int64_t i = 0; i < size; ++i) out[i] = x[i] * inv * weight[i];
+}
+
+inline void rms_norm_row(const float* x, const float* weight, int64_t size, float eps, float* out) {
+  scale_by_rms(x, weight, size, dot(x, x, size), size, eps, out);
 }
 
 #include "kernels/cpu/path_end.h"

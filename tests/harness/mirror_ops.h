@@ -42,14 +42,17 @@ class MirrorOps final : public Ops {
   }
 
   void embed(const EmbedArgs& a, Stream) override {
-    run([&](Ops& o) { o.embed({in(a.token_ids), a.table, out(a.out)}, {}); });
+    run([&](Ops& o) { o.embed({in(a.token_ids), a.table, out(a.out), {}, a.first_id, a.vocab_size}, {}); });
   }
   void rms_norm(const RmsNormArgs& a, Stream) override {
     run([&](Ops& o) {
       const View<float> host = a.out.f32.f32(), to = out(host);
       const View<const float> x = a.x.data == host.data ? View<const float>(to) : in(a.x);
-      o.rms_norm({x, out(a.residual), in(a.weight), to, a.eps}, {});
+      o.rms_norm({x, out(a.residual), in(a.weight), to, a.eps, in(a.square_sums), a.whole_size}, {});
     });
+  }
+  void sum_squares(const SumSquaresArgs& a, Stream) override {
+    run([&](Ops& o) { o.sum_squares({in(a.x), out(a.out)}, {}); });
   }
   void linear(const LinearArgs& a, Stream) override {
     run([&](Ops& o) { o.linear({operand(a.x, a.weight.operand), a.weight, out(a.out), in(a.bias)}, {}); });
@@ -59,6 +62,9 @@ class MirrorOps final : public Ops {
   }
   void gather(const GatherArgs& a, Stream) override {
     run([&](Ops& o) { o.gather({in(a.x.f32()), in(a.row_idx), out(a.out.f32())}, {}); });
+  }
+  void concat_columns(const ConcatColumnsArgs& a, Stream) override {
+    run([&](Ops& o) { o.concat_columns({in(a.parts), a.width, out(a.out)}, {}); });
   }
   void rope_table(const RopeTableArgs& a, Stream) override {
     run([&](Ops& o) { o.rope_table({in(a.positions), in(a.inv_freq), a.factor, out(a.cos_sin)}, {}); });

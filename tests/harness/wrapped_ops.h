@@ -30,9 +30,11 @@ class WrappedOps : public Ops {
 
   void embed(const EmbedArgs& a, Stream s) override { pass(&Ops::embed, a, s); }
   void rms_norm(const RmsNormArgs& a, Stream s) override { pass(&Ops::rms_norm, a, s); }
+  void sum_squares(const SumSquaresArgs& a, Stream s) override { pass(&Ops::sum_squares, a, s); }
   void linear(const LinearArgs& a, Stream s) override { pass(&Ops::linear, a, s); }
   void quantize(const QuantizeArgs& a, Stream s) override { pass(&Ops::quantize, a, s); }
   void gather(const GatherArgs& a, Stream s) override { pass(&Ops::gather, a, s); }
+  void concat_columns(const ConcatColumnsArgs& a, Stream s) override { pass(&Ops::concat_columns, a, s); }
   void rope_table(const RopeTableArgs& a, Stream s) override { pass(&Ops::rope_table, a, s); }
   void rope(const RopeArgs& a, Stream s) override { pass(&Ops::rope, a, s); }
   void gqa_cache_write(const GqaCacheWriteArgs& a, Stream s) override { pass(&Ops::gqa_cache_write, a, s); }

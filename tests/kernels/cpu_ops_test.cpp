@@ -23,6 +23,50 @@ TEST_P(CpuOpsTest, Embed) {
   }
 }
 
+// The parts of a table give what the whole gives where they have the row, else zeros.
+TEST_P(CpuOpsTest, EmbedFromAPartOfTheTable) {
+  const Matrix m = random_matrix(DType::kBF16, 50, 37, 1);
+  const std::vector<int32_t> ids = {0, 49, 7, 24, 25, 26};
+  const auto embed = [&](int64_t begin, int64_t num) {
+    MatrixSpec part = m.whole();
+    part.data += begin * part.cols * dtype_bytes(part.dtype);
+    part.rows = part.num_rows = num;
+    std::vector<float> out(ids.size() * 37, NAN);
+    ops().embed({.token_ids = View<const int32_t>(ids.data(), {6}),
+                 .table = ops().pack_rows(part),
+                 .out = View<float>(out.data(), {6, 37}),
+                 .first_id = begin,
+                 .vocab_size = 50},
+                {});
+    return out;
+  };
+  const auto whole = embed(0, 50), first = embed(0, 25), second = embed(25, 25);
+  for (size_t i = 0; i < ids.size(); ++i)
+    for (size_t c = 0; c < 37; ++c) {
+      ASSERT_EQ(first[i * 37 + c], ids[i] < 25 ? whole[i * 37 + c] : 0.0f);
+      ASSERT_EQ(second[i * 37 + c], ids[i] < 25 ? 0.0f : whole[i * 37 + c]);
+    }
+}
+
+TEST_P(CpuOpsTest, ConcatColumns) {
+  // The last part has fewer columns, or as many.
+  for (const auto& [num_parts, width, size] : {std::array<int64_t, 3>{1, 5, 5}, {3, 16, 48}, {4, 9, 31}, {2, 1, 2}})
+    for (int64_t num_rows : {0, 1, 7}) {
+      const int64_t part_size = num_rows * width + 3;
+      const auto parts = Random(uint64_t(size)).floats(num_parts * part_size);
+      std::vector<float> out(size_t(num_rows * size), NAN);
+      ops().concat_columns(
+          {View<const float>(parts.data(), {num_parts, part_size}), width, View<float>(out.data(), {num_rows, size})},
+          {});
+      for (int64_t i = 0; i < num_rows; ++i)
+        for (int64_t c = 0; c < size; ++c) {
+          const int64_t part = c / width, held = std::min(width, size - part * width);
+          ASSERT_EQ(out[size_t(i * size + c)], parts[size_t(part * part_size + i * held + c % width)])
+              << "row " << i << ", column " << c << " of " << size;
+        }
+    }
+}
+
 TEST_P(CpuOpsTest, Gather) {
   const auto x = Random(2).floats(9 * 21);
   const std::vector<int32_t> rows = {8, 0, 3, 3};

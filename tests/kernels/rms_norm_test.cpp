@@ -68,6 +68,61 @@ TEST_P(RmsNormTest, ZerosAndInPlace) {
   EXPECT_TRUE(same_bits(x, expected));
 }
 
+TEST_P(RmsNormTest, SumsOfSquares) {
+  for (int64_t size : {1, 7, 16, 100, 513}) {
+    const auto x = Random(uint64_t(size)).floats(5 * size, 3.0f);
+    std::vector<Bounded> expected;
+    for (int64_t row = 0; row < 5; ++row) {
+      DotReference sum;
+      for (int64_t i = 0; i < size; ++i) sum.add(x[size_t(row * size + i)], x[size_t(row * size + i)]);
+      expected.push_back(sum.result());
+    }
+    const auto sums = [&](Ops& o) {
+      std::vector<float> out(5, NAN);
+      o.sum_squares({View<const float>(x.data(), {5, size}), View<float>(out.data(), {5})}, {});
+      return out;
+    };
+    EXPECT_TRUE(close(sums(ops()), expected));
+    expect_same_with_threads(sums);
+  }
+}
+
+// Rows in two parts: the sums of both, then each part's norm, in place, are the norm of the whole rows.
+TEST_P(RmsNormTest, PartsOfRows) {
+  constexpr int64_t kRows = 6, kWhole = 96;
+  const auto x = Random(1).floats(kRows * kWhole, 3.0f), weight = Random(2).floats(kWhole);
+  const auto expected = reference(x, weight, 1e-6f);
+  for (int64_t split : {48, 16, 95}) {
+    std::vector<float> sums(kRows, 0.0f), got(x.size());
+    const auto for_each_part = [&](auto&& body) {
+      for (const auto& [begin, end] : {std::pair<int64_t, int64_t>{0, split}, {split, kWhole}}) {
+        std::vector<float> part;
+        for (int64_t row = 0; row < kRows; ++row)
+          part.insert(part.end(), x.begin() + row * kWhole + begin, x.begin() + row * kWhole + end);
+        body(begin, end - begin, part);
+      }
+    };
+    for_each_part([&](int64_t, int64_t size, std::vector<float>& part) {
+      std::vector<float> of_part(kRows);
+      ops().sum_squares({View<const float>(part.data(), {kRows, size}), View<float>(of_part.data(), {kRows})}, {});
+      for (size_t row = 0; row < kRows; ++row) sums[row] += of_part[row];
+    });
+    for_each_part([&](int64_t begin, int64_t size, std::vector<float>& part) {
+      const View<float> rows(part.data(), {kRows, size});
+      ops().rms_norm({.x = rows,
+                      .weight = View<const float>(weight.data() + begin, {size}),
+                      .out = rows,
+                      .eps = 1e-6f,
+                      .square_sums = View<const float>(sums.data(), {kRows}),
+                      .whole_size = kWhole},
+                     {});
+      for (int64_t row = 0; row < kRows; ++row)
+        std::copy_n(part.begin() + row * size, size, got.begin() + row * kWhole + begin);
+    });
+    EXPECT_TRUE(close(got, expected, {kRows, kWhole})) << "split at " << split;
+  }
+}
+
 TEST_P(RmsNormTest, CompanyAndThreads) {
   const auto x = Random(3).floats(300 * 200), residual = Random(4).floats(300 * 200), weight = Random(5).floats(200);
   const Result all = rms_norm(ops(), x, residual, weight, 1e-6f);

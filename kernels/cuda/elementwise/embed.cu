@@ -1,4 +1,5 @@
-// Row copies: embedding look-ups, which widen a table's numbers, and gathers. One block per row.
+// Row copies: embedding look-ups, which widen a table's numbers, gathers, and rows whose columns are in several parts.
+// One block per row.
 #include "kernels/cuda/gemm/fp8_gemm.h"
 #include "kernels/cuda/gemm/weight.h"
 #include "kernels/cuda/runtime/device.cuh"
@@ -34,9 +35,10 @@ __device__ void clear_row(int size, float* to) {
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     embed(const int32_t* token_ids, const int32_t* sampled, int64_t num_sampled, const std::byte* table,
-          int64_t num_rows, int64_t row_bytes, int size, float* out) {
+          int64_t first_id, int64_t num_rows, int64_t row_bytes, int size, float* out) {
   int64_t id = token_ids[blockIdx.x];
   if (id < 0 && -1 - id < num_sampled) id = sampled[-1 - id];
+  id -= first_id;
   out += int64_t{blockIdx.x} * size;
   if (id < 0 || id >= num_rows) return clear_row(size, out);
   copy_row(reinterpret_cast<const T*>(table + id * row_bytes), size, out);
@@ -70,6 +72,17 @@ __global__ void __launch_bounds__(kThreads) gather_fp8(Fp8Rows x, const int32_t*
   }
 }
 
+// parts [num_parts, part_size]: ConcatColumnsArgs. Any alignment: the width of a part of the vocabulary may be odd.
+__global__ void __launch_bounds__(kThreads)
+    concat_columns(const float* parts, int64_t part_size, int64_t width, int64_t size, float* out) {
+  const int64_t row = blockIdx.x;
+  for (int64_t i = threadIdx.x; i < size; i += kThreads) {
+    const int64_t part = i / width, begin = part * width;
+    const int64_t held = width < size - begin ? width : size - begin;
+    out[row * size + i] = parts[part * part_size + row * held + i - begin];
+  }
+}
+
 }  // namespace kernel
 
 void embed(const EmbedArgs& a, Stream stream) {
@@ -78,9 +91,9 @@ void embed(const EmbedArgs& a, Stream stream) {
   CHECK(a.out.row_size() == table.k, "embed: rows of {}, a table of {}", a.out.row_size(), table.k);
   if (num_rows == 0) return;
   auto launch = [&](auto kernel) {
-    kernel<<<unsigned(num_rows), kernel::kThreads, 0, handle(stream)>>>(a.token_ids.data, a.sampled.data,
-                                                                        a.sampled.dim(0), table.data, table.n,
-                                                                        table.row_bytes, int(table.k), a.out.data);
+    kernel<<<unsigned(num_rows), kernel::kThreads, 0, handle(stream)>>>(
+        a.token_ids.data, a.sampled.data, a.sampled.dim(0), table.data, a.first_id, table.n, table.row_bytes,
+        int(table.k), a.out.data);
   };
   switch (table.dtype) {
     case DType::kF32:
@@ -95,6 +108,17 @@ void embed(const EmbedArgs& a, Stream stream) {
     default:
       CHECK(false, "no embedding table of {}", dtype_name(table.dtype));
   }
+  CUDA_CHECK(cudaGetLastError());
+}
+
+void concat_columns(const ConcatColumnsArgs& a, Stream stream) {
+  const int64_t num_rows = a.out.dim(0), size = a.out.row_size(), num_parts = a.parts.dim(0);
+  CHECK((num_parts - 1) * a.width < size && size <= num_parts * a.width && num_rows * a.width <= a.parts.row_size(),
+        "concat_columns: {} parts of {} columns in {} values each into [{}, {}]", num_parts, a.width,
+        a.parts.row_size(), num_rows, size);
+  if (num_rows == 0) return;
+  kernel::concat_columns<<<unsigned(num_rows), kernel::kThreads, 0, handle(stream)>>>(a.parts.data, a.parts.row_size(),
+                                                                                      a.width, size, a.out.data);
   CUDA_CHECK(cudaGetLastError());
 }
 

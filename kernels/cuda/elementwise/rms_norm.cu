@@ -29,6 +29,7 @@ __device__ float block_sum(float v) {
 }
 
 // x, out [rows, size]; they may be the same memory. residual: null or [rows, size]. weight: null (ones) or [size].
+// square_sums (rms_norm_any only): null or [rows], of rows of whole_size elements.
 struct Norm {
   const float* x;
   float* residual;
@@ -36,6 +37,8 @@ struct Norm {
   float* out;
   int rows, size;
   float eps;
+  const float* square_sums;
+  int64_t whole_size;
 };
 
 // kRowThreads: threads of a row, a warp or the block; each keeps up to kEach float4s.
@@ -92,16 +95,30 @@ __global__ void __launch_bounds__(kThreads) rms_norm_wide(const __grid_constant_
 __global__ void __launch_bounds__(kNormThreads) rms_norm_any(const __grid_constant__ Norm p) {
   const int64_t row = int64_t{blockIdx.x} * p.size;
   const float* in = p.x + row;
-  float squares = 0.0f;
-  for (int i = threadIdx.x; i < p.size; i += kNormThreads) {
-    float v = in[i];
-    if (p.residual) p.residual[row + i] = v = p.residual[row + i] + v;
-    squares += v * v;
+  float mean;
+  if (p.square_sums) {
+    mean = p.square_sums[blockIdx.x] / float(p.whole_size);
+  } else {
+    float squares = 0.0f;
+    for (int i = threadIdx.x; i < p.size; i += kNormThreads) {
+      float v = in[i];
+      if (p.residual) p.residual[row + i] = v = p.residual[row + i] + v;
+      squares += v * v;
+    }
+    mean = block_sum<kNormThreads>(squares) / float(p.size);
   }
-  const float inv = 1.0f / sqrtf(block_sum<kNormThreads>(squares) / float(p.size) + p.eps);
+  const float inv = 1.0f / sqrtf(mean + p.eps);
   if (p.residual) in = p.residual + row;  // each thread reads what it wrote itself
   for (int i = threadIdx.x; i < p.size; i += kNormThreads)
     p.out[row + i] = p.weight ? in[i] * inv * p.weight[i] : in[i] * inv;
+}
+
+__global__ void __launch_bounds__(kNormThreads) sum_squares(const float* x, int size, float* out) {
+  x += int64_t{blockIdx.x} * size;
+  float squares = 0.0f;
+  for (int i = threadIdx.x; i < size; i += kNormThreads) squares += x[i] * x[i];
+  const float sum = block_sum<kNormThreads>(squares);
+  if (threadIdx.x == 0) out[blockIdx.x] = sum;
 }
 
 constexpr int kOperandThreads = 512, kOperandWarps = kOperandThreads / kWarp, kMaxBlocks = 8;  // of 128, per warp
@@ -188,6 +205,9 @@ void rms_norm(const RmsNormArgs& a, Stream stream) {
         a.residual.size(), num_rows * size);
   if (num_rows == 0) return;
   const cudaStream_t s = handle(stream);
+  CHECK(!a.square_sums || (!a.residual && !a.out.bf16 && !a.out.fp8 && a.square_sums.size() == num_rows),
+        "rms_norm: sums of squares of {} rows for {} rows, which are f32 and have no residual", a.square_sums.size(),
+        num_rows);
   if (a.out.bf16 || a.out.fp8) {
     const kernel::NormOperands to = {out, static_cast<__nv_bfloat16*>(a.out.bf16.data), fp8_rows(a.out.fp8)};
     constexpr int64_t kMost = int64_t{kFp8Block} * kernel::kOperandWarps * kernel::kMaxBlocks;
@@ -200,8 +220,10 @@ void rms_norm(const RmsNormArgs& a, Stream stream) {
                  to, a.eps);
     return;
   }
-  const kernel::Norm p = {a.x.data, a.residual.data, a.weight.data, out, int(num_rows), int(size), a.eps};
-  const bool wide = size % 4 == 0 && aligned(p.x) && aligned(p.residual) && aligned(p.weight) && aligned(p.out);
+  const kernel::Norm p = {a.x.data,  a.residual.data, a.weight.data,      out,         int(num_rows),
+                          int(size), a.eps,           a.square_sums.data, a.whole_size};
+  const bool wide =
+      !a.square_sums && size % 4 == 0 && aligned(p.x) && aligned(p.residual) && aligned(p.weight) && aligned(p.out);
   if (wide && size <= 128)
     launch_wide<32, 128, 1>(p, s);
   else if (wide && size <= 512)
@@ -214,6 +236,15 @@ void rms_norm(const RmsNormArgs& a, Stream stream) {
     launch_wide<1024, 1024, 4>(p, s);
   else
     kernel::rms_norm_any<<<unsigned(num_rows), kernel::kNormThreads, 0, s>>>(p);
+  CUDA_CHECK(cudaGetLastError());
+}
+
+void sum_squares(const SumSquaresArgs& a, Stream stream) {
+  const int64_t num_rows = a.x.dim(0), size = a.x.row_size();
+  CHECK(size <= INT_MAX && num_rows <= INT_MAX && a.out.size() == num_rows, "sum_squares of [{}, {}] into {}", num_rows,
+        size, a.out.size());
+  if (num_rows == 0) return;
+  kernel::sum_squares<<<unsigned(num_rows), kernel::kNormThreads, 0, handle(stream)>>>(a.x.data, int(size), a.out.data);
   CUDA_CHECK(cudaGetLastError());
 }
 

@@ -1,4 +1,4 @@
-// Launcher of kernels/cuda/elementwise/rms_norm.cu. Views point to device memory; the call returns before the kernel is
+// Launchers of kernels/cuda/elementwise/rms_norm.cu. Views point to device memory; a call returns before the kernel is
 // done.
 #pragma once
 
@@ -6,7 +6,8 @@
 
 namespace moectl::cuda {
 
-// Throws Error{kInternal} for shapes that do not fit each other, Error{kUnavailable} when the launch fails.
+// They throw Error{kInternal} for shapes that do not fit each other, Error{kUnavailable} when a launch fails.
 void rms_norm(const RmsNormArgs& args, Stream stream);
+void sum_squares(const SumSquaresArgs& args, Stream stream);
 
 }  // namespace moectl::cuda

@@ -41,6 +41,8 @@ CudaOps::CudaOps(const OpsOptions& options)
                    .asynchronous = true,
                    .host_readable = false,
                    .limited_memory = true,
+                   .tensor_parallel = false,
+                   .splits_scale_blocks = options.precise,
                    .kv_transfer = false,
                    .default_step_tokens = kDefaultStepTokens};
   capabilities_.kv_dtypes = precise_ ? std::vector{DType::kF32, DType::kBF16} : std::vector{DType::kBF16, DType::kF32};
@@ -106,6 +108,10 @@ void CudaOps::rms_norm(const RmsNormArgs& a, Stream s) {
   device_.run("rms_norm", s, [&](Stream stream) { cuda::rms_norm(a, stream); });
 }
 
+void CudaOps::sum_squares(const SumSquaresArgs& a, Stream s) {
+  device_.run("sum_squares", s, [&](Stream stream) { cuda::sum_squares(a, stream); });
+}
+
 void CudaOps::linear(const LinearArgs& a, Stream s) {
   device_.run("linear", s, [&](Stream stream) {
     switch (a.x.dtype) {
@@ -132,6 +138,10 @@ void CudaOps::quantize(const QuantizeArgs& a, Stream s) {
 
 void CudaOps::gather(const GatherArgs& a, Stream s) {
   device_.run("gather", s, [&](Stream stream) { cuda::gather(a, stream); });
+}
+
+void CudaOps::concat_columns(const ConcatColumnsArgs& a, Stream s) {
+  device_.run("concat_columns", s, [&](Stream stream) { cuda::concat_columns(a, stream); });
 }
 
 void CudaOps::rope_table(const RopeTableArgs& a, Stream s) {

@@ -12,6 +12,7 @@ namespace moectl::cuda {
 
 void embed(const EmbedArgs& args, Stream stream);  // a token id outside of the table: zeros
 void gather(const GatherArgs& args, Stream stream);
+void concat_columns(const ConcatColumnsArgs& args, Stream stream);
 void linear(const LinearArgs& args, Numerics numerics, Stream stream);
 void rope_table(const RopeTableArgs& args, Stream stream);
 void rope(const RopeArgs& args, Stream stream);
