@@ -7,6 +7,9 @@
 //
 // Implementations, for threads of one process: `local`, memory that the host addresses; `p2p`, GPUs with peer access;
 // `nccl` (nccl_comm.h), GPUs with or without. To come, behind the same interface: gloo.
+//
+// A rank may be in several groups: that of all ranks, whose experts it uses, and its TP group. All ranks issue the
+// calls of all groups in one order.
 #pragma once
 
 #include <chrono>
@@ -76,6 +79,7 @@ struct LocalGroupOptions {
   // Of one wait for peers that are busy: longer than a layer takes on a slow CPU. A stopped process does not use it up.
   std::chrono::milliseconds deadline{120'000};
   std::chrono::milliseconds peer_timeout = kPeerTimeout;  // p2p: of one wait on a device
+  int first_rank = 0;  // the instance's rank that is this group's rank 0, for messages
   // p2p only. All-reduces of up to one_shot_bytes of f32 take one kernel, over slots of that size (2 per rank and
   // rank); 0: none do. `wire`: of the values that cross the link there, f32 or bf16; sums are of what crosses.
   int64_t one_shot_bytes = 0;

@@ -19,6 +19,7 @@ double seconds(std::chrono::duration<double> t) {
 LocalGroup::LocalGroup(int size, LocalGroupOptions options)
     : slice_(std::chrono::microseconds(options.deadline) / kSlices),
       deadline_(options.deadline),
+      first_rank_(options.first_rank),
       values_{Values(size_t(size)), Values(size_t(size))},
       arrived_(size_t(size)) {}
 
@@ -51,7 +52,7 @@ void LocalGroup::barrier(int rank, const char* operation) {
       if (generation_ == generation) check_locked();
       return;
     }
-  end(fmt::format("rank {} waited {:.3g} s in {} for rank {}", rank, seconds(deadline_), operation,
+  end(fmt::format("rank {} waited {:.3g} s in {} for rank {}", number_of(rank), seconds(deadline_), operation,
                   fmt::join(missing(), ", ")));
   check_locked();
 }
@@ -91,7 +92,7 @@ void LocalGroup::end(const std::string& reason) {
 std::vector<int> LocalGroup::missing() const {
   std::vector<int> ranks;
   for (int r = 0; r < size(); ++r)
-    if (!arrived_[size_t(r)]) ranks.push_back(r);
+    if (!arrived_[size_t(r)]) ranks.push_back(number_of(r));
   return ranks;
 }
 
@@ -99,7 +100,7 @@ std::vector<std::byte*> RegisteredBuffers::add(void* data, int64_t num_bytes) {
   CHECK(data && num_bytes >= 0, "a buffer of {} bytes at {}", num_bytes, data);
   Registered buffer{static_cast<std::byte*>(data), num_bytes, {}};
   for (int64_t bytes : gather(num_bytes, "register_buffer"))
-    CHECK(bytes == num_bytes, "rank {} registers {} bytes, a peer {}", rank_, num_bytes, bytes);
+    CHECK(bytes == num_bytes, "rank {} registers {} bytes, a peer {}", group_.number_of(rank_), num_bytes, bytes);
   for (int64_t address : gather(reinterpret_cast<int64_t>(data), "register_buffer"))
     buffer.peers.push_back(reinterpret_cast<std::byte*>(address));
   registered_.push_back(buffer);
@@ -118,7 +119,8 @@ std::vector<std::byte*> RegisteredBuffers::peers_of(const void* data, int64_t nu
       for (std::byte*& peer : peers) peer += p - it->data;
       return peers;
     }
-  throw Error(Code::kInternal, fmt::format("rank {}: {} bytes of no registered buffer", rank_, num_bytes));
+  throw Error(Code::kInternal,
+              fmt::format("rank {}: {} bytes of no registered buffer", group_.number_of(rank_), num_bytes));
 }
 
 std::vector<float*> RegisteredBuffers::floats_of(const float* data, int64_t count) const {
@@ -132,8 +134,8 @@ void PeerMemoryCommunicator::report_missing_peer() {
   PeerStatus& status = *wait.status;
   const int missing = std::atomic_ref(status.missing).load();
   if (missing != 0)
-    group_->abort(fmt::format("rank {} waited {:.3g} s for rank {} in {}", rank_,
-                              seconds(std::chrono::nanoseconds(wait.timeout_ns)), missing - 1,
+    group_->abort(fmt::format("rank {} waited {:.3g} s for rank {} in {}", group_->number_of(rank_),
+                              seconds(std::chrono::nanoseconds(wait.timeout_ns)), group_->number_of(missing - 1),
                               text_of(PeerOperation::of_code(std::atomic_ref(status.operation).load()))));
 }
 

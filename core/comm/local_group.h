@@ -23,6 +23,7 @@ class LocalGroup {
 
   int size() const { return int(arrived_.size()); }
   std::chrono::milliseconds deadline() const { return deadline_; }
+  int number_of(int rank) const { return first_rank_ + rank; }  // for messages
   // `operation`: what the rank waits in, for the message of a deadline.
   void barrier(int rank, const char* operation);
   // `value` of each rank. `call` counts the rank's calls.
@@ -41,6 +42,7 @@ class LocalGroup {
 
   const std::chrono::microseconds slice_;
   const std::chrono::milliseconds deadline_;
+  const int first_rank_;
   // Of gather(), by rank. Calls alternate between the two: a rank that is one call ahead overwrites nothing that a peer
   // still reads.
   std::array<Values, 2> values_;
