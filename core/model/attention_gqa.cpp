@@ -10,11 +10,32 @@ View<float> flat(const View<float>& t) {
   return View<float>(t.data, {t.dim(0), t.row_size()});
 }
 
+// Whether the norms of queries and keys need the sums of all TP ranks.
+bool norms_over_ranks(const Step& step) {
+  return step.config.gqa.qk_norm == QkNorm::kAllBeforeRope && step.tp.size() > 1;
+}
+
+// Of all heads, of which the rank holds some. A KV head that several ranks hold counts as often, in the sum of squares
+// as in the number of values.
+void norm_over_ranks(Step& step, const View<float>& rows, View<const float> weight) {
+  const View<float> sums = step.buffers.square_sums.first(rows.dim(0));
+  step.ops.sum_squares({rows, sums}, step.stream);
+  step.tp.all_reduce(sums, step.stream);
+  step.ops.rms_norm({.x = rows,
+                     .weight = weight,
+                     .out = rows,
+                     .eps = step.config.rms_norm_eps,
+                     .square_sums = sums,
+                     .whole_size = step.tp.size() * rows.row_size()},
+                    step.stream);
+}
+
 // Norm and rotation, in the family's order, of queries or keys [num_tokens, heads, head_dim] in place.
 void norm_and_rotate(Step& step, const View<float>& t, View<const float> norm_weight, bool rope) {
   const Config& c = step.config;
   const QkNorm kind = c.gqa.qk_norm;
   auto norm = [&] {
+    if (norms_over_ranks(step)) return norm_over_ranks(step, flat(t), norm_weight);
     const View<float> rows =
         kind == QkNorm::kAllBeforeRope ? flat(t) : View<float>(t.data, {t.dim(0) * t.dim(1), t.dim(2)});
     step.ops.rms_norm({.x = rows, .weight = norm_weight, .out = rows, .eps = c.rms_norm_eps}, step.stream);
@@ -43,7 +64,11 @@ void gqa_layer(Step& step, const GqaWeights& w, int layer_idx, const Operands& x
   const View<float> q = step.buffers.q.first(n);
   const Operands heads = step.buffers.heads.rows(n, q.row_size(), {DType::kF32, o});
   ops.linear({x.get(w.q.operand), w.q, flat(q), w.q_bias}, step.stream);
-  ops.device().fork([&] { gqa_cache(step, w, layer_idx, x); });
+  const auto cache_x = [&] { gqa_cache(step, w, layer_idx, x); };
+  if (norms_over_ranks(step))
+    cache_x();  // collectives of one group stay in one stream
+  else
+    ops.device().fork(cache_x);
   norm_and_rotate(step, q, w.q_norm, layer.rope);
   ops.device().join();
   ops.gqa_attention({.q = q,
@@ -61,7 +86,7 @@ void gqa_layer(Step& step, const GqaWeights& w, int layer_idx, const Operands& x
                      .temperature_scale = c.gqa.temperature_scale},
                     step.stream);
   if (o != DType::kF32) ops.quantize({heads.f32.f32(), Operands(heads.get(o))}, step.stream);
-  ops.linear({heads.get(o), w.o, out, w.o_bias}, step.stream);
+  ops.linear({heads.get(o), w.o, out, step.tp.is_first() ? w.o_bias : View<const float>()}, step.stream);
 }
 
 }  // namespace moectl

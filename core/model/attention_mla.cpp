@@ -65,10 +65,11 @@ void mla_layer(Step& step, const MlaWeights& w, const LayerOperands& operands, i
     ops.mla_output({latent, w.w_uv, heads}, step.stream);
   };
   const DType o = w.o.operand;
+  const View<const float> o_bias = step.tp.is_first() ? w.o_bias : View<const float>();
   if (step.in.prefill_chunks.empty() && operands.mla.output_operands) {
     const Operands heads = b.heads.rows(n, num_heads * v_dim, {o});
     absorbed(0, n, heads);
-    return ops.linear({heads.get(o), w.o, out, w.o_bias}, step.stream);
+    return ops.linear({heads.get(o), w.o, out, o_bias}, step.stream);
   }
 
   DTypeSet dtypes = {DType::kF32, o};
@@ -90,7 +91,7 @@ void mla_layer(Step& step, const MlaWeights& w, const LayerOperands& operands, i
   }
   absorbed(begin, n, rows(by_head, begin, n));
   if (o != DType::kF32) ops.quantize({heads.f32.f32(), Operands(heads.get(o))}, step.stream);
-  ops.linear({heads.get(o), w.o, out, w.o_bias}, step.stream);
+  ops.linear({heads.get(o), w.o, out, o_bias}, step.stream);
 }
 
 }  // namespace moectl

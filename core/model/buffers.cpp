@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "core/base/check.h"
+#include "core/model/tensor_parallel.h"
 
 namespace moectl {
 namespace {
@@ -51,6 +52,8 @@ Operands OperandBuffer::rows(int64_t n, int64_t row_size, DTypeSet dtypes) const
 void Buffers::visit(const Config& config, const LocalDims& dims, const ModelLimits& limits, int64_t expert_rows,
                     const Capabilities& capabilities, auto&& make) {
   const int64_t tokens = limits.max_tokens, hidden_size = config.hidden_size, heads_n = dims.num_heads;
+  const int64_t padded_tokens = TensorParallel::padded_rows(tokens, dims);
+  const bool has_group = dims.tp_size > 1;
   const MlaConfig& mla = config.mla;
   const MoeConfig& moe = config.moe;
   const int64_t latent_size = mla.kv_lora_rank + mla.qk_rope_head_dim;
@@ -65,7 +68,7 @@ void Buffers::visit(const Config& config, const LocalDims& dims, const ModelLimi
   constexpr int64_t kScaleRows = 8;  // more, for scales of up to three rows that are padding
   make(cos_sin, {tokens, config.rope.dim});
   make(residual, {tokens, hidden_size});
-  make(delta, {tokens, hidden_size});
+  make(delta, {padded_tokens, hidden_size});
   make(normed, rows(tokens, hidden_size));
   make(hidden, rows(tokens, hidden_size));
   if (config.attention() == AttentionKind::kMla) {
@@ -82,16 +85,19 @@ void Buffers::visit(const Config& config, const LocalDims& dims, const ModelLimi
     make(heads, rows(tokens, heads_n * head_dim));
     make(k, {tokens, kv_heads, head_dim});
     make(v, {tokens, kv_heads, head_dim});
+    if (has_group) make(square_sums, {tokens});
   }
   make(mlp_hidden, one_of((mlp_values + mlp_row - 1) / mlp_row + kScaleRows, mlp_row));
   make(shared_hidden, one_of(tokens, std::max(dims.shared_intermediate_size, 1)));
   make(gate_logits, {tokens, std::max(moe.num_experts, 1)});
   make(expert_idx, {tokens, std::max(moe.num_experts_per_tok, 1)});
   make(expert_weight, {tokens, std::max(moe.num_experts_per_tok, 1)});
-  make(shared, {tokens, hidden_size});
+  if (has_group && !dims.splits_experts) make(routed, rows(TensorParallel::max_share(tokens, dims), hidden_size));
+  make(shared, {padded_tokens, hidden_size});
   make(shared_gate, {tokens, 1});
   make(logits_hidden, rows(limits.max_logits, hidden_size));
-  make(logits, {limits.max_logits, dims.vocab_size});
+  if (has_group) make(logits_parts, {dims.tp_size, limits.max_logits * vocab_part(config.vocab_size, dims.tp_size)});
+  make(logits, {limits.max_logits, config.vocab_size});
   make(sampled, {limits.max_logits});
 }
 

@@ -38,8 +38,8 @@ class OperandBuffer {
   Layout layout_;
 };
 
-// A View is cut to the rows of the step with first(), an OperandBuffer with rows(). Heads, intermediate sizes and the
-// vocabulary are the rank's (LocalDims).
+// A View is cut to the rows of the step with first(), an OperandBuffer with rows(). Heads and intermediate sizes are
+// the rank's (LocalDims).
 struct Buffers {
   // `expert_rows`: the most rows that the rank's experts get at a time.
   Buffers(const Config& config, const LocalDims& dims, const ModelLimits& limits, int64_t expert_rows, Ops& ops);
@@ -47,7 +47,7 @@ struct Buffers {
                            const Capabilities& capabilities);
 
   View<float> cos_sin;          // [max_tokens, rope_dim]
-  View<float> residual, delta;  // [max_tokens, hidden_size]
+  View<float> residual, delta;  // [max_tokens, hidden_size]; delta has TensorParallel::padded_rows
   OperandBuffer normed;         // [max_tokens, hidden_size]
   OperandBuffer hidden;         // [max_tokens, hidden_size]: the main model's final-normed states, f32 among them
   View<float> q;                // [max_tokens, num_heads, qk_head_dim]
@@ -59,16 +59,19 @@ struct Buffers {
   OperandBuffer q_latent,
       latent;  // [max_tokens, num_heads * (kv_lora_rank + rope_dim)], [.., num_heads * kv_lora_rank]
   // GQA
-  View<float> k, v;  // [max_tokens, num_kv_heads, head_dim]
+  View<float> k, v;         // [max_tokens, num_kv_heads, head_dim]
+  View<float> square_sums;  // [max_tokens]: of norms over the heads of several ranks
   // Feed-forward
   OperandBuffer mlp_hidden;     // dense, [max_tokens, intermediate], or routed experts, [expert_rows, moe_intermediate]
   OperandBuffer shared_hidden;  // [max_tokens, shared_intermediate_size]
   View<float> gate_logits;      // [max_tokens, num_experts]
   View<int32_t> expert_idx;     // [max_tokens, top_k]
   View<float> expert_weight;    // [max_tokens, top_k]
-  View<float> shared;           // [max_tokens, hidden_size]
+  OperandBuffer routed;         // [max_share, hidden_size]: TensorParallel::share of the tokens, normed
+  View<float> shared;           // [max_tokens, hidden_size], TensorParallel::padded_rows of them
   View<float> shared_gate;      // [max_tokens, 1]
   OperandBuffer logits_hidden;  // [max_logits, hidden_size]
+  View<float> logits_parts;     // [tp_size, max_logits * part of the vocabulary]; a rank alone: empty
   View<float> logits;           // [max_logits, vocab_size]
   View<int32_t> sampled;        // [max_logits]: tokens chosen from the logits, for the next step
 

@@ -59,6 +59,7 @@ void decoder_layer(Step& step, const LayerWeights& w, const LayerOperands& opera
     mla_layer(step, w.mla, operands, layer_idx, attention_input, out);
   else
     gqa_layer(step, w.gqa, layer_idx, attention_input, out);
+  step.tp.all_reduce(out, step.stream);
   const Operands ffn_input = b.normed.rows(n, hidden_size, operands.ffn_input);
   step.ops.rms_norm({out, residual, w.post_attention_norm, ffn_input, eps}, step.stream);
   feed_forward(step, w, operands, layer_idx, ffn_input, out);
@@ -90,20 +91,21 @@ ScratchShape scratch_shape(const Config& c, const LocalDims& dims, const ModelLi
           .out_head_size = mla ? c.mla.kv_lora_rank : c.gqa.head_dim,
           .num_experts = c.moe.num_experts,
           .max_sampled_rows = limits.max_logits,
-          .vocab_size = dims.vocab_size};
+          .vocab_size = c.vocab_size};
 }
 
-ExpertDispatchConfig dispatch_config(const Config& c, const ModelLimits& limits) {
+ExpertDispatchConfig dispatch_config(const Config& c, const LocalDims& dims, const ModelLimits& limits) {
   return {.top_k = c.moe.num_experts_per_tok,
           .hidden_size = c.hidden_size,
           .backend = limits.all2all_backend,
           .deterministic = limits.deterministic_combine,
           .peers_addressable = limits.peers_addressable,
-          .max_tokens = limits.max_tokens};
+          .max_tokens = int(TensorParallel::max_share(limits.max_tokens, dims))};
 }
 
-int64_t max_expert_rows(const Config& c, const ModelLimits& limits, const ExpertPlacement& placement) {
-  return has_moe(c) ? ExpertDispatch::max_rows(placement, dispatch_config(c, limits)) : 0;
+int64_t max_expert_rows(const Config& c, const LocalDims& dims, const ModelLimits& limits,
+                        const ExpertPlacement& placement) {
+  return has_moe(c) ? ExpertDispatch::max_rows(placement, dispatch_config(c, dims, limits)) : 0;
 }
 
 int64_t min_expanded_chunk(Ops& ops) {
@@ -122,9 +124,11 @@ struct Model::Impl {
   const Config& config;
   std::shared_ptr<const ModelWeights> weights;
   Ops& ops;
-  Communicator& comm;
+  Communicator& comm;   // the ranks that the experts are placed on
+  Communicator& peers;  // the ranks whose steps this rank's wait for: those of `comm`, or of its TP group
   KvCache& cache;
   const ModelLimits limits;
+  TensorParallel tp;
   Buffers buffers;
   std::unique_ptr<StepInputs> inputs;
   std::unique_ptr<ExpertDispatch> experts;
@@ -136,17 +140,22 @@ struct Model::Impl {
   std::map<GraphKey, Graph> graphs;  // null: run once, so that everything is loaded, and not captured yet
 
   Impl(const Config& c, std::shared_ptr<const ModelWeights> w, Ops& o, Communicator& co,
-       const ExpertPlacement& placement, KvCache& ca, ModelLimits l)
+       const ExpertPlacement& placement, KvCache& ca, ModelLimits l, Communicator* tp_group)
       : config(c),
         weights(std::move(w)),
         ops(o),
         comm(co),
+        peers(comm.size() == 1 && tp_group ? *tp_group : comm),
         cache(ca),
         limits(l),
-        buffers(c, weights->dims, l, max_expert_rows(c, l, placement), o) {
+        tp(tp_group, weights->dims),
+        buffers(c, weights->dims, l, max_expert_rows(c, weights->dims, l, placement), o) {
     Device& device = ops.device();
+    for (const View<float>& buffer :
+         {buffers.residual, buffers.delta, buffers.shared, buffers.square_sums, buffers.logits_parts})
+      tp.register_buffer(buffer);
     if (has_moe(c)) {
-      experts = make_expert_dispatch(comm, ops, placement, dispatch_config(c, l));
+      experts = make_expert_dispatch(comm, ops, placement, dispatch_config(c, weights->dims, l));
       expert_counts = std::make_unique<ExpertCounts>(c, placement, comm.rank(), device);
     }
     const ScratchShape scratch = scratch_shape(c, weights->dims, l);
@@ -185,6 +194,7 @@ struct Model::Impl {
             .ops = ops,
             .buffers = buffers,
             .cache = cache,
+            .tp = tp,
             .experts = experts.get(),
             .expert_counts = expert_counts.get(),
             .stream = ops.device().stream(),
@@ -198,6 +208,18 @@ struct Model::Impl {
                    step.stream);
   }
 
+  // Each TP rank holds a part of the table, and zeros stand for the tokens of other parts.
+  void embed(Step& step, const Weight& table, View<float> out, View<const int32_t> sampled) {
+    ops.embed({.token_ids = step.in.token_ids,
+               .table = table,
+               .out = out,
+               .sampled = sampled,
+               .first_id = weights->dims.vocab_begin,
+               .vocab_size = config.vocab_size},
+              step.stream);
+    tp.all_reduce(out, step.stream);
+  }
+
   std::function<void(bool captured)> layer_issued = [](bool) {};
 
   // Inputs to logits: all that a step computes on the device.
@@ -207,7 +229,7 @@ struct Model::Impl {
     const Operands hidden = buffers.hidden.rows(step.num_tokens, config.hidden_size, {DType::kF32, w.head.operand});
     View<const float> delta;  // the last sub-layer's contribution, not yet added to the residual stream
     rope_table(step);
-    ops.embed({step.in.token_ids, w.embed, residual, buffers.sampled}, step.stream);
+    embed(step, w.embed, residual, buffers.sampled);
     for (int i = 0; i < config.num_layers; ++i) {
       decoder_layer(step, w.layers[size_t(i)], operands.layers[size_t(i)], i, delta);
       delta = buffers.delta.first(step.num_tokens);
@@ -222,15 +244,15 @@ struct Model::Impl {
   std::optional<GraphKey> graph_of(const Batch& batch) {
     const bool decodes = batch.num_tokens() == batch.num_seqs() && batch.num_logits() == batch.num_tokens();
     GraphKey key;
-    if (!ops.device().graphs() || !comm.capturable()) return std::nullopt;
+    if (!ops.device().graphs() || !peers.capturable()) return std::nullopt;
     if (decodes && batch.num_tokens() > 0) {
       const int64_t limit = std::min(limits.max_logits, limits.max_seqs);
       key.rows = std::min(ops.device().graphs()->graph_rows(batch.num_tokens()), limit);
       key.page_stride = StepInputs::page_stride(batch.max_pages);
     }
-    if (comm.size() == 1) return key.rows > 0 ? std::optional(key) : std::nullopt;
+    if (peers.size() == 1) return key.rows > 0 ? std::optional(key) : std::nullopt;
     bool all = true;
-    for (const int64_t shape : comm.all_gather_host(decodes ? key.rows << 32 | key.page_stride : -1)) {
+    for (const int64_t shape : peers.all_gather_host(decodes ? key.rows << 32 | key.page_stride : -1)) {
       all = all && shape >= 0;
       key.rows = std::max(key.rows, shape >> 32);
       key.page_stride = std::max(key.page_stride, shape & 0xffffffff);
@@ -249,13 +271,14 @@ struct Model::Impl {
     if (is_new) return layers(step).first(batch.num_tokens());
     if (!place->second) {
       place->second = graph_capture.capture([&] { layers(step, true); });
-      if (comm.size() > 1) comm.all_gather_host(0);  // what instantiating a graph waits for must not wait for a replay
+      if (peers.size() > 1)
+        peers.all_gather_host(0);  // what instantiating a graph waits for must not wait for a replay
     }
     graph_capture.replay(place->second, stream);
     return buffers.logits.first(batch.num_tokens());
   }
   void begin_experts(int64_t num_rows) {
-    if (experts) experts->begin_step(num_rows);
+    if (experts) experts->begin_step(tp.share(num_rows).num);
   }
 
   // The MTP module's input x = eh_proj [enorm(embedding); hnorm(state)]: its two halves stand in the residual stream
@@ -275,7 +298,7 @@ struct Model::Impl {
       ops.rms_norm({.x = x, .weight = norm, .out = normed, .eps = eps}, step.stream);
       ops.linear({normed.get(proj.operand), proj, out}, step.stream);
     };
-    ops.embed({step.in.token_ids, w.embed ? w.embed : weights->embed, delta}, step.stream);
+    embed(step, w.embed ? w.embed : weights->embed, delta, {});
     project(delta, w.enorm, w.eh_proj_e, residual);
     project(hidden, w.hnorm, w.eh_proj_h, delta);
     return step;
@@ -286,14 +309,24 @@ struct Model::Impl {
     const Operand rows = buffers.logits_hidden.rows(n, config.hidden_size, {head.operand}).get(head.operand);
     const View<float> out = buffers.logits.first(n);
     ops.gather({normed.get(head.operand), step.in.logits_rows, rows}, step.stream);
-    ops.linear({rows, head, out}, step.stream);
+    if (tp.size() == 1) {
+      ops.linear({rows, head, out}, step.stream);
+      return out;
+    }
+    // Every TP rank gets whole rows, so that samplers need not know of parts of the vocabulary, and each rank whose
+    // device samples has the tokens of its next step without a further exchange.
+    const int64_t width = vocab_part(config.vocab_size, tp.size());
+    const View<float> parts(buffers.logits_parts.data, {tp.size(), n * width});
+    ops.linear({rows, head, View<float>(parts.row(tp.rank()), {n, head.n})}, step.stream);
+    tp.all_gather(parts, step.stream);
+    ops.concat_columns({parts, width, out}, step.stream);
     return out;
   }
 };
 
 Model::Model(const Config& config, std::shared_ptr<const ModelWeights> weights, Ops& ops, Communicator& comm,
-             const ExpertPlacement& placement, KvCache& cache, ModelLimits limits)
-    : impl_(std::make_unique<Impl>(config, std::move(weights), ops, comm, placement, cache, limits)) {}
+             const ExpertPlacement& placement, KvCache& cache, ModelLimits limits, Communicator* tp)
+    : impl_(std::make_unique<Impl>(config, std::move(weights), ops, comm, placement, cache, limits, tp)) {}
 Model::~Model() = default;
 
 void Model::on_layer(std::function<void(bool captured)> issued) {
@@ -312,10 +345,11 @@ View<const float> Model::forward(const Batch& batch) {
 int64_t Model::workspace_bytes(const Config& config, const LocalDims& dims, const ModelLimits& limits,
                                const ExpertPlacement& placement, const Ops& ops) {
   const Capabilities& capabilities = ops.capabilities();
-  int64_t sum = Buffers::num_bytes(config, dims, limits, max_expert_rows(config, limits, placement), capabilities) +
-                StepInputs::num_bytes(limits) + ops.scratch_bytes(scratch_shape(config, dims, limits));
+  int64_t sum =
+      Buffers::num_bytes(config, dims, limits, max_expert_rows(config, dims, limits, placement), capabilities) +
+      StepInputs::num_bytes(limits) + ops.scratch_bytes(scratch_shape(config, dims, limits));
   if (has_moe(config))
-    sum += ExpertDispatch::num_bytes(placement, dispatch_config(config, limits), capabilities) +
+    sum += ExpertDispatch::num_bytes(placement, dispatch_config(config, dims, limits), capabilities) +
            ExpertCounts::num_bytes(config, placement);
   return sum;
 }

@@ -1,6 +1,6 @@
 // Model: one decoder for every architecture, described by Config. A rank owns a Model and calls it on its own thread;
 // ranks of a group must call forward() together, a rank with nothing to do with an empty Batch (its experts may be
-// needed).
+// needed). Ranks of a TP group make all calls together, with equal batches, and all get the same results.
 #pragma once
 
 #include <functional>
@@ -51,10 +51,11 @@ struct ModelLimits {
 
 class Model {
  public:
-  // All references but `placement` must outlive the model. Ranks of one group pass communicators of one group, and the
-  // same placement.
+  // All references but `placement` must outlive the model. `comm`: of the ranks that the experts are placed on, which
+  // pass the same placement; `tp`: of the TP group, whose shards `weights` are; null: tp_size 1. Ranks of a group build
+  // together.
   Model(const Config& config, std::shared_ptr<const ModelWeights> weights, Ops& ops, Communicator& comm,
-        const ExpertPlacement& placement, KvCache& cache, ModelLimits limits);
+        const ExpertPlacement& placement, KvCache& cache, ModelLimits limits, Communicator* tp = nullptr);
   ~Model();
   // `issued` is called after each layer whose work was put into the device's stream or, if `captured`, into a graph
   // that is being captured: a sign of life within long steps.
@@ -80,8 +81,8 @@ class Model {
   // `hidden` the main model's state at position i. Returns logits of t(i+2) for batch.logits_rows, valid until the next
   // call.
   View<const float> forward_mtp(const Batch& batch, View<const float> hidden);
-  // The module's keys and values of the batch alone: of its layer only what they need is computed, and other ranks need
-  // not take part.
+  // The module's keys and values of the batch alone: of its layer only what they need is computed, and ranks of other
+  // TP groups need not take part.
   void cache_mtp(const Batch& batch, View<const float> hidden);
 
  private:

@@ -15,6 +15,7 @@ namespace moectl {
 struct Shard {
   LocalDims dims;
   std::vector<int32_t> experts;  // logical experts by local index; one may stand in it twice (redundant experts)
+  bool operator==(const Shard&) const = default;
 };
 
 ModelDims model_dims(const Config& config);
@@ -25,8 +26,9 @@ Shard whole_model(const Config& config);
 // `experts`: ExpertPlacement::logical_experts(rank); with --ep-size 1 all of them.
 Shard rank_shard(const Config& config, const Parallelism& p, int rank, std::vector<int32_t> experts);
 
-// Throws Error{kBadConfig} when a boundary between TP ranks lies inside a scale block of a quantized tensor: names the
-// tensor, the block and the nearest legal TP sizes. `p` has passed check_parallelism().
+// For backends without Capabilities::splits_scale_blocks: throws Error{kBadConfig} when a boundary between TP ranks
+// lies inside a scale block of a quantized tensor: names the tensor, the block and the nearest legal TP sizes. `p` has
+// passed check_parallelism().
 void check_shards(const Config& config, const Checkpoint& checkpoint, const Parallelism& p);
 
 }  // namespace moectl

@@ -7,6 +7,7 @@
 #include "core/model/model.h"
 #include "core/model/operand_plan.h"
 #include "core/model/step_inputs.h"
+#include "core/model/tensor_parallel.h"
 #include "core/model/weights.h"
 
 namespace moectl {
@@ -16,6 +17,7 @@ struct Step {
   Ops& ops;
   Buffers& buffers;
   KvCache& cache;
+  TensorParallel& tp;
   ExpertDispatch* experts;            // null: no MoE layers
   const ExpertCounts* expert_counts;  // likewise
   Stream stream;
@@ -26,13 +28,13 @@ struct Step {
 // The part of an attention layer that writes layer `layer_idx` of the cache, from x [num_tokens, hidden_size].
 void mla_cache(Step& step, const MlaWeights& w, int layer_idx, const Operands& x);
 void gqa_cache(Step& step, const GqaWeights& w, int layer_idx, const Operands& x);
-// x [num_tokens, hidden_size] of LayerOperands::attention_input -> out. Reads and writes layer `layer_idx` of the
-// cache.
+// x [num_tokens, hidden_size] of LayerOperands::attention_input -> out, the contribution of the rank's heads. Reads and
+// writes layer `layer_idx` of the cache.
 void mla_layer(Step& step, const MlaWeights& w, const LayerOperands& operands, int layer_idx, const Operands& x,
                View<float> out);
 void gqa_layer(Step& step, const GqaWeights& w, int layer_idx, const Operands& x, View<float> out);
-// Feed-forward of one layer, dense or MoE, of x [num_tokens, hidden_size] of LayerOperands::ffn_input. Ranks of a group
-// call it together for MoE layers.
+// Feed-forward of one layer, dense or MoE, of x [num_tokens, hidden_size] of LayerOperands::ffn_input, which is the
+// norm of buffers.residual; all ranks' contributions are in `out`. Ranks of a group call it together for MoE layers.
 void feed_forward(Step& step, const LayerWeights& w, const LayerOperands& operands, int layer_idx, const Operands& x,
                   View<float> out);
 // residual += delta (where given), then one decoder layer; leaves the layer's last contribution in buffers.delta, not

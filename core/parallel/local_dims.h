@@ -17,6 +17,8 @@ struct ModelDims {
 
 // Ranges [*_begin, *_begin + size) of the whole model's.
 struct LocalDims {
+  int tp_size = 1, tp_rank = 0;
+  bool splits_experts = false;  // each TP rank holds a part of every expert; else experts are whole
   int num_heads = 0, head_begin = 0;
   int num_kv_heads = 0, kv_head_begin = 0;  // tp_size above num_kv_heads: several TP ranks hold the same head
   int intermediate_size = 0, intermediate_begin = 0;
@@ -27,7 +29,12 @@ struct LocalDims {
   bool operator==(const LocalDims&) const = default;
 };
 
-// `p` is checked (check_parallelism). `num_physical_experts`: ExpertPlacement's, of expert parallelism.
+// Rows of the vocabulary that each TP rank holds; the last one may hold fewer.
+inline int64_t vocab_part(int64_t vocab_size, int tp_size) {
+  return (vocab_size + tp_size - 1) / tp_size;
+}
+
+// `p` is checked (check_parallelism). `num_physical_experts`: ExpertPlacement's.
 LocalDims local_dims(const ModelDims& model, const Parallelism& p, int rank, int num_physical_experts);
 
 }  // namespace moectl

@@ -56,8 +56,7 @@ std::string tp_fault(const Parallelism& p, const ModelDims& model) {
         width("shared experts' intermediate_size", model.shared_intermediate_size),
         p.ep_size == p.world_size() ? std::string() : width("moe_intermediate_size", model.moe_intermediate_size)})
     if (!fault.empty()) return fault;
-  const int64_t vocab = (model.vocab_size + tp - 1) / tp;
-  if ((tp - 1) * vocab >= model.vocab_size)
+  if ((tp - 1) * vocab_part(model.vocab_size, tp) >= model.vocab_size)
     return fmt::format("the vocabulary of {} leaves the last rank no row", model.vocab_size);
   return "";
 }

@@ -8,13 +8,11 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <filesystem>
-#include <fstream>
-#include <nlohmann/json.hpp>
 #include <numeric>
 
 #include "core/model/expert_counts.h"
 #include "kernels/gpu.h"
+#include "tests/golden/references.h"
 #include "tests/harness/model_runner.h"
 
 namespace moectl::test {
@@ -24,28 +22,7 @@ namespace {
 // waits for this one.
 [[maybe_unused]] const bool kEager = (load_kernels_eagerly(), true);
 
-using Json = nlohmann::json;
 using Rows = std::vector<std::vector<float>>;
-
-std::vector<std::string> checkpoints() {
-  std::vector<std::string> dirs = {"models/demo"};
-  std::error_code none;
-  for (const auto& entry : std::filesystem::directory_iterator("tests/golden", none))
-    if (std::filesystem::exists(entry.path() / "golden.json")) dirs.push_back(entry.path().string());
-  std::sort(dirs.begin(), dirs.end());
-  return dirs;
-}
-
-int arg_max(const std::vector<float>& row) {
-  return int(std::max_element(row.begin(), row.end()) - row.begin());
-}
-
-double log_softmax(const std::vector<float>& row, int id) {
-  const double max = row[size_t(arg_max(row))];
-  double sum = 0;
-  for (float x : row) sum += std::exp(double(x) - max);
-  return double(row[size_t(id)]) - max - std::log(sum);
-}
 
 class CudaGolden : public testing::TestWithParam<std::tuple<std::string, bool>> {
  protected:
@@ -60,26 +37,10 @@ class CudaGolden : public testing::TestWithParam<std::tuple<std::string, bool>> 
     } catch (const Error& e) {
       GTEST_SKIP() << e.what();
     }
-    std::ifstream in(folder() + "/golden.json");
-    const Json golden = Json::parse(in);
-    for (const Json& test : golden["cases"]) {
-      Case c;
-      c.prompt_size = test["prompt_ids"].size();
-      for (int32_t id : test["prompt_ids"]) c.ids.push_back(id);
-      for (int32_t id : test["output_ids"]) c.ids.push_back(id);
-      for (double x : test["logprobs"]) c.logprobs.push_back(x);
-      if (test.contains("mtp_draft"))
-        for (int32_t id : test["mtp_draft"]) c.drafts.push_back(id);
-      cases_.push_back(std::move(c));
-    }
+    cases_ = reference_cases(folder());
     ASSERT_FALSE(cases_.empty());
   }
-  struct Case {
-    std::vector<int32_t> ids, drafts;
-    size_t prompt_size = 0;
-    std::vector<double> logprobs;
-  };
-  std::vector<Case> cases_;
+  std::vector<ReferenceCase> cases_;
 };
 
 Rows forward(ModelRunner& runner, const Batch& batch) {
@@ -90,11 +51,11 @@ TEST_P(CudaGolden, PreciseAgainstTransformers) {
   ModelRunner runner(folder(), {.device = "cuda", .precise = true, .portable = portable()});
   double worst = 0;
   int num_tokens = 0, num_drafts = 0;
-  for (const Case& c : cases_) {
+  for (const ReferenceCase& c : cases_) {
     const Rows logits = forward(runner, rows_of(c.ids, 0, int(c.ids.size())));
     for (size_t i = 0; i + 1 < c.ids.size(); ++i) {
-      if (i + 1 >= c.prompt_size) {
-        ASSERT_EQ(arg_max(logits[i]), c.ids[i + 1]) << "output token " << i + 1 - c.prompt_size;
+      if (int(i) + 1 >= c.prompt_size) {
+        ASSERT_EQ(arg_max(logits[i]), c.ids[i + 1]) << "output token " << int(i) + 1 - c.prompt_size;
         ++num_tokens;
       }
       if (i >= c.logprobs.size()) continue;
@@ -108,7 +69,7 @@ TEST_P(CudaGolden, PreciseAgainstTransformers) {
     const Rows proposals = host_rows(*runner.rank().ops, model.forward_mtp(rows_of(next, 0, int(next.size())),
                                                                            model.hidden().first(int64_t(next.size()))));
     for (size_t k = 0; k < c.drafts.size(); ++k, ++num_drafts)
-      ASSERT_EQ(arg_max(proposals[c.prompt_size + k - 1]), c.drafts[k]) << "draft " << k;
+      ASSERT_EQ(arg_max(proposals[size_t(c.prompt_size) + k - 1]), c.drafts[k]) << "draft " << k;
   }
   std::printf("%s: %d greedy tokens, %d drafts, worst logprob difference %.2g\n", title("precise").c_str(), num_tokens,
               num_drafts, worst);
@@ -125,7 +86,7 @@ TEST_P(CudaGolden, FastAgainstCpu) {
   int num_tokens = 0, num_other = 0, num_far = 0;
   double sum_share = 0, worst_margin = 0;
   int64_t num_rows = 0;
-  for (const Case& c : cases_) {
+  for (const ReferenceCase& c : cases_) {
     const Batch batch = rows_of(c.ids, 0, int(c.ids.size()));
     const Rows expected = forward(cpu, batch), got = forward(fast, batch);
     for (size_t i = 0; i < got.size(); ++i) {
@@ -296,7 +257,7 @@ std::string name_of(const testing::TestParamInfo<std::tuple<std::string, bool>>&
   return folder.substr(folder.rfind('/') + 1) + (portable ? "_portable" : "");
 }
 
-INSTANTIATE_TEST_SUITE_P(Checkpoints, CudaGolden, testing::Combine(testing::ValuesIn(checkpoints()), testing::Bool()),
+INSTANTIATE_TEST_SUITE_P(Checkpoints, CudaGolden, testing::Combine(testing::ValuesIn(golden_dirs()), testing::Bool()),
                          name_of);
 
 }  // namespace

@@ -8,14 +8,16 @@
 #include <thread>
 #include <vector>
 
+#include "core/comm/rank_communicators.h"
 #include "core/model/model.h"
-#include "core/model/weights.h"
+#include "core/model/rank_weights.h"
 
 namespace moectl::test {
 
 struct RankModel {
+  int index = 0;  // of the instance
   std::unique_ptr<Ops> ops;
-  std::unique_ptr<Communicator> comm;
+  std::unique_ptr<Communicator> comm, tp;  // RankCommunicators
   std::unique_ptr<KvCache> cache;
   std::unique_ptr<Model> model;
 };
@@ -26,18 +28,23 @@ class ModelRunner {
     std::string cpu_path = "auto";
     int threads = 1;  // per rank
     int ep_size = 1;
+    std::optional<Parallelism> parallelism;    // in place of ep_size
     std::optional<int> num_redundant_experts;  // make_placement
     int max_tokens = 2048, max_logits = 2048;
     int num_pages = 40;
     std::string device = "cpu";
     bool precise = false, deterministic = false, portable = false;  // on CUDA
     DType kv_dtype = DType::kF32;
+    std::function<std::unique_ptr<Ops>(std::unique_ptr<Ops>)> wrap;  // of each rank; may be empty
   };
 
   ModelRunner(const std::string& dir, Options options) : config_(read_config(dir)), checkpoint_(Checkpoint::open(dir)) {
+    const Parallelism p = options.parallelism.value_or(expert_parallel(options.ep_size));
     // As in an engine: more threads than cores do not spin.
-    const bool spin = options.ep_size * options.threads <= int(std::thread::hardware_concurrency());
-    for (int r = 0; r < options.ep_size; ++r) {
+    const bool spin = p.world_size() * options.threads <= int(std::thread::hardware_concurrency());
+    std::vector<Ops*> ops;
+    std::vector<Device*> devices;
+    for (int r = 0; r < p.world_size(); ++r) {
       RankModel rank;
       rank.ops = make_ops({.device = options.device,
                            .cpu_path = options.cpu_path,
@@ -45,42 +52,34 @@ class ModelRunner {
                            .spin = spin,
                            .precise = options.precise,
                            .deterministic = options.deterministic,
-                           .has_peers = options.ep_size > 1,
+                           .has_peers = p.world_size() > 1,
                            .portable = options.portable});
+      if (options.wrap) rank.ops = options.wrap(std::move(rank.ops));
+      ops.push_back(rank.ops.get());
+      devices.push_back(&rank.ops->device());
       ranks_.push_back(std::move(rank));
     }
-    std::vector<Device*> devices;
-    for (RankModel& rank : ranks_) devices.push_back(&rank.ops->device());
-    // Ranks on a GPU share it.
-    auto comms = options.ep_size > 1 && devices[0]->peers() ? make_p2p_communicators(devices)
-                                                            : make_local_communicators(options.ep_size);
+    auto comms = make_rank_communicators(devices, p);  // ranks on a GPU share it
     ExpertPlacement placement;
     if (config_.moe.num_experts > 0)
-      placement = make_placement(config_.moe.num_experts, options.ep_size, options.num_redundant_experts);
-    // As in an engine: ranks whose memory the host addresses share the weights of all experts.
-    std::vector<std::shared_ptr<const ModelWeights>> weights;
-    if (ranks_[0].ops->capabilities().host_readable || options.ep_size == 1) {
-      weights.assign(size_t(options.ep_size), load_weights(config_, checkpoint_, *ranks_[0].ops));
-    } else {
-      std::vector<ShardTarget> targets;
-      for (int r = 0; r < options.ep_size; ++r)
-        targets.push_back({*ranks_[size_t(r)].ops,
-                           rank_shard(config_, expert_parallel(options.ep_size), r, placement.logical_experts(r))});
-      weights = load_shards(config_, checkpoint_, targets);
-    }
+      placement = make_placement(config_.moe.num_experts, p.ep_size, options.num_redundant_experts);
+    const auto weights = load_ranks(config_, checkpoint_, ops, p, placement);
     for (size_t r = 0; r < ranks_.size(); ++r) {
-      ranks_[r].comm = std::move(comms[r]);
+      ranks_[r].index = int(r);
+      ranks_[r].comm = std::move(comms[r].experts);
+      ranks_[r].tp = std::move(comms[r].tp);
       ranks_[r].cache =
           std::make_unique<KvCache>(config_, weights[r]->dims, *ranks_[r].ops, options.num_pages, options.kv_dtype);
     }
     on_all([&](RankModel& rank) {
       ModelLimits limits = {options.max_tokens, 16, options.max_logits, config_.max_position_embeddings};
-      rank.model = std::make_unique<Model>(config_, weights[size_t(rank.comm->rank())], *rank.ops, *rank.comm,
-                                           placement, *rank.cache, limits);
+      rank.model = std::make_unique<Model>(config_, weights[size_t(rank.index)], *rank.ops, *rank.comm, placement,
+                                           *rank.cache, limits, rank.tp.get());
     });
   }
 
   const Config& config() const { return config_; }
+  int num_ranks() const { return int(ranks_.size()); }
   RankModel& rank(int r = 0) { return ranks_[size_t(r)]; }
 
   // f(rank) on one thread per rank, as a group.
@@ -96,6 +95,7 @@ class ModelRunner {
           std::lock_guard lock(mutex);
           if (!error) error = std::current_exception();
           rank.comm->abort("test");
+          if (rank.tp) rank.tp->abort("test");
         }
       });
     for (auto& t : threads) t.join();
