@@ -107,7 +107,10 @@ std::vector<Flag> parallel_flags() {
        .group = kParallel,
        .commands = kSized,
        .target = RAW(tp_size),
-       .help = "Ranks that share one attention layer; 1 is the only one yet",
+       .help = "Ranks that split each layer between them; on GPUs 1 is the only one yet",
+       .doc =
+           "They hold parts of attention's heads, of dense layers and shared experts, and of the vocabulary. Answers "
+           "depend on it in the last bits.",
        .min = 1,
        .max = kMaxRanks,
        .shown_default = "1",
@@ -130,10 +133,9 @@ std::vector<Flag> parallel_flags() {
        .group = kParallel,
        .commands = kSized,
        .target = RAW(ep_size),
-       .help = "Ranks that the experts are placed on; must be TP x DP",
+       .help = "Ranks that the experts are placed on; must be TP x DP, or 1",
        .doc = "Where it does not divide the checkpoint's experts, redundant experts make up the difference. Answers do "
-              "not "
-              "depend on it.",
+              "not depend on it. 1: the ranks of a TP group hold a part of every expert each.",
        .min = 1,
        .max = kMaxRanks,
        .shown_default = "TP x DP",

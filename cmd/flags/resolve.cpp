@@ -32,7 +32,7 @@ Parallelism resolve_parallel(const RawOptions& raw, const Given& given, bool run
                                   .ep_size = size(raw.ep_size, "expert-parallel-size")};
   Parallelism p = resolve_parallelism(sizes);
   p.devices = raw.devices;
-  if (runs) check_runnable(p, sizes);
+  if (runs) check_runnable(p);
   return p;
 }
 

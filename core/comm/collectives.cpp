@@ -72,11 +72,12 @@ Collectives choose_collectives(Collectives wanted, const std::vector<Device*>& d
 }
 
 std::vector<std::unique_ptr<Communicator>> make_communicators(Collectives chosen, const std::vector<Device*>& devices,
-                                                              bool deterministic) {
-  if (chosen == Collectives::kLocal) return make_local_communicators(int(devices.size()));
-  if (chosen == Collectives::kP2p) return make_p2p_communicators(devices);
-  auto communicators = make_nccl_communicators(devices, {.deterministic = deterministic});
-  log::info("collectives over NCCL {}", nccl_version());
+                                                              bool deterministic, const LocalGroupOptions& options) {
+  if (chosen == Collectives::kLocal || devices.size() == 1)
+    return make_local_communicators(int(devices.size()), options);
+  if (chosen == Collectives::kP2p) return make_p2p_communicators(devices, options);
+  auto communicators = make_nccl_communicators(devices, {.host = options, .deterministic = deterministic});
+  log::info("collectives of {} ranks over NCCL {}", devices.size(), nccl_version());
   return communicators;
 }
 

@@ -28,8 +28,9 @@ Collectives choose_collectives(Collectives wanted, const std::vector<Device*>& d
                                const std::function<std::string()>& why_no_nccl);
 Collectives choose_collectives(Collectives wanted, const std::vector<Device*>& devices);  // with this machine's NCCL
 
-// By rank; `chosen` by choose_collectives(). deterministic: every sum is added in rank order.
+// One group of these devices, by rank; `chosen` by choose_collectives(). deterministic: every sum is added in rank order.
 std::vector<std::unique_ptr<Communicator>> make_communicators(Collectives chosen, const std::vector<Device*>& devices,
-                                                              bool deterministic);
+                                                              bool deterministic,
+                                                              const LocalGroupOptions& options = {});
 
 }  // namespace moectl

@@ -63,7 +63,7 @@ void NcclGroup::start() {
       result = nccl().comm_init_rank_config(&rank.comm, size(), id, r, &config);
     });
     if (result != ncclSuccess && result != ncclInProgress)
-      throw Error(Code::kBadConfig, failure(fmt::format("rank {}: ncclCommInitRankConfig", r), result, rank.comm));
+      throw Error(Code::kBadConfig, failure(fmt::format("rank {}: ncclCommInitRankConfig", host_.number_of(r)), result, rank.comm));
   }
   for (int r = 0; r < size(); ++r) wait_until_ready(r, "ncclCommInitRankConfig", options_.host.deadline);
   warm_up();
@@ -129,7 +129,7 @@ void NcclGroup::begin(int r, PeerOperation operation, Stream stream, const Calls
         if (result == ncclSuccess || result == ncclInProgress) result = end;
       }
       if (result != ncclSuccess && result != ncclInProgress)
-        failed = failure(fmt::format("rank {}: {}", r, text_of(operation)), result, rank.comm);
+        failed = failure(fmt::format("rank {}: {}", host_.number_of(r), text_of(operation)), result, rank.comm);
     });
   }
   if (!failed.empty()) abort(failed);
@@ -157,7 +157,7 @@ ncclResult_t NcclGroup::state_of(int r) {
     if (!rank.comm) return ncclSuccess;
     const ncclResult_t result = nccl().comm_get_async_error(rank.comm, &state);
     if (result != ncclSuccess) state = result;
-    if (state != ncclSuccess && state != ncclInProgress) failed = failure(fmt::format("rank {}", r), state, rank.comm);
+    if (state != ncclSuccess && state != ncclInProgress) failed = failure(fmt::format("rank {}", host_.number_of(r)), state, rank.comm);
   }
   if (!failed.empty()) abort(failed);
   return state;
@@ -168,7 +168,7 @@ void NcclGroup::wait_until_ready(int r, const char* what, milliseconds limit) {
   for (int polls = 0; state_of(r) == ncclInProgress; ++polls) {
     host_.check();
     if (Clock::now() - begin > limit)
-      abort(fmt::format("rank {} waited {:.3g} s until NCCL had begun {}", r, seconds(limit), what));
+      abort(fmt::format("rank {} waited {:.3g} s until NCCL had begun {}", host_.number_of(r), seconds(limit), what));
     if (polls < kSpins)
       std::this_thread::yield();
     else
@@ -227,10 +227,10 @@ void NcclGroup::look_at(int r) {
   if (rank.num_ticks < kTicksPerTimeout) return;
   std::vector<int> missing;
   for (int other = 0; other < size(); ++other)
-    if (int32_t(marks_of(other) - marks) < 0) missing.push_back(other);
+    if (int32_t(marks_of(other) - marks) < 0) missing.push_back(host_.number_of(other));
   const auto operation = PeerOperation::of_code(std::atomic_ref(status(r).at).load());
   abort(fmt::format(
-      "rank {} waited {:.3g} s on its GPU in {} over NCCL for {}", r, seconds(options_.timeout), text_of(operation),
+      "rank {} waited {:.3g} s on its GPU in {} over NCCL for {}", host_.number_of(r), seconds(options_.timeout), text_of(operation),
       missing.empty() ? "data, though every rank is in it" : fmt::format("rank {}", fmt::join(missing, ", "))));
 }
 

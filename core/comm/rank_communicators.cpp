@@ -8,31 +8,41 @@
 namespace moectl {
 namespace {
 
+// Of all-reduces that take one kernel (LocalGroupOptions): 128 rows of 8,192. Longer ones are bound by the link.
+constexpr int64_t kOneShotBytes = int64_t{4} << 20;
+
 // Groups of `size` ranks that follow each other; by rank.
-std::vector<std::unique_ptr<Communicator>> groups_of(int size, const std::vector<Device*>& devices,
+std::vector<std::unique_ptr<Communicator>> groups_of(int size, Collectives collectives,
+                                                     const std::vector<Device*>& devices, bool deterministic,
                                                      LocalGroupOptions options) {
   std::vector<std::unique_ptr<Communicator>> all;
   for (auto first = devices.begin(); first != devices.end(); first += size) {
     options.first_rank = int(first - devices.begin());
-    auto group = size > 1 && (*first)->peers() ? make_p2p_communicators({first, first + size}, options)
-                                               : make_local_communicators(size, options);
-    std::ranges::move(group, std::back_inserter(all));
+    std::ranges::move(make_communicators(collectives, {first, first + size}, deterministic, options),
+                      std::back_inserter(all));
   }
   return all;
 }
 
 }  // namespace
 
-std::vector<RankCommunicators> make_rank_communicators(const std::vector<Device*>& devices, const Parallelism& p,
-                                                       const LocalGroupOptions& options) {
+std::vector<RankCommunicators> make_rank_communicators(Collectives collectives, const std::vector<Device*>& devices,
+                                                       const Parallelism& p, bool deterministic,
+                                                       LocalGroupOptions options) {
   CHECK(int(devices.size()) == p.world_size(), "{} devices of {} ranks", devices.size(), p.world_size());
   std::vector<RankCommunicators> ranks(devices.size());
-  auto experts = groups_of(p.ep_size, devices, options);
+  auto experts = groups_of(p.ep_size, collectives, devices, deterministic, options);
   for (size_t r = 0; r < ranks.size(); ++r) ranks[r].experts = std::move(experts[r]);
   if (p.tp_size == 1) return ranks;
-  auto tp = groups_of(p.tp_size, devices, options);
+  // Longer sums are of f32 values: with f32 slots, too, the bits of a row do not depend on how many there are.
+  options.one_shot_bytes = kOneShotBytes;
+  auto tp = groups_of(p.tp_size, collectives, devices, deterministic, options);
   for (size_t r = 0; r < ranks.size(); ++r) ranks[r].tp = std::move(tp[r]);
   return ranks;
+}
+
+int64_t rank_communicator_bytes(Collectives collectives, const Parallelism& p) {
+  return collectives == Collectives::kP2p && p.tp_size > 1 ? 2 * p.tp_size * kOneShotBytes : 0;
 }
 
 }  // namespace moectl

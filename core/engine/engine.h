@@ -5,12 +5,12 @@
 // ranks; each rank computes on its own thread. Sinks are called on the scheduler thread: they must only enqueue.
 // step.h draws the life of one step's data.
 //
-// Batch invariance (CPU backend): a request's tokens and logprobs are a function of its prompt, its sampling parameters
-// and the checkpoint alone; other requests in the batch, chunked prefill, prefix hits, threads, EP and DP sizes change
-// no bit.
+// Batch invariance (CPU backend): a request's tokens and logprobs are a function of its prompt, its sampling
+// parameters, the checkpoint and the TP size alone; other requests in the batch, chunked prefill, prefix hits, threads,
+// EP and DP sizes change no bit.
 //
 // EP ranks step together: in every step each rank runs the same layers, an idle rank with an empty batch, because its
-// experts may be needed by the others.
+// experts may be needed by the others. The ranks of a TP group compute the same tokens, each a part of every layer.
 //
 // Disaggregated prefill: the decode role's engine gets a PrefillSource, which fills the pages of long prompts; the
 // prefill role's engine computes them (prefill). Both are ordinary engines otherwise.
@@ -80,7 +80,7 @@ struct ModelInfo {
   std::vector<int32_t> eos_token_ids;  // generation_config.json, else config.json
   int64_t num_active_params = 0;       // active per token
   int64_t num_params = 0, weight_bytes = 0, kv_bytes_per_token = 0, kv_pool_tokens = 0;
-  std::string numerics_id;  // instruction-set path, KV dtype, kernel version (PD handshake)
+  std::string numerics_id;  // instruction-set path, KV dtype, kernel version, TP size (PD handshake)
   std::string model_hash;   // of the checkpoint (PD handshake)
 };
 
@@ -117,7 +117,7 @@ class Engine {
   // stay valid until release_prefill, which every job needs exactly once, finished or not.
   virtual uint64_t prefill(PrefillJob job, PrefillSink sink) = 0;
   virtual void release_prefill(uint64_t handle) = 0;
-  // What a peer must agree on, and where pages are, by rank. The pools live as long as the engine.
+  // What a peer must agree on, and where pages are, by data-parallel rank. The pools live as long as the engine.
   virtual KvLayout kv_layout() const = 0;
   virtual std::vector<KvPool> kv_pools() const = 0;
 };

@@ -135,7 +135,7 @@ EngineImpl::EngineImpl(ModelInfo info, SchedulerConfig scheduler, std::vector<st
                        std::shared_ptr<PrefillSource> source, std::chrono::milliseconds step_timeout)
     : info_(std::move(info)),
       source_(std::move(source)),
-      ranks_(std::move(ranks), step_timeout),
+      ranks_(std::move(ranks), scheduler.num_ranks, step_timeout),
       scheduler_(std::move(scheduler), source_ ? [source = source_.get()](uint64_t remote) { source->cancel(remote); }
                                                : std::function<void(uint64_t)>()) {
   ranks_.wait_until_built();
@@ -191,7 +191,7 @@ void EngineImpl::release_prefill(uint64_t handle) {
   mail_->post([&](Inbox& inbox) { inbox.releases.push_back(handle); });
 }
 
-// One layout for all ranks: a peer may read pages of any of them.
+// One layout for all data-parallel ranks: a peer may read pages of any of them.
 KvLayout EngineImpl::kv_layout() const {
   const auto layout_of = [&](const KvPool& pool) {
     return KvLayout{.model_hash = info_.model_hash,
@@ -201,14 +201,20 @@ KvLayout EngineImpl::kv_layout() const {
                     .page_bytes = pool.page_bytes,
                     .token_rows = pool.token_rows};
   };
-  const KvLayout layout = layout_of(ranks_[0].kv_pool());
-  for (const KvPool& pool : kv_pools()) CHECK(layout_of(pool) == layout, "the ranks' KV layouts differ");
+  const std::vector<KvPool> pools = kv_pools();
+  const KvLayout layout = layout_of(pools[0]);
+  for (const KvPool& pool : pools) CHECK(layout_of(pool) == layout, "the ranks' KV layouts differ");
   return layout;
 }
 
 std::vector<KvPool> EngineImpl::kv_pools() const {
   std::vector<KvPool> pools;
-  for (size_t r = 0; r < ranks_.size(); ++r) pools.push_back(ranks_[r].kv_pool());
+  const size_t tp_size = size_t(ranks_.tp_size());
+  for (size_t first = 0; first < ranks_.size(); first += tp_size) {
+    std::vector<KvPool> group;
+    for (size_t r = first; r < first + tp_size; ++r) group.push_back(ranks_[r].kv_pool());
+    pools.push_back(pool_of_group(group));
+  }
   return pools;
 }
 
@@ -332,22 +338,24 @@ void EngineImpl::launch(StepPlan plan) {
 // Nothing is in flight: the ranks answer at once.
 void EngineImpl::read_load_between_steps() {
   if (load_sinks_.empty()) return;
-  launch({.ranks = std::vector(ranks_.size(), RankStepPlan{.compute = false})});
+  launch({.ranks = std::vector(ranks_.size() / size_t(ranks_.tp_size()), RankStepPlan{.compute = false})});
   collect();
 }
 
 // Waits for the oldest step and hands its results to the scheduler.
 void EngineImpl::collect() {
-  StepResult result = ranks_.wait();
+  std::vector<RankStepResult> of_ranks = ranks_.wait();
   const LaunchedStep step = std::move(in_flight_.front());
   in_flight_.pop_front();
   const RankStepPlan& plan = step.plan.ranks.front();
   if (plan.read_expert_load) {
-    ExpertLoad load = result.ranks.front().expert_load.value();
-    for (size_t r = 1; r < ranks_.size(); ++r) add(load, result.ranks[r].expert_load.value());
+    ExpertLoad load = of_ranks.front().expert_load.value();
+    for (size_t r = 1; r < ranks_.size(); ++r) add(load, of_ranks[r].expert_load.value());
     deliver_load(load_sinks_in_flight_, load);
   }
   if (!plan.compute) return;
+  StepResult result;
+  for (size_t r = 0; r < ranks_.size(); r += size_t(ranks_.tp_size())) result.ranks.push_back(std::move(of_ranks[r]));
   // Ranks advance layer by layer together, so one rank's clock tells the time of the step.
   busy_seconds_ += result.ranks[0].busy_seconds;
   if (step.follows) idle_seconds_ += result.ranks[0].idle_seconds;

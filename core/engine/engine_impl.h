@@ -11,6 +11,7 @@
 
 namespace moectl {
 
+// `ranks`: num_ranks of the scheduler times tp_size; those of a TP group follow each other (Parallelism).
 // Waits until all ranks are built. Throws Error{kBadConfig} with the cause when one could not be. step_timeout:
 // RankGroup.
 std::unique_ptr<Engine> start_engine(ModelInfo info, SchedulerConfig scheduler,

@@ -2,16 +2,19 @@
 
 #include <algorithm>
 #include <limits>
+#include <set>
 #include <thread>
 #include <utility>
 
 #include "core/base/log.h"
+#include "core/comm/rank_communicators.h"
 #include "core/engine/engine_impl.h"
 #include "core/engine/memory_plan.h"
 #include "core/engine/rank_group.h"
 #include "core/engine/rank_worker.h"
 #include "core/model/inspect.h"
 #include "core/model/model_hash.h"
+#include "core/model/rank_weights.h"
 #include "core/model/shapes.h"
 #include "core/model/synthetic.h"
 #include "core/model/weights.h"
@@ -69,7 +72,8 @@ int64_t plan_memory(const EngineConfig& engine, const Config& model, const Engin
                     .free_bytes = memory.free_bytes,
                     .utilization = engine.gpu_memory_utilization,
                     .weight_bytes = ranks[size_t(r)].weight_bytes,
-                    .workspace_bytes = Model::workspace_bytes(model, setup.dims, setup.limits, setup.placement, ops),
+                    .workspace_bytes = Model::workspace_bytes(model, setup.dims, setup.limits, setup.placement, ops) +
+                                       rank_communicator_bytes(engine.collectives, engine.parallelism),
                     .graph_bytes = kGraphBytes,
                     .kv_bytes = engine.kv_cache_bytes / int64_t(ranks.size())};
     if (ranks.size() > 1) plan.rank = rank_name(engine.parallelism, r, true);
@@ -81,6 +85,14 @@ int64_t plan_memory(const EngineConfig& engine, const Config& model, const Engin
     kv_bytes = std::min(kv_bytes, plan.kv_bytes);
   }
   return kv_bytes;
+}
+
+// What the bits of a result depend on: two engines with equal ids compute equal ones.
+std::string numerics_id_of(const std::string& ops, const EngineSetup& setup) {
+  std::string id = fmt::format("{}-kv-{}", ops, dtype_name(setup.kv_dtype));
+  if (setup.dims.tp_size > 1) id += fmt::format("-tp{}", setup.dims.tp_size);
+  if (setup.dims.splits_experts) id += "-ep1";
+  return id;
 }
 
 // Throws kBadData for end-of-sequence ids that are no tokens.
@@ -125,12 +137,16 @@ void check_capabilities(const EngineConfig& engine, const Capabilities& capabili
       "--device {}: KV transfer between GPU workers is not in this version; serve with serve-decode, which computes "
       "prompts itself, or use --device cpu",
       engine.device);
+  require(engine.parallelism.tp_size == 1 || capabilities.tensor_parallel,
+          "--tensor-parallel-size {} with --device {}: tensor parallelism on GPUs is not in this version; use "
+          "--tensor-parallel-size 1, and --ep-size to place the experts on several GPUs, or --device cpu",
+          engine.parallelism.tp_size, engine.device);
 }
 
 EngineSetup plan_setup(const EngineConfig& engine, const Config& model, std::vector<int32_t> eos_token_ids,
                        const std::vector<RankResources>& ranks) {
   const Capabilities& capabilities = ranks.front().ops.capabilities();
-  const int num_ranks = engine.parallelism.world_size();
+  const int num_ranks = engine.parallelism.world_size(), dp_size = engine.parallelism.dp_size;
   EngineSetup setup;
   setup.kv_dtype = kv_dtype(engine, ranks.front().ops);
   setup.placement = plan_placement(model, engine.parallelism.ep_size, engine.num_redundant_experts);
@@ -149,7 +165,7 @@ EngineSetup plan_setup(const EngineConfig& engine, const Config& model, std::vec
                   .all2all_backend = resolve_all2all_backend(engine.all2all_backend, capabilities,
                                                              engine.collectives != Collectives::kNccl),
                   .deterministic_combine = capabilities.host_readable || engine.deterministic || engine.precise};
-  setup.limits.max_seqs = (engine.max_num_seqs + num_ranks - 1) / num_ranks;
+  setup.limits.max_seqs = (engine.max_num_seqs + dp_size - 1) / dp_size;
   setup.limits.max_logits = setup.limits.max_seqs + std::min(kPromptLogitsRows, std::max(max_tokens, 1));
   setup.kv_bytes_per_token = KvCache::bytes_per_token(model, setup.dims, setup.kv_dtype);
   const int64_t page_bytes = setup.kv_bytes_per_token * kPageSize;
@@ -168,7 +184,7 @@ EngineSetup plan_setup(const EngineConfig& engine, const Config& model, std::vec
           "--kv-cache-memory-bytes {} is {} pages per rank; at most {} can be addressed", kv_cache_bytes, num_pages,
           std::numeric_limits<int32_t>::max() / kPageSize);
 
-  setup.scheduler = {.num_ranks = num_ranks,
+  setup.scheduler = {.num_ranks = dp_size,
                      .num_pages = int(num_pages),
                      .page_size = kPageSize,
                      .max_num_seqs = engine.max_num_seqs,
@@ -188,27 +204,11 @@ EngineSetup plan_setup(const EngineConfig& engine, const Config& model, std::vec
   require(max_tokens >= setup.scheduler.max_seqs_per_rank(),
           "--max-num-batched-tokens {} is less than the {} sequences a rank may run (--max-num-seqs {} over {} "
           "rank(s)); each needs one token per step",
-          max_tokens, setup.scheduler.max_seqs_per_rank(), engine.max_num_seqs, num_ranks);
+          max_tokens, setup.scheduler.max_seqs_per_rank(), engine.max_num_seqs, dp_size);
   setup.limits.max_seqs = setup.scheduler.max_seqs_per_rank();
   setup.limits.max_logits = setup.scheduler.max_logits_per_rank();
   return setup;
 }
-
-namespace {
-
-// Of each rank. Ranks whose devices are host memory share one object with all experts; others hold their own shard.
-std::vector<std::shared_ptr<const ModelWeights>> load_ranks(const Config& model, const Checkpoint& checkpoint,
-                                                            const std::vector<std::unique_ptr<Ops>>& ops,
-                                                            const std::vector<Shard>& shards, const Parallelism& p,
-                                                            const LoadProgress& progress) {
-  if (ops.front()->capabilities().host_readable && p.tp_size == 1)
-    return {ops.size(), load_weights(model, checkpoint, *ops.front(), progress)};
-  std::vector<ShardTarget> targets;
-  for (size_t r = 0; r < ops.size(); ++r) targets.push_back({*ops[r], shards[r]});
-  return load_shards(model, checkpoint, targets, progress);
-}
-
-}  // namespace
 
 std::unique_ptr<Engine> Engine::create(EngineConfig config) {
   const bool synthetic = !config.shape.empty();
@@ -233,40 +233,42 @@ std::unique_ptr<Engine> Engine::create(EngineConfig config) {
   check_capabilities(config, capabilities);
   if (!capabilities.kv_transfer && std::exchange(config.prefill_source, nullptr))
     log::info("prompts are computed here: KV transfer between GPU workers is not in this version");
-  check_shards(model, checkpoint, config.parallelism);
+  if (!capabilities.splits_scale_blocks) check_shards(model, checkpoint, config.parallelism);
   while (int(ops.size()) < num_ranks) add_rank();
-  std::vector<Device*> devices;
-  for (const auto& o : ops) devices.push_back(&o->device());
-  config.collectives = choose_collectives(config.collectives, devices);
 
   const ExpertPlacement placement = plan_placement(model, config.parallelism.ep_size, config.num_redundant_experts);
-  std::vector<Shard> shards;
+  const std::vector<Shard> shards = rank_shards(model, config.parallelism, placement);
   std::vector<RankResources> resources;
-  for (int r = 0; r < num_ranks; ++r) {
-    shards.push_back(rank_shard(model, config.parallelism, r, placement.logical_experts(r)));
-    resources.push_back({*ops[size_t(r)]});
-    if (capabilities.limited_memory) resources.back().weight_bytes = shard_bytes(model, checkpoint, shards.back());
+  std::vector<Ops*> rank_ops;
+  std::vector<Device*> devices;
+  for (size_t r = 0; r < ops.size(); ++r) {
+    rank_ops.push_back(ops[r].get());
+    devices.push_back(&ops[r]->device());
+    resources.push_back({*ops[r]});
+    if (capabilities.limited_memory) resources.back().weight_bytes = shard_bytes(model, checkpoint, shards[r]);
   }
+  config.collectives = choose_collectives(config.collectives, devices);
   const GenerationDefaults defaults = synthetic ? GenerationDefaults{} : read_generation_defaults(config.model_dir);
   const EngineSetup setup = plan_setup(config, model, eos_token_ids(model, defaults), resources);
   if (num_ranks == 1 && config.all2all_backend != All2AllBackend::kAuto)
     log::info("--all2all-backend {} has no effect: there is one rank", all2all_backend_name(config.all2all_backend));
 
-  const auto weights = load_ranks(model, checkpoint, ops, shards, config.parallelism, config.progress);
+  const auto weights = load_ranks(model, checkpoint, rank_ops, config.parallelism, setup.placement, config.progress);
   int64_t weight_bytes = 0;
-  for (size_t r = 0; r < weights.size(); ++r)
-    if (r == 0 || weights[r] != weights[0]) weight_bytes += weights[r]->num_bytes;
-  const std::string numerics_id = fmt::format("{}-kv-{}", ops.front()->numerics_id(), dtype_name(setup.kv_dtype));
+  for (const auto& w : std::set(weights.begin(), weights.end())) weight_bytes += w->num_bytes;
+  const std::string numerics_id = numerics_id_of(ops.front()->numerics_id(), setup);
   const std::string device = capabilities.device;
   const auto step_timeout =
       capabilities.asynchronous ? config.step_timeout.value_or(kStepTimeout) : std::chrono::milliseconds(0);
-  auto comms = make_communicators(config.collectives, devices, config.deterministic || config.precise);
+  auto comms = make_rank_communicators(config.collectives, devices, config.parallelism,
+                                       config.deterministic || config.precise);
   std::vector<RankSetup> ranks;
   for (size_t r = 0; r < weights.size(); ++r)
     ranks.push_back({.name = rank_name(config.parallelism, int(r), device == "cuda"),
                      .weights = weights[r],
                      .ops = std::move(ops[r]),
-                     .comm = std::move(comms[r]),
+                     .comm = std::move(comms[r].experts),
+                     .tp = std::move(comms[r].tp),
                      .placement = setup.placement,
                      .num_pages = setup.scheduler.num_pages,
                      .kv_dtype = setup.kv_dtype,
@@ -285,7 +287,7 @@ std::unique_ptr<Engine> Engine::create(EngineConfig config) {
                  .num_params = parameters.total,
                  .weight_bytes = weight_bytes,
                  .kv_bytes_per_token = setup.kv_bytes_per_token,
-                 .kv_pool_tokens = int64_t{setup.scheduler.num_pages} * kPageSize * num_ranks,
+                 .kv_pool_tokens = int64_t{setup.scheduler.num_pages} * kPageSize * config.parallelism.dp_size,
                  .numerics_id = numerics_id,
                  .model_hash = synthetic ? "synthetic: " + config.shape : model_hash(checkpoint)};
   return start_engine(std::move(info), setup.scheduler, start_rank_workers(model, std::move(ranks)),

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "core/base/check.h"
 #include "core/base/error.h"
 #include "core/base/log.h"
 
@@ -33,10 +34,13 @@ double seconds(std::chrono::duration<double> t) {
 
 }  // namespace
 
-RankGroup::RankGroup(std::vector<std::unique_ptr<RankHandle>> ranks, milliseconds step_timeout)
+RankGroup::RankGroup(std::vector<std::unique_ptr<RankHandle>> ranks, int num_groups, milliseconds step_timeout)
     : ranks_(std::move(ranks)),
+      tp_size_(int(ranks_.size()) / num_groups),
       watched_(step_timeout > milliseconds(0)),
-      slice_(watched_ ? std::max(step_timeout / kSlices, milliseconds(1)) : kHostSlice) {}
+      slice_(watched_ ? std::max(step_timeout / kSlices, milliseconds(1)) : kHostSlice) {
+  CHECK(tp_size_ * num_groups == int(ranks_.size()), "{} ranks in {} TP groups", ranks_.size(), num_groups);
+}
 
 RankGroup::~RankGroup() {
   for (const auto& rank : ranks_) rank->stop();
@@ -67,10 +71,10 @@ void RankGroup::wait_until_built() {
 }
 
 void RankGroup::launch(const StepPlan& plan) {
-  for (size_t r = 0; r < ranks_.size(); ++r) ranks_[r]->launch(plan.ranks[r]);
+  for (size_t r = 0; r < ranks_.size(); ++r) ranks_[r]->launch(plan.ranks[r / size_t(tp_size_)]);
 }
 
-StepResult RankGroup::wait() {
+std::vector<RankStepResult> RankGroup::wait() {
   Results results(ranks_.size());
   const int limit = kSlices * (num_steps_ended_ < kFirstSteps ? kFirstStepsFactor : 1);
   const int failure_limit = watched_ ? kFailureSlices : kHostFailureSlices;
@@ -85,17 +89,17 @@ StepResult RankGroup::wait() {
       if (!watched_ || num_silent < limit) continue;
       has_failed_ = true;
       const std::string reason = stall_text(results, num_silent);
-      ranks_.front()->abort(reason);
+      for (const auto& rank : ranks_) rank->abort(reason);
       throw Error(Code::kUnavailable, reason);
     }
   }
-  StepResult step;
   for (auto& result : results) {
     if (result && !result->failure) continue;
     has_failed_ = true;
     throw Error(Code::kUnavailable, failure_text(results));
   }
-  for (auto& result : results) step.ranks.push_back(*std::move(result));
+  std::vector<RankStepResult> step;
+  for (auto& result : results) step.push_back(*std::move(result));
   ++num_steps_ended_;
   return step;
 }

@@ -27,7 +27,8 @@ class RankGroup {
  public:
   // step_timeout: kStepTimeout; 0: no watchdog, for ranks whose steps run on the host, where a layer may take minutes
   // and the communicator bounds waits for peers.
-  RankGroup(std::vector<std::unique_ptr<RankHandle>> ranks, std::chrono::milliseconds step_timeout);
+  // num_groups: TP groups (dp_size), each of ranks that follow each other.
+  RankGroup(std::vector<std::unique_ptr<RankHandle>> ranks, int num_groups, std::chrono::milliseconds step_timeout);
   // Stops all ranks, then frees them. Ranks that hang in their driver, and with them all that peers may access, are
   // left to the end of the process.
   ~RankGroup();
@@ -35,12 +36,14 @@ class RankGroup {
 
   // Throws Error{kBadConfig} with the cause when a rank could not be built.
   void wait_until_built();
+  // All ranks of a TP group execute its plan.
   void launch(const StepPlan& plan);
-  // Waits for the oldest launched step. Throws Error{kUnavailable} with the cause when a rank has failed or the
+  // By rank. Waits for the oldest launched step. Throws Error{kUnavailable} with the cause when a rank has failed or the
   // watchdog ends the step; the group is unusable then.
-  StepResult wait();
+  std::vector<RankStepResult> wait();
 
   size_t size() const { return ranks_.size(); }
+  int tp_size() const { return tp_size_; }
   const RankHandle& operator[](size_t rank) const { return *ranks_[rank]; }
   int64_t num_layers_done() const;  // of all ranks; any thread
 
@@ -52,6 +55,7 @@ class RankGroup {
   std::string stall_text(const Results& results, int num_slices) const;
 
   std::vector<std::unique_ptr<RankHandle>> ranks_;
+  const int tp_size_;
   const bool watched_;
   const std::chrono::milliseconds slice_;  // waits are counted in these
   int64_t num_steps_ended_ = 0;

@@ -22,7 +22,7 @@ class RankHandle {
   // Ranks of a group build together: start all, then wait for each. Its failure, if it could not be built.
   virtual std::optional<RankFailure> wait_until_built() = 0;
   // Returns at once. The rank executes plans in order, at most SchedulerConfig::max_steps_in_flight at a time; all
-  // ranks of the instance get every plan, since a step is collective.
+  // ranks of the instance get a plan in every step, since a step is collective, and ranks of a TP group the same one.
   virtual void launch(RankStepPlan plan) = 0;
   // The oldest launched step whose result was not taken yet: its result, or why the rank failed. nullopt: the step has
   // not ended within `limit`.
@@ -34,7 +34,7 @@ class RankHandle {
   // stopped before one is destroyed.
   virtual bool wait_until_stopped(std::chrono::milliseconds limit) = 0;
 
-  // The memory of the rank's KV pages. Valid as long as the handle.
+  // The memory of this rank's KV pages (a part of its TP group's: pool_of_group). Valid as long as the handle.
   virtual KvPool kv_pool() const = 0;
   // Ends the waits of all ranks for each other; every step in flight fails.
   virtual void abort(const std::string& reason) = 0;

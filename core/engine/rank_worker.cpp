@@ -67,22 +67,34 @@ std::string RankWorker::activity() const {
   std::string text = "all layers issued";
   if (issues_step_)
     text = fmt::format("{} of {} layers issued", num_layers_issued_ - issued_before_step_, setup_.config->num_layers);
-  if (has_peers()) text += "; its last wait for peers: " + setup_.comm->last_operation();
+  if (has_peers()) text += "; its last wait for peers: " + last_operation();
   return text;
+}
+
+std::string RankWorker::last_operation() const {
+  if (!setup_.tp) return setup_.comm->last_operation();
+  if (setup_.comm->size() == 1) return setup_.tp->last_operation();
+  return fmt::format("{} among all ranks, {} in its TP group", setup_.comm->last_operation(),
+                     setup_.tp->last_operation());
+}
+
+void RankWorker::abort(const std::string& reason) {
+  setup_.comm->abort(reason);
+  if (setup_.tp) setup_.tp->abort(reason);
 }
 
 // Waits of peers end at once, on their devices too.
 void RankWorker::fail(const std::string& what) {
   std::string named = has_peers() ? fmt::format("{}: {}", setup_.name, what) : what;
   if (has_peers() && setup_.ops->capabilities().asynchronous)
-    named += "; its last wait for peers: " + setup_.comm->last_operation();
-  setup_.comm->abort(named);
+    named += "; its last wait for peers: " + last_operation();
+  abort(named);
   std::lock_guard lock(mutex_);
   failure_ = {.what = named};
 }
 
 void RankWorker::fail_by_peer(const std::string& what) {
-  setup_.comm->abort(what);
+  abort(what);
   std::lock_guard lock(mutex_);
   failure_ = {.what = what, .by_peer = true};
 }
@@ -136,13 +148,13 @@ void RankWorker::build() {
   cache_ =
       std::make_unique<KvCache>(*setup_.config, setup_.weights->dims, *setup_.ops, setup_.num_pages, setup_.kv_dtype);
   model_ = std::make_unique<Model>(*setup_.config, setup_.weights, *setup_.ops, *setup_.comm, setup_.placement, *cache_,
-                                   setup_.limits);
+                                   setup_.limits, setup_.tp.get());
   model_->on_layer([this](bool captured) { on_layer(captured); });
   sampler_ = std::make_unique<Sampler>(setup_.config->vocab_size);
   mirrors_ = std::make_unique<SequenceMirrors>(setup_.num_pages, kPageSize, setup_.config->vocab_size);
   if (setup_.ops->device_sampling())
     device_sampler_ = std::make_unique<DeviceSampler>(setup_.limits, setup_.config->vocab_size, *setup_.ops,
-                                                      setup_.comm->size() == 1);
+                                                      setup_.comm->size() == 1 && !setup_.tp);
   expert_counts_ = setup_.ops->device().alloc_host(model_->expert_counts().size() * int64_t(sizeof(int64_t)));
   if (!setup_.compute_mtp_kv) return;
   const int64_t max_tokens = setup_.limits.max_tokens;
@@ -199,12 +211,14 @@ RankStepResult RankWorker::end_step() {
   }
   setup_.ops->device().wait(step.end);
   setup_.comm->check();
+  if (setup_.tp) setup_.tp->check();
   RankStepResult result{.busy_seconds = setup_.ops->device().seconds_between(step.begin, step.end)};
   if (last_end_) result.idle_seconds = setup_.ops->device().seconds_between(last_end_, step.begin);
   last_end_ = step.end;
   if (step.plan.read_expert_load)
     result.expert_load = fold_expert_counts(moe_layers(*setup_.config), setup_.placement,
                                             reinterpret_cast<const int64_t*>(expert_counts_.get()));
+  if (!reports_tokens()) return result;
   int row = 0;
   for (size_t i = 0; i < step.plan.chunks.size(); ++i) result.chunks.push_back(result_of(step, i, row));
   return result;

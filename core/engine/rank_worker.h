@@ -30,7 +30,8 @@ struct RankSetup {
   std::shared_ptr<const Config> config;
   std::shared_ptr<const ModelWeights> weights;
   std::unique_ptr<Ops> ops;
-  std::unique_ptr<Communicator> comm;
+  std::unique_ptr<Communicator> comm;  // of the ranks that the experts are placed on
+  std::unique_ptr<Communicator> tp;    // of the TP group; null: tp_size 1
   ExpertPlacement placement;
   int num_pages = 0;
   DType kv_dtype = DType::kF32;
@@ -50,7 +51,7 @@ class RankWorker final : public RankHandle {
   void stop() override;
   bool wait_until_stopped(std::chrono::milliseconds limit) override;
   KvPool kv_pool() const override;
-  void abort(const std::string& reason) override { setup_.comm->abort(reason); }
+  void abort(const std::string& reason) override;
   std::string name() const override { return setup_.name; }
   int64_t num_layers_done() const override { return num_layers_issued_ + num_layers_ended_; }
   std::string activity() const override;
@@ -75,7 +76,9 @@ class RankWorker final : public RankHandle {
   void on_layer(bool captured);
   void fail_by_peer(const std::string& what);
   void fail(const std::string& what);
-  bool has_peers() const { return setup_.comm->size() > 1; }
+  bool has_peers() const { return setup_.comm->size() > 1 || setup_.tp; }
+  bool reports_tokens() const { return !setup_.tp || setup_.tp->rank() == 0; }
+  std::string last_operation() const;
 
   // Any thread.
   std::atomic<int64_t> num_layers_issued_{0}, num_layers_ended_{0};

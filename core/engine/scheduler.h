@@ -9,6 +9,9 @@
 // pages its youngest sequence is preempted, keeps its tokens, and is computed again later (sampling depends on (seed,
 // output index) alone).
 //
+// A rank here is a data-parallel rank: a TP group, whose ranks all execute its plans, each with pages of the same ids
+// in its own pool.
+//
 // Data parallelism (scheduler_ranks.cpp). A request goes to the rank where it costs least: KV tokens held and tokens to
 // compute against prefix hits. Ranks run in lockstep, so prefill chunks are balanced over the ranks of a step.
 //
@@ -43,7 +46,7 @@
 namespace moectl {
 
 struct SchedulerConfig {
-  int num_ranks = 1;
+  int num_ranks = 1;  // data-parallel ranks (dp_size)
   int num_pages = 0;  // per rank
   int page_size = 64;
   int max_num_seqs = 64;             // running, all ranks together; per rank the quotient, rounded up

@@ -8,7 +8,7 @@
 //   Sequence (sequence.h)       Scheduler; scheduler thread only                host: ids, page ids, sampling params
 //     | Scheduler::plan
 //   StepPlan                    EngineImpl keeps it until complete()            host
-//     | RankHandle::launch      copied, or sent as bytes, to each rank
+//     | RankHandle::launch      copied, or sent as bytes, to each rank of the TP group
 //   RankStepPlan                rank                                            host
 //     | SequenceMirrors::apply
 //   SequenceMirror              rank; rank thread only: pages, sampling state   host
@@ -85,6 +85,7 @@ struct Chunk {
   bool operator==(const Chunk&) const = default;
 };
 
+// Of one data-parallel rank: all ranks of its TP group execute it.
 struct RankStepPlan {
   std::vector<uint64_t> ended;  // sequences that left this rank: their mirrors are dropped before the chunks are read
   std::vector<Chunk> chunks;    // one per sequence; rows and logits stand in this order
@@ -116,7 +117,8 @@ struct RankFailure {
 };
 
 struct RankStepResult {
-  std::vector<ChunkResult> chunks;  // one per chunk of the plan, in its order
+  // One per chunk of the plan, in its order; none from TP ranks other than the first, which have the same tokens.
+  std::vector<ChunkResult> chunks;
   // On the device's clock.
   double busy_seconds = 0;  // from the beginning of the step to its end
   double idle_seconds = 0;  // since the end of the step before
@@ -126,7 +128,7 @@ struct RankStepResult {
 };
 
 struct StepResult {
-  std::vector<RankStepResult> ranks;
+  std::vector<RankStepResult> ranks;  // by data-parallel rank: of the first rank of its TP group
 };
 
 // ------------------------------------------------------------------------------------------------ emissions

@@ -9,7 +9,7 @@
 
 namespace moectl {
 
-// The KV memory of one rank: in each layer, pages of `page_bytes` bytes one after the other.
+// The KV memory of one data-parallel rank: in each layer, pages of `page_bytes` bytes one after the other.
 struct KvPool {
   int num_layers = 0;  // MTP layers included
   int64_t num_pages = 0;
@@ -17,8 +17,17 @@ struct KvPool {
   int64_t page_bytes = 0;          // of one layer
   bool token_rows = true;          // KvLayout
   std::vector<std::byte*> layers;  // [num_layers]: page p of layer l is layers[l] + p * page_bytes
+  // [any][num_layers]: further memory that holds the same bytes. They are read from `layers`.
+  std::vector<std::vector<std::byte*>> copies;
   std::byte* page(int layer, int64_t page_id) const { return layers[size_t(layer)] + page_id * page_bytes; }
+  // Bytes [offset, offset + num_bytes) of a page, in all copies.
+  void write(int layer, int64_t page_id, int64_t offset, const std::byte* data, int64_t num_bytes) const;
 };
+
+// The pool of a TP group from those of its ranks, whose pages have the same ids. Compressed KV (token_rows) is the same
+// on all ranks: copies. Else each rank has other heads: its layers follow those of the rank before, so that num_layers
+// is tp_size times the model's. Throws Error{kInternal} for ranks whose pools differ in shape.
+KvPool pool_of_group(const std::vector<KvPool>& ranks);
 
 // What both sides must agree on before a byte moves. Compared field by field; a difference refuses the connection by
 // name.

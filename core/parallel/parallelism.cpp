@@ -98,17 +98,7 @@ void check_parallelism(const Parallelism& p, const ModelDims& model) {
               fmt::format("--tensor-parallel-size {}: {}; use {}", p.tp_size, fault, nearest_sizes(legal, p.tp_size)));
 }
 
-void check_runnable(const Parallelism& p, const GivenParallelism& given) {
-  const auto text = [](const std::optional<GivenSize>& size, const char* flag, int value) {
-    return size ? size->text : fmt::format("{} {}", flag, value);
-  };
-  require(p.tp_size == 1,
-          "{}: tensor parallelism is not in this version; use 1, and --ep-size to place the experts on several ranks",
-          text(given.tp_size, "--tensor-parallel-size", p.tp_size));
-  require(p.ep_size == p.world_size(),
-          "{} with {}: ranks that hold every expert are not in this version; use --ep-size {}",
-          text(given.ep_size, "--ep-size", p.ep_size), text(given.dp_size, "--data-parallel-size", p.dp_size),
-          p.world_size());
+void check_runnable(const Parallelism& p) {
   require(p.num_nodes == 1, "{} nodes: several nodes are not in this version; use 1", p.num_nodes);
 }
 

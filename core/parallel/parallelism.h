@@ -50,8 +50,9 @@ Parallelism resolve_parallelism(const GivenParallelism& given);
 // Every rule between the sizes themselves, and between them and the model's. Throws Error{kBadConfig} that names the
 // rule and the nearest legal sizes. check_shards() (core/model/shard.h) adds those of quantized checkpoints.
 void check_parallelism(const Parallelism& p, const ModelDims& model);
-// Throws Error{kBadConfig} for what is legal but cannot run in this version; in the user's words where they are given.
-void check_runnable(const Parallelism& p, const GivenParallelism& given = {});
+// Throws Error{kBadConfig} for what is legal but cannot run in this version. (What a backend cannot do: its
+// Capabilities.)
+void check_runnable(const Parallelism& p);
 
 // Why `p`'s TP size cannot split the model; empty: it can.
 std::string tp_fault(const Parallelism& p, const ModelDims& model);

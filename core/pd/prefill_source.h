@@ -39,7 +39,7 @@ struct RemotePrefillResult {
 class PrefillSource {
  public:
   virtual ~PrefillSource() = default;
-  // Called once before start(): where pages live. `pools` by rank; they outlive the source's last write.
+  // Called once before start(): where pages live. `pools` by data-parallel rank; they outlive the source's last write.
   virtual void attach(KvLayout layout, std::vector<KvPool> pools) = 0;
   // Begins; never blocks. `done` is called exactly once, from any thread, unless cancel() returned before.
   virtual void start(RemotePrefill request, std::function<void(RemotePrefillResult)> done) = 0;

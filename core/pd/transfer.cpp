@@ -72,7 +72,7 @@ void IncomingTransfer::receive(const Block& b, ByteSpan payload, bool write) {
   if (arrived_[idx]) bad(fmt::format("KV block for layer {} page {} came twice", b.layer, b.page));
   if (checksum(payload) != b.checksum)
     bad(fmt::format("KV block for layer {} page {} arrived damaged: its checksum does not match", b.layer, b.page));
-  if (write) std::memcpy(pool_.page(int(b.layer), pages_[b.page]), payload.data(), payload.size());
+  if (write) pool_.write(int(b.layer), pages_[b.page], 0, reinterpret_cast<const std::byte*>(payload.data()), expected);
   arrived_[idx] = true;
   digest_.add(b);
   ++num_blocks_;

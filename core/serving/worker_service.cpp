@@ -54,9 +54,9 @@ void WorkerService::load(EngineConfig config) {
   }
   config.prefill_role = options.role == Role::kPrefill;
   instance_.admission.set_limits(engine_admission(config.max_num_seqs));
-  const int num_ranks = config.parallelism.world_size();
+  const int dp_size = config.parallelism.dp_size;  // TP ranks hold the same tokens
   instance_.engine = Engine::create(std::move(config));
-  instance_.max_request_tokens = instance_.engine->info().kv_pool_tokens / num_ranks;
+  instance_.max_request_tokens = instance_.engine->info().kv_pool_tokens / dp_size;
   if (options.role == Role::kPrefill) instance_.kv_server = start_kv_server(instance_);
   malloc_trim(0);  // what loading needed and freed goes back to the system
   instance_.phase = InstancePhase::kReady;

@@ -323,11 +323,13 @@ TEST(Resolve, ParallelSizes) {
   const Failure f = serve_failure({"--dp-size", "2"}, {{"EP_SIZE", "4"}});
   EXPECT_EQ(f.code, Code::kBadConfig);
   EXPECT_THAT(f.message, HasSubstr("EP_SIZE=4 contradicts --data-parallel-size 2"));
-  const Failure tp = serve_failure({"--tp-size", "2"});
+  EXPECT_EQ(serve({"--tp-size", "2"}).engine.parallelism, (Parallelism{.tp_size = 2, .ep_size = 2}));
+  EXPECT_EQ(serve({"--tp-size", "2", "--ep-size", "1"}).engine.parallelism, (Parallelism{.tp_size = 2}));
+  EXPECT_EQ(serve({"--dp-size", "2", "--ep-size", "1"}).engine.parallelism, (Parallelism{.dp_size = 2}));
+  const Failure tp = serve_failure({"--tp-size", "2"}, {{"EP_SIZE", "3"}});
   EXPECT_EQ(tp.code, Code::kBadConfig);
-  EXPECT_THAT(tp.message, HasSubstr("--tensor-parallel-size 2: tensor parallelism is not in this version"));
+  EXPECT_THAT(tp.message, HasSubstr("EP_SIZE=3 is not a multiple of --tensor-parallel-size 2"));
   EXPECT_EQ(serve_failure({"--tp-size", "0"}).code, Code::kUsage);
-  EXPECT_THAT(serve_failure({"--dp-size", "2", "--ep-size", "1"}).message, HasSubstr("not in this version"));
   EXPECT_EQ(serve({}).engine.num_redundant_experts, std::nullopt);
   EXPECT_EQ(serve({"--num-redundant-experts", "0"}).engine.num_redundant_experts, 0);
 }

@@ -16,7 +16,7 @@ struct Ranks {
     for (int r = 0; r < p.world_size(); ++r) devices.push_back(std::make_unique<CpuDevice>());
     std::vector<Device*> pointers;
     for (const auto& device : devices) pointers.push_back(device.get());
-    comms = make_rank_communicators(pointers, p, options);
+    comms = make_rank_communicators(Collectives::kLocal, pointers, p, true, options);
   }
   // f(rank) on a thread of each rank.
   void on_all(const std::function<void(int)>& f) {

@@ -11,6 +11,7 @@
 #include <thread>
 
 #include "core/base/error.h"
+#include "core/engine/engine_setup.h"
 #include "tests/engine/engine_client.h"
 
 namespace moectl::test {
@@ -259,6 +260,18 @@ TEST(Engine, DestructionCancelsWhatRuns) {
   EXPECT_EQ(client.wait(unseen).finish, FinishReason::kCancelled);
 }
 
+TEST(Engine, RefusesWhatABackendCannotDo) {
+  EngineConfig config = demo_config();
+  config.device = "cuda";
+  config.parallelism = {.tp_size = 2, .ep_size = 2};
+  const std::string message =
+      error_of([&] { check_capabilities(config, {.device = "cuda", .tensor_parallel = false}); }, Code::kBadConfig);
+  EXPECT_NE(message.find("--tensor-parallel-size 2 with --device cuda"), std::string::npos) << message;
+  EXPECT_NO_THROW(check_capabilities(config, {}));
+  config.parallelism = expert_parallel(2);
+  EXPECT_NO_THROW(check_capabilities(config, {.device = "cuda", .tensor_parallel = false}));
+}
+
 TEST(Engine, RefusesConfigurationsThatCannotWork) {
   const auto refuse = [](auto change, const std::string& expected) {
     EngineConfig config = demo_config();
@@ -277,7 +290,8 @@ TEST(Engine, RefusesConfigurationsThatCannotWork) {
   refuse(redundant(2, -2), "--num-redundant-experts -2");
   refuse([](EngineConfig& c) { c.parallelism.ep_size = 0; }, "--ep-size");
   refuse([](EngineConfig& c) { c.parallelism.ep_size = 2; }, "--ep-size 2 must be TP x DP");
-  refuse([](EngineConfig& c) { c.parallelism = {.tp_size = 2, .ep_size = 2}; }, "not in this version");
+  refuse([](EngineConfig& c) { c.parallelism = {.tp_size = 3, .ep_size = 3}; },
+         "--tensor-parallel-size 3: it does not divide the model's 8 attention heads; use 2 or 4");
   refuse([](EngineConfig& c) { c.parallelism = {.dp_size = 2, .ep_size = 2, .num_nodes = 2}; }, "not in this version");
   refuse([](EngineConfig& c) { c.max_model_len = 4096; }, "2048");
   refuse([](EngineConfig& c) { c.max_model_len = 1; }, "--max-model-len");

@@ -107,12 +107,13 @@ int64_t run_requests(Engine& engine, int vocab_size) {
 
 struct Case {
   std::string dir;
-  int ep_size;
+  Parallelism parallelism;
   std::optional<int> num_redundant;
 };
 
 void PrintTo(const Case& c, std::ostream* out) {
-  *out << fmt::format("{}, EP {}, {} redundant experts", c.dir, c.ep_size,
+  *out << fmt::format("{}, TP {} DP {} EP {}, {} redundant experts", c.dir, c.parallelism.tp_size,
+                      c.parallelism.dp_size, c.parallelism.ep_size,
                       c.num_redundant ? std::to_string(*c.num_redundant) : "default");
 }
 
@@ -121,7 +122,7 @@ class ExpertLoadTest : public testing::TestWithParam<Case> {};
 TEST_P(ExpertLoadTest, IsWhatTheGatesChoseAndTheRanksComputed) {
   EngineConfig flags = demo_config();
   flags.model_dir = GetParam().dir;
-  flags.parallelism = expert_parallel(GetParam().ep_size);
+  flags.parallelism = GetParam().parallelism;
   flags.num_redundant_experts = GetParam().num_redundant;
   flags.max_model_len = 256;
   flags.max_num_batched_tokens = 40;
@@ -145,10 +146,12 @@ TEST_P(ExpertLoadTest, IsWhatTheGatesChoseAndTheRanksComputed) {
     const ExpertLoad::Layer& layer = load.layers[i];
     SCOPED_TRACE(fmt::format("layer {}", layer.layer_idx));
     EXPECT_EQ(layer.layer_idx, layers[i]);
-    std::vector<int64_t> experts(size_t(moe.num_experts)), ranks(observed.size());
-    for (size_t r = 0; i < num_decoder_layers && r < observed.size(); ++r) {
+    std::vector<int64_t> experts(size_t(moe.num_experts)), ranks(size_t(flags.parallelism.ep_size));
+    // Where TP ranks split the experts, all of them see the group's tokens: the first one's choices count.
+    const size_t step = ranks.size() == 1 ? size_t(flags.parallelism.tp_size) : 1;
+    for (size_t r = 0; i < num_decoder_layers && r < observed.size(); r += step) {
       for (size_t e = 0; e < experts.size(); ++e) experts[e] += observed[r].experts[i][e];
-      ranks[r] = observed[r].rows[i];
+      ranks[ranks.size() == 1 ? 0 : r] += observed[r].rows[i];
     }
     EXPECT_EQ(layer.experts, experts);
     EXPECT_EQ(layer.ranks, ranks);
@@ -159,10 +162,18 @@ TEST_P(ExpertLoadTest, IsWhatTheGatesChoseAndTheRanksComputed) {
 const std::string kGolden = MOECTL_SOURCE_DIR "/tests/golden/";
 
 INSTANTIATE_TEST_SUITE_P(Placements, ExpertLoadTest,
-                         testing::Values(Case{kDemoDir, 1, {}}, Case{kDemoDir, 2, {}}, Case{kDemoDir, 3, {}},
-                                         Case{kDemoDir, 1, 5}, Case{kDemoDir, 2, 32}, Case{kDemoDir, 3, 70},
-                                         Case{kGolden + "qwen3_moe_a", 2, 2}, Case{kGolden + "llama4_text_a", 2, {}},
-                                         Case{kGolden + "gpt_oss_a", 1, {}}));
+                         testing::Values(Case{kDemoDir, expert_parallel(1), {}}, Case{kDemoDir, expert_parallel(2), {}},
+                                         Case{kDemoDir, expert_parallel(3), {}}, Case{kDemoDir, expert_parallel(1), 5},
+                                         Case{kDemoDir, expert_parallel(2), 32}, Case{kDemoDir, expert_parallel(3), 70},
+                                         Case{kGolden + "qwen3_moe_a", expert_parallel(2), 2},
+                                         Case{kGolden + "llama4_text_a", expert_parallel(2), {}},
+                                         Case{kGolden + "gpt_oss_a", expert_parallel(1), {}},
+                                         Case{kDemoDir, {.tp_size = 2, .ep_size = 2}, {}},
+                                         Case{kDemoDir, {.tp_size = 2, .dp_size = 2, .ep_size = 4}, 4},
+                                         Case{kDemoDir, {.tp_size = 2}, {}}, Case{kDemoDir, {.tp_size = 2}, 5},
+                                         Case{kDemoDir, {.tp_size = 2, .dp_size = 2}, {}},
+                                         Case{kDemoDir, {.dp_size = 2}, {}},
+                                         Case{kGolden + "qwen3_moe_a", {.tp_size = 2, .ep_size = 2}, 2}));
 
 TEST(ExpertLoad, OfAnIdleEngineTakesNoStep) {
   EngineConfig flags = demo_config();

@@ -13,16 +13,17 @@
 namespace moectl::test {
 namespace {
 
-// The demo model over `ep_size` ranks, the last of which is tampered with.
-std::unique_ptr<Engine> tampered_engine(int ep_size, TamperedOps::Tamper tamper, int max_num_batched_tokens = 512) {
+// The demo model over several ranks, the last of which is tampered with.
+std::unique_ptr<Engine> tampered_engine(const Parallelism& parallelism, TamperedOps::Tamper tamper,
+                                        int max_num_batched_tokens = 512, const LocalGroupOptions& group = {}) {
   EngineConfig flags = demo_config();
-  flags.parallelism = expert_parallel(ep_size);
+  flags.parallelism = parallelism;
   flags.max_num_batched_tokens = max_num_batched_tokens;
-  return test::tampered_engine(flags, std::move(tamper));
+  return test::tampered_engine(flags, std::move(tamper), group);
 }
 
-bool is_head(const LinearArgs& a) {
-  return a.weight.n == 4096;
+bool is_head(const LinearArgs& a, int tp_size = 1) {
+  return a.weight.n == 4096 / tp_size;
 }
 
 GenerateRequest endless() {
@@ -31,11 +32,14 @@ GenerateRequest endless() {
 }
 
 TEST(EngineFailure, ARankThatThrowsEndsTheInstance) {
-  for (int ep_size : {1, 2, 4}) {
+  for (const Parallelism& parallelism :
+       {expert_parallel(1), expert_parallel(2), expert_parallel(4), Parallelism{.tp_size = 2, .ep_size = 2},
+        Parallelism{.tp_size = 2, .dp_size = 2, .ep_size = 4}, Parallelism{.tp_size = 2, .dp_size = 2}}) {
+    SCOPED_TRACE(fmt::format("TP {} DP {} EP {}", parallelism.tp_size, parallelism.dp_size, parallelism.ep_size));
     Gate gate;
     std::atomic<int> steps{0};
-    auto engine = tampered_engine(ep_size, [&](const LinearArgs& a) {
-      if (!is_head(a)) return;
+    auto engine = tampered_engine(parallelism, [&](const LinearArgs& a) {
+      if (!is_head(a, parallelism.tp_size)) return;
       gate.arrive(++steps);
       if (steps == 6) throw std::runtime_error("the rank is on fire");
     });
@@ -62,9 +66,37 @@ TEST(EngineFailure, ARankThatThrowsEndsTheInstance) {
   }
 }
 
+// A TP rank that stops within a step: its peers' wait ends at the deadline, and the message names it as the instance
+// numbers ranks.
+TEST(EngineFailure, ATpRankThatStopsIsNamed) {
+  Gate gate;
+  std::atomic<int> steps{0};
+  auto engine = tampered_engine({.tp_size = 2, .dp_size = 2},
+                                [&](const LinearArgs& a) {
+                                  if (is_head(a, 2) && a.out.dim(0) > 0) gate.arrive(++steps);
+                                },
+                                512, {.deadline = std::chrono::seconds(2)});
+  Client client(*engine);
+  const size_t first = client.send(endless()), second = client.send(endless());
+  gate.wait_until_arrived(1);
+  std::atomic<bool> ended{false};
+  // The rank goes on when its peer has given up: until then the engine waits for it.
+  std::thread opener([&] {
+    while (engine->stats().seconds_since_progress < 3.0 && !ended) std::this_thread::yield();
+    gate.open(Gate::kAll);
+  });
+  const Answer a = client.wait(first), b = client.wait(second);
+  ended = true;
+  opener.join();
+  for (const Answer& answer : {a, b}) {
+    EXPECT_EQ(answer.finish, FinishReason::kError);
+    EXPECT_NE(answer.error.find("rank 2 waited 2 s in all_gather for rank 3"), std::string::npos) << answer.error;
+  }
+}
+
 TEST(EngineFailure, ARowThatIsNotANumberEndsItsRequestAlone) {
   std::atomic<int> steps{0};
-  auto engine = tampered_engine(1, [&](const LinearArgs& a) {
+  auto engine = tampered_engine({}, [&](const LinearArgs& a) {
     if (is_head(a) && ++steps == 4 && a.out.dim(0) > 0) a.out(0, 17) = std::numeric_limits<float>::quiet_NaN();
   });
   Client client(*engine);
@@ -84,7 +116,7 @@ TEST(EngineCancel, TheStepInProgressIsTheLast) {
     Gate gate;
     std::atomic<int> steps{0};
     auto engine = tampered_engine(
-        1,
+        {},
         [&](const LinearArgs& a) {
           if (is_head(a)) gate.arrive(++steps);
         },
@@ -107,7 +139,7 @@ TEST(EngineCancel, TheStepInProgressIsTheLast) {
 TEST(EngineFailure, AHangingStepShowsInTheStatistics) {
   Gate gate;
   std::atomic<int> steps{0};
-  auto engine = tampered_engine(1, [&](const LinearArgs& a) {
+  auto engine = tampered_engine({}, [&](const LinearArgs& a) {
     if (is_head(a)) gate.arrive(++steps);
   });
   EXPECT_EQ(engine->stats().seconds_since_progress, 0.0) << "idle";

@@ -1,5 +1,6 @@
 // Every family's checkpoint through the engine: answers are those of the request alone, bit for bit, in company, in
 // chunks, on threads, on expert-parallel ranks, after a prefix hit, and with the prompt computed by a prefill engine.
+// The same in TP groups of two, whose tokens are those of one rank.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -59,8 +60,9 @@ class Families : public testing::TestWithParam<std::string> {
     return all;
   }
 
-  std::vector<Answer> alone() const {
+  std::vector<Answer> alone(const Parallelism& parallelism = {}) const {
     EngineConfig c = config();
+    c.parallelism = parallelism;
     c.max_num_seqs = 1;
     c.enable_prefix_caching = false;
     auto engine = Engine::create(c);
@@ -104,13 +106,31 @@ TEST_P(Families, AnswersDoNotDependOnCompany) {
   }
 }
 
+TEST_P(Families, TensorParallel) {
+  const std::vector<Answer> one_rank = alone();
+  for (const int ep_size : {2, 1}) {
+    const std::vector<Answer> want = alone({.tp_size = 2, .ep_size = ep_size});
+    for (size_t i = 0; i < want.size(); ++i) EXPECT_EQ(want[i].ids, one_rank[i].ids) << "request " << i;
+    EngineConfig c = config();
+    c.parallelism = {.tp_size = 2, .dp_size = 2, .ep_size = ep_size == 1 ? 1 : 4};
+    c.max_num_batched_tokens = 48;
+    expect_together(c, want, fmt::format("TP 2, DP 2, EP {}", c.parallelism.ep_size));
+  }
+}
+
 TEST_P(Families, PrefillElsewhereIsTheSame) {
-  const std::vector<Answer> want = alone();
-  for (int ep_size : {1, 2}) {
+  struct Sizes {
+    Parallelism prefill, decode;
+  };
+  const Parallelism tp2 = {.tp_size = 2, .ep_size = 2};
+  for (const Sizes& sizes : {Sizes{{}, {}}, Sizes{{}, expert_parallel(2)}, Sizes{tp2, tp2},
+                             Sizes{tp2, {.tp_size = 2, .dp_size = 2, .ep_size = 4}}}) {
+    const std::vector<Answer> want = alone(sizes.prefill);
     EngineConfig p = prefill_config(), d = decode_config();
     p.model_dir = d.model_dir = config().model_dir;
     p.max_model_len = d.max_model_len = 512;
-    d.parallelism = expert_parallel(ep_size);
+    p.parallelism = sizes.prefill;
+    d.parallelism = sizes.decode;
     PdPair pair(p, d);
     Client client(*pair.decode);
     const auto all = requests();

@@ -1,6 +1,7 @@
 // A request's answer does not depend on company: tokens and logprobs, bit for bit, are those of the request alone in a
-// cold engine of one rank and one thread, whatever the batch, the chunking of its prefill, prefix hits, threads, ranks
-// and preemptions. On both instruction-set paths of the CPU backend, each against itself.
+// cold engine of one TP group and one thread per rank, whatever the batch, the chunking of its prefill, prefix hits,
+// threads, ranks and preemptions. On both instruction-set paths of the CPU backend and in TP groups of two, each
+// against itself.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -25,9 +26,25 @@ std::vector<int32_t> corpus_piece(size_t begin, size_t n) {
   return std::vector(corpus.begin() + long(begin), corpus.begin() + long(begin + n));
 }
 
+struct Case {
+  std::string name, cpu_path;
+  Parallelism parallelism;
+  // As many data-parallel ranks.
+  Parallelism with_dp(int dp_size) const {
+    Parallelism p = parallelism;
+    p.dp_size = dp_size;
+    if (p.tp_size == 1 || p.ep_size > 1) p.ep_size = p.world_size();
+    return p;
+  }
+};
+
+void PrintTo(const Case& c, std::ostream* out) {
+  *out << c.name;
+}
+
 // Greedy and sampled requests with every parameter, prompts from 5 to 330 tokens. The portable path, a tenth as fast,
-// runs without the two longest.
-std::vector<GenerateRequest> requests(const std::string& cpu_path) {
+// and TP groups, which may run on it, do without the two longest.
+std::vector<GenerateRequest> requests(const Case& c) {
   std::vector<GenerateRequest> all = {
       {.prompt_ids = golden_cases()[0].prompt_ids,
        .sampling = {.temperature = 0.0f, .max_tokens = 40, .num_logprobs = 5}},
@@ -64,19 +81,20 @@ std::vector<GenerateRequest> requests(const std::string& cpu_path) {
                     .ignore_eos = true,
                     .num_logprobs = 0}},
   };
-  if (cpu_path == "portable") std::erase_if(all, [](const auto& r) { return r.prompt_ids.size() > 200; });
+  if (c.name != "avx512") std::erase_if(all, [](const auto& r) { return r.prompt_ids.size() > 200; });
   return all;
 }
 
-EngineConfig config_for(const std::string& cpu_path) {
+EngineConfig config_for(const Case& c) {
   EngineConfig config = demo_config();
-  config.cpu_path = cpu_path;
+  config.cpu_path = c.cpu_path;
+  config.parallelism = c.parallelism;
   config.max_model_len = kMaxModelLen;
   config.max_num_seqs = 8;
   return config;
 }
 
-class Identity : public testing::TestWithParam<std::string> {
+class Identity : public testing::TestWithParam<Case> {
  protected:
   void SetUp() override {
     try {
@@ -87,10 +105,10 @@ class Identity : public testing::TestWithParam<std::string> {
     }
   }
 
-  // Each request alone: one rank, one thread, nothing cached, the prompt in one chunk.
+  // Each request alone: one TP group, one thread per rank, nothing cached, the prompt in one chunk.
   static const std::vector<Answer>& expected() {
-    static std::map<std::string, std::vector<Answer>> by_path;
-    std::vector<Answer>& answers = by_path[GetParam()];
+    static std::map<std::string, std::vector<Answer>> by_case;
+    std::vector<Answer>& answers = by_case[GetParam().name];
     if (answers.empty()) answers = alone(requests(GetParam()));
     return answers;
   }
@@ -147,7 +165,7 @@ TEST_P(Identity, ChunkSizes) {
     EngineConfig config = config_for(GetParam());
     config.max_num_batched_tokens = chunk;
     config.max_num_seqs = std::min(config.max_num_seqs, chunk);
-    run_together(config, fmt::format("chunks of {}", chunk), GetParam() == "portable" ? 1 : 2);
+    run_together(config, fmt::format("chunks of {}", chunk), GetParam().cpu_path == "portable" ? 1 : 2);
   }
 }
 
@@ -166,33 +184,37 @@ TEST_P(Identity, PrefixHits) {
 
 TEST_P(Identity, Threads) {
   EngineConfig config = config_for(GetParam());
-  config.num_threads = 2;
-  run_together(config, "two threads");
+  config.num_threads = 2 * config.parallelism.tp_size;
+  run_together(config, "two threads per rank");
 }
 
 TEST_P(Identity, Ranks) {
   // 32 experts: over 3 ranks with one redundant expert, over 4 with as many as given.
-  const std::pair<int, std::optional<int>> cases[] = {{2, {}}, {3, {}}, {4, 0}, {4, 8}, {8, {}}};
-  for (const auto& [ep_size, num_redundant] : cases) {
+  using Ranks = std::vector<std::pair<int, std::optional<int>>>;  // data-parallel ranks, redundant experts
+  const Ranks cases = GetParam().parallelism.tp_size == 1 ? Ranks{{2, {}}, {3, {}}, {4, 0}, {4, 8}, {8, {}}}
+                                                          : Ranks{{1, 6}, {2, {}}, {3, {}}};
+  for (const auto& [dp_size, num_redundant] : cases) {
     EngineConfig config = config_for(GetParam());
-    config.parallelism = expert_parallel(ep_size);
+    config.parallelism = GetParam().with_dp(dp_size);
     config.num_redundant_experts = num_redundant;
     config.max_num_batched_tokens = 128;
-    config.kv_cache_bytes = 12 * kPageBytes * ep_size;
-    run_together(config, fmt::format("{} ranks, {} redundant experts", ep_size, num_redundant.value_or(-1)));
+    config.kv_cache_bytes = 12 * kPageBytes * config.parallelism.world_size();
+    run_together(config, fmt::format("{} ranks, {} redundant experts", config.parallelism.world_size(),
+                                     num_redundant.value_or(-1)));
   }
 }
 
 TEST_P(Identity, AllToAllBackends) {
   for (const All2AllBackend backend :
        {All2AllBackend::kNaive, All2AllBackend::kLowLatency, All2AllBackend::kHighThroughput})
-    for (const int ep_size : {2, 3}) {
+    for (const int dp_size : {2, 3}) {
       EngineConfig config = config_for(GetParam());
-      config.parallelism = expert_parallel(ep_size);
+      config.parallelism = GetParam().with_dp(dp_size);
+      if (config.parallelism.ep_size == 1 || config.parallelism.world_size() > 4) continue;
       config.all2all_backend = backend;
       config.max_num_batched_tokens = 128;
-      config.kv_cache_bytes = 12 * kPageBytes * ep_size;
-      run_together(config, fmt::format("{} ranks, {}", ep_size, all2all_backend_name(backend)));
+      config.kv_cache_bytes = 12 * kPageBytes * config.parallelism.world_size();
+      run_together(config, fmt::format("{} ranks, {}", config.parallelism.world_size(), all2all_backend_name(backend)));
     }
 }
 
@@ -209,7 +231,7 @@ TEST_P(Identity, Preemption) {
                                 .prompt_logprobs = i == 3}});
   const std::vector<Answer> want = alone(all);
   EngineConfig config = config_for(GetParam());
-  config.kv_cache_bytes = 8 * kPageBytes;
+  config.kv_cache_bytes = 8 * kPageBytes * config.parallelism.world_size();
   auto engine = Engine::create(config);
   Client client(*engine);
   std::vector<size_t> sent;
@@ -222,9 +244,9 @@ TEST_P(Identity, OthersComeAndGoAtRandom) {
   for (unsigned seed = 0; seed < 2; ++seed) {
     std::mt19937 rng(seed);
     EngineConfig config = config_for(GetParam());
-    config.parallelism = expert_parallel(seed ? 2 : 1);
+    config.parallelism = GetParam().with_dp(seed ? 2 : 1);
     config.max_num_batched_tokens = 40;
-    config.kv_cache_bytes = 16 * kPageBytes * config.parallelism.ep_size;
+    config.kv_cache_bytes = 16 * kPageBytes * config.parallelism.world_size();
     auto engine = Engine::create(config);
     Client client(*engine);
     const auto all = requests(GetParam());
@@ -245,12 +267,14 @@ TEST_P(Identity, OthersComeAndGoAtRandom) {
   }
 }
 
+const Case kTp2 = {"tp2", "auto", {.tp_size = 2, .ep_size = 2}};
 #ifdef __SANITIZE_THREAD__  // twenty times slower: one path shows the races
-const auto kPaths = testing::Values("auto");
+const auto kCases = testing::Values(Case{"auto", "auto", {}}, kTp2);
 #else
-const auto kPaths = testing::Values("portable", "avx512");
+const auto kCases = testing::Values(Case{"portable", "portable", {}}, Case{"avx512", "avx512", {}}, kTp2,
+                                    Case{"tp2_split_experts", "auto", {.tp_size = 2}});
 #endif
-INSTANTIATE_TEST_SUITE_P(CpuPaths, Identity, kPaths, [](const auto& info) { return info.param; });
+INSTANTIATE_TEST_SUITE_P(Cases, Identity, kCases, [](const auto& info) { return info.param.name; });
 
 }  // namespace
 }  // namespace moectl::test

@@ -17,9 +17,10 @@ void CopySource::start(RemotePrefill request, std::function<void(RemotePrefillRe
   std::lock_guard lock(mutex_);
   EXPECT_TRUE(layout_ == prefill->kv_layout());
   started_.push_back(request);
+  const std::vector<std::byte> unwritten(size_t(layout_.page_bytes), std::byte{0xff});
   for (int32_t page : request.into.pages)  // NaN: what is not copied cannot go unnoticed
     for (int layer = 0; layer < layout_.num_layers; ++layer)
-      std::memset(pool(request.into.rank).page(layer, page), 0xff, size_t(layout_.page_bytes));
+      pool(request.into.rank).write(layer, page, 0, unwritten.data(), layout_.page_bytes);
   if (throw_at_start) throw std::runtime_error("no route");
   if (fail_at_tokens == 0) return done({.worker = request.workers[0], .error = "refused"});
   const uint64_t handle = request.handle;
@@ -77,8 +78,8 @@ void CopySource::copy(Transfer& transfer, int num_tokens) {
   for (; transfer.num_copied < num_tokens; ++transfer.num_copied) {
     const int page = transfer.num_copied / layout_.page_size, offset = transfer.num_copied % layout_.page_size;
     for (int layer = 0; layer < layout_.num_layers; ++layer)
-      std::memcpy(pool(into.rank).page(layer, into.pages[size_t(page - into.first_page)]) + offset * token_size,
-                  from_pool.page(layer, transfer.from.pages[size_t(page)]) + offset * token_size, size_t(token_size));
+      pool(into.rank).write(layer, into.pages[size_t(page - into.first_page)], offset * token_size,
+                            from_pool.page(layer, transfer.from.pages[size_t(page)]) + offset * token_size, token_size);
   }
 }
 
@@ -90,8 +91,8 @@ void CopySource::copy_pages(Transfer& transfer, int num_tokens) {
                                                               : num_tokens / layout_.page_size;
   for (int page = transfer.num_copied / layout_.page_size; page < ready; ++page)
     for (int layer = 0; layer < layout_.num_layers; ++layer)
-      std::memcpy(pool(into.rank).page(layer, into.pages[size_t(page - into.first_page)]),
-                  from_pool.page(layer, transfer.from.pages[size_t(page)]), size_t(layout_.page_bytes));
+      pool(into.rank).write(layer, into.pages[size_t(page - into.first_page)], 0,
+                            from_pool.page(layer, transfer.from.pages[size_t(page)]), layout_.page_bytes);
   transfer.num_copied = std::max(transfer.num_copied, std::min(ready * layout_.page_size, num_tokens));
 }
 

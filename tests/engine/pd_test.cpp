@@ -9,6 +9,7 @@
 #include <thread>
 
 #include "core/base/error.h"
+#include "core/pd/kv_link.h"
 #include "tests/engine/pd_pair.h"
 #include "tests/harness/model_runner.h"
 
@@ -501,6 +502,50 @@ TEST(Pd, WhatPeersAgreeOn) {
   ASSERT_EQ(pools.size(), 2u);
   EXPECT_EQ(pools[0].num_pages + pools[1].num_pages, pair.decode->stats().kv_pages_total);
   EXPECT_NE(pools[0].layers[0], pools[1].layers[0]);
+}
+
+// Compressed KV is the same on all TP ranks: it travels once, and every rank of the group gets it.
+TEST(Pd, TpGroupsOfEqualSize) {
+  EngineConfig p = prefill_config(), d = decode_config();
+  p.parallelism = {.tp_size = 2, .ep_size = 2};
+  d.parallelism = {.tp_size = 2, .dp_size = 2, .ep_size = 4};
+  PdPair pair(p, d);
+  const KvLayout layout = pair.prefill->kv_layout();
+  EXPECT_TRUE(layout == pair.decode->kv_layout());
+  EXPECT_EQ(layout.num_layers * layout.page_bytes, kPageBytes);
+  const auto pools = pair.decode->kv_pools();
+  ASSERT_EQ(pools.size(), 2u) << "one per TP group";
+  for (const KvPool& pool : pools) EXPECT_EQ(pool.copies.size(), 1u);
+  EngineConfig alone = demo_config();
+  alone.parallelism = p.parallelism;
+  auto engine = Engine::create(alone);
+  Client plain(*engine), client(*pair.decode);
+  for (int n : kLengths) {
+    const GenerateRequest r = request(n, true);
+    const Answer got = client.ask(r);
+    EXPECT_TRUE(got.same_text(plain.ask(r))) << n;
+    if (n > 1) {
+      EXPECT_EQ(got.prefill.worker, r.prefill_workers[0]) << n;
+    }
+  }
+  pair.expect_baseline();
+}
+
+// Bits depend on how layers are split: peers of other sizes do not agree, and the handshake names the difference.
+TEST(Pd, OtherTpSizesAreNoPeers) {
+  const auto layout = [](const Parallelism& parallelism) {
+    EngineConfig c = prefill_config();
+    c.parallelism = parallelism;
+    return Engine::create(c)->kv_layout();
+  };
+  const KvLayout one = layout({}), two = layout({.tp_size = 2, .ep_size = 2}), split = layout({.tp_size = 2});
+  EXPECT_EQ(two.numerics_id, one.numerics_id + "-tp2");
+  EXPECT_EQ(split.numerics_id, one.numerics_id + "-tp2-ep1");
+  EXPECT_EQ(layout({.dp_size = 2}).numerics_id, one.numerics_id);
+  EXPECT_EQ(layout_difference(one, two),
+            fmt::format("numerics id: ours is {}, the peer's is {}", one.numerics_id, two.numerics_id));
+  EXPECT_NE(layout_difference(two, split), "");
+  EXPECT_EQ(layout_difference(two, two), "");
 }
 
 TEST(Pd, RefusedJobs) {

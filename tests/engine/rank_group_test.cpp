@@ -70,7 +70,7 @@ struct Group {
       states.push_back(std::make_unique<FakeRank::State>());
       ranks.push_back(std::make_unique<FakeRank>(*states.back(), fmt::format("rank {} (GPU {})", r, 7 - r)));
     }
-    group = std::make_unique<RankGroup>(std::move(ranks), step_timeout);
+    group = std::make_unique<RankGroup>(std::move(ranks), size, step_timeout);
   }
   // Past the first steps.
   void warm_up() {
@@ -95,9 +95,9 @@ struct Group {
 TEST(RankGroup, AStepHasTheResultsOfAllRanksInOrder) {
   Group g(3);
   for (size_t r = 0; r < 3; ++r) g.states[r]->results.push_back({.busy_seconds = double(r)});
-  const StepResult step = g.group->wait();
-  ASSERT_EQ(step.ranks.size(), 3u);
-  for (size_t r = 0; r < 3; ++r) EXPECT_EQ(step.ranks[r].busy_seconds, double(r));
+  const std::vector<RankStepResult> results = g.group->wait();
+  ASSERT_EQ(results.size(), 3u);
+  for (size_t r = 0; r < 3; ++r) EXPECT_EQ(results[r].busy_seconds, double(r));
 }
 
 TEST(RankGroup, TheCauseIsReportedRatherThanItsPeers) {

@@ -59,7 +59,8 @@ class ModelRunner {
       devices.push_back(&rank.ops->device());
       ranks_.push_back(std::move(rank));
     }
-    auto comms = make_rank_communicators(devices, p);  // ranks on a GPU share it
+    // Ranks on a GPU share it.
+    auto comms = make_rank_communicators(choose_collectives(Collectives::kAuto, devices), devices, p, true);
     ExpertPlacement placement;
     if (config_.moe.num_experts > 0)
       placement = make_placement(config_.moe.num_experts, p.ep_size, options.num_redundant_experts);

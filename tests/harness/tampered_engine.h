@@ -6,11 +6,12 @@
 #include <utility>
 #include <vector>
 
+#include "core/comm/rank_communicators.h"
 #include "core/engine/engine_impl.h"
 #include "core/engine/engine_setup.h"
 #include "core/engine/rank_group.h"
 #include "core/engine/rank_worker.h"
-#include "core/model/weights.h"
+#include "core/model/rank_weights.h"
 #include "tests/harness/wrapped_ops.h"
 
 namespace moectl::test {
@@ -38,28 +39,35 @@ struct EngineParts {
   ModelInfo info() const { return {.max_model_len = setup.scheduler.max_model_len}; }
 };
 
-inline EngineParts engine_parts(const EngineConfig& flags) {
+inline EngineParts engine_parts(const EngineConfig& flags, const LocalGroupOptions& group = {}) {
   EngineParts parts{.config = read_config(flags.model_dir)};
   const OpsOptions backend = plan_ops(flags, parts.config, 1);
   const Checkpoint checkpoint = Checkpoint::open(flags.model_dir);
   parts.setup = plan_setup(flags, parts.config, parts.config.eos_token_ids, {{*make_ops(backend)}});
-  std::shared_ptr<const ModelWeights> weights;
-  for (auto& comm : make_local_communicators(flags.parallelism.world_size())) {
-    auto ops = make_ops(backend);
-    if (!weights) weights = load_weights(parts.config, checkpoint, *ops);
-    parts.ranks.push_back({.name = fmt::format("rank {}", comm->rank()),
-                           .weights = weights,
-                           .ops = std::move(ops),
-                           .comm = std::move(comm),
+  std::vector<Ops*> ops;
+  std::vector<Device*> devices;
+  for (int r = 0; r < flags.parallelism.world_size(); ++r) {
+    parts.ranks.push_back({.name = fmt::format("rank {}", r),
+                           .ops = make_ops(backend),
                            .placement = parts.setup.placement,
                            .num_pages = parts.setup.scheduler.num_pages,
                            .limits = parts.setup.limits});
+    ops.push_back(parts.ranks.back().ops.get());
+    devices.push_back(&ops.back()->device());
+  }
+  auto comms = make_rank_communicators(Collectives::kLocal, devices, flags.parallelism, true, group);
+  const auto weights = load_ranks(parts.config, checkpoint, ops, flags.parallelism, parts.setup.placement);
+  for (size_t r = 0; r < parts.ranks.size(); ++r) {
+    parts.ranks[r].weights = weights[r];
+    parts.ranks[r].comm = std::move(comms[r].experts);
+    parts.ranks[r].tp = std::move(comms[r].tp);
   }
   return parts;
 }
 
-inline std::unique_ptr<Engine> tampered_engine(const EngineConfig& flags, TamperedOps::Tamper tamper) {
-  EngineParts parts = engine_parts(flags);
+inline std::unique_ptr<Engine> tampered_engine(const EngineConfig& flags, TamperedOps::Tamper tamper,
+                                               const LocalGroupOptions& group = {}) {
+  EngineParts parts = engine_parts(flags, group);
   auto& ops = parts.ranks.back().ops;
   ops = std::make_unique<TamperedOps>(std::move(ops), std::move(tamper));
   return start_engine(parts.info(), parts.setup.scheduler, start_rank_workers(parts.config, std::move(parts.ranks)));

@@ -57,8 +57,6 @@ TEST(Parallelism, ContradictionsAreRefusedInTheUsersWords) {
   EXPECT_THAT(message(4, 0, 6), AllOf(HasSubstr("EP=6 is not a multiple of TP=4"), HasSubstr("use 4 or 8")));
   EXPECT_THAT(message(4, 0, 2), HasSubstr("use 1 or 4"));
   EXPECT_THAT(message(-1, 0, 0), HasSubstr("TP=-1: must be at least 1"));
-  EXPECT_THAT(refusal([] { check_runnable(resolve_parallelism(given(2, 0, 0)), given(2, 0, 0)); }),
-              HasSubstr("TP=2: tensor parallelism is not in this version"));
 }
 
 constexpr ModelDims kR1 = {.num_heads = 128,
@@ -114,9 +112,8 @@ TEST(Parallelism, WhatCannotRunYetIsRefused) {
   const auto message = [](const Parallelism& p) { return refusal([&] { check_runnable(p); }); };
   EXPECT_EQ(message({}), "accepted");
   EXPECT_EQ(message(expert_parallel(5)), "accepted");
-  EXPECT_THAT(message({.tp_size = 2, .ep_size = 2}),
-              HasSubstr("--tensor-parallel-size 2: tensor parallelism is not in this version"));
-  EXPECT_THAT(message({.dp_size = 2}), HasSubstr("--ep-size 1 with --data-parallel-size 2"));
+  EXPECT_EQ(message({.tp_size = 2, .dp_size = 2, .ep_size = 4}), "accepted");
+  EXPECT_EQ(message({.tp_size = 2, .dp_size = 2}), "accepted");
   EXPECT_THAT(message({.dp_size = 2, .ep_size = 2, .num_nodes = 2}), HasSubstr("2 nodes"));
 }
 
@@ -163,6 +160,9 @@ TEST(LocalDims, TpRanksTileTheModel) {
             LocalDims end;  // of the ranks so far
             for (int r = 0; r < tp; ++r) {
               const LocalDims d = local_dims(model, p, group * tp + r, (256 + p.ep_size - 1) / p.ep_size * p.ep_size);
+              EXPECT_EQ(d.tp_size, tp);
+              EXPECT_EQ(d.tp_rank, r);
+              EXPECT_EQ(d.splits_experts, tp > 1 && !ep);
               EXPECT_EQ(d.head_begin, end.num_heads);
               EXPECT_EQ(d.intermediate_begin, end.intermediate_size);
               EXPECT_EQ(d.shared_intermediate_begin, end.shared_intermediate_size);
