@@ -47,17 +47,21 @@ TEST(ImpliedTensors, HaveTheBytesOfRealCheckpoints) {
     int64_t differing = 0;
     for (const auto& [name, t] : implied.tensors()) {
       const TensorInfo* other = real.find(name);
+      const bool one_scale = other && other->shape.empty() && t.shape == std::vector<int64_t>{1};
       if (!other)
         ADD_FAILURE() << name << " is not in the checkpoint";
-      else if (other->shape != t.shape && !(other->shape.empty() && t.shape == std::vector<int64_t>{1}))  // one scale: [] or [1]
+      else if (other->shape != t.shape && !one_scale)
         ADD_FAILURE() << name << " has another shape";
       else if (other->dtype != t.dtype)
         differing += std::abs(other->num_bytes - t.num_bytes);
     }
+    // What a checkpoint stores beside a matrix and no computation reads: sizes, scales of activations.
+    for (const auto& [name, t] : real.tensors())
+      if (name.ends_with(".weight_shape") || name.ends_with(".input_scale")) differing += t.num_bytes;
     const Shard whole = whole_model(config);
     EXPECT_LE(std::abs(shard_bytes(config, implied, whole) - shard_bytes(config, real, whole)), differing);
-    // Biases of routers and scales, which are small in any model that is not this small.
-    EXPECT_LE(double(differing), 0.02 * double(real.total_bytes()));
+    // With biases of routers and scales: small in any model that is not this small.
+    EXPECT_LE(double(differing), 0.03 * double(real.total_bytes()));
   }
 }
 
@@ -77,8 +81,10 @@ TEST(ImpliedTensors, AreTheParametersOfPublishedModels) {
     } else {
       const double bits = dtype_bits(config.quant.dtype);  // of nearly all parameters
       EXPECT_GT(bytes, double(parameters.total) * bits / 8);
-      EXPECT_LT(bytes, double(parameters.total) * bits / 8 * 1.12);
+      // Embedding and head stay in 16 bits: a tenth of the bytes of the smallest of these models.
+      EXPECT_LT(bytes, double(parameters.total) * bits / 8 * 1.35);
     }
+    if (name == "gpt-oss-20b") EXPECT_EQ(bytes, 13'761'264'768.0) << "total_size of its published index";
   }
   EXPECT_GE(num_plain, 10);
 }
