@@ -108,7 +108,7 @@ int serve(const ServeOptions& options, Role role) {
   const ModelInfo& info = service.model_info();
   log::info("ready after {} ms: {} ({}, {:.1f} M parameters) on {}, context {}, KV pool {} tokens{}",
             std::chrono::duration_cast<milliseconds>(Clock::now() - start).count(), options.service.served_model_name,
-            info.architecture, double(info.num_params) / 1e6, info.numerics_id, info.max_model_len, info.kv_pool_tokens,
+            info.architecture, double(info.num_params) / 1e6, info.exactness, info.max_model_len, info.kv_pool_tokens,
             ranks_text(info));
   if (const auto kv = service.kv_endpoint()) log::info("decode workers ask for prompts on {}", *kv);
   print_ready_line(service.url(), service.ops_url(), service.kv_endpoint());

@@ -39,7 +39,9 @@ void Dispatcher::set_workers(const std::vector<WorkerAddress>& addresses, TimePo
   std::erase_if(workers_, [&](const Worker& worker) {
     if (std::find(addresses.begin(), addresses.end(), worker.address) != addresses.end()) return false;
     policy_of(worker.address.role)->on_worker_removed(worker.id);
-    std::erase_if(bad_pairs_, [&](const auto& pair) { return pair.first == worker.id || pair.second == worker.id; });
+    std::erase_if(pair_notes_, [&](const auto& note) {
+      return note.first.first == worker.id || note.first.second == worker.id;
+    });
     return true;
   });
   for (const WorkerAddress& address : addresses) {
@@ -93,13 +95,16 @@ void Dispatcher::log_pairs(const Worker& changed, std::vector<std::string>& line
     const Worker& prefill = changed.address.role == Role::kPrefill ? changed : other;
     const Worker& decode = changed.address.role == Role::kPrefill ? other : changed;
     const std::string problem = pair_problem(prefill, decode);
-    const std::pair key(prefill.id, decode.id);
-    if (problem.empty()) {
-      bad_pairs_.erase(key);
-    } else if (bad_pairs_.insert(key).second) {
-      lines.push_back(fmt::format("prefill worker {} cannot serve decode worker {}: {}", prefill.address.url,
-                                  decode.address.url, problem));
-    }
+    std::string note;
+    if (!problem.empty())
+      note = fmt::format("prefill worker {} cannot serve decode worker {}: {}", prefill.address.url, decode.address.url,
+                         problem);
+    else if (!is_exact_pair(prefill, decode))
+      note = fmt::format("prefill worker {} serves decode worker {}, but not to the bit: it computes as {}, not as {}",
+                         prefill.address.url, decode.address.url, prefill.report.exactness, decode.report.exactness);
+    std::string& logged = pair_notes_[{prefill.id, decode.id}];
+    if (!note.empty() && note != logged) lines.push_back(note);
+    logged = std::move(note);
   }
 }
 
@@ -208,17 +213,19 @@ Assignment Dispatcher::assign(const RouteRequest& request, std::vector<Worker*> 
 
 void Dispatcher::choose_prefill(const RouteRequest& request, const Worker& decode, Assignment& assignment,
                                 TimePoint now) {
-  std::vector<Worker*> eligible;
+  std::vector<Worker*> exact, others;  // others: when no exact one is left
   for (Worker& worker : workers_) {
     if (worker.address.role != Role::kPrefill) continue;
     std::string problem = why_not(worker, now);
     if (problem.empty()) problem = pair_problem(worker, decode);
-    if (problem.empty()) eligible.push_back(&worker);
+    if (problem.empty()) (is_exact_pair(worker, decode) ? exact : others).push_back(&worker);
     assignment.prefill_candidates.push_back(candidate(worker, std::move(problem)));
     if (assignment.prefill_candidates.back().why.empty())
       assignment.prefill_candidates.back().cached_blocks = prefill_policy_->cached_blocks(worker.id, request.prompt);
   }
-  while (!eligible.empty() && assignment.prefill_endpoints.size() < kMaxPrefillWorkers) {
+  while (assignment.prefill_endpoints.size() < kMaxPrefillWorkers) {
+    std::vector<Worker*>& eligible = exact.empty() ? others : exact;
+    if (eligible.empty()) break;
     std::vector<PolicyWorker> workers;
     for (const Worker* worker : eligible) workers.push_back(for_policy(*worker));
     const PolicyChoice choice = prefill_policy_->choose(workers, request.prompt);
@@ -230,6 +237,7 @@ void Dispatcher::choose_prefill(const RouteRequest& request, const Worker& decod
       if (c.worker != worker.address.url) continue;
       c.chosen = first;
       c.why = first ? choice.why : fmt::format("number {} if others fail", assignment.prefill_endpoints.size());
+      if (&eligible == &others) c.why += "; not exact to the bit with the decode worker";
     }
     if (first) {
       assignment.prefill = worker.id;

@@ -8,6 +8,7 @@
 #include <list>
 #include <memory>
 #include <mutex>
+#include <map>
 #include <set>
 #include <string>
 #include <unordered_map>
@@ -151,7 +152,7 @@ class Dispatcher {
     std::function<void(const std::string&)> unhealthy;
   };
   std::unordered_map<uint64_t, Watched> watched_;  // by lease
-  std::set<std::pair<int, int>> bad_pairs_;        // (prefill, decode), logged
+  std::map<std::pair<int, int>, std::string> pair_notes_;  // (prefill, decode): what was logged of them
 };
 
 }  // namespace moectl::router

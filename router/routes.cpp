@@ -89,7 +89,7 @@ http::Response workers(RouterContext& context) {
                     {"load_tokens", w.load_tokens},
                     {"model", w.report.model},
                     {"kv_endpoint", w.report.kv_endpoint},
-                    {"numerics_id", w.report.numerics_id},
+                    {"exactness", w.report.exactness},
                     {"kv_pages_used", w.report.kv_pages_used},
                     {"kv_pages_total", w.report.kv_pages_total}});
   return json_response(api::to_text({{"workers", list}, {"waiting", context.dispatcher.num_waiting()}}));

@@ -98,8 +98,12 @@ std::string pair_problem(const Worker& prefill, const Worker& decode) {
   if (p.kv_endpoint.empty()) return "it reports no KV endpoint";
   if (p.model_hash != d.model_hash)
     return fmt::format("another model: {} is not {}", p.model_hash.substr(0, 16), d.model_hash.substr(0, 16));
-  if (p.numerics_id != d.numerics_id) return fmt::format("other numerics: {} is not {}", p.numerics_id, d.numerics_id);
+  if (p.kv_format != d.kv_format) return fmt::format("another KV format: {} is not {}", p.kv_format, d.kv_format);
   return "";
+}
+
+bool is_exact_pair(const Worker& prefill, const Worker& decode) {
+  return prefill.report.exactness == decode.report.exactness;
 }
 
 }  // namespace moectl::router

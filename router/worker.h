@@ -88,5 +88,7 @@ void apply_probe(Worker& worker, const ProbeResult& probe);
 
 // Why this prefill worker cannot serve this decode worker; empty: it can. Both have reported.
 std::string pair_problem(const Worker& prefill, const Worker& decode);
+// Whether an answer is the same to the bit, whichever of the two computes the prompt.
+bool is_exact_pair(const Worker& prefill, const Worker& decode);
 
 }  // namespace moectl::router

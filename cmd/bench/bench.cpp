@@ -204,7 +204,7 @@ void print_json(const EngineReport& s, const BenchLoad& load) {
   const std::optional<All2AllBackend> backend = s.info.all2all_backend;
   nlohmann::json j = {{"model", s.model},
                       {"architecture", s.info.architecture},
-                      {"numerics_id", s.info.numerics_id},
+                      {"exactness", s.info.exactness},
                       {"ep_size", s.info.parallelism.ep_size},
                       {"all2all_backend", backend ? nlohmann::json(all2all_backend_name(*backend)) : nullptr},
                       {"threads", s.threads},
@@ -234,7 +234,7 @@ void print_json(const EngineReport& s, const BenchLoad& load) {
 
 void print_table(const EngineReport& s, const BenchLoad& load) {
   const std::optional<All2AllBackend> backend = s.info.all2all_backend;
-  fmt::print("{}  {}  {}  EP {}{}, {} threads\n", s.model, s.info.architecture, s.info.numerics_id,
+  fmt::print("{}  {}  {}  EP {}{}, {} threads\n", s.model, s.info.architecture, s.info.exactness,
              s.info.parallelism.ep_size, backend ? fmt::format(" ({})", all2all_backend_name(*backend)) : "",
              s.threads);
   fmt::print("{} tokens in, {} out, greedy, no prefix cache\n", load.input_len, load.output_len);

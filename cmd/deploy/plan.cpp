@@ -104,19 +104,6 @@ void check_role(PlannedRole& role, const DeployPlan& plan) {
   }
 }
 
-// Bits depend on how layers are split, and workers refuse KV that is not theirs to the bit.
-void check_split(const DeployPlan& plan) {
-  const auto split = [](const PlannedRole& role) {
-    return fmt::format("TP {}{}", role.tp_size, role.tp_size > 1 && role.ep_size == 1 ? " and split experts" : "");
-  };
-  if (plan.prefill.instances == 0 || split(plan.prefill) == split(plan.decode)) return;
-  throw Error(
-      Code::kBadConfig,
-      fmt::format("prefill has {} and decode has {}: KV is exchanged only between workers that split each layer "
-                  "alike; give both the same TP_SIZE, and EP_SIZE=1 to both or to neither",
-                  split(plan.prefill), split(plan.decode)));
-}
-
 std::string find_model(const std::optional<std::string>& model, const std::string& origin) {
   std::error_code failed;
   // Without one the demo checkpoint, as the workers find it.
@@ -161,7 +148,6 @@ DeployPlan make_plan(const DeployOptions& options) {
     throw Error(Code::kBadConfig, "no decode worker: without one nothing can be answered; give at least 1");
   deploy_folder(plan.name);  // refuses a bad name
   for (PlannedRole* role : {&plan.prefill, &plan.decode, &plan.router}) check_role(*role, plan);
-  check_split(plan);
   return plan;
 }
 

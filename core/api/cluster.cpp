@@ -291,7 +291,8 @@ std::string to_json(const LoadReport& report) {
                      {"model", report.model},
                      {"state", report.state},
                      {"kv_endpoint", report.kv_endpoint},
-                     {"numerics_id", report.numerics_id},
+                     {"exactness", report.exactness},
+                     {"kv_format", report.kv_format},
                      {"model_hash", report.model_hash},
                      {"num_running", report.num_running},
                      {"num_waiting", report.num_waiting},
@@ -314,7 +315,8 @@ LoadReport parse_load_report(std::string_view json) {
   report.state = choice_field(object, "state", {"loading", "ready", "draining", "stalled", "failed"});
   report.kv_endpoint = text_field(object, "kv_endpoint");
   if (!report.kv_endpoint.empty() && !is_endpoint(report.kv_endpoint)) bad_report("`kv_endpoint` must be HOST:PORT");
-  report.numerics_id = text_field(object, "numerics_id");
+  report.exactness = text_field(object, "exactness");
+  report.kv_format = text_field(object, "kv_format");
   report.model_hash = text_field(object, "model_hash");
   report.num_running = count_field(object, "num_running");
   report.num_waiting = count_field(object, "num_waiting");

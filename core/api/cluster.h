@@ -99,7 +99,7 @@ struct LoadReport {
   std::string model;        // served model name
   std::string state;        // "loading" | "ready" | "draining" | "stalled" | "failed" (core/serving/health.h)
   std::string kv_endpoint;  // prefill: "host:port"; else empty
-  std::string numerics_id, model_hash;
+  std::string exactness, kv_format, model_hash;  // ModelInfo
   int64_t num_running = 0, num_waiting = 0;
   int64_t num_tokens_in_flight = 0;  // prompt tokens not yet computed + tokens held by running requests
   int64_t kv_pages_total = 0, kv_pages_used = 0;

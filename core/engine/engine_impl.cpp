@@ -195,8 +195,8 @@ void EngineImpl::release_prefill(uint64_t handle) {
 KvLayout EngineImpl::kv_layout() const {
   const auto layout_of = [&](const KvPool& pool) {
     return KvLayout{.model_hash = info_.model_hash,
-                    .numerics_id = info_.numerics_id,
-                    .num_layers = pool.num_layers,
+                    .kv_format = info_.kv_format,
+                    .num_lanes = pool.num_lanes,
                     .page_size = pool.page_size,
                     .page_bytes = pool.page_bytes,
                     .token_rows = pool.token_rows};

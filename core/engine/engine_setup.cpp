@@ -87,8 +87,8 @@ int64_t plan_memory(const EngineConfig& engine, const Config& model, const Engin
   return kv_bytes;
 }
 
-// What the bits of a result depend on: two engines with equal ids compute equal ones.
-std::string numerics_id_of(const std::string& ops, const EngineSetup& setup) {
+// What the bits of a result depend on: two engines with equal ones compute equal bits.
+std::string exactness_of(const std::string& ops, const EngineSetup& setup) {
   std::string id = fmt::format("{}-kv-{}", ops, dtype_name(setup.kv_dtype));
   if (setup.dims.tp_size > 1) id += fmt::format("-tp{}", setup.dims.tp_size);
   if (setup.dims.splits_experts) id += "-ep1";
@@ -256,7 +256,7 @@ std::unique_ptr<Engine> Engine::create(EngineConfig config) {
   const auto weights = load_ranks(model, checkpoint, rank_ops, config.parallelism, setup.placement, config.progress);
   int64_t weight_bytes = 0;
   for (const auto& w : std::set(weights.begin(), weights.end())) weight_bytes += w->num_bytes;
-  const std::string numerics_id = numerics_id_of(ops.front()->numerics_id(), setup);
+  const std::string exactness = exactness_of(ops.front()->numerics_id(), setup);
   const std::string device = capabilities.device;
   const auto step_timeout =
       capabilities.asynchronous ? config.step_timeout.value_or(kStepTimeout) : std::chrono::milliseconds(0);
@@ -288,7 +288,8 @@ std::unique_ptr<Engine> Engine::create(EngineConfig config) {
                  .weight_bytes = weight_bytes,
                  .kv_bytes_per_token = setup.kv_bytes_per_token,
                  .kv_pool_tokens = int64_t{setup.scheduler.num_pages} * kPageSize * config.parallelism.dp_size,
-                 .numerics_id = numerics_id,
+                 .exactness = exactness,
+                 .kv_format = fmt::format("{}-{}", dtype_name(setup.kv_dtype), kKvLayoutVersion),
                  .model_hash = synthetic ? "synthetic: " + config.shape : model_hash(checkpoint)};
   return start_engine(std::move(info), setup.scheduler, start_rank_workers(model, std::move(ranks)),
                       config.prefill_source, step_timeout);

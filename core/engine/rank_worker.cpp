@@ -162,14 +162,24 @@ void RankWorker::build() {
   mtp_states_ = setup_.ops->device().alloc(max_tokens * setup_.config->hidden_size * int64_t(sizeof(float)));
 }
 
+// A layer's page is [KV heads, keys and values of a head] with GQA: a lane is a head's part of it.
 KvPool RankWorker::kv_pool() const {
-  KvPool pool{.num_layers = int(cache_->layers.size()),
+  const LocalDims& dims = setup_.weights->dims;
+  const bool mla = setup_.config->attention() == AttentionKind::kMla;
+  const int num_local = mla ? 1 : dims.num_kv_heads, num_heads = mla ? 1 : setup_.config->gqa.num_kv_heads;
+  const int first_head = mla ? 0 : dims.kv_head_begin;
+  KvPool pool{.num_lanes = int(cache_->layers.size()) * num_heads,
               .num_pages = cache_->num_pages,
               .page_size = kPageSize,
-              .page_bytes = kPageSize * KvCache::values_per_token(*setup_.config, setup_.weights->dims) *
-                            dtype_bytes(setup_.kv_dtype),
-              .token_rows = setup_.config->attention() == AttentionKind::kMla};
-  for (const Buffer& layer : cache_->layers) pool.layers.push_back(layer.get());
+              .page_stride =
+                  kPageSize * KvCache::values_per_token(*setup_.config, dims) * dtype_bytes(setup_.kv_dtype),
+              .token_rows = mla};
+  pool.page_bytes = pool.page_stride / num_local;
+  pool.lanes.resize(size_t(pool.num_lanes));
+  for (size_t layer = 0; layer < cache_->layers.size(); ++layer)
+    for (int head = 0; head < num_local; ++head)
+      pool.lanes[layer * size_t(num_heads) + size_t(first_head + head)] = {cache_->layers[layer].get() +
+                                                                           head * pool.page_bytes};
   return pool;
 }
 

@@ -9,34 +9,37 @@
 
 namespace moectl {
 
-// The KV memory of one data-parallel rank: in each layer, pages of `page_bytes` bytes one after the other.
+// The KV memory of one data-parallel rank, in lanes: what a layer keeps (MLA), or what one KV head of a layer keeps
+// (GQA). Lanes are the whole model's, so a TP size does not show in them: lane layer * num_kv_heads + head, MTP layers
+// last. A lane is pages of `page_bytes` bytes.
 struct KvPool {
-  int num_layers = 0;  // MTP layers included
+  int num_lanes = 0;
   int64_t num_pages = 0;
-  int page_size = 0;               // tokens
-  int64_t page_bytes = 0;          // of one layer
-  bool token_rows = true;          // KvLayout
-  std::vector<std::byte*> layers;  // [num_layers]: page p of layer l is layers[l] + p * page_bytes
-  // [any][num_layers]: further memory that holds the same bytes. They are read from `layers`.
-  std::vector<std::vector<std::byte*>> copies;
-  std::byte* page(int layer, int64_t page_id) const { return layers[size_t(layer)] + page_id * page_bytes; }
-  // Bytes [offset, offset + num_bytes) of a page, in all copies.
-  void write(int layer, int64_t page_id, int64_t offset, const std::byte* data, int64_t num_bytes) const;
+  int page_size = 0;        // tokens
+  int64_t page_bytes = 0;   // of one lane
+  int64_t page_stride = 0;  // bytes from a page of a lane to the next one
+  bool token_rows = true;   // KvLayout
+  // [num_lanes]: where page 0 is. Several places hold the same bytes (KV that TP ranks share); they are read from the
+  // first. None: another TP rank holds the lane (RankHandle::kv_pool).
+  std::vector<std::vector<std::byte*>> lanes;
+
+  std::byte* page(int lane, int64_t page_id) const { return lanes[size_t(lane)].front() + page_id * page_stride; }
+  // The first num_bytes bytes of a page, in all places.
+  void write(int lane, int64_t page_id, const std::byte* data, int64_t num_bytes) const;
 };
 
-// The pool of a TP group from those of its ranks, whose pages have the same ids. Compressed KV (token_rows) is the same
-// on all ranks: copies. Else each rank has other heads: its layers follow those of the rank before, so that num_layers
-// is tp_size times the model's. Throws Error{kInternal} for ranks whose pools differ in shape.
+// The pool of a TP group from those of its ranks, whose pages have the same ids. Throws Error{kInternal} for ranks whose
+// pools differ in shape, or that together lack a lane.
 KvPool pool_of_group(const std::vector<KvPool>& ranks);
 
 // What both sides must agree on before a byte moves. Compared field by field; a difference refuses the connection by
 // name.
 struct KvLayout {
-  std::string model_hash;   // of config.json, all tensor headers and a sample of each tensor's bytes
-  std::string numerics_id;  // instruction-set path, kernel version, KV dtype
-  int num_layers = 0, page_size = 0;
+  std::string model_hash;  // of config.json, all tensor headers and a sample of each tensor's bytes
+  std::string kv_format;   // data type and version of the layout of a page: "bf16-1"
+  int num_lanes = 0, page_size = 0;
   int64_t page_bytes = 0;
-  // A page is its tokens one after the other (MLA). Else it is only moved whole (GQA: a page's keys lie by head). The
+  // A page of a lane is its tokens one after the other (MLA). Else it is only moved whole (GQA: keys, then values). The
   // model says which, so it does not travel.
   bool token_rows = true;
   bool operator==(const KvLayout&) const = default;

@@ -23,6 +23,9 @@ struct ModelWeights;  // weights.h
 // `config` loses them. Returns how many.
 int leave_out_absent_mtp(Config& config, const Checkpoint& checkpoint);
 
+// Of a page's layout, with its data type the KV format that workers must share to exchange pages. Raised with any change.
+inline constexpr int kKvLayoutVersion = 1;
+
 // Paged cache of one rank, for each layer (MTP layers included). MLA: [num_pages, kPageSize, values a token]; GQA:
 // [num_pages, num_kv_heads, 2 * kPageSize, head_dim], a page's keys of one head, then its values.
 struct KvCache {

@@ -308,7 +308,7 @@ void RemotePrefillSource::Impl::drop_idle_peers(Clock::time_point now) {
 }
 
 TransferPlan RemotePrefillSource::Impl::plan_of(const RemotePrefill& want) const {
-  TransferPlan plan{.num_layers = layout.num_layers,
+  TransferPlan plan{.num_lanes = layout.num_lanes,
                     .page_size = layout.page_size,
                     .page_bytes = layout.page_bytes,
                     .first_page = want.into.first_page,

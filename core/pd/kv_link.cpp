@@ -94,8 +94,8 @@ std::string layout_difference(const KvLayout& ours, const KvLayout& theirs) {
     if (a != b) text += fmt::format("{}{}: ours is {}, the peer's is {}", text.empty() ? "" : "; ", name, a, b);
   };
   compare("model hash", ours.model_hash, theirs.model_hash);
-  compare("numerics id", ours.numerics_id, theirs.numerics_id);
-  compare("layers", ours.num_layers, theirs.num_layers);
+  compare("KV format", ours.kv_format, theirs.kv_format);
+  compare("lanes", ours.num_lanes, theirs.num_lanes);
   compare("tokens a page", ours.page_size, theirs.page_size);
   compare("bytes a page", ours.page_bytes, theirs.page_bytes);
   return text;

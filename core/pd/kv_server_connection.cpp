@@ -107,7 +107,7 @@ void KvServerConnection::on_prefill(const Prefill& request) {
   job->request_id = request.request_id;
   job->plan = {.id = request.id,
                .epoch = request.epoch,
-               .num_layers = context_.layout.num_layers,
+               .num_lanes = context_.layout.num_lanes,
                .page_size = context_.layout.page_size,
                .page_bytes = context_.layout.page_bytes,
                .first_page = request.first_page,

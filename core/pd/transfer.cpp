@@ -22,14 +22,14 @@ int64_t TransferPlan::tokens_of(int64_t page) const {
 }
 
 int64_t TransferPlan::num_bytes() const {
-  if (!token_rows) return num_pages() * page_bytes * num_layers;
-  return (num_tokens - first_page * page_size) * (page_bytes / page_size) * num_layers;
+  if (!token_rows) return num_pages() * page_bytes * num_lanes;
+  return (num_tokens - first_page * page_size) * (page_bytes / page_size) * num_lanes;
 }
 
 void check_plan(const TransferPlan& p, int64_t prompt_tokens) {
-  if (p.num_layers < 1 || p.page_size < 1 || p.page_bytes < 1 || p.page_bytes % p.page_size != 0 ||
+  if (p.num_lanes < 1 || p.page_size < 1 || p.page_bytes < 1 || p.page_bytes % p.page_size != 0 ||
       p.page_bytes > UINT32_MAX)
-    invalid(fmt::format("KV transfer: {} layers, pages of {} tokens and {} bytes cannot be transferred", p.num_layers,
+    invalid(fmt::format("KV transfer: {} lanes, pages of {} tokens and {} bytes cannot be transferred", p.num_lanes,
                         p.page_size, p.page_bytes));
   if (p.num_tokens < 1 || p.num_tokens > prompt_tokens)
     invalid(fmt::format("KV transfer: {} tokens wanted of a prompt of {}", p.num_tokens, prompt_tokens));
@@ -39,10 +39,10 @@ void check_plan(const TransferPlan& p, int64_t prompt_tokens) {
 }
 
 void check_pages(const TransferPlan& plan, const KvPool& pool, const std::vector<int32_t>& pages, int64_t first) {
-  if (pool.num_layers != plan.num_layers || pool.page_size != plan.page_size || pool.page_bytes != plan.page_bytes ||
-      pool.layers.size() != size_t(plan.num_layers))
-    invalid(fmt::format("KV transfer: the pool has {} layers of {}-token pages of {} bytes, the plan {}, {}, {}",
-                        pool.num_layers, pool.page_size, pool.page_bytes, plan.num_layers, plan.page_size,
+  if (pool.num_lanes != plan.num_lanes || pool.page_size != plan.page_size || pool.page_bytes != plan.page_bytes ||
+      pool.lanes.size() != size_t(plan.num_lanes))
+    invalid(fmt::format("KV transfer: the pool has {} lanes of {}-token pages of {} bytes, the plan {}, {}, {}",
+                        pool.num_lanes, pool.page_size, pool.page_bytes, plan.num_lanes, plan.page_size,
                         plan.page_bytes));
   if (int64_t(pages.size()) < first + plan.num_pages())
     invalid(fmt::format("KV transfer: {} pages are held, {} are needed", pages.size(), first + plan.num_pages()));
@@ -61,18 +61,18 @@ IncomingTransfer::IncomingTransfer(const TransferPlan& plan, KvPool pool, std::v
 void IncomingTransfer::receive(const Block& b, ByteSpan payload, bool write) {
   if (b.id != plan_.id || b.epoch != plan_.epoch)
     bad(fmt::format("KV block of epoch {} for a transfer of epoch {}", b.epoch, plan_.epoch));
-  if (b.layer >= uint32_t(plan_.num_layers) || b.page >= plan_.num_pages())
-    bad(fmt::format("KV block for layer {} page {}; the request has {} layers and {} pages", b.layer, b.page,
-                    plan_.num_layers, plan_.num_pages()));
+  if (b.lane >= uint32_t(plan_.num_lanes) || b.page >= plan_.num_pages())
+    bad(fmt::format("KV block for lane {} page {}; the request has {} lanes and {} pages", b.lane, b.page,
+                    plan_.num_lanes, plan_.num_pages()));
   const int64_t expected = plan_.bytes_of(b.page);
   if (b.num_bytes != expected || int64_t(payload.size()) != expected)
-    bad(fmt::format("KV block for layer {} page {} states {} bytes and carries {}; expected {}", b.layer, b.page,
+    bad(fmt::format("KV block for lane {} page {} states {} bytes and carries {}; expected {}", b.lane, b.page,
                     b.num_bytes, payload.size(), expected));
-  const size_t idx = size_t(b.layer) * size_t(plan_.num_pages()) + b.page;
-  if (arrived_[idx]) bad(fmt::format("KV block for layer {} page {} came twice", b.layer, b.page));
+  const size_t idx = size_t(b.lane) * size_t(plan_.num_pages()) + b.page;
+  if (arrived_[idx]) bad(fmt::format("KV block for lane {} page {} came twice", b.lane, b.page));
   if (checksum(payload) != b.checksum)
-    bad(fmt::format("KV block for layer {} page {} arrived damaged: its checksum does not match", b.layer, b.page));
-  if (write) pool_.write(int(b.layer), pages_[b.page], 0, reinterpret_cast<const std::byte*>(payload.data()), expected);
+    bad(fmt::format("KV block for lane {} page {} arrived damaged: its checksum does not match", b.lane, b.page));
+  if (write) pool_.write(int(b.lane), pages_[b.page], reinterpret_cast<const std::byte*>(payload.data()), expected);
   arrived_[idx] = true;
   digest_.add(b);
   ++num_blocks_;
@@ -112,20 +112,20 @@ std::optional<OutgoingTransfer::Piece> OutgoingTransfer::next(int64_t num_tokens
     if (ready == window_end_) return std::nullopt;
     window_begin_ = page_ = window_end_;
     window_end_ = ready;
-    layer_ = 0;
+    lane_ = 0;
   }
   Piece piece;
-  piece.payload = {pool_.page(layer_, pages_[size_t(plan_.first_page + page_)]), size_t(plan_.bytes_of(page_))};
+  piece.payload = {pool_.page(lane_, pages_[size_t(plan_.first_page + page_)]), size_t(plan_.bytes_of(page_))};
   piece.block = {.id = plan_.id,
                  .epoch = plan_.epoch,
-                 .layer = uint32_t(layer_),
+                 .lane = uint32_t(lane_),
                  .page = uint32_t(page_),
                  .num_bytes = uint32_t(piece.payload.size()),
                  .checksum = checksum(piece.payload)};
   digest_.add(piece.block);
   ++num_blocks_;
   num_bytes_ += piece.block.num_bytes;
-  if (++page_ == window_end_ && ++layer_ < plan_.num_layers) page_ = window_begin_;
+  if (++page_ == window_end_ && ++lane_ < plan_.num_lanes) page_ = window_begin_;
   return piece;
 }
 

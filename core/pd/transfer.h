@@ -19,13 +19,13 @@ namespace moectl::transfer {
 struct TransferPlan {
   TransferId id{};
   uint64_t epoch = 0;
-  int num_layers = 0, page_size = 0;
+  int num_lanes = 0, page_size = 0;
   int64_t page_bytes = 0;
   int64_t first_page = 0, num_tokens = 0;
   bool token_rows = true;  // KvLayout
 
   int64_t num_pages() const { return (num_tokens + page_size - 1) / page_size - first_page; }
-  int64_t num_blocks() const { return num_pages() * num_layers; }
+  int64_t num_blocks() const { return num_pages() * num_lanes; }
   int64_t num_bytes() const;
   int64_t tokens_of(int64_t page) const;  // of the request's page `page`
   int64_t bytes_of(int64_t page) const { return token_rows ? tokens_of(page) * (page_bytes / page_size) : page_bytes; }
@@ -56,7 +56,7 @@ class IncomingTransfer {
   TransferPlan plan_;
   KvPool pool_;
   std::vector<int32_t> pages_;
-  std::vector<bool> arrived_;  // [num_layers * num_pages]
+  std::vector<bool> arrived_;  // [num_lanes * num_pages]
   BlockDigest digest_;
   int64_t num_blocks_ = 0, num_bytes_ = 0;
 };
@@ -70,7 +70,7 @@ class OutgoingTransfer {
     Block block;
     ByteSpan payload;  // of the pool
   };
-  // The next block when the KV of tokens [0, num_tokens_ready) is final; layer by layer over the pages that became
+  // The next block when the KV of tokens [0, num_tokens_ready) is final; lane by lane over the pages that became
   // ready together.
   std::optional<Piece> next(int64_t num_tokens_ready);
   bool has_next(int64_t num_tokens_ready) const;
@@ -86,7 +86,7 @@ class OutgoingTransfer {
   std::vector<int32_t> pages_;
   int64_t window_begin_ = 0, window_end_ = 0;  // pages that travel now
   int64_t page_ = 0;
-  int layer_ = 0;
+  int lane_ = 0;
   BlockDigest digest_;
   int64_t num_blocks_ = 0, num_bytes_ = 0;
 };

@@ -194,8 +194,8 @@ Bytes encode(const Hello& m) {
       .number(uint16_t(m.role))
       .raw(m.nonce.data(), m.nonce.size())
       .text(m.layout.model_hash, kMaxNameBytes, "model hash")
-      .text(m.layout.numerics_id, kMaxNameBytes, "numerics id")
-      .number(uint64_t(m.layout.num_layers))
+      .text(m.layout.kv_format, kMaxNameBytes, "KV format")
+      .number(uint64_t(m.layout.num_lanes))
       .number(uint64_t(m.layout.page_size))
       .number(uint64_t(m.layout.page_bytes))
       .number(uint64_t(m.max_prompt_tokens))
@@ -222,8 +222,8 @@ Hello decode_hello_start(ByteSpan fields) {
 void decode_hello_layout(ByteSpan fields, Hello& m) {
   Reader r = read_hello_start(fields, m);
   m.layout.model_hash = r.text("model hash", kMaxNameBytes);
-  m.layout.numerics_id = r.text("numerics id", kMaxNameBytes);
-  m.layout.num_layers = int(r.count("num_layers", INT32_MAX));
+  m.layout.kv_format = r.text("KV format", kMaxNameBytes);
+  m.layout.num_lanes = int(r.count("num_lanes", INT32_MAX));
   m.layout.page_size = int(r.count("page_size", INT32_MAX));
   m.layout.page_bytes = r.count("page_bytes", INT64_MAX);
   m.max_prompt_tokens = r.count("max_prompt_tokens", INT64_MAX);
@@ -291,7 +291,7 @@ BlockFrame encode(const Block& m) {
   std::byte* p = frame.data() + kFrameHeaderBytes;
   std::memcpy(p, m.id.data(), 16);
   std::memcpy(p + 16, &m.epoch, 8);
-  std::memcpy(p + 24, &m.layer, 4);
+  std::memcpy(p + 24, &m.lane, 4);
   std::memcpy(p + 28, &m.page, 4);
   std::memcpy(p + 32, &m.num_bytes, 4);  // 4 bytes of zero follow
   std::memcpy(p + 40, &m.checksum, 8);
@@ -305,7 +305,7 @@ Block decode_block(ByteSpan fields) {
   Block m;
   r.raw(m.id.data(), m.id.size(), "transfer id");
   m.epoch = r.number<uint64_t>("epoch");
-  m.layer = r.number<uint32_t>("layer");
+  m.lane = r.number<uint32_t>("lane");
   m.page = r.number<uint32_t>("page");
   m.num_bytes = r.number<uint32_t>("byte count");
   r.number<uint32_t>("zero");
@@ -362,7 +362,7 @@ uint64_t checksum(ByteSpan payload) {
 }
 
 void BlockDigest::add(const Block& block) {
-  const uint64_t words[3] = {value_, block.checksum, uint64_t(block.layer) << 32 | block.page};
+  const uint64_t words[3] = {value_, block.checksum, uint64_t(block.lane) << 32 | block.page};
   value_ = XXH3_64bits(words, sizeof words);
 }
 

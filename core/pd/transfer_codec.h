@@ -21,7 +21,7 @@
 namespace moectl::transfer {
 
 inline constexpr uint32_t kMagic = 0x564b454d;  // "MEKV"
-inline constexpr uint16_t kVersion = 1;
+inline constexpr uint16_t kVersion = 2;
 inline constexpr size_t kFrameHeaderBytes = 16;
 inline constexpr size_t kBlockFieldBytes = 48;
 inline constexpr size_t kNonceBytes = 32, kProofBytes = 32;
@@ -106,11 +106,11 @@ Cancel decode_cancel(ByteSpan fields);
 
 Bytes encode_heartbeat();
 
-// The KV of one page in one layer. Its payload follows the frame.
+// The KV of one page of a lane (KvPool). Its payload follows the frame.
 struct Block {
   TransferId id{};
   uint64_t epoch = 0;
-  uint32_t layer = 0, page = 0;  // page: within the request, 0 is its first wanted page
+  uint32_t lane = 0, page = 0;  // page: within the request, 0 is its first wanted page
   uint32_t num_bytes = 0;
   uint64_t checksum = 0;  // XXH3-64 of the payload
 };

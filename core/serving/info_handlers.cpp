@@ -175,7 +175,8 @@ http::Response load(Instance& instance, const http::Request& request) {
     const EngineStats stats = queue_stats(instance);
     const ModelInfo& info = instance.engine->info();
     if (instance.kv_server) report.kv_endpoint = kv_endpoint(instance, request);
-    report.numerics_id = info.numerics_id;
+    report.exactness = info.exactness;
+    report.kv_format = info.kv_format;
     report.model_hash = info.model_hash;
     report.num_running = stats.num_running;
     report.num_waiting = stats.num_waiting;
@@ -205,7 +206,8 @@ http::Response server_info(Instance& instance, const http::Request&) {
        {"weight_bytes", info.weight_bytes},
        {"kv_bytes_per_token", info.kv_bytes_per_token},
        {"kv_pool_tokens", info.kv_pool_tokens},
-       {"numerics_id", info.numerics_id},
+       {"exactness", info.exactness},
+       {"kv_format", info.kv_format},
        {"parallelism", {{"ep_size", p.ep_size}, {"dp_size", p.dp_size}, {"tp_size", p.tp_size}}},
        {"all2all_backend", info.all2all_backend ? Json(all2all_backend_name(*info.all2all_backend)) : Json(nullptr)},
        {"reasoning_parser", instance.text.reasoning ? Json(instance.text.reasoning->name) : Json(nullptr)},

@@ -206,15 +206,15 @@ class Following(Case):
 
     def test_load_reports(self):
         prefill, decode, _ = self.cluster()
-        fields = {"role", "model", "state", "kv_endpoint", "numerics_id", "model_hash", "num_running", "num_waiting",
+        fields = {"role", "model", "state", "kv_endpoint", "exactness", "model_hash", "num_running", "num_waiting",
                   "num_tokens_in_flight", "kv_pages_total", "kv_pages_used", "max_model_len", "server_load",
                   "instance_id", "seconds_since_progress", "cluster_problem"}
         p, d = prefill.get("/load").json(), decode.get("/load").json()
         self.assertEqual((set(p), set(d)), (fields, fields))
         self.assertEqual((p["role"], p["state"], p["kv_endpoint"]), ("prefill", "ready", prefill.kv))
         self.assertEqual((d["role"], d["state"], d["kv_endpoint"]), ("decode", "ready", ""))
-        self.assertTrue(p["model_hash"] and p["numerics_id"])
-        self.assertEqual((p["model_hash"], p["numerics_id"]), (d["model_hash"], d["numerics_id"]))
+        self.assertTrue(p["model_hash"] and p["exactness"])
+        self.assertEqual((p["model_hash"], p["exactness"]), (d["model_hash"], d["exactness"]))
         self.assertEqual(prefill.metric('moectl_worker_state{role="prefill",state="ready"}'), 1)
         prefill.post("/drain", b"", {"Authorization": "Bearer " + SECRET}, base=prefill.ops)
         self.assertEqual(prefill.get("/load").json()["state"], "draining")

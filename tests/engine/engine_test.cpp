@@ -66,7 +66,7 @@ TEST(Engine, TellsWhatItLoaded) {
   EXPECT_EQ(info.num_params, 25377216) << "the model card's number";
   EXPECT_EQ(info.kv_bytes_per_token, 7 * 160 * 4);
   EXPECT_EQ(info.kv_pool_tokens, (32 << 20) / (7 * 160 * 4 * 64) * 64);
-  EXPECT_NE(info.numerics_id, "");
+  EXPECT_NE(info.exactness, "");
   EXPECT_GT(info.weight_bytes, 20 << 20);
   EXPECT_EQ(info.parallelism, Parallelism{});
   EXPECT_EQ(info.all2all_backend, std::nullopt) << "one rank exchanges nothing";

@@ -19,8 +19,8 @@ void CopySource::start(RemotePrefill request, std::function<void(RemotePrefillRe
   started_.push_back(request);
   const std::vector<std::byte> unwritten(size_t(layout_.page_bytes), std::byte{0xff});
   for (int32_t page : request.into.pages)  // NaN: what is not copied cannot go unnoticed
-    for (int layer = 0; layer < layout_.num_layers; ++layer)
-      pool(request.into.rank).write(layer, page, 0, unwritten.data(), layout_.page_bytes);
+    for (int lane = 0; lane < layout_.num_lanes; ++lane)
+      pool(request.into.rank).write(lane, page, unwritten.data(), layout_.page_bytes);
   if (throw_at_start) throw std::runtime_error("no route");
   if (fail_at_tokens == 0) return done({.worker = request.workers[0], .error = "refused"});
   const uint64_t handle = request.handle;
@@ -64,7 +64,7 @@ void CopySource::on_report(uint64_t handle, const PrefillProgress& progress) {
   const int num_tokens = transfer.request.num_tokens - transfer.request.into.first_page * layout_.page_size;
   end(handle, {.ok = true,
                .worker = transfer.request.workers[0],
-               .num_bytes = layout_.page_bytes / layout_.page_size * num_tokens * layout_.num_layers,
+               .num_bytes = layout_.page_bytes / layout_.page_size * num_tokens * layout_.num_lanes,
                .num_cached_tokens = progress.num_cached_tokens,
                .queue_seconds = progress.queue_seconds,
                .compute_seconds = progress.compute_seconds});
@@ -77,9 +77,10 @@ void CopySource::copy(Transfer& transfer, int num_tokens) {
   const int64_t token_size = layout_.page_bytes / layout_.page_size;
   for (; transfer.num_copied < num_tokens; ++transfer.num_copied) {
     const int page = transfer.num_copied / layout_.page_size, offset = transfer.num_copied % layout_.page_size;
-    for (int layer = 0; layer < layout_.num_layers; ++layer)
-      pool(into.rank).write(layer, into.pages[size_t(page - into.first_page)], offset * token_size,
-                            from_pool.page(layer, transfer.from.pages[size_t(page)]) + offset * token_size, token_size);
+    for (int lane = 0; lane < layout_.num_lanes; ++lane)
+      for (std::byte* place : pool(into.rank).lanes[size_t(lane)])
+        std::memcpy(place + into.pages[size_t(page - into.first_page)] * pool(into.rank).page_stride + offset * token_size,
+                    from_pool.page(lane, transfer.from.pages[size_t(page)]) + offset * token_size, size_t(token_size));
   }
 }
 
@@ -90,9 +91,9 @@ void CopySource::copy_pages(Transfer& transfer, int num_tokens) {
   const int ready = num_tokens == transfer.request.num_tokens ? (num_tokens + layout_.page_size - 1) / layout_.page_size
                                                               : num_tokens / layout_.page_size;
   for (int page = transfer.num_copied / layout_.page_size; page < ready; ++page)
-    for (int layer = 0; layer < layout_.num_layers; ++layer)
-      pool(into.rank).write(layer, into.pages[size_t(page - into.first_page)], 0,
-                            from_pool.page(layer, transfer.from.pages[size_t(page)]), layout_.page_bytes);
+    for (int lane = 0; lane < layout_.num_lanes; ++lane)
+      pool(into.rank).write(lane, into.pages[size_t(page - into.first_page)],
+                            from_pool.page(lane, transfer.from.pages[size_t(page)]), layout_.page_bytes);
   transfer.num_copied = std::max(transfer.num_copied, std::min(ready * layout_.page_size, num_tokens));
 }
 
@@ -137,11 +138,11 @@ void PdPair::expect_baseline() {
   EXPECT_EQ(idle_stats(*prefill).kv_pages_used, 0);
 }
 
-std::vector<std::byte> token_bytes(const KvPool& pool, const std::vector<int32_t>& pages, int layer, int num_tokens) {
+std::vector<std::byte> token_bytes(const KvPool& pool, const std::vector<int32_t>& pages, int lane, int num_tokens) {
   const int64_t token_size = pool.page_bytes / pool.page_size;
   std::vector<std::byte> bytes;
   for (int i = 0; i < num_tokens; ++i) {
-    const std::byte* token = pool.page(layer, pages[size_t(i / pool.page_size)]) + i % pool.page_size * token_size;
+    const std::byte* token = pool.page(lane, pages[size_t(i / pool.page_size)]) + i % pool.page_size * token_size;
     bytes.insert(bytes.end(), token, token + token_size);
   }
   return bytes;

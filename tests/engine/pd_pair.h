@@ -63,6 +63,6 @@ struct PdPair {
 };
 
 // The bytes of tokens [0, num_tokens) in one layer, gathered from a request's pages.
-std::vector<std::byte> token_bytes(const KvPool& pool, const std::vector<int32_t>& pages, int layer, int num_tokens);
+std::vector<std::byte> token_bytes(const KvPool& pool, const std::vector<int32_t>& pages, int lane, int num_tokens);
 
 }  // namespace moectl::test

@@ -370,9 +370,9 @@ void expect_pages_of_the_model(const KvPool& pool, const std::vector<int32_t>& p
   const std::vector<int32_t> next(ids.begin() + 1, ids.end());
   runner.rank().model->forward_mtp(rows_of(next, 0, num_prompt - 1),
                                    runner.rank().model->hidden().first(num_prompt - 1));
-  ASSERT_EQ(pool.num_layers, int(runner.rank().cache->layers.size()));
+  ASSERT_EQ(pool.num_lanes, int(runner.rank().cache->layers.size()));
   const size_t num_bytes = size_t(pool.page_bytes / pool.page_size) * size_t(num_prompt - 1);
-  for (int layer = 0; layer < pool.num_layers; ++layer) {
+  for (int layer = 0; layer < pool.num_lanes; ++layer) {
     const std::byte* want = runner.rank().cache->layers[size_t(layer)].get();  // pages 0, 1, 2, ...
     EXPECT_TRUE(token_bytes(pool, pages, layer, num_prompt - 1) == std::vector(want, want + num_bytes))
         << "layer " << layer;
@@ -494,14 +494,14 @@ TEST(Pd, WhatPeersAgreeOn) {
   PdPair pair(prefill_config(), d);
   const KvLayout layout = pair.prefill->kv_layout();
   EXPECT_TRUE(layout == pair.decode->kv_layout() && layout == pair.source->layout());
-  EXPECT_EQ(layout.num_layers * layout.page_bytes, kPageBytes);
+  EXPECT_EQ(layout.num_lanes * layout.page_bytes, kPageBytes);
   EXPECT_EQ(layout.model_hash, pair.decode->info().model_hash);
-  EXPECT_EQ(layout.numerics_id, pair.decode->info().numerics_id);
-  EXPECT_FALSE(layout.model_hash.empty() || layout.numerics_id.empty());
+  EXPECT_EQ(layout.kv_format, pair.decode->info().kv_format);
+  EXPECT_FALSE(layout.model_hash.empty() || layout.kv_format.empty());
   const auto pools = pair.decode->kv_pools();
   ASSERT_EQ(pools.size(), 2u);
   EXPECT_EQ(pools[0].num_pages + pools[1].num_pages, pair.decode->stats().kv_pages_total);
-  EXPECT_NE(pools[0].layers[0], pools[1].layers[0]);
+  EXPECT_NE(pools[0].lanes[0], pools[1].lanes[0]);
 }
 
 // Compressed KV is the same on all TP ranks: it travels once, and every rank of the group gets it.
@@ -512,10 +512,11 @@ TEST(Pd, TpGroupsOfEqualSize) {
   PdPair pair(p, d);
   const KvLayout layout = pair.prefill->kv_layout();
   EXPECT_TRUE(layout == pair.decode->kv_layout());
-  EXPECT_EQ(layout.num_layers * layout.page_bytes, kPageBytes);
+  EXPECT_EQ(layout.num_lanes * layout.page_bytes, kPageBytes);
   const auto pools = pair.decode->kv_pools();
   ASSERT_EQ(pools.size(), 2u) << "one per TP group";
-  for (const KvPool& pool : pools) EXPECT_EQ(pool.copies.size(), 1u);
+  for (const KvPool& pool : pools)
+    for (const auto& places : pool.lanes) EXPECT_EQ(places.size(), 2u);
   EngineConfig alone = demo_config();
   alone.parallelism = p.parallelism;
   auto engine = Engine::create(alone);
@@ -531,21 +532,39 @@ TEST(Pd, TpGroupsOfEqualSize) {
   pair.expect_baseline();
 }
 
-// Bits depend on how layers are split: peers of other sizes do not agree, and the handshake names the difference.
-TEST(Pd, OtherTpSizesAreNoPeers) {
-  const auto layout = [](const Parallelism& parallelism) {
+// Pages are the whole model's, whatever the TP size: peers agree, and say that they are not exact.
+TEST(Pd, TpSizesMayDiffer) {
+  for (const auto& [prefill_size, decode_size] : {std::pair{2, 1}, {1, 2}}) {
+    EngineConfig p = prefill_config(), d = decode_config();
+    p.parallelism = {.tp_size = prefill_size, .ep_size = prefill_size};
+    d.parallelism = {.tp_size = decode_size, .ep_size = decode_size};
+    PdPair pair(p, d);
+    EXPECT_TRUE(pair.prefill->kv_layout() == pair.decode->kv_layout());
+    EXPECT_EQ(pair.prefill->info().kv_format, pair.decode->info().kv_format);
+    const std::string &at_prefill = pair.prefill->info().exactness, &at_decode = pair.decode->info().exactness;
+    EXPECT_EQ(prefill_size == 2 ? at_prefill : at_decode, (prefill_size == 2 ? at_decode : at_prefill) + "-tp2");
+    Client client(*pair.decode);
+    for (const GoldenCase& c : golden_cases()) {
+      const Answer got = client.ask({.prompt_ids = c.prompt_ids,
+                                     .sampling = {.temperature = 0.0f, .max_tokens = int(c.output_ids.size())},
+                                     .prefill_workers = {"p"}});
+      EXPECT_EQ(got.ids, c.output_ids);
+      EXPECT_EQ(got.prefill.worker, "p");
+    }
+    pair.expect_baseline();
+  }
+}
+
+TEST(Pd, ExactnessNamesHowLayersAreSplit) {
+  const auto info = [](const Parallelism& parallelism) {
     EngineConfig c = prefill_config();
     c.parallelism = parallelism;
-    return Engine::create(c)->kv_layout();
+    return Engine::create(c)->info();
   };
-  const KvLayout one = layout({}), two = layout({.tp_size = 2, .ep_size = 2}), split = layout({.tp_size = 2});
-  EXPECT_EQ(two.numerics_id, one.numerics_id + "-tp2");
-  EXPECT_EQ(split.numerics_id, one.numerics_id + "-tp2-ep1");
-  EXPECT_EQ(layout({.dp_size = 2}).numerics_id, one.numerics_id);
-  EXPECT_EQ(layout_difference(one, two),
-            fmt::format("numerics id: ours is {}, the peer's is {}", one.numerics_id, two.numerics_id));
-  EXPECT_NE(layout_difference(two, split), "");
-  EXPECT_EQ(layout_difference(two, two), "");
+  const std::string one = info({}).exactness;
+  EXPECT_EQ(info({.tp_size = 2, .ep_size = 2}).exactness, one + "-tp2");
+  EXPECT_EQ(info({.tp_size = 2}).exactness, one + "-tp2-ep1");
+  EXPECT_EQ(info({.dp_size = 2, .ep_size = 2}).exactness, one);
 }
 
 TEST(Pd, RefusedJobs) {

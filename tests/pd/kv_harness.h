@@ -29,14 +29,15 @@ inline const std::string kSecret = "a secret of the cluster";
 
 struct PoolMemory {
   explicit PoolMemory(const KvLayout& layout, int64_t num_pages)
-      : bytes(size_t(layout.num_layers), std::vector<std::byte>(size_t(num_pages * layout.page_bytes), kCanary)) {
-    pool = {.num_layers = layout.num_layers,
+      : bytes(size_t(layout.num_lanes), std::vector<std::byte>(size_t(num_pages * layout.page_bytes), kCanary)) {
+    pool = {.num_lanes = layout.num_lanes,
             .num_pages = num_pages,
             .page_size = layout.page_size,
-            .page_bytes = layout.page_bytes};
-    for (auto& layer : bytes) pool.layers.push_back(layer.data());
+            .page_bytes = layout.page_bytes,
+            .page_stride = layout.page_bytes};
+    for (auto& lane : bytes) pool.lanes.push_back({lane.data()});
   }
-  std::vector<std::vector<std::byte>> bytes;  // [layer]
+  std::vector<std::vector<std::byte>> bytes;  // [lane]
   KvPool pool;
 };
 
@@ -61,10 +62,10 @@ inline void fill_token(std::byte* out, size_t num_bytes, uint64_t state, int lay
   for (size_t i = 0; i < num_bytes; ++i, h = i % 8 ? h >> 8 : mix(state + h + i)) out[i] = std::byte(h);
 }
 
-inline KvLayout make_layout(int num_layers = 3, int page_size = 64, int64_t token_bytes = 40) {
+inline KvLayout make_layout(int num_lanes = 3, int page_size = 64, int64_t token_bytes = 40) {
   return {.model_hash = "model-a",
-          .numerics_id = "portable/f32/1",
-          .num_layers = num_layers,
+          .kv_format = "f32-1",
+          .num_lanes = num_lanes,
           .page_size = page_size,
           .page_bytes = page_size * token_bytes};
 }
@@ -170,7 +171,7 @@ class FakeProducer {
     }
     j.released = true;
     for (int32_t page : j.pages) {
-      for (int l = 0; l < layout_.num_layers; ++l)
+      for (int l = 0; l < layout_.num_lanes; ++l)
         std::memset(memory_.pool.page(l, page), 0xEE, size_t(layout_.page_bytes));
       free_.push_back(page);
     }
@@ -200,7 +201,7 @@ class FakeProducer {
       } else {
         const int end = std::min({job->ready + chunk_tokens_, job->want.num_tokens, hold_at_});
         const size_t token_bytes = size_t(layout_.page_bytes / layout_.page_size);
-        for (int l = 0; l < layout_.num_layers; ++l)
+        for (int l = 0; l < layout_.num_lanes; ++l)
           for (int t = job->ready; t < end; ++t)
             fill_token(memory_.pool.page(l, job->pages[size_t(t / layout_.page_size)]) +
                            size_t(t % layout_.page_size) * token_bytes,
@@ -286,7 +287,7 @@ class Decode {
     const auto states = token_states(r.prompt_ids, r.cache_salt);
     const size_t token_bytes = size_t(layout.page_bytes / layout.page_size);
     std::vector<std::byte> expected(token_bytes);
-    for (int l = 0; l < layout.num_layers; ++l)
+    for (int l = 0; l < layout.num_lanes; ++l)
       for (size_t p = 0; p < r.into.pages.size(); ++p)
         for (int i = 0; i < layout.page_size; ++i) {
           const int token = (r.into.first_page + int(p)) * layout.page_size + i;
@@ -299,7 +300,7 @@ class Decode {
         }
   }
   void expect_untouched_but(const std::set<int32_t>& pages) const {
-    for (int l = 0; l < layout.num_layers; ++l)
+    for (int l = 0; l < layout.num_lanes; ++l)
       for (int32_t p = 0; p < memory.pool.num_pages; ++p) {
         if (pages.contains(p)) continue;
         const std::byte* page = memory.pool.page(l, p);
@@ -366,13 +367,13 @@ struct GoodStream {
     std::vector<int32_t> pages;
     for (int64_t t = 0; t < request.num_tokens; ++t) {
       if (t % layout.page_size == 0) pages.push_back(int32_t(t / layout.page_size));
-      for (int l = 0; l < layout.num_layers; ++l)
+      for (int l = 0; l < layout.num_lanes; ++l)
         fill_token(memory.pool.page(l, pages.back()) + size_t(t % layout.page_size) * token_bytes, token_bytes,
                    states[size_t(t)], l);
     }
     transfer::OutgoingTransfer out({.id = request.id,
                                     .epoch = request.epoch,
-                                    .num_layers = layout.num_layers,
+                                    .num_lanes = layout.num_lanes,
                                     .page_size = layout.page_size,
                                     .page_bytes = layout.page_bytes,
                                     .first_page = request.first_page,

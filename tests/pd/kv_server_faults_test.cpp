@@ -304,10 +304,10 @@ TEST(KvHandshake, DifferencesAreNamed) {
   other.model_hash = "model-b";
   EXPECT_THAT(refusal(other, server), HasSubstr("model hash: ours is model-b, the peer's is model-a"));
   other = kLayout;
-  other.numerics_id = "avx512/f32/1";
-  EXPECT_THAT(refusal(other, server), HasSubstr("numerics id: ours is avx512/f32/1, the peer's is portable/f32/1"));
+  other.kv_format = "bf16-1";
+  EXPECT_THAT(refusal(other, server), HasSubstr("KV format: ours is bf16-1, the peer's is f32-1"));
   EXPECT_THAT(refusal(make_layout(3, 64, 44), server), HasSubstr("bytes a page: ours is 2816, the peer's is 2560"));
-  EXPECT_THAT(refusal(make_layout(4), server), HasSubstr("layers: ours is 4, the peer's is 3"));
+  EXPECT_THAT(refusal(make_layout(4), server), HasSubstr("lanes: ours is 4, the peer's is 3"));
   EXPECT_THAT(refusal(make_layout(3, 32, 80), server), HasSubstr("tokens a page: ours is 32, the peer's is 64"));
   EXPECT_THAT(refusal(kLayout, server, "another secret"), HasSubstr("cluster secret"));
   while (server.stats().num_refused_peers < 6) std::this_thread::yield();

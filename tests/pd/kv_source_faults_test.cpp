@@ -45,8 +45,8 @@ std::vector<Corruption> corruptions() {
   return {
       {"payload_bit", first_block([](auto& p) { p.payload[17] ^= std::byte(4); }), "checksum does not match"},
       {"checksum", first_block([](auto& p) { p.block.checksum ^= 1; }), "checksum does not match"},
-      {"layer_out_of_range", first_block([](auto& p) { p.block.layer = 3; }), "layer 3"},
-      {"layer_huge", first_block([](auto& p) { p.block.layer = UINT32_MAX; }), "layer 4294967295"},
+      {"lane_out_of_range", first_block([](auto& p) { p.block.lane = 3; }), "lane 3"},
+      {"lane_huge", first_block([](auto& p) { p.block.lane = UINT32_MAX; }), "lane 4294967295"},
       {"page_out_of_range", first_block([](auto& p) { p.block.page = 3; }), "page 3"},
       {"page_huge", first_block([](auto& p) { p.block.page = UINT32_MAX; }), "page 4294967295"},
       {"transfer_id", first_block([](auto& p) { p.block.id[3] ^= 1; }), "a transfer that is not open"},

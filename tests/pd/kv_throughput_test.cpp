@@ -86,7 +86,7 @@ TEST(KvThroughput, DISABLED_BesideAPlainCopy) {
     constexpr int kRuns = 15;
     std::vector<double> transfer, plain;  // GB/s
     double transfer_cpu = 0, plain_cpu = 0;
-    const double bytes = double(num_pages * s.layout.page_bytes * s.layout.num_layers);
+    const double bytes = double(num_pages * s.layout.page_bytes * s.layout.num_lanes);
     for (int i = 0; i < kRuns; ++i) {
       for (auto& layer : decode.memory.bytes) std::fill(layer.begin(), layer.end(), kCanary);
       double cpu = cpu_seconds();

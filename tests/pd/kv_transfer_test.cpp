@@ -9,7 +9,7 @@ namespace moectl::test {
 namespace {
 
 struct Shape {
-  int num_layers, page_size;
+  int num_lanes, page_size;
   int64_t token_bytes;
   int num_tokens, first_page;
 };
@@ -18,7 +18,7 @@ class KvRoundTrip : public ::testing::TestWithParam<Shape> {};
 
 TEST_P(KvRoundTrip, EveryWantedByteAndNoOther) {
   const Shape s = GetParam();
-  const KvLayout layout = make_layout(s.num_layers, s.page_size, s.token_bytes);
+  const KvLayout layout = make_layout(s.num_lanes, s.page_size, s.token_bytes);
   FakeProducer engine(layout, 64);
   KvServer server(engine.producer(), server_options());
   Decode decode(layout, 64);
@@ -31,7 +31,7 @@ TEST_P(KvRoundTrip, EveryWantedByteAndNoOther) {
   const RemotePrefillResult result = decode.run(want);
 
   ASSERT_TRUE(result.ok) << result.error;
-  EXPECT_EQ(result.num_bytes, int64_t(s.num_tokens - s.first_page * s.page_size) * s.token_bytes * s.num_layers);
+  EXPECT_EQ(result.num_bytes, int64_t(s.num_tokens - s.first_page * s.page_size) * s.token_bytes * s.num_lanes);
   EXPECT_EQ(result.num_cached_tokens, 5);
   EXPECT_EQ(result.queue_seconds, 0.25);
   EXPECT_EQ(result.compute_seconds, 0.5);
@@ -213,7 +213,7 @@ TEST(KvTransfer, CancelReachesTheWorkerAndStopsWriting) {
   const RemotePrefill next = decode.request(2, {endpoint(server.port())}, make_prompt(65), 0, {9});
   ASSERT_TRUE(decode.run(next).ok);
   decode.expect_filled(next);
-  for (int l = 0; l < layout.num_layers; ++l)
+  for (int l = 0; l < layout.num_lanes; ++l)
     EXPECT_EQ(std::memcmp(decode.memory.pool.page(l, 0), snapshot[size_t(l)].data(), size_t(5 * layout.page_bytes)), 0);
   EXPECT_FALSE(done_called);
   EXPECT_EQ(engine.num_cancelled, 1);
@@ -258,7 +258,7 @@ TEST(KvTransfer, CancelAtAnyMomentUnderLoad) {
         } else {
           ++num_cancelled;
         }
-        for (int l = 0; l < layout.num_layers; ++l)  // somebody else's
+        for (int l = 0; l < layout.num_lanes; ++l)  // somebody else's
           for (int32_t p : pages) std::memset(decode.memory.pool.page(l, p), int(kCanary), size_t(layout.page_bytes));
         if (!wait)
           decode.expect_untouched_but([&] {

@@ -64,7 +64,7 @@ Hello sample_hello() {
   Hello hello{.role = Role::kPrefill, .max_prompt_tokens = 4096};
   for (size_t i = 0; i < kNonceBytes; ++i) hello.nonce[i] = uint8_t(i * 3);
   hello.layout = {
-      .model_hash = "abc", .numerics_id = "avx512/f32/3", .num_layers = 61, .page_size = 64, .page_bytes = 147456};
+      .model_hash = "abc", .kv_format = "f32-3", .num_lanes = 61, .page_size = 64, .page_bytes = 147456};
   return hello;
 }
 Prefill sample_prefill() {
@@ -104,7 +104,7 @@ TEST(TransferCodec, EveryMessageComesBack) {
   const Bytes cancel = encode(Cancel{kId, 7});
   EXPECT_EQ(decode_cancel(parse(cancel, kDecode).fields).epoch, 7u);
 
-  const Block block{.id = kId, .epoch = 9, .layer = 60, .page = 12, .num_bytes = 4000, .checksum = 0x1234567890abcdef};
+  const Block block{.id = kId, .epoch = 9, .lane = 60, .page = 12, .num_bytes = 4000, .checksum = 0x1234567890abcdef};
   const BlockFrame block_frame = encode(block);
   Bytes frame(block_frame.begin(), block_frame.end());
   frame.resize(frame.size() + 4000);
@@ -112,7 +112,7 @@ TEST(TransferCodec, EveryMessageComesBack) {
   EXPECT_EQ(p.payload.size(), 4000u);
   const Block b = decode_block(p.fields);
   EXPECT_EQ(b.id, kId);
-  EXPECT_EQ(b.layer, 60u);
+  EXPECT_EQ(b.lane, 60u);
   EXPECT_EQ(b.page, 12u);
   EXPECT_EQ(b.num_bytes, 4000u);
   EXPECT_EQ(b.checksum, block.checksum);
@@ -225,7 +225,7 @@ TEST(TransferCodec, FramesAreTakenWhereTheyBelongAndNoLonger) {
 // Whatever the bytes: a message or an Error{kBadData}, never more.
 TEST(TransferCodec, MutatedFramesAreReadOrRefused) {
   std::mt19937 random{2024};
-  const BlockFrame block_frame = encode(Block{.id = kId, .layer = 1, .num_bytes = 8});
+  const BlockFrame block_frame = encode(Block{.id = kId, .lane = 1, .num_bytes = 8});
   Bytes block(block_frame.begin(), block_frame.end());
   block.resize(block.size() + 8);
   const std::vector<Bytes> seeds = {
@@ -300,30 +300,31 @@ TEST(TransferCodec, MutatedFramesAreReadOrRefused) {
 // ------------------------------------------------------------------------------------------------ state
 struct Memory {
   explicit Memory(const TransferPlan& plan, int64_t num_pages)
-      : bytes(size_t(plan.num_layers * num_pages * plan.page_bytes)) {
-    pool = {.num_layers = plan.num_layers,
+      : bytes(size_t(plan.num_lanes * num_pages * plan.page_bytes)) {
+    pool = {.num_lanes = plan.num_lanes,
             .num_pages = num_pages,
             .page_size = plan.page_size,
-            .page_bytes = plan.page_bytes};
-    for (int l = 0; l < plan.num_layers; ++l) pool.layers.push_back(bytes.data() + l * num_pages * plan.page_bytes);
+            .page_bytes = plan.page_bytes,
+            .page_stride = plan.page_bytes};
+    for (int l = 0; l < plan.num_lanes; ++l) pool.lanes.push_back({bytes.data() + l * num_pages * plan.page_bytes});
   }
   Bytes bytes;
   KvPool pool;
 };
 
 const TransferPlan kPlan{
-    .id = kId, .epoch = 3, .num_layers = 2, .page_size = 4, .page_bytes = 40, .first_page = 1, .num_tokens = 14};
+    .id = kId, .epoch = 3, .num_lanes = 2, .page_size = 4, .page_bytes = 40, .first_page = 1, .num_tokens = 14};
 const std::vector<int32_t> kPages{7, 2, 5, 0};  // of the prompt, from its page 0
 
-using Place = std::pair<int, int>;  // layer, page
+using Place = std::pair<int, int>;  // lane, page
 std::vector<Place> ready_blocks(OutgoingTransfer& out, int64_t num_tokens_ready) {
   std::vector<Place> blocks;
-  while (const auto piece = out.next(num_tokens_ready)) blocks.emplace_back(piece->block.layer, piece->block.page);
+  while (const auto piece = out.next(num_tokens_ready)) blocks.emplace_back(piece->block.lane, piece->block.page);
   EXPECT_FALSE(out.has_next(num_tokens_ready));
   return blocks;
 }
 
-TEST(Transfer, PagesTravelWhenTheirTokensAreFinalLayerByLayer) {
+TEST(Transfer, PagesTravelWhenTheirTokensAreFinalLaneByLane) {
   Memory memory(kPlan, 8);
   OutgoingTransfer out(kPlan, memory.pool, kPages);
   EXPECT_EQ(kPlan.num_pages(), 3);
@@ -370,7 +371,7 @@ TEST(Transfer, ProgressInMidWindowLosesNothing) {
   for (int64_t ready : {8, 14, 14, 14, 14, 14}) {
     const auto piece = out.next(ready);
     ASSERT_TRUE(piece);
-    order.emplace_back(piece->block.layer, piece->block.page);
+    order.emplace_back(piece->block.lane, piece->block.page);
   }
   EXPECT_FALSE(out.next(14));
   EXPECT_TRUE(out.all_sent());
@@ -414,7 +415,7 @@ TEST(Transfer, PlansAndPagesAreChecked) {
         plan([](TransferPlan& p) { p.num_tokens = 4; }), plan([](TransferPlan& p) { p.first_page = -1; }),
         plan([](TransferPlan& p) { p.first_page = 4; }),
         plan([](TransferPlan& p) { p.first_page = std::numeric_limits<int64_t>::max(); }),
-        plan([](TransferPlan& p) { p.num_layers = 0; }), plan([](TransferPlan& p) { p.page_size = 0; }),
+        plan([](TransferPlan& p) { p.num_lanes = 0; }), plan([](TransferPlan& p) { p.page_size = 0; }),
         plan([](TransferPlan& p) { p.page_bytes = 41; }), plan([](TransferPlan& p) { p.page_bytes = 4ll << 32; })})
     EXPECT_THROW(check_plan(bad, 14), Error);
   Memory memory(kPlan, 8);

@@ -18,18 +18,21 @@ using testing::IsEmpty;
 
 const TimePoint kStart = TimePoint{} + std::chrono::hours(1);
 
-ProbeResult ready(Role role, std::string model = "demo", std::string hash = "h1", std::string numerics = "n1") {
+ProbeResult ready(Role role, std::string model = "demo", std::string hash = "h1", std::string kv_format = "f32-1",
+                  std::string exactness = "e1") {
   ProbeResult probe;
   probe.ok = true;
   probe.report.role = name_of(role);
   probe.report.state = "ready";
   probe.report.model = std::move(model);
   probe.report.model_hash = std::move(hash);
-  probe.report.numerics_id = std::move(numerics);
+  probe.report.kv_format = std::move(kv_format);
+  probe.report.exactness = std::move(exactness);
   return probe;
 }
-ProbeResult prefill_at(std::string endpoint, std::string hash = "h1", std::string numerics = "n1") {
-  ProbeResult probe = ready(Role::kPrefill, "demo", std::move(hash), std::move(numerics));
+ProbeResult prefill_at(std::string endpoint, std::string hash = "h1", std::string kv_format = "f32-1",
+                       std::string exactness = "e1") {
+  ProbeResult probe = ready(Role::kPrefill, "demo", std::move(hash), std::move(kv_format), std::move(exactness));
   probe.report.kv_endpoint = std::move(endpoint);
   return probe;
 }
@@ -257,11 +260,28 @@ TEST_F(DispatcherTest, PairsThatDoNotFitAreLoggedOnceAndNotUsed) {
       ElementsAre("prefill worker http://p1 cannot serve decode worker http://d1: another model: h2 is not h1"));
   EXPECT_THAT(dispatcher->on_probe(2, prefill_at("p:1", "h2"), now), IsEmpty());
   EXPECT_THAT(assigned().prefill_endpoints, IsEmpty());
-  EXPECT_THAT(dispatcher->on_probe(2, prefill_at("p:1", "h1", "n2"), now), IsEmpty());
-  EXPECT_EQ(assigned().prefill_candidates[0].why, "other numerics: n2 is not n1");
+  EXPECT_THAT(dispatcher->on_probe(2, prefill_at("p:1", "h1", "bf16-1"), now),
+              ElementsAre("prefill worker http://p1 cannot serve decode worker http://d1: another KV format: bf16-1 is "
+                          "not f32-1"));
+  EXPECT_EQ(assigned().prefill_candidates[0].why, "another KV format: bf16-1 is not f32-1");
   dispatcher->on_probe(2, prefill_at("p:1"), now);
   EXPECT_THAT(assigned().prefill_endpoints, ElementsAre("p:1"));
   EXPECT_EQ(dispatcher->on_probe(2, prefill_at("p:1", "h3"), now).size(), 1u);
+}
+
+// Pages fit, bits differ (another TP size, another device): it serves when no exact one does, and both logs say so.
+TEST_F(DispatcherTest, PrefillWorkersThatAreNotExactComeLast) {
+  start(1, 2);
+  EXPECT_THAT(dispatcher->on_probe(2, prefill_at("p:1", "h1", "f32-1", "e2"), now),
+              ElementsAre("prefill worker http://p1 serves decode worker http://d1, but not to the bit: it computes as "
+                          "e2, not as e1"));
+  dispatcher->on_probe(3, prefill_at("p:2"), now);
+  EXPECT_THAT(dispatcher->on_probe(2, prefill_at("p:1", "h1", "f32-1", "e2"), now), IsEmpty());
+  for (int i = 0; i < 3; ++i) EXPECT_THAT(assigned().prefill_endpoints, ElementsAre("p:2", "p:1"));
+  dispatcher->on_probe(3, failed("gone", true), now);
+  const Assignment a = assigned();
+  EXPECT_THAT(a.prefill_endpoints, ElementsAre("p:1"));
+  EXPECT_THAT(a.prefill_candidates[0].why, HasSubstr("not exact to the bit with the decode worker"));
 }
 
 TEST_F(DispatcherTest, UnknownModel) {

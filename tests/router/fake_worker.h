@@ -28,7 +28,8 @@ inline std::string load_report(const char* role, std::string state = "ready", st
   report.state = std::move(state);
   report.instance_id = std::move(instance_id);
   report.model_hash = "h";
-  report.numerics_id = "n";
+  report.exactness = "e";
+  report.kv_format = "f32-1";
   if (report.role == "prefill") report.kv_endpoint = "127.0.0.1:9";
   return api::to_json(report);
 }

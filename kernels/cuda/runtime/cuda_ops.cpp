@@ -41,7 +41,7 @@ CudaOps::CudaOps(const OpsOptions& options)
                    .asynchronous = true,
                    .host_readable = false,
                    .limited_memory = true,
-                   .tensor_parallel = false,
+                   .tensor_parallel = true,
                    .splits_scale_blocks = options.precise,
                    .kv_transfer = false,
                    .default_step_tokens = kDefaultStepTokens};
