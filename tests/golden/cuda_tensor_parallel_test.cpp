@@ -122,8 +122,8 @@ TEST_P(CudaTensorParallel, DeterministicWhateverTheCompany) {
     }
 }
 
-// Sums travel and partial products are rounded otherwise than on one GPU: as far apart as the CPU and one GPU may be
-// (cuda_test.cpp).
+// Partial products are rounded otherwise than on one GPU. Each is as far from unrounded operands as cuda_test.cpp says
+// (0.06 of a row's spread, in checkpoints of FP8), and two independent errors add as squares.
 TEST_P(CudaTensorParallel, FastAgainstOneGpu) {
   if (!splits(false)) GTEST_SKIP() << "sizes do not split";
   ModelRunner one(folder(), {.device = "cuda", .kv_dtype = DType::kBF16}), group(folder(), options(false, false));
@@ -142,7 +142,7 @@ TEST_P(CudaTensorParallel, FastAgainstOneGpu) {
     sum_share += std::sqrt(difference / spread);
   }
   const double share = sum_share / double(got.size());
-  EXPECT_LE(share, 0.06);
+  EXPECT_LE(share, 0.06 * std::sqrt(2.0));
   std::printf("%s, TP 2, EP %d: logits differ by %.3f of their spread\n", folder().c_str(), parallelism().ep_size,
               share);
 }

@@ -352,8 +352,8 @@ TEST(KvHandshake, ImpostorsAreRefused) {
       "does not know the cluster secret");
   expect_impostor([&](TcpChannel& c, FrameReader&) { say(c, encode(decode_hello(kLayout))); }, "this side is decode");
   Hello later = right;
-  later.version = 2;
-  expect_impostor([&](TcpChannel& c, FrameReader&) { say(c, encode(later)); }, "version 2");
+  later.version = transfer::kVersion + 1;
+  expect_impostor([&](TcpChannel& c, FrameReader&) { say(c, encode(later)); }, "version 3");
   expect_impostor([&](TcpChannel& c, FrameReader&) { say(c, Bytes(64, std::byte('H'))); }, "not accepted here");
   Bytes other_magic = encode(right);
   other_magic[kFrameHeaderBytes] ^= std::byte(1);
