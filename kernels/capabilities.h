@@ -15,7 +15,6 @@ struct Capabilities {
   bool asynchronous = false;        // the device executes by itself: a call returns before its work is done
   bool host_readable = true;        // host code may read and write Device::alloc() memory: logits, pages of the KV cache
   bool limited_memory = false;      // Device::memory() is a limit: a memory plan is made before loading
-  bool tensor_parallel = true;      // ranks may split layers between them (tp_size > 1)
   bool splits_scale_blocks = true;  // a rank's part of a quantized matrix may begin and end inside a scale block
   bool kv_transfer = true;          // pages may be sent to and filled by other workers
   int default_step_tokens = 512;    // --max-num-batched-tokens when it is not given

@@ -107,7 +107,7 @@ std::vector<Flag> parallel_flags() {
        .group = kParallel,
        .commands = kSized,
        .target = RAW(tp_size),
-       .help = "Ranks that split each layer between them; on GPUs 1 is the only one yet",
+       .help = "Ranks that split each layer between them",
        .doc =
            "They hold parts of attention's heads, of dense layers and shared experts, and of the vocabulary. Answers "
            "depend on it in the last bits.",

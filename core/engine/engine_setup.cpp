@@ -137,10 +137,6 @@ void check_capabilities(const EngineConfig& engine, const Capabilities& capabili
       "--device {}: KV transfer between GPU workers is not in this version; serve with serve-decode, which computes "
       "prompts itself, or use --device cpu",
       engine.device);
-  require(engine.parallelism.tp_size == 1 || capabilities.tensor_parallel,
-          "--tensor-parallel-size {} with --device {}: tensor parallelism on GPUs is not in this version; use "
-          "--tensor-parallel-size 1, and --ep-size to place the experts on several GPUs, or --device cpu",
-          engine.parallelism.tp_size, engine.device);
 }
 
 EngineSetup plan_setup(const EngineConfig& engine, const Config& model, std::vector<int32_t> eos_token_ids,

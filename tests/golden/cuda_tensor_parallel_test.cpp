@@ -76,8 +76,9 @@ TEST_P(CudaTensorParallel, PreciseAgainstTransformers) {
   for (const ReferenceCase& c : reference_cases(folder())) {
     const Rows logits = forward(runner, rows_of(c.ids, 0, int(c.ids.size())));
     for (size_t i = 0; i + 1 < c.ids.size(); ++i) {
-      if (int(i) + 1 >= c.prompt_size)
+      if (int(i) + 1 >= c.prompt_size) {
         ASSERT_EQ(arg_max(logits[i]), c.ids[i + 1]) << "output token " << int(i) + 1 - c.prompt_size;
+      }
       if (i >= c.logprobs.size()) continue;
       const double difference = std::abs(log_softmax(logits[i], c.ids[i + 1]) - c.logprobs[i]);
       ASSERT_LE(difference, 2e-3) << "token " << i + 1;

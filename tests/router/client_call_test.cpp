@@ -196,13 +196,17 @@ TEST(SseFilter, AVeryLargeEventPassesInPieces) {
       const size_t before = out.size(), given = std::min(stream.size(), i + piece);
       filter.feed(std::string_view(stream).substr(i, piece), out);
       most_kept = std::max(most_kept, given - std::min(given, out.size()));
-      if (out.size() > before && given < role_chunk(0).size() + large.size()) EXPECT_TRUE(filter.amid_event());
+      if (out.size() > before && given < role_chunk(0).size() + large.size()) {
+        EXPECT_TRUE(filter.amid_event());
+      }
     }
     EXPECT_TRUE(out == role_chunk(0) + large + "data: {\"b\":2}\n\n") << piece;
     EXPECT_TRUE(filter.done());
     EXPECT_FALSE(filter.amid_event());
     EXPECT_EQ(filter.num_events(), 3);
-    if (piece < stream.size()) EXPECT_LE(most_kept, SseFilter::kMaxWholeEvent + 2 * piece + 100);
+    if (piece < stream.size()) {
+      EXPECT_LE(most_kept, SseFilter::kMaxWholeEvent + 2 * piece + 100);
+    }
   }
 }
 

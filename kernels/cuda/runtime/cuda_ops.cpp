@@ -41,7 +41,6 @@ CudaOps::CudaOps(const OpsOptions& options)
                    .asynchronous = true,
                    .host_readable = false,
                    .limited_memory = true,
-                   .tensor_parallel = true,
                    .splits_scale_blocks = options.precise,
                    .kv_transfer = false,
                    .default_step_tokens = kDefaultStepTokens};
