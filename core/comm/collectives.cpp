@@ -71,6 +71,25 @@ Collectives choose_collectives(Collectives wanted, const std::vector<Device*>& d
   return choose_collectives(wanted, devices, why_no_nccl);
 }
 
+UsableCollectives usable_collectives(const std::vector<Device*>& devices,
+                                     const std::function<std::string()>& why_no_nccl) {
+  if (!devices.front()->peers()) return {{Collectives::kLocal}, {}};
+  const std::string shared = shared_gpu(devices), no_nccl = shared.empty() ? why_no_nccl() : shared;
+  const std::string no_p2p = why_no_peer_access(devices);
+  if (no_p2p.empty() && no_nccl.empty()) return {{Collectives::kP2p, Collectives::kNccl}, {}};
+  if (no_p2p.empty()) return {{Collectives::kP2p}, "NCCL is not measured: " + no_nccl};
+  if (no_nccl.empty()) return {{Collectives::kNccl}, "p2p is not measured: " + no_p2p};
+  return {{choose_collectives(Collectives::kAuto, devices, [&] { return no_nccl; })}, {}};  // throws, and says all
+}
+
+std::string shared_gpu(const std::vector<Device*>& devices) {
+  for (size_t r = 0; r < devices.size(); ++r)
+    for (size_t other = 0; other < r; ++other)
+      if (const int gpu = devices[r]->peers()->ordinal(); devices[other]->peers()->ordinal() == gpu)
+        return fmt::format("ranks {} and {} share GPU {}, and NCCL takes one rank per GPU", other, r, gpu);
+  return {};
+}
+
 std::vector<std::unique_ptr<Communicator>> make_communicators(Collectives chosen, const std::vector<Device*>& devices,
                                                               bool deterministic, const LocalGroupOptions& options) {
   if (chosen == Collectives::kLocal || devices.size() == 1)

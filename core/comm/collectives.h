@@ -28,7 +28,20 @@ Collectives choose_collectives(Collectives wanted, const std::vector<Device*>& d
                                const std::function<std::string()>& why_no_nccl);
 Collectives choose_collectives(Collectives wanted, const std::vector<Device*>& devices);  // with this machine's NCCL
 
-// One group of these devices, by rank; `chosen` by choose_collectives(). deterministic: every sum is added in rank order.
+// What `bench comm` measures side by side on these devices: p2p and NCCL where both are available. Throws
+// Error{kBadConfig} where neither is.
+struct UsableCollectives {
+  std::vector<Collectives> all;  // in this order; ranks on the CPU: kLocal
+  std::string missing;           // which of the two is not available and why, in one line; empty: none, or kLocal
+};
+UsableCollectives usable_collectives(const std::vector<Device*>& devices,
+                                     const std::function<std::string()>& why_no_nccl);
+
+// Empty, or which ranks share a GPU: NCCL takes one rank per GPU.
+std::string shared_gpu(const std::vector<Device*>& devices);
+
+// One group of these devices, by rank; `chosen` by choose_collectives(). deterministic: every sum is added in rank
+// order.
 std::vector<std::unique_ptr<Communicator>> make_communicators(Collectives chosen, const std::vector<Device*>& devices,
                                                               bool deterministic,
                                                               const LocalGroupOptions& options = {});

@@ -84,7 +84,13 @@ struct LocalGroupOptions {
   // rank); 0: none do. `wire`: of the values that cross the link there, f32 or bf16; sums are of what crosses.
   int64_t one_shot_bytes = 0;
   DType wire = DType::kF32;
+  // Whether an all-reduce of so many values takes one kernel.
+  bool is_one_shot(int64_t num_values) const {
+    return num_values % 8 == 0 && num_values * int64_t(sizeof(float)) <= one_shot_bytes;
+  }
 };
+// one_shot_bytes of TP groups: 128 rows of 8,192. Longer all-reduces are bound by the link.
+inline constexpr int64_t kOneShotBytes = int64_t{4} << 20;
 
 // `size` communicators of one group of threads.
 std::vector<std::unique_ptr<Communicator>> make_local_communicators(int size, LocalGroupOptions options = {});
@@ -93,5 +99,7 @@ std::vector<std::unique_ptr<Communicator>> make_local_communicators(int size, Lo
 // GPU cannot address another's memory.
 std::vector<std::unique_ptr<Communicator>> make_p2p_communicators(const std::vector<Device*>& devices,
                                                                   LocalGroupOptions options = {});
+// Device memory of each rank that the slots of its all-reduces take.
+int64_t p2p_slots_bytes(int size, const LocalGroupOptions& options);
 
 }  // namespace moectl

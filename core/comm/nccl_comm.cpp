@@ -4,6 +4,7 @@
 #include <cstdlib>
 
 #include "core/base/check.h"
+#include "core/comm/collectives.h"
 #include "core/comm/nccl_group.h"
 
 namespace moectl {
@@ -192,14 +193,9 @@ std::vector<std::unique_ptr<Communicator>> make_nccl_communicators(const std::ve
   const int size = int(devices.size());
   if (size > kMaxPeers)
     throw Error(Code::kBadConfig, fmt::format("{} ranks on GPUs of one process; at most {}", size, kMaxPeers));
-  for (int r = 0; r < size; ++r) {
-    CHECK(devices[size_t(r)]->peers(), "a rank's device puts no work of a library into its stream");
-    for (int other = 0; other < r; ++other)
-      if (const int gpu = devices[size_t(r)]->peers()->ordinal(); devices[size_t(other)]->peers()->ordinal() == gpu)
-        throw Error(Code::kBadConfig, fmt::format("ranks {} and {} share GPU {}, and NCCL takes one rank per GPU: give "
-                                                  "each a GPU of its own (--devices), or use --collectives p2p",
-                                                  other, r, gpu));
-  }
+  for (Device* device : devices) CHECK(device->peers(), "a rank's device puts no work of a library into its stream");
+  if (const std::string shared = shared_gpu(devices); !shared.empty())
+    throw Error(Code::kBadConfig, shared + ": give each a GPU of its own (--devices), or use --collectives p2p");
   // All ranks are in this process: NCCL's bootstrap, which authenticates nobody, listens on the loopback alone.
   setenv("NCCL_SOCKET_IFNAME", "lo", 0);
   if (const NcclLibrary& library = options.library ? *options.library : NcclLibrary::get(); !library.is_present())

@@ -24,6 +24,10 @@ struct PeerGroup {
   PeerStatus& status(int rank) { return *reinterpret_cast<PeerStatus*>(ranks[size_t(rank)].status.get()); }
 };
 
+int64_t slot_bytes(const LocalGroupOptions& options) {
+  return options.one_shot_bytes / int64_t(sizeof(float)) * dtype_bytes(options.wire) / 16 * 16;
+}
+
 class P2pCommunicator final : public PeerMemoryCommunicator {
  public:
   P2pCommunicator(std::shared_ptr<LocalGroup> host, std::shared_ptr<PeerGroup> peers, Device& device, int rank)
@@ -51,8 +55,7 @@ class P2pCommunicator final : public PeerMemoryCommunicator {
   }
   void all_reduce(View<float> data, Stream stream) override {
     const LocalGroupOptions& options = peers_->options;
-    if (size() == 1 || data.size() * int64_t(sizeof(float)) > options.one_shot_bytes || data.size() % 8 != 0)
-      return PeerMemoryCommunicator::all_reduce(data, stream);
+    if (size() == 1 || !options.is_one_shot(data.size())) return PeerMemoryCommunicator::all_reduce(data, stream);
     device_.peers()->all_reduce({.flags = slot_flags_,
                                  .slots = slots_,
                                  .slot_bytes = slot_bytes(options),
@@ -62,9 +65,6 @@ class P2pCommunicator final : public PeerMemoryCommunicator {
                                  .wire = options.wire,
                                  .data = data},
                                 stream);
-  }
-  static int64_t slot_bytes(const LocalGroupOptions& options) {
-    return options.one_shot_bytes / int64_t(sizeof(float)) * dtype_bytes(options.wire) / 16 * 16;
   }
 
  private:
@@ -91,6 +91,10 @@ class P2pCommunicator final : public PeerMemoryCommunicator {
 
 }  // namespace
 
+int64_t p2p_slots_bytes(int size, const LocalGroupOptions& options) {
+  return size > 1 ? 2 * size * slot_bytes(options) : 0;
+}
+
 std::vector<std::unique_ptr<Communicator>> make_p2p_communicators(const std::vector<Device*>& devices,
                                                                   LocalGroupOptions options) {
   const int size = int(devices.size());
@@ -110,7 +114,7 @@ std::vector<std::unique_ptr<Communicator>> make_p2p_communicators(const std::vec
                             .ended = device->alloc(sizeof(uint32_t))});
     if (options.one_shot_bytes == 0 || size == 1) continue;
     PeerGroup::Rank& rank = peers->ranks.back();
-    rank.slots = device->alloc(2 * size * P2pCommunicator::slot_bytes(options));
+    rank.slots = device->alloc(p2p_slots_bytes(size, options));
     rank.slot_flags = device->alloc(kAllReduceBlocks * size * int64_t(sizeof(uint32_t)));
     rank.slot_state = device->alloc(2 * int64_t(sizeof(uint32_t)));
   }

@@ -8,9 +8,6 @@
 namespace moectl {
 namespace {
 
-// Of all-reduces that take one kernel (LocalGroupOptions): 128 rows of 8,192. Longer ones are bound by the link.
-constexpr int64_t kOneShotBytes = int64_t{4} << 20;
-
 // Groups of `size` ranks that follow each other; by rank.
 std::vector<std::unique_ptr<Communicator>> groups_of(int size, Collectives collectives,
                                                      const std::vector<Device*>& devices, bool deterministic,
@@ -42,7 +39,7 @@ std::vector<RankCommunicators> make_rank_communicators(Collectives collectives, 
 }
 
 int64_t rank_communicator_bytes(Collectives collectives, const Parallelism& p) {
-  return collectives == Collectives::kP2p && p.tp_size > 1 ? 2 * p.tp_size * kOneShotBytes : 0;
+  return collectives == Collectives::kP2p ? p2p_slots_bytes(p.tp_size, {.one_shot_bytes = kOneShotBytes}) : 0;
 }
 
 }  // namespace moectl

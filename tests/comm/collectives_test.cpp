@@ -69,6 +69,27 @@ TEST(Collectives, WhatIsAskedForIsTakenOrRefused) {
               AllOf(HasSubstr("GPU 0 cannot reach GPU 1"), HasSubstr("use --collectives nccl")));
 }
 
+TEST(Collectives, BothAreMeasuredWhereBothServe) {
+  using enum Collectives;
+  const auto reachable = host_peers(2), apart = host_peers(2, false);
+  const auto near = devices_of(reachable), far = devices_of(apart);
+  const auto expect = [](const UsableCollectives& got, const std::vector<Collectives>& all,
+                         const std::string& missing) {
+    EXPECT_EQ(got.all, all);
+    EXPECT_EQ(got.missing, missing);
+  };
+  expect(usable_collectives(near, present), {kP2p, kNccl}, "");
+  expect(usable_collectives(near, absent), {kP2p}, "NCCL is not measured: it is absent");
+  expect(usable_collectives(far, present), {kNccl}, "p2p is not measured: GPU 0 cannot reach GPU 1");
+  EXPECT_THAT(refusal([&] { usable_collectives(far, absent); }),
+              AllOf(HasSubstr("GPU 0 cannot reach GPU 1"), HasSubstr("it is absent"), HasSubstr("--devices")));
+  HostPeers a(3), b(4), c(3);
+  expect(usable_collectives({&a, &b, &c}, present), {kP2p},
+         "NCCL is not measured: ranks 0 and 2 share GPU 3, and NCCL takes one rank per GPU");
+  CpuDevice cpu, other_cpu;
+  expect(usable_collectives({&cpu, &other_cpu}, present), {kLocal}, "");
+}
+
 // Of any build, on any machine: NCCL serves, or one line says why not and what to do.
 TEST(Collectives, NcclSaysWhatIsMissing) {
   const std::string why = why_no_nccl();
