@@ -183,6 +183,7 @@ _moectl() {
     'bench comm:--top-k') return ;;
     'bench comm:--num-experts') return ;;
     'bench comm:--dtype') words='auto fp8 bf16 f32' ;;
+    'bench comm:--collectives') words='auto p2p nccl both' ;;
     'bench comm:--iterations') return ;;
     'bench comm:--pause-ms') return ;;
     'bench comm:--config') kind='file' ;;
@@ -265,7 +266,7 @@ _moectl() {
         words='--device --threads --filter --shape --json --config --log-format --log-level --no-color --help --version -h'
         ;;
       'bench comm')
-        words='--devices --all2all-backend --device --threads --ep-size --expert-parallel-size --tokens --hidden-size --top-k --num-experts --dtype --iterations --pause-ms --json --config --log-format --log-level --no-color --help --version -h'
+        words='--devices --all2all-backend --device --threads --ep-size --expert-parallel-size --tokens --hidden-size --top-k --num-experts --dtype --collectives --iterations --pause-ms --json --config --log-format --log-level --no-color --help --version -h'
         ;;
       'bench serve')
         words='--api-key --input-len --output-len --concurrency --num-requests --seed --request-rate --duration --shared-prefix-len --vocab-size --prompts --num-warmup --html --allow-remote --url --model --timeout --insecure --json --config --log-format --log-level --no-color --help --version -h'

@@ -251,6 +251,7 @@ complete -c moectl -n '__moectl_is bench comm' -l hidden-size -x -d 'Values per 
 complete -c moectl -n '__moectl_is bench comm' -l top-k -x -d 'Experts per token'
 complete -c moectl -n '__moectl_is bench comm' -l num-experts -x -d 'Experts of the layer; redundant ones fill up the ranks'
 complete -c moectl -n '__moectl_is bench comm' -l dtype -x -a 'auto fp8 bf16 f32' -d 'What tokens are sent in; auto: the narrowest of the device'
+complete -c moectl -n '__moectl_is bench comm' -l collectives -x -a 'auto p2p nccl both' -d 'Collectives to measure between ranks on GPUs'
 complete -c moectl -n '__moectl_is bench comm' -l iterations -x -d 'Iterations of each measurement'
 complete -c moectl -n '__moectl_is bench comm' -l pause-ms -x -d 'Milliseconds without work before an iteration after a pause'
 complete -c moectl -n '__moectl_is bench comm' -l json -d 'Print the result as JSON'

@@ -1,6 +1,6 @@
-# tests/comm/nccl_comm_test.cpp and the stand-ins for libnccl.so.2 that it loads, where there is nccl.h.
+# tests/comm/*nccl*_test.cpp and the stand-ins for libnccl.so.2 that they load, where there is nccl.h.
 if(TARGET test_comm AND NOT TARGET moectl_nccl_headers)
-  set_source_files_properties(tests/comm/nccl_comm_test.cpp PROPERTIES HEADER_FILE_ONLY ON)
+  set_source_files_properties(tests/comm/nccl_comm_test.cpp tests/comm/bench_comm_nccl_test.cpp PROPERTIES HEADER_FILE_ONLY ON)
 elseif(TARGET test_comm)
   target_link_libraries(test_comm PRIVATE moectl_nccl_headers)
   function(moectl_nccl_stand_in folder)

@@ -42,9 +42,12 @@ Json to_json(const CommReport& report, const CommBenchOptions& o) {
             {"dtype", dtype_name(report.dtype)},
             {"results_dtype", dtype_name(report.results_dtype)},
             {"all2all_backend", all2all_backend_name(o.backend)},
+            {"nccl", report.nccl.empty() ? Json(nullptr) : Json(report.nccl)},
+            {"not_measured", report.missing.empty() ? Json(nullptr) : Json(report.missing)},
+            {"one_shot_bytes", kOneShotBytes},
             {"pause_seconds", std::chrono::duration<double>(o.pause).count()},
             {"clock_step_seconds", report.clock_step_seconds},
-            {"link", {{"flag_seconds", report.flag_seconds}, {"rates", Json::array()}}},
+            {"link", {{"flag_seconds", known(report.flag_seconds)}, {"rates", Json::array()}}},
             {"results", Json::array()}};
   for (const LinkRate& r : report.link)
     j["link"]["rates"].push_back({{"transfer", r.transfer},
@@ -53,23 +56,23 @@ Json to_json(const CommReport& report, const CommBenchOptions& o) {
   for (const CommResult& r : report.results) {
     Json result = {{"operation", r.operation},
                    {"form", r.form.empty() ? Json(nullptr) : Json(r.form)},
+                   {"collectives", r.collectives ? Json(collectives_name(*r.collectives)) : Json(nullptr)},
                    {"tokens", r.tokens > 0 ? Json(r.tokens) : Json(nullptr)},
                    {"rounds", r.rounds},
                    {"bytes", r.num_bytes},
                    {"back_to_back", times_json(r.back_to_back, r.num_bytes)},
                    {"after_pause", times_json(r.after_pause, r.num_bytes)}};
-    if (r.operation == "combine") result["output_hash"] = fmt::format("{:016x}", r.output_hash);
+    if (r.output_hash != 0) result["output_hash"] = fmt::format("{:016x}", r.output_hash);
     j["results"].push_back(result);
   }
   return j;
 }
 
-void print_head(const CommReport& report, const CommBenchOptions& o) {
-  const std::string where = report.devices.empty() ? "" : fmt::format(" on GPUs {}", fmt::join(report.devices, ", "));
-  fmt::print("{}; {} ranks{}\n", report.device_name, o.ep_size, where);
-  fmt::print("{} values per token, {} out, {} back; top {} of {} experts, chosen at random; all-to-all {}\n",
-             o.hidden_size, dtype_name(report.dtype), dtype_name(report.results_dtype), o.top_k, o.num_experts,
-             all2all_backend_name(o.backend));
+void print_link(const CommReport& report) {
+  if (report.link.empty()) {
+    fmt::print("\nno link is measured: ranks over NCCL alone do not address each other's memory\n");
+    return;
+  }
   fmt::print("\nlink, all ranks at once, GB/s per direction\n");
   for (const LinkRate& r : report.link) {
     const std::string by =
@@ -80,6 +83,17 @@ void print_head(const CommReport& report, const CommBenchOptions& o) {
   if (!report.crosses_link)
     fmt::print("no link is measured: {}\n",
                report.devices.empty() ? "the ranks are threads of one CPU" : "ranks share a GPU, and so its memory");
+}
+
+void print_head(const CommReport& report, const CommBenchOptions& o) {
+  const std::string where = report.devices.empty() ? "" : fmt::format(" on GPUs {}", fmt::join(report.devices, ", "));
+  fmt::print("{}; {} ranks{}\n", report.device_name, o.ep_size, where);
+  fmt::print("{} values per token, {} out, {} back; top {} of {} experts, chosen at random; all-to-all {}\n",
+             o.hidden_size, dtype_name(report.dtype), dtype_name(report.results_dtype), o.top_k, o.num_experts,
+             all2all_backend_name(o.backend));
+  if (!report.nccl.empty()) fmt::print("NCCL {}\n", report.nccl);
+  if (!report.missing.empty()) fmt::print("{}\n", report.missing);
+  print_link(report);
   fmt::print("\nmicroseconds of the slowest rank; the clock advances by {:.3g} us\n", report.clock_step_seconds * 1e6);
 }
 
@@ -91,14 +105,15 @@ std::string times_text(const CommTimes& t, int64_t num_bytes) {
 
 void print_table(const CommReport& report, const CommBenchOptions& o) {
   print_head(report, o);
-  fmt::print("{:>40} | {:<29} | {}\n", "", "back to back", fmt::format("ranks idle for {} ms before", o.pause.count()));
+  fmt::print("{:>46} | {:<29} | {}\n", "", "back to back", fmt::format("ranks idle for {} ms before", o.pause.count()));
   const std::string columns = fmt::format("{:>10} {:>10} {:>7}", "p50", "p99", "GB/s");
-  fmt::print("{:>6} {:<10} {:<13} {:>8} | {} | {}  {}\n", "tokens", "operation", "form", "MB", columns, columns,
-             "output hash");
+  fmt::print("{:>6} {:<10} {:<13} {:<5} {:>8} | {} | {}  {}\n", "tokens", "operation", "form", "by", "MB", columns,
+             columns, "output hash");
   for (const CommResult& r : report.results) {
-    const std::string hash = r.operation == "combine" ? fmt::format("  {:016x}", r.output_hash) : "";
-    fmt::print("{:>6} {:<10} {:<13} {:>8} | {} | {}{}\n", r.tokens > 0 ? std::to_string(r.tokens) : "-", r.operation,
-               r.form.empty() ? "-" : r.form, r.num_bytes > 0 ? fmt::format("{:.3f}", double(r.num_bytes) / 1e6) : "-",
+    const std::string hash = r.output_hash != 0 ? fmt::format("  {:016x}", r.output_hash) : "";
+    fmt::print("{:>6} {:<10} {:<13} {:<5} {:>8} | {} | {}{}\n", r.tokens > 0 ? std::to_string(r.tokens) : "-",
+               r.operation, r.form.empty() ? "-" : r.form, r.collectives ? collectives_name(*r.collectives) : "-",
+               r.num_bytes > 0 ? fmt::format("{:.3f}", double(r.num_bytes) / 1e6) : "-",
                times_text(r.back_to_back, r.num_bytes), times_text(r.after_pause, r.num_bytes), hash);
   }
 }

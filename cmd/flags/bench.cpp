@@ -62,6 +62,18 @@ std::vector<Flag> comm_flags() {
        .help = "What tokens are sent in; auto: the narrowest of the device",
        .doc = "Results come back in bf16, for f32 in f32. The CPU has f32 only.",
        .choices = {"auto", "fp8", "bf16", "f32"}},
+      {.name = "collectives",
+       .metavar = "NAME",
+       .group = kRanks,
+       .commands = kBenchComm,
+       .target = VALUE(comm.collectives),
+       .help = "Collectives to measure between ranks on GPUs",
+       .doc = "both: p2p and NCCL side by side in one run; where one of them is not available, the output says why and "
+              "only the other is measured. p2p, nccl: this one, or exit code 78. auto: the one that a server with "
+              "--collectives auto uses. Ranks on the CPU exchange data through shared memory (`local`) and accept only "
+              "both and auto.",
+       .choices = {"auto", "p2p", "nccl", "both"},
+       .sources = Sources::kArgvOnly},
       {.name = "iterations",
        .metavar = "N",
        .group = kRanks,

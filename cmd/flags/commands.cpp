@@ -95,13 +95,15 @@ std::vector<Command> server_and_tool_commands() {
        .summary = "Time what ranks exchange beside the limits of their link",
        .doc =
            "Measures the link first (how fast ranks store to and load from each other's memory, how fast the copy "
-           "engine is, how long a flag takes), then barrier, all-gather, and dispatch and combine of the expert "
-           "all-to-all for each number of tokens per rank, in both forms of combine: back to back, and after a pause. "
+           "engine is, how long a flag takes), then barrier, and for each number of tokens per rank all-gather, "
+           "dispatch and combine of the expert all-to-all, in both forms of combine, and the all-reduce of TP groups: "
+           "over p2p and over NCCL, back to back and after a pause. "
            "A time is that of the slowest rank; it includes quantizing, sorting and adding. On GPUs the device's clock "
            "is read inside CUDA graphs. The exit code is 1 when an output changed between iterations, 69 when a rank "
-           "failed, 78 when --device cuda finds no GPU for a rank, or two without peer access.",
+           "failed, 78 when --device cuda finds no GPU for a rank, or --collectives names what these GPUs cannot do.",
        .examples = {{"moectl bench comm --ep-size 2", "two GPUs, DeepSeek-R1's sizes"},
                     {"moectl bench comm --ep-size 8 --tokens 128 --all2all-backend low_latency --json", "for scripts"},
+                    {"moectl bench comm --ep-size 4 --collectives nccl", "NCCL alone"},
                     {"moectl bench comm --device cpu --tokens 1,16 --hidden-size 512", "two threads of a CPU"}},
        .run =
            [](const Options& o) {

@@ -1,13 +1,11 @@
 #include "core/comm/bench_comm.h"
 
 #include <algorithm>
-#include <exception>
-#include <mutex>
-#include <set>
 #include <thread>
 
-#include "core/base/check.h"
+#include "core/comm/bench_groups.h"
 #include "core/comm/bench_rank.h"
+#include "core/comm/nccl_comm.h"
 #include "kernels/gpu.h"
 
 namespace moectl {
@@ -91,87 +89,35 @@ void check_memory(const CommBenchSetup& setup, const std::vector<std::unique_ptr
   }
 }
 
-// One thread per rank; throws what the first rank to fail threw, when all have ended and no device works any more.
-void run_ranks(const std::vector<std::unique_ptr<BenchRank>>& ranks) {
-  std::vector<std::thread> threads;
-  std::exception_ptr error;
-  std::mutex mutex;
-  for (const auto& rank : ranks)
-    threads.emplace_back([&] {
-      try {
-        rank->run();
-      } catch (const std::exception& e) {
-        {
-          std::lock_guard lock(mutex);
-          if (!error) error = std::current_exception();
-        }
-        rank->abort(e.what());
-      }
-      rank->drain();
-    });
-  for (std::thread& t : threads) t.join();
-  if (error) std::rethrow_exception(error);
+// As --collectives says; on the CPU `local`. Sets CommReport::missing.
+std::vector<Collectives> collectives_of(const CommBenchOptions& o, const std::vector<Device*>& devices,
+                                        std::string& missing) {
+  if (o.collectives != "both") return {choose_collectives(parse_collectives(o.collectives), devices)};
+  UsableCollectives usable = usable_collectives(devices, why_no_nccl);
+  missing = std::move(usable.missing);
+  return usable.all;
 }
 
-// ------------------------------------------------------------------------------------------------ of all ranks
-
-double percentile(const Seconds& sorted, double part) {
-  const double place = part * double(sorted.size() - 1);
-  const auto below = size_t(place), above = std::min(below + 1, sorted.size() - 1);
-  return sorted[below] + (sorted[above] - sorted[below]) * (place - double(below));
-}
-
-// Of each iteration.
-Seconds slowest(const std::vector<const Seconds*>& by_rank) {
-  Seconds most = *by_rank.front();
-  for (const Seconds* seconds : by_rank) {
-    CHECK(seconds->size() == most.size(), "{} and {} iterations", seconds->size(), most.size());
-    for (size_t i = 0; i < most.size(); ++i) most[i] = std::max(most[i], (*seconds)[i]);
+// One group per implementation, with the options that TP groups have in serving; p2p also with a bf16 wire. Where NCCL
+// cannot start, only p2p is left in `setup`.
+std::vector<CommBenchGroup> make_groups(CommBenchSetup& setup, const std::vector<Device*>& devices,
+                                        std::string& missing) {
+  std::vector<CommBenchGroup> groups;
+  for (const Collectives c : std::vector(setup.collectives)) {
+    LocalGroupOptions options = {.one_shot_bytes = kOneShotBytes};
+    try {
+      groups.push_back({.collectives = c, .by_rank = make_communicators(c, devices, false, options)});
+    } catch (const Error& e) {
+      if (groups.empty() || e.code() != Code::kBadConfig) throw;
+      missing = fmt::format("NCCL is not measured: {}", e.what());
+      std::erase(setup.collectives, c);
+    }
+    if (c != Collectives::kP2p) continue;
+    options.wire = DType::kBF16;
+    groups.push_back(
+        {.collectives = c, .wire = options.wire, .by_rank = make_communicators(c, devices, false, options)});
   }
-  return most;
-}
-
-CommTimes times_of(const std::vector<const Seconds*>& by_rank) {
-  Seconds seconds = slowest(by_rank);
-  std::ranges::sort(seconds);
-  return {.iterations = int(seconds.size()),
-          .p50_seconds = percentile(seconds, 0.50),
-          .p99_seconds = percentile(seconds, 0.99),
-          .max_seconds = seconds.back()};
-}
-
-template <class Part>
-std::vector<const Seconds*> of_ranks(const std::vector<std::unique_ptr<BenchRank>>& ranks, Part&& part) {
-  std::vector<const Seconds*> all;
-  for (const auto& rank : ranks) all.push_back(&part(*rank));
-  return all;
-}
-
-std::vector<LinkRate> link_rates(const std::vector<std::unique_ptr<BenchRank>>& ranks) {
-  std::vector<LinkRate> rates;
-  for (size_t i = 0; i < ranks.front()->link_times().size(); ++i) {
-    const RankLinkTimes& first = ranks.front()->link_times()[i];
-    const auto seconds = [i](const BenchRank& r) -> const Seconds& { return r.link_times()[i].seconds; };
-    rates.push_back(first.what);
-    rates.back().bytes_per_second = double(first.num_bytes) / std::ranges::min(slowest(of_ranks(ranks, seconds)));
-  }
-  return rates;
-}
-
-CommResult merged(const std::vector<std::unique_ptr<BenchRank>>& ranks, size_t i) {
-  CommResult all = ranks.front()->results()[i].what;
-  for (const auto& rank : ranks) {
-    const CommResult& one = rank->results()[i].what;
-    CHECK(one.operation == all.operation && one.form == all.form && one.tokens == all.tokens,
-          "ranks measured {} and {}", all.operation, one.operation);
-    all.num_bytes = std::max(all.num_bytes, one.num_bytes);
-    if (rank != ranks.front()) all.output_hash = all.output_hash * 0x100000001b3ull ^ one.output_hash;
-  }
-  all.back_to_back = times_of(
-      of_ranks(ranks, [i](const BenchRank& r) -> const Seconds& { return r.results()[i].times.back_to_back; }));
-  all.after_pause =
-      times_of(of_ranks(ranks, [i](const BenchRank& r) -> const Seconds& { return r.results()[i].times.after_pause; }));
-  return all;
+  return groups;
 }
 
 }  // namespace
@@ -183,36 +129,18 @@ CommReport bench_comm(const CommBenchOptions& options) {
   setup->on_gpu = takes_gpus(options);
   setup->placement = make_placement(options.num_experts, options.ep_size);
   for (int r = 0; r < options.ep_size; ++r) setup->ordinals.push_back(setup->on_gpu ? ordinal_of(options, r) : 0);
-  std::vector<std::unique_ptr<Ops>> ops = make_rank_ops(options, setup->on_gpu);
+  const std::vector<std::unique_ptr<Ops>> ops = make_rank_ops(options, setup->on_gpu);
   setup->dtype = token_dtype(options, *ops.front());
   setup->results_dtype = setup->dtype == DType::kF32 ? DType::kF32 : DType::kBF16;
-  check_memory(*setup, ops);
-
   std::vector<Device*> devices;
   for (const auto& o : ops) devices.push_back(&o->device());
-  auto comms = setup->on_gpu ? make_p2p_communicators(devices) : make_local_communicators(options.ep_size);
-  std::vector<std::unique_ptr<BenchRank>> ranks;
-  for (size_t r = 0; r < ops.size(); ++r)
-    ranks.push_back(std::make_unique<BenchRank>(setup, std::move(ops[r]), std::move(comms[r])));
-  run_ranks(ranks);
-
-  CommReport report = {.device = setup->on_gpu ? "cuda" : "cpu",
-                       .device_name = ranks.front()->link().device_name(),
-                       .dtype = setup->dtype,
-                       .results_dtype = setup->results_dtype,
-                       .link = link_rates(ranks)};
-  if (setup->on_gpu) report.devices = setup->ordinals;
-  report.crosses_link = std::set(report.devices.begin(), report.devices.end()).size() == size_t(options.ep_size);
-  for (const auto& rank : ranks)
-    report.clock_step_seconds = std::max(report.clock_step_seconds, rank->link().clock_step_seconds());
-  Seconds flag = ranks.front()->flag_seconds();
-  std::ranges::sort(flag);
-  report.flag_seconds = percentile(flag, 0.50);
-  for (size_t i = 0; i < ranks.front()->results().size(); ++i) report.results.push_back(merged(ranks, i));
-  const auto place = [&](const CommResult& r) {
-    return std::ranges::find(options.tokens, r.tokens) - options.tokens.begin();
-  };
-  std::ranges::stable_sort(report.results, {}, [&](const CommResult& r) { return r.tokens == 0 ? -1 : place(r); });
+  std::string missing;
+  setup->collectives = collectives_of(options, devices, missing);
+  check_memory(*setup, ops);
+  const std::vector<CommBenchGroup> groups = make_groups(*setup, devices, missing);
+  CommReport report = measure_groups(setup, ops, groups);
+  report.missing = missing;
+  if (setup->measures(Collectives::kNccl)) report.nccl = nccl_version();
   return report;
 }
 

@@ -5,22 +5,11 @@
 #include <random>
 
 #include "core/base/check.h"
-#include "kernels/expert_all_to_all.h"
 
 namespace moectl {
 namespace {
 
-constexpr int64_t kMiB = int64_t{1} << 20;
-// Far beyond caches; by one block of a GPU a sixteenth.
-constexpr int64_t kLinkBytes = 256 * kMiB, kLinkBytesOnCpu = 32 * kMiB;
-constexpr int kLinkRepetitions = 6;
-constexpr int kRoundTrips = 1000, kRoundTripsOnCpu = 100;
-constexpr int kOtherMeasurements = 3;  // link, stamps, barrier
-constexpr int kPatternSize = 65521;    // a prime: no two rows are equal
-
-int64_t link_bytes(const CommBenchSetup& setup) {
-  return setup.on_gpu ? kLinkBytes : kLinkBytesOnCpu;
-}
+constexpr int kPatternSize = 65521;  // a prime: no two rows are equal
 
 // f32, then bf16.
 struct Pattern {
@@ -38,35 +27,16 @@ ScratchShape scratch_shape(const CommBenchSetup& setup) {
 
 }  // namespace
 
-int64_t CommBenchSetup::max_tokens() const {
-  return std::ranges::max(options.tokens);
-}
-
-int64_t CommBenchSetup::token_bytes() const {
-  return packed_row_bytes(dtype, options.hidden_size);
-}
-
-int64_t CommBenchSetup::result_bytes() const {
-  return int64_t{options.hidden_size} * dtype_bytes(results_dtype);
-}
-
-ExpertDispatchConfig CommBenchSetup::dispatch_config(bool deterministic) const {
-  return {.top_k = options.top_k,
-          .hidden_size = options.hidden_size,
-          .backend = options.backend,
-          .deterministic = deterministic,
-          .max_tokens = int(max_tokens())};
-}
-
-BenchRank::BenchRank(std::shared_ptr<const CommBenchSetup> setup, std::unique_ptr<Ops> ops,
-                     std::unique_ptr<Communicator> comm)
+BenchRank::BenchRank(std::shared_ptr<const CommBenchSetup> setup, Ops& ops, const std::vector<CommBenchGroup>& groups,
+                     int rank)
     : setup_(std::move(setup)),
-      ops_(std::move(ops)),
-      comm_(std::move(comm)),
-      link_(make_link_bench(ops_->device())),
-      timer_(ops_->device(), *comm_, *link_,
+      ops_(ops),
+      groups_(groups),
+      rank_(rank),
+      link_(make_link_bench(ops.device())),
+      timer_(ops.device(), comm(groups.front()), *link_,
              {.iterations = setup_->options.iterations, .seconds = kMeasureSeconds, .pause = setup_->options.pause}) {
-  Device& device = ops_->device();
+  Device& device = ops_.device();
   const CommBenchOptions& o = setup_->options;
   const int64_t n = setup_->max_tokens(), values = n * o.hidden_size, choices = n * o.top_k;
   x_ = device.alloc(values * int64_t(sizeof(float)));
@@ -75,33 +45,37 @@ BenchRank::BenchRank(std::shared_ptr<const CommBenchSetup> setup, std::unique_pt
   expert_idx_ = device.alloc(choices * int64_t(sizeof(int32_t)));
   expert_weight_ = device.alloc(choices * int64_t(sizeof(float)));
   gathered_ = device.alloc(o.ep_size * n * setup_->token_bytes());
-  link_send_ = device.alloc(link_bytes(*setup_));
-  link_receive_ = device.alloc(link_bytes(*setup_));
-  flag_ = device.alloc(sizeof(uint32_t));
+  if (groups.front().collectives != Collectives::kNccl)
+    link_measurement_.emplace(device, comm(groups.front()), *link_, timer_, setup_->ordinals, setup_->on_gpu);
   pattern_ = device.alloc_host(sizeof(Pattern));
   host_out_ = device.alloc_host(values * int64_t(sizeof(float)));
   const ScratchShape scratch = scratch_shape(*setup_);
-  ops_->set_scratch(device.alloc(ops_->scratch_bytes(scratch)), scratch);
+  ops_.set_scratch(device.alloc(ops_.scratch_bytes(scratch)), scratch);
   make_tokens();
 }
 
 int64_t BenchRank::num_bytes(const CommBenchSetup& setup, const Ops& ops) {
   const CommBenchOptions& o = setup.options;
   const int64_t n = setup.max_tokens();
-  int64_t dispatch = 0;
-  for (const bool deterministic : {true, false})
-    dispatch = std::max(
-        dispatch, ExpertDispatch::num_bytes(setup.placement, setup.dispatch_config(deterministic), ops.capabilities()));
+  int64_t dispatch = 0, slots = 0;
+  for (const Collectives c : setup.collectives)
+    for (const bool deterministic : {true, false})
+      dispatch = std::max(dispatch, ExpertDispatch::num_bytes(setup.placement, setup.dispatch_config(c, deterministic),
+                                                              ops.capabilities()));
+  if (setup.measures(Collectives::kP2p))
+    for (const DType wire : {DType::kF32, DType::kBF16})
+      slots += p2p_slots_bytes(o.ep_size, {.one_shot_bytes = kOneShotBytes, .wire = wire});
   return 2 * n * o.hidden_size * int64_t(sizeof(float)) + Operand::num_bytes(setup.dtype, n, o.hidden_size) +
-         2 * n * o.top_k * int64_t(sizeof(float)) + o.ep_size * n * setup.token_bytes() + 2 * link_bytes(setup) +
-         StreamTimer::num_bytes() + ops.scratch_bytes(scratch_shape(setup)) + dispatch;
+         2 * n * o.top_k * int64_t(sizeof(float)) + o.ep_size * n * setup.token_bytes() +
+         LinkMeasurement::device_bytes(setup.on_gpu) + StreamTimer::num_bytes() +
+         ops.scratch_bytes(scratch_shape(setup)) + slots + dispatch;
 }
 
 // Values, choices and weights differ from rank to rank, and are the same in every run. Choices are uniform: top_k
 // different experts per token.
 void BenchRank::make_tokens() {
   const CommBenchOptions& o = setup_->options;
-  std::mt19937_64 rng(uint64_t(comm_->rank()) + 1);
+  std::mt19937_64 rng(uint64_t(rank_) + 1);
   const auto uniform = [&] { return float(rng() >> 40) * 0x1p-24f; };
   auto& pattern = *reinterpret_cast<Pattern*>(pattern_.get());
   for (int i = 0; i < kPatternSize; ++i) {
@@ -123,11 +97,11 @@ void BenchRank::make_tokens() {
     }
     for (size_t i = weights.size() - size_t(o.top_k); i < weights.size(); ++i) weights[i] /= sum;
   }
-  Device& device = ops_->device();
+  Device& device = ops_.device();
   device.upload(expert_idx_.get(), choices_.data(), int64_t(choices_.size() * sizeof(int32_t)));
   device.upload(expert_weight_.get(), weights.data(), int64_t(weights.size() * sizeof(float)));
   fill(x_.get(), DType::kF32, setup_->max_tokens() * o.hidden_size * int64_t(sizeof(float)));
-  fill(link_send_.get(), DType::kF32, link_bytes(*setup_));
+  if (link_measurement_) fill(link_measurement_->data(), DType::kF32, link_measurement_->num_bytes());
   device.synchronize(stream());
 }
 
@@ -138,112 +112,120 @@ void BenchRank::fill(void* to, DType dtype, int64_t num_bytes) {
   auto* begin = static_cast<std::byte*>(to);
   int64_t done = std::min<int64_t>(num_bytes, narrow ? sizeof pattern.bf16 : sizeof pattern.f32);
   const void* host = narrow ? static_cast<const void*>(pattern.bf16) : pattern.f32;
-  ops_->device().copy(begin, host, done, stream());
+  ops_.device().copy(begin, host, done, stream());
   while (done < num_bytes) {
     const int64_t next = std::min(done, num_bytes - done);
-    ops_->device().copy(begin + done, begin, next, stream());
+    ops_.device().copy(begin + done, begin, next, stream());
     done += next;
   }
 }
 
 void BenchRank::run() {
-  comm_->register_buffer(gathered_.get(), setup_->options.ep_size * setup_->max_tokens() * setup_->token_bytes());
-  measure_link();
+  for (const CommBenchGroup& group : groups_) {
+    comm(group).register_buffer(gathered_.get(),
+                                setup_->options.ep_size * setup_->max_tokens() * setup_->token_bytes());
+    comm(group).register_buffer(out_.get(),
+                                setup_->max_tokens() * setup_->options.hidden_size * int64_t(sizeof(float)));
+  }
+  if (link_measurement_) {
+    link_measurement_->run();
+    report_progress();
+  }
   add({.operation = "stamps"}, timer_.measure(1, 1, [&] { timer_.timed([] {}); }).front());
-  add({.operation = "barrier"}, timer_.measure(1, 1, [&] { timer_.timed([&] { comm_->barrier(stream()); }); }).front());
-  for (const int n : setup_->options.tokens) measure_all_gather(n);
-  for (const bool deterministic : {true, false}) measure_experts(deterministic);
+  for (const CommBenchGroup& group : groups_) {
+    if (group.wire == DType::kF32) {
+      measure_barrier(group);
+      for (const int n : setup_->options.tokens) measure_all_gather(group, n);
+      for (const bool deterministic : {true, false}) measure_experts(group, deterministic);
+    }
+    for (const int n : setup_->options.tokens)
+      if (has_all_reduce(group, n)) measure_all_reduce(group, n);
+  }
+}
+
+void BenchRank::abort(const std::string& reason) {
+  for (const CommBenchGroup& group : groups_) comm(group).abort(reason);
 }
 
 void BenchRank::drain() {
   try {
-    ops_->device().synchronize(stream());
+    ops_.device().synchronize(stream());
   } catch (const Error&) {
     // run() has thrown the cause.
   }
 }
 
-// ------------------------------------------------------------------------------------------------ the link
-
-void BenchRank::measure_link() {
-  const std::vector<std::byte*> send = comm_->register_buffer(link_send_.get(), link_bytes(*setup_)),
-                                receive = comm_->register_buffer(link_receive_.get(), link_bytes(*setup_)),
-                                flags = comm_->register_buffer(flag_.get(), sizeof(uint32_t));
-  measure_copies(send, receive);
-  measure_flag(flags);
-  if (setup_->options.progress && comm_->rank() == 0)
-    setup_->options.progress(++num_done_, kOtherMeasurements + 3 * int(setup_->options.tokens.size()));
-}
-
-// Every rank to or from the next one, all at once.
-void BenchRank::measure_copies(const std::vector<std::byte*>& send, const std::vector<std::byte*>& receive) {
-  const int rank = comm_->rank();
-  const auto next = size_t((rank + 1) % comm_->size());
-  const std::vector<int>& ordinals = setup_->ordinals;
-  const LinkCopyArgs store = {.to = receive[next],
-                              .from = link_send_.get(),
-                              .to_ordinal = ordinals[next],
-                              .from_ordinal = ordinals[size_t(rank)]};
-  const LinkCopyArgs load = {.to = link_receive_.get(),
-                             .from = send[next],
-                             .to_ordinal = ordinals[size_t(rank)],
-                             .from_ordinal = ordinals[next]};
-  const auto measure = [&](const char* transfer, LinkCopyArgs args, int num_blocks) {
-    args.num_blocks = num_blocks;
-    args.num_bytes = link_bytes(*setup_) / (setup_->on_gpu && num_blocks == 1 ? 16 : 1);
-    link_->copy(args, stream());  // what a first copy sets up must not wait for a peer in a barrier
-    timer_.wait_for_all();
-    for (int i = 0; i < kLinkRepetitions; ++i) timer_.timed([&] { link_->copy(args, stream()); });
-    link_times_.push_back({.what = {.transfer = transfer, .num_blocks = num_blocks},
-                           .num_bytes = args.num_bytes,
-                           .seconds = timer_.take(1, 1, kLinkRepetitions).front()});
-    timer_.wait_for_all();
-  };
-  for (const int num_blocks : link_->num_blocks()) measure("stores", store, num_blocks);
-  for (const int num_blocks : link_->num_blocks()) measure("loads", load, num_blocks);
-  if (link_->has_copy_engine()) measure("copy engine", store, 0);
-}
-
-// Between ranks 0 and 1; the others only take part in the barriers.
-void BenchRank::measure_flag(const std::vector<std::byte*>& flags) {
-  const int rank = comm_->rank(), peer = 1 - rank;
-  const int round_trips = setup_->on_gpu ? kRoundTrips : kRoundTripsOnCpu;
-  for (int i = 0; i < kLinkRepetitions; ++i)
-    timer_.timed([&] {
-      if (rank > 1) return;
-      link_->ping_pong({.mine = reinterpret_cast<uint32_t*>(flag_.get()),
-                        .theirs = reinterpret_cast<uint32_t*>(flags[size_t(peer)]),
-                        .before = uint32_t(i * round_trips),
-                        .round_trips = round_trips,
-                        .begins = rank == 0,
-                        .peer = peer,
-                        .wait = comm_->peer_wait()},
-                       stream());
-    });
-  const Seconds seconds = timer_.take(1, 1, kLinkRepetitions).front();
-  if (rank == 0)
-    for (const double s : seconds) flag_seconds_.push_back(s / (2 * round_trips));
-  timer_.wait_for_all();
-}
-
 // ------------------------------------------------------------------------------------------------ operations
 
-void BenchRank::measure_all_gather(int64_t num_tokens) {
-  const int64_t bytes = num_tokens * setup_->token_bytes();
-  const std::byte* mine = gathered_.get() + comm_->rank() * bytes;
-  const auto repetition = [&] { timer_.timed([&] { comm_->all_gather(mine, gathered_.get(), bytes, stream()); }); };
-  add({.operation = "all_gather", .tokens = num_tokens}, timer_.measure(1, 1, repetition).front());
+// Untimed, without the timer's barrier: setup in a first call must not run while the stream waits for a peer.
+void BenchRank::run_once(Communicator& comm, const std::function<void()>& operation) {
+  operation();
+  timer_.wait_for_all();
+  comm.check();
 }
 
-void BenchRank::measure_experts(bool deterministic) {
-  const std::unique_ptr<ExpertDispatch> dispatch =
-      make_expert_dispatch(*comm_, *ops_, setup_->placement, setup_->dispatch_config(deterministic));
-  for (const int n : setup_->options.tokens) measure_experts(*dispatch, deterministic, n);
+// One timed operation per repetition; `before` runs ahead of it, untimed.
+RankTimes BenchRank::measure(Communicator& comm, const std::function<void()>& operation,
+                             const std::function<void()>& before) {
+  const RankTimes times = timer_
+                              .measure(1, 1,
+                                       [&] {
+                                         if (before) before();
+                                         timer_.timed(operation);
+                                       })
+                              .front();
+  comm.check();
+  return times;
+}
+
+void BenchRank::measure_barrier(const CommBenchGroup& group) {
+  const auto barrier = [&] { comm(group).barrier(stream()); };
+  run_once(comm(group), barrier);
+  add({.operation = "barrier", .collectives = group.collectives}, measure(comm(group), barrier));
+}
+
+void BenchRank::measure_all_gather(const CommBenchGroup& group, int64_t num_tokens) {
+  const int64_t bytes = num_tokens * setup_->token_bytes();
+  const std::byte* mine = gathered_.get() + rank_ * bytes;
+  const auto gather = [&] { comm(group).all_gather(mine, gathered_.get(), bytes, stream()); };
+  run_once(comm(group), gather);
+  add({.operation = "all_gather", .collectives = group.collectives, .tokens = num_tokens},
+      measure(comm(group), gather));
+}
+
+bool BenchRank::has_all_reduce(const CommBenchGroup& group, int64_t num_tokens) const {
+  const LocalGroupOptions options = {.one_shot_bytes = kOneShotBytes};
+  return group.wire == DType::kF32 || options.is_one_shot(num_tokens * setup_->options.hidden_size);
+}
+
+// In place, of values that were written just before, as in a layer.
+void BenchRank::measure_all_reduce(const CommBenchGroup& group, int64_t num_tokens) {
+  const View<float> data = rows<float>(out_, num_tokens, setup_->options.hidden_size);
+  const auto write = [&] { ops_.device().copy(out_.get(), x_.get(), data.size() * int64_t(sizeof(float)), stream()); };
+  const auto reduce = [&] { comm(group).all_reduce(data, stream()); };
+  write();
+  run_once(comm(group), reduce);
+  const uint64_t hash = output_hash(num_tokens);
+  CommResult what = {.operation = "all_reduce",
+                     .form = group.wire == DType::kF32 ? "f32 wire" : "bf16 wire",
+                     .collectives = group.collectives,
+                     .tokens = num_tokens,
+                     .output_hash = hash};
+  const RankTimes times = measure(comm(group), reduce, write);
+  check_output(what);
+  add(what, times);
+}
+
+void BenchRank::measure_experts(const CommBenchGroup& group, bool deterministic) {
+  const std::unique_ptr<ExpertDispatch> dispatch = make_expert_dispatch(
+      comm(group), ops_, setup_->placement, setup_->dispatch_config(group.collectives, deterministic));
+  for (const int n : setup_->options.tokens) measure_experts(group, *dispatch, deterministic, n);
   timer_.wait_for_all();  // no peer reaches what is freed now
 }
 
 // The experts' results are not computed: they are random numbers that stand there from the first repetition on.
-void BenchRank::measure_experts(ExpertDispatch& dispatch, bool deterministic, int64_t num_tokens) {
+void BenchRank::measure_experts(const CommBenchGroup& group, ExpertDispatch& dispatch, bool deterministic,
+                                int64_t num_tokens) {
   const CommBenchOptions& o = setup_->options;
   dispatch.begin_step(num_tokens);
   const View<float> weight = rows<float>(expert_weight_, num_tokens, o.top_k);
@@ -253,34 +235,45 @@ void BenchRank::measure_experts(ExpertDispatch& dispatch, bool deterministic, in
                                          .results = setup_->results_dtype,
                                          .layer = 0};
   const MoeCombineArgs combine = {.expert_weight = weight, .out = rows<float>(out_, num_tokens, o.hidden_size)};
-  const auto repeat = [&](bool first_time) {
+  using Operation = std::function<void()>;
+  const auto repeat = [&](const std::function<void(const Operation&)>& run, bool fill_results) {
     for (int round = 0; round < dispatch.num_rounds(); ++round) {
       ExpertDispatch::Received received;
-      timer_.timed([&] {
+      run([&] {
         if (round == 0 && operand_)
-          ops_->quantize({.x = rows<const float>(x_, num_tokens, o.hidden_size), .out = tokens.x}, stream());
+          ops_.quantize({.x = rows<const float>(x_, num_tokens, o.hidden_size), .out = tokens.x}, stream());
         received = dispatch.dispatch(tokens, round);
       });
-      if (first_time) fill(received.out.data, received.out.dtype, received.out.num_bytes());
-      timer_.timed([&] { dispatch.combine(combine, round); });
+      if (fill_results) fill(received.out.data, received.out.dtype, received.out.num_bytes());
+      run([&] { dispatch.combine(combine, round); });
     }
   };
-  const int num_timed = 2 * dispatch.num_rounds();
-  repeat(true);
-  timer_.take(2, num_timed, 1);
+  run_once(comm(group), [&] { repeat([](const Operation& operation) { operation(); }, true); });
+  CommResult what = {.form = form_name(deterministic),
+                     .collectives = group.collectives,
+                     .tokens = num_tokens,
+                     .rounds = dispatch.num_rounds()};
   const uint64_t hash = output_hash(num_tokens);
   fill(out_.get(), DType::kF32, combine.out.size() * int64_t(sizeof(float)));  // what is measured writes it anew
   timer_.wait_for_all();
-  const std::vector<RankTimes> times = timer_.measure(2, num_timed, [&] { repeat(false); });
-  if (output_hash(num_tokens) != hash)
-    throw Error(Code::kInternal, fmt::format("rank {}: {} combine of {} tokens gave other bits when it was repeated",
-                                             comm_->rank(), form_name(deterministic), num_tokens));
-  CommResult what = {.form = form_name(deterministic), .tokens = num_tokens, .rounds = dispatch.num_rounds()};
+  const std::vector<RankTimes> times = timer_.measure(2, 2 * dispatch.num_rounds(), [&] {
+    repeat([&](const Operation& operation) { timer_.timed(operation); }, false);
+  });
+  comm(group).check();
   what.operation = "dispatch";
   add(what, times[0]);
   what.operation = "combine";
   what.output_hash = hash;
+  check_output(what);
   add(what, times[1]);
+}
+
+// The last iteration must leave the bits of the first one, except where NCCL chooses the order of summation.
+void BenchRank::check_output(const CommResult& what) {
+  if (what.collectives == Collectives::kNccl && what.form != form_name(true)) return;
+  if (output_hash(what.tokens) != what.output_hash)
+    throw Error(Code::kInternal, fmt::format("rank {}: {} {} of {} tokens gave other bits when it was repeated", rank_,
+                                             what.form, what.operation, what.tokens));
 }
 
 Operand BenchRank::token_rows(int64_t num_tokens) const {
@@ -290,7 +283,7 @@ Operand BenchRank::token_rows(int64_t num_tokens) const {
 // FNV-1a over 64-bit words: 32-bit values in pairs, the last one alone.
 uint64_t BenchRank::output_hash(int64_t num_tokens) {
   const int64_t num_bytes = num_tokens * setup_->options.hidden_size * int64_t(sizeof(float));
-  Device& device = ops_->device();
+  Device& device = ops_.device();
   device.copy(host_out_.get(), out_.get(), num_bytes, stream());
   device.synchronize(stream());
   uint64_t hash = 0xcbf29ce484222325ull;
@@ -305,6 +298,7 @@ uint64_t BenchRank::output_hash(int64_t num_tokens) {
 // CommResult::num_bytes of this rank.
 int64_t BenchRank::num_bytes(const CommResult& what) const {
   const CommBenchOptions& o = setup_->options;
+  if (what.operation == "all_reduce") return what.tokens * o.hidden_size * int64_t(sizeof(float));
   if (what.operation == "all_gather") return (o.ep_size - 1) * what.tokens * setup_->token_bytes();
   const ExpertPlacement& p = setup_->placement;
   int64_t num_choices = 0, num_ranks = 0;  // elsewhere; pairs of a token and another rank
@@ -313,8 +307,8 @@ int64_t BenchRank::num_bytes(const CommResult& what) const {
     for (int j = 0; j < o.top_k; ++j) {
       const auto expert = size_t(choices_[size_t(t * o.top_k + j)]);
       const int first = p.replica_begin[expert], num_replicas = p.replica_begin[expert + 1] - first;
-      const int holder = p.rank[size_t(first + (comm_->rank() + int(t)) % num_replicas)];  // PlacementView
-      if (holder == comm_->rank()) continue;
+      const int holder = p.rank[size_t(first + (rank_ + int(t)) % num_replicas)];  // PlacementView
+      if (holder == rank_) continue;
       ++num_choices;
       if (!is_sent[size_t(holder)]) ++num_ranks;
       is_sent[size_t(holder)] = true;
@@ -327,9 +321,21 @@ int64_t BenchRank::num_bytes(const CommResult& what) const {
 void BenchRank::add(CommResult what, RankTimes times) {
   if (what.tokens > 0) what.num_bytes = num_bytes(what);
   results_.push_back({std::move(what), std::move(times)});
-  const bool ends_measurement = results_.back().what.operation != "dispatch";  // its combine follows
-  if (setup_->options.progress && comm_->rank() == 0 && ends_measurement)
-    setup_->options.progress(++num_done_, kOtherMeasurements + 3 * int(setup_->options.tokens.size()));
+  if (results_.back().what.operation != "dispatch") report_progress();  // its combine follows
+}
+
+int BenchRank::num_measurements() const {
+  const auto num_tokens = int(setup_->options.tokens.size());
+  int num = (link_measurement_ ? 1 : 0) + 1;  // and stamps
+  for (const CommBenchGroup& group : groups_) {
+    if (group.wire == DType::kF32) num += 1 + 3 * num_tokens;  // barrier; all-gather, both forms of the experts
+    for (const int n : setup_->options.tokens) num += has_all_reduce(group, n) ? 1 : 0;
+  }
+  return num;
+}
+
+void BenchRank::report_progress() {
+  if (setup_->options.progress && rank_ == 0) setup_->options.progress(++num_done_, num_measurements());
 }
 
 }  // namespace moectl

@@ -171,9 +171,11 @@ TEST(Flags, OfBenchComm) {
           {"bench",     "comm",  "--ep-size",         "4",           "--devices",    "3,2,1,0", "--device",      "cuda",
            "--tokens",  "8,128", "--hidden-size",     "2048",        "--top-k",      "6",       "--num-experts", "64",
            "--dtype",   "fp8",   "--all2all-backend", "low-latency", "--iterations", "50",      "--pause-ms",    "0",
-           "--threads", "4"},
+           "--threads", "4",     "--collectives",     "nccl"},
           {})
           .options.comm;
+  EXPECT_EQ(defaults.collectives, "both");
+  EXPECT_EQ(comm.collectives, "nccl");
   EXPECT_EQ(comm.device, "cuda");
   EXPECT_EQ(comm.ep_size, 4);
   EXPECT_THAT(comm.devices, ElementsAre(3, 2, 1, 0));
@@ -188,6 +190,7 @@ TEST(Flags, OfBenchComm) {
   EXPECT_EQ(comm.num_threads, 4);
   EXPECT_EQ(failure({"bench", "comm", "--ep-size", "1"}).message, "--ep-size: '1' is not a whole number from 2 to 72");
   EXPECT_THAT(failure({"bench", "comm", "--tokens", "0"}).message, HasSubstr("--tokens: '0'"));
+  EXPECT_THAT(failure({"bench", "comm", "--collectives", "gloo"}).message, HasSubstr("--collectives"));
 }
 
 TEST(Flags, TheLastOfSeveralCounts) {

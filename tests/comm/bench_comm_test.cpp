@@ -30,11 +30,11 @@ std::vector<std::string> names(const CommReport& report) {
   return all;
 }
 
-// Of combine, by form and tokens.
+// By form and tokens.
 std::map<std::string, uint64_t> hashes(const CommReport& report) {
   std::map<std::string, uint64_t> all;
   for (const CommResult& r : report.results)
-    if (r.operation == "combine") all[fmt::format("{} {}", r.form, r.tokens)] = r.output_hash;
+    if (r.output_hash != 0) all[fmt::format("{} {}", r.form, r.tokens)] = r.output_hash;
   return all;
 }
 
@@ -67,18 +67,25 @@ TEST(BenchComm, MeasuresEverything) {
   }
   EXPECT_THAT(names(report),
               ElementsAre("stamps  0", "barrier  0", "all_gather  5", "dispatch deterministic 5",
-                          "combine deterministic 5", "dispatch fast 5", "combine fast 5", "all_gather  1",
-                          "dispatch deterministic 1", "combine deterministic 1", "dispatch fast 1", "combine fast 1"));
+                          "combine deterministic 5", "dispatch fast 5", "combine fast 5", "all_reduce f32 wire 5",
+                          "all_gather  1", "dispatch deterministic 1", "combine deterministic 1", "dispatch fast 1",
+                          "combine fast 1", "all_reduce f32 wire 1"));
+  EXPECT_EQ(report.nccl, "");
+  EXPECT_EQ(report.missing, "");
   for (const CommResult& r : report.results) {
     SCOPED_TRACE(r.operation);
     expect_times(r.back_to_back, 4);
     expect_times(r.after_pause, 4);
     EXPECT_EQ(r.rounds, 1);
     EXPECT_EQ(r.num_bytes > 0, r.tokens > 0);
-    EXPECT_EQ(r.output_hash != 0, r.operation == "combine");
+    EXPECT_EQ(r.output_hash != 0, r.operation == "combine" || r.operation == "all_reduce");
+    if (r.operation == "stamps")
+      EXPECT_FALSE(r.collectives);
+    else
+      EXPECT_EQ(r.collectives, Collectives::kLocal);
   }
-  ASSERT_EQ(progress.size(), 9u);
-  for (size_t i = 0; i < progress.size(); ++i) EXPECT_EQ(progress[i], std::make_pair(int(i) + 1, 9));
+  ASSERT_EQ(progress.size(), 11u);
+  for (size_t i = 0; i < progress.size(); ++i) EXPECT_EQ(progress[i], std::make_pair(int(i) + 1, 11));
 }
 
 // Every token chooses all experts, so that each rank sends it to all others.
@@ -88,6 +95,7 @@ TEST(BenchComm, BytesAreThoseOfTheRows) {
   const int64_t row = 36 * 4;
   for (const CommResult& r : bench_comm(options).results) {
     const int64_t expected = r.tokens == 0                                           ? 0
+                             : r.operation == "all_reduce"                           ? r.tokens * row
                              : r.operation == "combine" && r.form == "deterministic" ? r.tokens * 6 * row
                                                                                      : r.tokens * 3 * row;
     EXPECT_EQ(r.num_bytes, expected) << r.operation << " " << r.form << " " << r.tokens;
@@ -97,7 +105,7 @@ TEST(BenchComm, BytesAreThoseOfTheRows) {
   options.top_k = 2;
   options.tokens = {64};
   for (const CommResult& r : bench_comm(options).results)
-    if (!r.form.empty()) {
+    if (r.operation == "dispatch" || r.operation == "combine") {
       EXPECT_GE(r.num_bytes, 64 * row);  // a token chooses one expert of its own rank at most
       EXPECT_LE(r.num_bytes, 64 * 2 * row);
     }
@@ -106,7 +114,7 @@ TEST(BenchComm, BytesAreThoseOfTheRows) {
 TEST(BenchComm, EqualInputsGiveEqualBits) {
   const CommBenchOptions options = small_options(2);
   const auto expected = hashes(bench_comm(options));
-  ASSERT_EQ(expected.size(), 4u);
+  ASSERT_EQ(expected.size(), 6u);
   EXPECT_NE(expected.at("deterministic 5"), expected.at("deterministic 1"));
   EXPECT_EQ(hashes(bench_comm(options)), expected);
   std::vector<All2AllBackend> backends = {All2AllBackend::kNaive};
@@ -117,7 +125,7 @@ TEST(BenchComm, EqualInputsGiveEqualBits) {
     other.backend = backend;
     other.iterations = 7;
     const auto got = hashes(bench_comm(other));
-    for (const char* of : {"deterministic 5", "deterministic 1"})
+    for (const char* of : {"deterministic 5", "deterministic 1", "f32 wire 5", "f32 wire 1"})
       EXPECT_EQ(got.at(of), expected.at(of)) << all2all_backend_name(backend);
   }
 }
@@ -145,11 +153,22 @@ TEST(BenchComm, RefusesWhatDoesNotFit) {
   expect([](auto& o) { o.top_k = 9; }, "--top-k 9: there are 8 experts");
   expect([](auto& o) { o.dtype = "fp8"; }, "--dtype fp8: the backend cpu-");
   expect([](auto& o) { o.tokens = {0}; }, "--tokens");
+  for (const char* name : {"p2p", "nccl"})
+    expect([&](auto& o) { o.collectives = name; }, "is for ranks on GPUs, and these are on the CPU: leave it away");
+  expect([](auto& o) { o.collectives = "gloo"; }, "--collectives gloo: expected");
+}
+
+TEST(BenchComm, AutoIsLocalOnTheCpu) {
+  CommBenchOptions options = small_options(2);
+  options.tokens = {1};
+  options.collectives = "auto";
+  for (const CommResult& r : bench_comm(options).results)
+    EXPECT_EQ(r.collectives.value_or(Collectives::kLocal), Collectives::kLocal);
 }
 
 // What one rank throws ends all of them, at once, and is what the caller sees.
 TEST(BenchComm, ARankThatFailsEndsAll) {
-  for (const int at : {1, 2, 4, 5}) {
+  for (const int at : {1, 2, 4, 5, 11}) {
     CommBenchOptions options = small_options(3);
     options.progress = [at](int done, int) {
       if (done == at) throw Error(Code::kInternal, "rank 0 fails here");

@@ -118,7 +118,9 @@ class CommandLine(unittest.TestCase):
         self.assertEqual([rate["transfer"] for rate in report["link"]["rates"]], ["stores", "loads"])
         self.assertTrue(all(rate["bytes_per_second"] > 0 for rate in report["link"]["rates"]))
         self.assertGreater(report["link"]["flag_seconds"], 0)
+        self.assertEqual((report["nccl"], report["not_measured"], report["one_shot_bytes"]), (None, None, 4 << 20))
         per_token = [("all_gather", None)] + [(name, form) for form in ("deterministic", "fast") for name in ("dispatch", "combine")]
+        per_token += [("all_reduce", "f32 wire")]
         self.assertEqual([(r["operation"], r["form"], r["tokens"]) for r in report["results"]],
                          [("stamps", None, None), ("barrier", None, None)] + [(*what, n) for n in (2, 9) for what in per_token])
         for r in report["results"]:
@@ -126,18 +128,24 @@ class CommandLine(unittest.TestCase):
                 self.assertEqual(times["iterations"], 5, r)
                 self.assertTrue(0 < times["p50_seconds"] <= times["p99_seconds"] <= times["max_seconds"] < 60, r)
                 self.assertEqual(times["bytes_per_second"] is not None, r["tokens"] is not None, r)
-            self.assertEqual("output_hash" in r, r["operation"] == "combine")
+            self.assertEqual("output_hash" in r, r["operation"] in ("combine", "all_reduce"))
+            self.assertEqual(r["collectives"], None if r["operation"] == "stamps" else "local")
+            if r["operation"] == "all_reduce":
+                self.assertEqual(r["bytes"], r["tokens"] * 64 * 4)
         table = moectl(*args)
         self.assertEqual((table.returncode, table.stderr), (0, ""))
         self.assertIn("no link is measured: the ranks are threads of one CPU", table.stdout)
         for r in report["results"]:  # the same bits again, in one line each
-            line = rf"(?m)^ *{r['tokens'] or '-'} {r['operation']} +{r['form'] or '-'} .*{r.get('output_hash', '')}$"
+            line = rf"(?m)^ *{r['tokens'] or '-'} {r['operation']} +{r['form'] or '-'} +{r['collectives'] or '-'} .*{r.get('output_hash', '')}$"
             self.assertRegex(table.stdout, line)
 
     def test_bench_comm_refuses(self):
         self.assertFails(moectl("bench", "comm", "--device", "cpu", "--dtype", "fp8"), 78, "--dtype fp8", "use auto")
         self.assertFails(moectl("bench", "comm", "--device", "cpu", "--devices", "0"), 78, "--devices names 1 GPU(s) for 2 ranks")
         self.assertFails(moectl("bench", "comm", "--device", "cuda", CUDA_VISIBLE_DEVICES=""), 78, "--device cuda, rank 0 of 2")
+        for collectives in ("p2p", "nccl"):
+            self.assertFails(moectl("bench", "comm", "--device", "cpu", "--collectives", collectives), 78,
+                             f"--collectives {collectives} is for ranks on GPUs", "use --device cuda")
 
     def test_bench_engine_with_made_up_weights(self):
         args = ("bench", "engine", "--shape", "tiny", "--device", "cpu", "--concurrency", "1,4", "--input-len", "16",
