@@ -39,9 +39,8 @@ void Dispatcher::set_workers(const std::vector<WorkerAddress>& addresses, TimePo
   std::erase_if(workers_, [&](const Worker& worker) {
     if (std::find(addresses.begin(), addresses.end(), worker.address) != addresses.end()) return false;
     policy_of(worker.address.role)->on_worker_removed(worker.id);
-    std::erase_if(pair_notes_, [&](const auto& note) {
-      return note.first.first == worker.id || note.first.second == worker.id;
-    });
+    std::erase_if(pair_notes_,
+                  [&](const auto& note) { return note.first.first == worker.id || note.first.second == worker.id; });
     return true;
   });
   for (const WorkerAddress& address : addresses) {

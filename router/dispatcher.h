@@ -6,9 +6,9 @@
 #include <deque>
 #include <functional>
 #include <list>
+#include <map>
 #include <memory>
 #include <mutex>
-#include <map>
 #include <set>
 #include <string>
 #include <unordered_map>
@@ -151,7 +151,7 @@ class Dispatcher {
     int worker = 0;
     std::function<void(const std::string&)> unhealthy;
   };
-  std::unordered_map<uint64_t, Watched> watched_;  // by lease
+  std::unordered_map<uint64_t, Watched> watched_;          // by lease
   std::map<std::pair<int, int>, std::string> pair_notes_;  // (prefill, decode): what was logged of them
 };
 

@@ -63,7 +63,8 @@ void NcclGroup::start() {
       result = nccl().comm_init_rank_config(&rank.comm, size(), id, r, &config);
     });
     if (result != ncclSuccess && result != ncclInProgress)
-      throw Error(Code::kBadConfig, failure(fmt::format("rank {}: ncclCommInitRankConfig", host_.number_of(r)), result, rank.comm));
+      throw Error(Code::kBadConfig,
+                  failure(fmt::format("rank {}: ncclCommInitRankConfig", host_.number_of(r)), result, rank.comm));
   }
   for (int r = 0; r < size(); ++r) wait_until_ready(r, "ncclCommInitRankConfig", options_.host.deadline);
   warm_up();
@@ -157,7 +158,8 @@ ncclResult_t NcclGroup::state_of(int r) {
     if (!rank.comm) return ncclSuccess;
     const ncclResult_t result = nccl().comm_get_async_error(rank.comm, &state);
     if (result != ncclSuccess) state = result;
-    if (state != ncclSuccess && state != ncclInProgress) failed = failure(fmt::format("rank {}", host_.number_of(r)), state, rank.comm);
+    if (state != ncclSuccess && state != ncclInProgress)
+      failed = failure(fmt::format("rank {}", host_.number_of(r)), state, rank.comm);
   }
   if (!failed.empty()) abort(failed);
   return state;
@@ -230,7 +232,8 @@ void NcclGroup::look_at(int r) {
     if (int32_t(marks_of(other) - marks) < 0) missing.push_back(host_.number_of(other));
   const auto operation = PeerOperation::of_code(std::atomic_ref(status(r).at).load());
   abort(fmt::format(
-      "rank {} waited {:.3g} s on its GPU in {} over NCCL for {}", host_.number_of(r), seconds(options_.timeout), text_of(operation),
+      "rank {} waited {:.3g} s on its GPU in {} over NCCL for {}", host_.number_of(r), seconds(options_.timeout),
+      text_of(operation),
       missing.empty() ? "data, though every rank is in it" : fmt::format("rank {}", fmt::join(missing, ", "))));
 }
 

@@ -14,8 +14,8 @@ struct RankCommunicators {
   std::unique_ptr<Communicator> tp;       // its TP group; null: tp_size 1
 };
 
-// By rank. `devices`: of all ranks, which are threads of this process; they outlive the communicators. `collectives`, of
-// both groups: by choose_collectives(). deterministic: every sum is added in rank order. Throws Error{kBadConfig} as
+// By rank. `devices`: of all ranks, which are threads of this process; they outlive the communicators. `collectives`,
+// of both groups: by choose_collectives(). deterministic: every sum is added in rank order. Throws Error{kBadConfig} as
 // make_communicators() does.
 std::vector<RankCommunicators> make_rank_communicators(Collectives collectives, const std::vector<Device*>& devices,
                                                        const Parallelism& p, bool deterministic,

@@ -80,9 +80,9 @@ struct ModelInfo {
   std::vector<int32_t> eos_token_ids;  // generation_config.json, else config.json
   int64_t num_active_params = 0;       // active per token
   int64_t num_params = 0, weight_bytes = 0, kv_bytes_per_token = 0, kv_pool_tokens = 0;
-  std::string exactness;    // instruction-set path, kernel version, KV dtype, TP size: equal bits where it is equal
-  std::string kv_format;    // KvLayout: which workers can exchange KV
-  std::string model_hash;   // of the checkpoint (PD handshake)
+  std::string exactness;   // instruction-set path, kernel version, KV dtype, TP size: equal bits where it is equal
+  std::string kv_format;   // KvLayout: which workers can exchange KV
+  std::string model_hash;  // of the checkpoint (PD handshake)
 };
 
 using OutputSink = std::function<void(GenerateOutput&&)>;

@@ -256,8 +256,8 @@ std::unique_ptr<Engine> Engine::create(EngineConfig config) {
   const std::string device = capabilities.device;
   const auto step_timeout =
       capabilities.asynchronous ? config.step_timeout.value_or(kStepTimeout) : std::chrono::milliseconds(0);
-  auto comms = make_rank_communicators(config.collectives, devices, config.parallelism,
-                                       config.deterministic || config.precise);
+  auto comms =
+      make_rank_communicators(config.collectives, devices, config.parallelism, config.deterministic || config.precise);
   std::vector<RankSetup> ranks;
   for (size_t r = 0; r < weights.size(); ++r)
     ranks.push_back({.name = rank_name(config.parallelism, int(r), device == "cuda"),

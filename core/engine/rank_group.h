@@ -38,8 +38,8 @@ class RankGroup {
   void wait_until_built();
   // All ranks of a TP group execute its plan.
   void launch(const StepPlan& plan);
-  // By rank. Waits for the oldest launched step. Throws Error{kUnavailable} with the cause when a rank has failed or the
-  // watchdog ends the step; the group is unusable then.
+  // By rank. Waits for the oldest launched step. Throws Error{kUnavailable} with the cause when a rank has failed or
+  // the watchdog ends the step; the group is unusable then.
   std::vector<RankStepResult> wait();
 
   size_t size() const { return ranks_.size(); }

@@ -86,8 +86,7 @@ void RankWorker::abort(const std::string& reason) {
 // Waits of peers end at once, on their devices too.
 void RankWorker::fail(const std::string& what) {
   std::string named = has_peers() ? fmt::format("{}: {}", setup_.name, what) : what;
-  if (has_peers() && setup_.ops->capabilities().asynchronous)
-    named += "; its last wait for peers: " + last_operation();
+  if (has_peers() && setup_.ops->capabilities().asynchronous) named += "; its last wait for peers: " + last_operation();
   abort(named);
   std::lock_guard lock(mutex_);
   failure_ = {.what = named};
@@ -171,8 +170,7 @@ KvPool RankWorker::kv_pool() const {
   KvPool pool{.num_lanes = int(cache_->layers.size()) * num_heads,
               .num_pages = cache_->num_pages,
               .page_size = kPageSize,
-              .page_stride =
-                  kPageSize * KvCache::values_per_token(*setup_.config, dims) * dtype_bytes(setup_.kv_dtype),
+              .page_stride = kPageSize * KvCache::values_per_token(*setup_.config, dims) * dtype_bytes(setup_.kv_dtype),
               .token_rows = mla};
   pool.page_bytes = pool.page_stride / num_local;
   pool.lanes.resize(size_t(pool.num_lanes));

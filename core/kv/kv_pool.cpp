@@ -15,9 +15,9 @@ KvPool pool_of_group(const std::vector<KvPool>& ranks) {
   KvPool group = ranks.front();
   for (size_t r = 1; r < ranks.size(); ++r) {
     const KvPool& rank = ranks[r];
-    CHECK(rank.num_lanes == group.num_lanes && rank.num_pages == group.num_pages &&
-              rank.page_size == group.page_size && rank.page_bytes == group.page_bytes &&
-              rank.page_stride == group.page_stride && rank.token_rows == group.token_rows,
+    CHECK(rank.num_lanes == group.num_lanes && rank.num_pages == group.num_pages && rank.page_size == group.page_size &&
+              rank.page_bytes == group.page_bytes && rank.page_stride == group.page_stride &&
+              rank.token_rows == group.token_rows,
           "TP ranks with different KV pools: {} lanes, {} pages of {} bytes; {}, {}, {}", group.num_lanes,
           group.num_pages, group.page_bytes, rank.num_lanes, rank.num_pages, rank.page_bytes);
     for (size_t lane = 0; lane < rank.lanes.size(); ++lane)

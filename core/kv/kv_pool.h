@@ -28,8 +28,8 @@ struct KvPool {
   void write(int lane, int64_t page_id, const std::byte* data, int64_t num_bytes) const;
 };
 
-// The pool of a TP group from those of its ranks, whose pages have the same ids. Throws Error{kInternal} for ranks whose
-// pools differ in shape, or that together lack a lane.
+// The pool of a TP group from those of its ranks, whose pages have the same ids. Throws Error{kInternal} for ranks
+// whose pools differ in shape, or that together lack a lane.
 KvPool pool_of_group(const std::vector<KvPool>& ranks);
 
 // What both sides must agree on before a byte moves. Compared field by field; a difference refuses the connection by

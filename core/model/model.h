@@ -23,7 +23,8 @@ struct ModelWeights;  // weights.h
 // `config` loses them. Returns how many.
 int leave_out_absent_mtp(Config& config, const Checkpoint& checkpoint);
 
-// Of a page's layout, with its data type the KV format that workers must share to exchange pages. Raised with any change.
+// Of a page's layout, with its data type the KV format that workers must share to exchange pages. Raised with any
+// change.
 inline constexpr int kKvLayoutVersion = 1;
 
 // Paged cache of one rank, for each layer (MTP layers included). MLA: [num_pages, kPageSize, values a token]; GQA:

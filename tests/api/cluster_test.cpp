@@ -154,8 +154,8 @@ TEST(Timeline, IsOneAsciiLineWithTheWorkersInside) {
 }
 
 TEST(LoadReport, ComesBack) {
-  const LoadReport report{"prefill", "demo", "ready", "127.0.0.1:8102", "avx512-f32-1", "f32-1", "abc", 1, 2, 3, 4,
-                          5,         6,      "0f",    1.5,              "other secret"};
+  const LoadReport report{"prefill", "demo", "ready", "127.0.0.1:8102", "avx512-f32-1", "f32-1", "abc", 1, 2, 3, 4, 5,
+                          6,         "0f",   1.5,     "other secret"};
   const LoadReport back = parse_load_report(to_json(report));
   EXPECT_EQ(back.role, "prefill");
   EXPECT_EQ(back.model, "demo");

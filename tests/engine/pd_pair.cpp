@@ -79,8 +79,9 @@ void CopySource::copy(Transfer& transfer, int num_tokens) {
     const int page = transfer.num_copied / layout_.page_size, offset = transfer.num_copied % layout_.page_size;
     for (int lane = 0; lane < layout_.num_lanes; ++lane)
       for (std::byte* place : pool(into.rank).lanes[size_t(lane)])
-        std::memcpy(place + into.pages[size_t(page - into.first_page)] * pool(into.rank).page_stride + offset * token_size,
-                    from_pool.page(lane, transfer.from.pages[size_t(page)]) + offset * token_size, size_t(token_size));
+        std::memcpy(
+            place + into.pages[size_t(page - into.first_page)] * pool(into.rank).page_stride + offset * token_size,
+            from_pool.page(lane, transfer.from.pages[size_t(page)]) + offset * token_size, size_t(token_size));
   }
 }
 

@@ -14,7 +14,8 @@ namespace {
 constexpr int kPages = 3;
 constexpr int64_t kPageBytes = 8;
 
-// One rank's memory of one layer, zeros: the lanes [first, first + held) of `num_lanes`, a page of all of them together.
+// One rank's memory of one layer, zeros: the lanes [first, first + held) of `num_lanes`, a page of all of them
+// together.
 struct RankMemory {
   RankMemory(int num_lanes, int first, int held) : bytes(size_t(kPages * held * kPageBytes)) {
     pool = {.num_lanes = num_lanes,

@@ -63,8 +63,7 @@ const TransferId kId{1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16};
 Hello sample_hello() {
   Hello hello{.role = Role::kPrefill, .max_prompt_tokens = 4096};
   for (size_t i = 0; i < kNonceBytes; ++i) hello.nonce[i] = uint8_t(i * 3);
-  hello.layout = {
-      .model_hash = "abc", .kv_format = "f32-3", .num_lanes = 61, .page_size = 64, .page_bytes = 147456};
+  hello.layout = {.model_hash = "abc", .kv_format = "f32-3", .num_lanes = 61, .page_size = 64, .page_bytes = 147456};
   return hello;
 }
 Prefill sample_prefill() {
