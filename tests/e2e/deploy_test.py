@@ -57,7 +57,7 @@ class Deploy(DeployCase):
         path.write_text(f"""
 model: {os.path.relpath(DEMO, self.home)}
 served_model_name: tiny
-prefill: {{environment: {{EP_SIZE: 2}}}}
+prefill: {{environment: {{TP_SIZE: 2}}}}
 decode:
   instances: 2
   flags: {{max-num-seqs: 4, local-prefill-tokens: 0}}
@@ -67,7 +67,8 @@ router:
 """)
         done = self.up(str(path))
         self.assertIn("--max-num-seqs=4 --local-prefill-tokens=0", done.stdout)
-        self.assertEqual(done.stdout.count("EP 2 DP 2 TP 1"), 3)
+        self.assertEqual(done.stdout.count("EP 2 DP 2 TP 1"), 2)
+        self.assertEqual(done.stdout.count("EP 2 DP 1 TP 2"), 1)
         request = dict(QUESTION, model="tiny")
         for _ in range(4):
             done = subprocess.run([MOECTL, "debug-request", "--url", self.state()["url"], "--body", json.dumps(request), "--json"],
@@ -176,7 +177,6 @@ router:
                 (["--decode", "0"], 2, "--decode"),
                 ([self.home + "/none.yaml"], 1, "no such file"),
                 ([yaml("decode: {environment: {TP_SIZE: 2, EP_SIZE: 3}}")], 78, "decode: EP_SIZE=3 is not a multiple of TP_SIZE=2"),
-                ([yaml("prefill: {environment: {TP_SIZE: 2}}")], 78, "prefill has TP 2 and decode has TP 1: KV is exchanged"),
                 ([yaml("prefill: {environment: {EP_SIZE: 2, DP_SIZE: 3}}")], 78, "contradicts"),
                 ([yaml("a: [")], 65, "bad.yaml:1: not YAML"),
                 ([yaml("name: x\ndecod: {}")], 65, "bad.yaml:2: decod: unknown key, did you mean `decode`?"),

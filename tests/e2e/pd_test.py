@@ -129,6 +129,23 @@ class SameAnswers(Case):
     def test_two_ranks_on_decode_one_on_prefill(self):
         self.same("--ep-size", "2")
 
+    def test_tp_sizes_may_differ(self):
+        """Two ranks that split each layer compute the prompts of one that does not: pages fit, sums have another order."""
+        prefill, decode, aggregated = self.cluster("--local-prefill-tokens", "0", prefill_flags=("--tp-size", "2"))
+        infos = [server.get("/server_info", base=server.ops).json() for server in (prefill, decode)]
+        self.assertEqual(infos[0]["exactness"], infos[1]["exactness"] + "-tp2")
+        self.assertEqual(infos[0]["kv_format"], infos[1]["kv_format"])
+        for case in GOLDEN:
+            body = json.dumps({"messages": case["messages"], "temperature": 0, "logprobs": True, "return_token_ids": True}).encode()
+            choice = decode.post("/v1/chat/completions", body, {**JSON, **sign(body, [prefill.kv])}).json()["choices"][0]
+            self.assertEqual(choice["token_ids"], case["output_ids"])
+            alone = aggregated.post("/v1/chat/completions", body).json()["choices"][0]
+            for here, there in zip(choice["logprobs"]["content"], alone["logprobs"]["content"], strict=True):
+                self.assertAlmostEqual(here["logprob"], there["logprob"], delta=1e-3)
+        self.assertGreater(decode.metric('moectl_prefills_total{where="remote"}'), 0)
+        self.assertEqual(decode.metric('moectl_pd_leg_failures_total{leg="transfer"}'), 0)
+        self.returns_to_baseline(prefill, decode)
+
     def test_chats(self):
         prefill, decode, aggregated = self.cluster("--local-prefill-tokens", "0")
         for case in GOLDEN:

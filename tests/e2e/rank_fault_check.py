@@ -33,7 +33,7 @@ FAULTS = {  # (ranks, fault): the reason, at least so many seconds after the fau
 
 def requests(number):
     """Long answers: streams, some of two choices, and every third in one piece."""
-    return [{"messages": [{"role": "user", "content": f"Tell me about {i}"}], "temperature": 0, "max_tokens": 1500,
+    return [{"messages": [{"role": "user", "content": f"Tell me about {i}"}], "temperature": 0, "max_tokens": 400,
              "ignore_eos": True, "n": 1 + (i % 5 == 0), "stream": i % 3 != 2} for i in range(number)]
 
 
@@ -78,7 +78,7 @@ class RankFaults(FaultCase):
             for client in expected:
                 client.join(300)
                 self.assertTrue(client.done, client.error)
-        with concurrent.futures.ThreadPoolExecutor() as pool:
+        with concurrent.futures.ThreadPoolExecutor(4) as pool:
             cases = {fault: pool.submit(self.fault, *fault, expected) for fault in FAULTS}
             cases["signal"] = pool.submit(self.signal_while_a_rank_hangs)
         for case, future in cases.items():
