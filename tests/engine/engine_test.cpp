@@ -263,13 +263,14 @@ TEST(Engine, DestructionCancelsWhatRuns) {
 TEST(Engine, RefusesWhatABackendCannotDo) {
   EngineConfig config = demo_config();
   config.device = "cuda";
-  config.parallelism = {.tp_size = 2, .ep_size = 2};
+  config.prefill_role = true;
   const std::string message =
-      error_of([&] { check_capabilities(config, {.device = "cuda", .tensor_parallel = false}); }, Code::kBadConfig);
-  EXPECT_NE(message.find("--tensor-parallel-size 2 with --device cuda"), std::string::npos) << message;
+      error_of([&] { check_capabilities(config, {.device = "cuda", .kv_transfer = false}); }, Code::kBadConfig);
+  EXPECT_NE(message.find("--device cuda: KV transfer between GPU workers is not in this version"), std::string::npos)
+      << message;
   EXPECT_NO_THROW(check_capabilities(config, {}));
-  config.parallelism = expert_parallel(2);
-  EXPECT_NO_THROW(check_capabilities(config, {.device = "cuda", .tensor_parallel = false}));
+  config.prefill_role = false;
+  EXPECT_NO_THROW(check_capabilities(config, {.device = "cuda", .kv_transfer = false}));
 }
 
 TEST(Engine, RefusesConfigurationsThatCannotWork) {
