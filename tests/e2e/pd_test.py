@@ -223,7 +223,7 @@ class Following(Case):
 
     def test_load_reports(self):
         prefill, decode, _ = self.cluster()
-        fields = {"role", "model", "state", "kv_endpoint", "exactness", "model_hash", "num_running", "num_waiting",
+        fields = {"role", "model", "state", "kv_endpoint", "exactness", "kv_format", "model_hash", "num_running", "num_waiting",
                   "num_tokens_in_flight", "kv_pages_total", "kv_pages_used", "max_model_len", "server_load",
                   "instance_id", "seconds_since_progress", "cluster_problem"}
         p, d = prefill.get("/load").json(), decode.get("/load").json()

@@ -52,7 +52,7 @@ class CommandLine(unittest.TestCase):
     def test_contradictions_exit_78(self):
         self.assertFails(moectl("serve-decode", DEMO, "--ep-size", "4", "--dp-size", "2"), 78, "--expert-parallel-size 4",
                          "--data-parallel-size 2")
-        self.assertFails(moectl("serve-decode", DEMO, "--tp-size", "3"), 78,
+        self.assertFails(moectl("bench", "engine", DEMO, "--device", "cpu", "--tp-size", "3"), 78,
                          "--tensor-parallel-size 3: it does not divide the model's 8 attention heads; use 2 or 4")
         for flags in (["--enable-eplb"], ["--enable-dbo"], ["--kv-cache-dtype", "fp8"]):
             self.assertFails(moectl("bench", "engine", DEMO, *flags), 78, " ".join(flags), "not in this version", "use")
