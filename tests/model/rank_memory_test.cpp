@@ -94,14 +94,16 @@ TEST(RankMemory, KvCacheOfARank) {
 
 TEST(RankMemory, TheSmallestEpSizeFitsAndTheOneBelowDoesNot) {
   int num_above_one = 0;
-  for (const char* name : {"DeepSeek-V3", "Kimi-K2", "Qwen3-235B-A22B", "gpt-oss-120b", "Qwen3-30B-A3B"})
+  for (const char* name : {"DeepSeek-V3", "Kimi-K2", "Qwen3-235B-A22B", "gpt-oss-120b", "Qwen3-30B-A3B"}) {
+    const Config config = published(name);
+    const Checkpoint implied = implied_checkpoint(config, name);
     for (const int tp : {1, 2}) {
       for (const int64_t gigabytes : {80, 288}) {
         SCOPED_TRACE(fmt::format("{} TP {}, {} GB", name, tp, gigabytes));
-        const Config config = published(name);
         const auto at = [&](int ep) {
-          return *memory(config, {.parallelism = {.tp_size = tp, .dp_size = ep / tp, .ep_size = ep},
-                                  .gpu_memory_bytes = gigabytes * 1'000'000'000})
+          return *rank_memory(config, implied,
+                              {.parallelism = {.tp_size = tp, .dp_size = ep / tp, .ep_size = ep},
+                               .gpu_memory_bytes = gigabytes * 1'000'000'000})
                       .gpu;
         };
         const std::optional<int> ep = at(tp).smallest_ep_size;
@@ -113,6 +115,7 @@ TEST(RankMemory, TheSmallestEpSizeFitsAndTheOneBelowDoesNot) {
         ++num_above_one;
       }
     }
+  }
   EXPECT_GE(num_above_one, 7);
 }
 
