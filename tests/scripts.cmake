@@ -45,12 +45,13 @@ if(TARGET moectl)
                         LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/fault_driver)
   target_link_libraries(cuda_fault_driver PRIVATE ${CMAKE_DL_LIBS})
 
-  # For e2e/rank_fault_check.py: moectl with ranks on devices that break on demand.
+  # For e2e/rank_fault_test.py: moectl with ranks on devices that break on demand.
   add_executable(stream_server tests/faults/stream_server.cpp)
   target_link_libraries(stream_server PRIVATE moectl_cmd)
 
   # Processes that are killed and stopped at chosen moments: these tests get the machine for themselves.
   set_tests_properties(e2e_router_test e2e_pd_test e2e_deploy_test e2e_deploy_faults_test e2e_attribution_test
+                       e2e_rank_fault_test
                        PROPERTIES RUN_SERIAL ON)
 
   # References computed anew by the libraries themselves, beside the recorded ones that the unit tests read.

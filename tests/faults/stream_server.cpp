@@ -1,5 +1,5 @@
 // moectl with ranks on devices that execute by themselves (tests/harness/stream_ops.h), for
-// tests/e2e/rank_fault_check.py: the same commands and flags, and what GPUs do to a server, on any machine. The last
+// tests/e2e/rank_fault_test.py: the same commands and flags, and what GPUs do to a server, on any machine. The last
 // rank breaks when a file appears.
 //
 //   FAULT_TRIGGER   path of the file, whose first word says what happens from then on:
