@@ -25,7 +25,7 @@ inline constexpr uint16_t kVersion = 2;
 inline constexpr size_t kFrameHeaderBytes = 16;
 inline constexpr size_t kBlockFieldBytes = 48;
 inline constexpr size_t kNonceBytes = 32, kProofBytes = 32;
-inline constexpr size_t kMaxNameBytes = 256;  // model hash, numerics id, request id
+inline constexpr size_t kMaxNameBytes = 256;  // model hash, KV format, request id
 inline constexpr size_t kMaxSaltBytes = 4096;
 inline constexpr size_t kMaxReasonBytes = 512;  // longer ones are cut
 

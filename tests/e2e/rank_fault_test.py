@@ -19,7 +19,7 @@ TWO_RANKS = (*ONE_RANK, "--ep-size", "2")
 AT_ONCE = 10  # seconds: no wait on a device had to end by itself
 WAITED = r"^rank 0 waited 15 s for rank 1 in a barrier"
 HANGS = WAITED + r"; rank 1 did not end its step: .* layers issued; its last wait for peers: a barrier$"
-# The next step's plan may find the blocked rank first: then nobody waits on a device, and the watchdog ends it.
+# The rank may be blocked before its peers wait for it on a device: then no such wait ends, and the watchdog does.
 BLOCKED = r"(^|; )rank 1 did not end its step(, no progress within 20 s)?: .* layers issued; its last wait for peers: a barrier$"
 FAULTS = {  # (ranks, fault): the reason, at least so many seconds after the fault, at most so many
     (2, "throw"): (r"^rank 1: the launch was refused; its last wait for peers: a barrier$", 0, AT_ONCE),

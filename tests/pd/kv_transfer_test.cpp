@@ -258,7 +258,7 @@ TEST(KvTransfer, CancelAtAnyMomentUnderLoad) {
         } else {
           ++num_cancelled;
         }
-        for (int l = 0; l < layout.num_lanes; ++l)  // somebody else's
+        for (int l = 0; l < layout.num_lanes; ++l)  // another request's
           for (int32_t p : pages) std::memset(decode.memory.pool.page(l, p), int(kCanary), size_t(layout.page_bytes));
         if (!wait)
           decode.expect_untouched_but([&] {
